@@ -1,0 +1,58 @@
+# make quickstart   install the core into .venv and let the small model answer and draw
+# make test         install everything that is tested, then lint and the fast tests
+# make lint         ruff and mypy
+# make nano         train the small model in pretrained/nano again
+# make clean        remove .venv and every cache
+#
+# PYTHON=python3.12 picks the interpreter (3.11 or newer), VENV=folder another place for the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -m "not slow and not gpu" -n 2
+
+# An installation is done again when one of these files changes, and only then.
+KEY := $(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)
+CORE := $(VENV)/core-$(KEY).stamp
+DEV := $(VENV)/dev-$(KEY).stamp
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint nano clean
+.DELETE_ON_ERROR:
+
+quickstart: $(CORE)
+	@$(BIN)/dualtoken quickstart
+
+# The linters come first: they take seconds. The order of imports between the folders is tests/test_import_order.py.
+test: $(DEV) lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# mypy checks the root as the package it is, so it needs a folder in which the root is called `dualtoken`.
+lint: $(DEV)
+	$(BIN)/ruff check .
+	@mkdir -p .lint && ln -sfn .. .lint/dualtoken
+	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
+
+nano: $(DEV)
+	$(BIN)/python -m dualtoken.scripts.make_nano
+
+clean:
+	rm -rf $(VENV) .lint build dist dualtoken.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "DualToken needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): | $(BIN)/python
+	@echo "Installing DualToken and what it needs into $(VENV): a few minutes, several GB (torch)."
+	@rm -f $(VENV)/*.stamp
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(DEV): | $(BIN)/python
+	@echo "Installing DualToken with the extras train, eval and dev into $(VENV)."
+	@rm -f $(VENV)/*.stamp
+	$(PIP_INSTALL) -e '.[train,eval,dev]'
+	@touch $(CORE) $@

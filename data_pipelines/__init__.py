@@ -1,0 +1,24 @@
+"""Data: records, procedural scenes, converters, shards and cached codes.
+
+Every task is one record type, a conversation with text and images (`records`). Converters and the scene generator
+write records to tar shards with a manifest (`shards`); training reads them by index, with images or, much faster,
+with codes that the visual tokenizer computed once (`code_cache`).
+"""
+
+from .records import EncodedImage, Record, RecordError
+from .scenes import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
+from .shards import ShardDataset, ShardWriter
+
+__all__ = [
+    "NUM_PATCH_CLASSES",
+    "EncodedImage",
+    "Record",
+    "RecordError",
+    "Scene",
+    "SceneObject",
+    "ShardDataset",
+    "ShardWriter",
+    "patch_classes",
+    "random_scene",
+    "render",
+]

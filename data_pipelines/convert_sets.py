@@ -1,0 +1,251 @@
+"""Converters of small image sets that come as a zip or folder with a `meta.jsonl`: easy-VQA, NLVR, emoji, labels.
+
+Splits are "train" and "heldout" unless a set names its own, and no converter puts two views of one thing into
+different splits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .convert import (
+    Accepted,
+    ImageList,
+    Item,
+    OutputOptions,
+    encode_image,
+    rejecting,
+    shrink,
+    stable_fraction,
+    write_items,
+)
+from .records import Record, RecordError, assistant, image_part, question_turns, user
+from .scene_language import article
+
+#: The last images of easy-VQA, by their number, are held out.
+EASYVQA_HELD_OUT = 400
+#: Share of emoji that are held out, in all their styles.
+EMOJI_HELD_OUT = 0.05
+#: x ranges of the three boxes of an NLVR drawing, each 100 × 100 pixels.
+NLVR_BOXES: tuple[tuple[int, int], ...] = ((0, 100), (150, 250), (300, 400))
+_NLVR_SPLITS = {"train1000": "train", "hidden": "train", "dev": "heldout"}
+
+_Path = str | os.PathLike[str]
+
+
+def _generator(text: str) -> np.random.Generator:
+    """Chance that depends on `text` only."""
+    return np.random.default_rng(int(stable_fraction(text) * 2**53))
+
+
+def _wants(task: str, kind: str) -> bool:
+    return task in (kind, "all")
+
+
+def _convert(images: ImageList, entry: Callable[[dict[str, Any]], Iterator[Item]]) -> Iterator[Item]:
+    for number, row in enumerate(images.rows, start=1):
+        name = str(row.get("file", f"line {number}"))
+        yield from rejecting(name, lambda row=row: entry(row))  # type: ignore[misc]
+
+
+# --- easy-VQA ---------------------------------------------------------------------------------------------------
+
+
+def prepare_easyvqa(
+    path: _Path,
+    output: OutputOptions,
+    *,
+    task: str = "vqa",
+    questions_per_image: int = 10,
+    max_image_size: int | None = None,
+) -> dict[str, Any]:
+    """easy-VQA: up to `questions_per_image` questions about each drawing, and "a blue rectangle" → drawing.
+
+    The 400 images with the highest numbers are the held-out split.
+    """
+    images = ImageList(path)
+    images.require("file", "qa")
+    border = sorted(_image_number(row) for row in images.rows)[-min(EASYVQA_HELD_OUT, len(images.rows) // 2 + 1)]
+
+    def entry(row: dict[str, Any]) -> Iterator[Item]:
+        image = image_part(images.image(row["file"], max_image_size))
+        number = _image_number(row)
+        split = "heldout" if number >= border else "train"
+        pairs = [(str(question), str(answer)) for question, answer in row["qa"]]
+        if _wants(task, "vqa"):
+            order = _generator(row["file"]).permutation(len(pairs))[:questions_per_image].tolist()
+            messages = question_turns([image], [pairs[i] for i in order])
+            yield Accepted(Record(f"easyvqa-{number}", messages, {"task": "vqa"}), split)
+        if _wants(task, "t2i"):
+            prompt = _easyvqa_phrase(pairs)
+            yield Accepted(
+                Record(f"easyvqa-t2i-{number}", [user(prompt), assistant(image)], {"task": "t2i"}), split
+            )
+
+    return write_items(
+        _convert(images, entry),
+        output,
+        source="easy-VQA",
+        licence="MIT",
+        settings={"task": task, "questions_per_image": questions_per_image, "max_image_size": max_image_size},
+        total=len(images.rows) * (2 if task == "all" else 1),
+    )
+
+
+def _image_number(row: dict[str, Any]) -> int:
+    try:
+        return int(Path(row["file"]).stem)
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _easyvqa_phrase(pairs: list[tuple[str, str]]) -> str:
+    """'a blue rectangle': the colour and the shape that the questions and answers of one drawing tell."""
+    colour = shape = None
+    for question, answer in pairs:
+        named_shape = re.search(r"\b(circle|rectangle|triangle)\b", question)
+        named_colour = re.search(r"\b(\w+) shape\b", question)
+        if question.startswith("what"):
+            about_colour = "color" in question
+            colour, shape = (answer, shape) if about_colour else (colour, answer)
+            certain = True
+        else:
+            certain = (answer == "yes") != bool(re.search(r"\b(no|not)\b", question))
+        if certain and named_shape:
+            shape = named_shape.group(1)
+        if certain and named_colour and named_colour.group(1) not in ("a", "the", "what"):
+            colour = named_colour.group(1)
+    if colour is None or shape is None:
+        raise RecordError("its questions do not tell both colour and shape")
+    return f"{article(colour)} {colour} {shape}"
+
+
+# --- NLVR -------------------------------------------------------------------------------------------------------
+
+
+def prepare_nlvr(path: _Path, output: OutputOptions, *, max_image_size: int | None = None) -> dict[str, Any]:
+    """NLVR: the three boxes of a drawing as three images, and "True or false: <sentence>".
+
+    train1000 and hidden are the train split, dev is held out; the six permutations of an example stay together.
+    """
+    images = ImageList(path)
+    images.require("file", "split", "id", "sentence", "label")
+    images.rows.sort(key=lambda row: (str(row.get("split")), str(row.get("id")), str(row.get("perm"))))
+
+    def entry(row: dict[str, Any]) -> Iterator[Item]:
+        split = _NLVR_SPLITS.get(row["split"])
+        if split is None:
+            raise RecordError(f"unknown split '{row['split']}'")
+        label = str(row["label"]).lower()
+        if label not in ("true", "false"):
+            raise RecordError(f"label '{row['label']}' is neither true nor false")
+        boxes = _nlvr_boxes(images.image(row["file"]).open().convert("RGB"), max_image_size)
+        parts = [image_part(encode_image(box)) for box in boxes]
+        sentence = " ".join(str(row["sentence"]).split()).rstrip(". ")
+        metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
+        record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
+        yield Accepted(Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata), split)
+
+    return write_items(
+        _convert(images, entry),
+        output,
+        source="NLVR",
+        licence="CC-BY-4.0",
+        settings={"max_image_size": max_image_size},
+        total=len(images.rows),
+    )
+
+
+def _nlvr_boxes(drawing: Image.Image, max_image_size: int | None) -> list[Image.Image]:
+    if drawing.size != (NLVR_BOXES[-1][1], 100):
+        raise RecordError(f"a drawing is 400 × 100 pixels, this one is {drawing.width} × {drawing.height}")
+    boxes = [drawing.crop((left, 0, right, 100)) for left, right in NLVR_BOXES]
+    if max_image_size is not None and max_image_size < 100:
+        boxes = [shrink(box, max_image_size) for box in boxes]
+    return boxes
+
+
+# --- emoji ------------------------------------------------------------------------------------------------------
+
+
+def prepare_emoji(
+    path: _Path, output: OutputOptions, *, task: str = "vqa", max_image_size: int | None = None
+) -> dict[str, Any]:
+    """Emoji: "What is this?" → name, and "<name> emoji" → image. 5 % of all emoji are held out, in every style."""
+    images = ImageList(path)
+    images.require("file", "style", "emoji", "name")
+
+    def entry(row: dict[str, Any]) -> Iterator[Item]:
+        image = image_part(images.image(row["file"], max_image_size))
+        split = "heldout" if stable_fraction(row["emoji"]) < EMOJI_HELD_OUT else "train"
+        name = str(row["name"]).strip()
+        if not name:
+            raise RecordError("it has no name")
+        metadata = {"emoji": row["emoji"], "style": row["style"], "group": row.get("group")}
+        record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
+        if _wants(task, "vqa"):
+            messages = [user(image, "What is this?"), assistant(name)]
+            yield Accepted(Record(record_id, messages, {"task": "vqa", **metadata}), split)
+        if _wants(task, "t2i"):
+            messages = [user(f"{name} emoji"), assistant(image)]
+            yield Accepted(Record(f"{record_id}-t2i", messages, {"task": "t2i", **metadata}), split)
+
+    return write_items(
+        _convert(images, entry),
+        output,
+        source="Noto Emoji and region flags",
+        licence="Apache-2.0 and OFL-1.1 (emoji), public domain (flags), MIT (names)",
+        settings={"task": task, "max_image_size": max_image_size},
+        total=len(images.rows) * (2 if task == "all" else 1),
+    )
+
+
+# --- photos with labels -----------------------------------------------------------------------------------------
+
+
+def prepare_labels(
+    path: _Path,
+    output: OutputOptions,
+    *,
+    task: str = "vqa",
+    question: str = "What is shown in the photo?",
+    source: str | None = None,
+    licence: str = "unknown",
+    max_image_size: int | None = None,
+) -> dict[str, Any]:
+    """Photos with one label: `question` → label, and "a photo of a <label>" → image. Keeps the set's own splits."""
+    images = ImageList(path)
+    images.require("file", "label")
+
+    def entry(row: dict[str, Any]) -> Iterator[Item]:
+        image = image_part(images.image(row["file"], max_image_size))
+        label = str(row["label"]).strip()
+        if not label:
+            raise RecordError("it has no label")
+        split = str(row.get("split", "train"))
+        record_id = Path(row["file"]).with_suffix("").as_posix()
+        if _wants(task, "vqa"):
+            record = Record(record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label})
+            yield Accepted(record, split)
+        if _wants(task, "t2i"):
+            prompt = f"a photo of {article(label)} {label}"
+            record = Record(
+                f"{record_id}-t2i", [user(prompt), assistant(image)], {"task": "t2i", "label": label}
+            )
+            yield Accepted(record, split)
+
+    return write_items(
+        _convert(images, entry),
+        output,
+        source=source or Path(path).stem,
+        licence=licence,
+        settings={"task": task, "question": question, "max_image_size": max_image_size},
+        total=len(images.rows) * (2 if task == "all" else 1),
+    )

@@ -1,0 +1,121 @@
+"""Which record comes when: a weighted mixture of sources that is a pure function of (seed, draw number).
+
+Nothing is stored between steps: draw ``n`` of the run always names the same record, so a run resumes exactly by
+knowing its step, ranks are disjoint by construction and take the same number of steps, whatever the shard sizes.
+Every source is walked in shuffled epochs, so within an epoch no record comes twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..tokenizer.errors import UserError
+
+_BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a block depends on its number only
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One place in the stream: ``number`` (global, from 0), the source, and the record's index within it."""
+
+    number: int
+    source: int
+    index: int
+
+
+class Mixture:
+    """Deterministic draws from weighted sources.
+
+    Args:
+        lengths: number of records of each source.
+        weights: relative shares, one per source.
+        seed: draws of different seeds are unrelated.
+
+    Errors:
+        UserError for an empty source.
+    """
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if len(lengths) != len(weights) or not lengths:
+            raise UserError(f"mixture: {len(lengths)} sources and {len(weights)} weights; give one weight per source")
+        if min(lengths) < 1:
+            raise UserError(f"mixture: source number {int(np.argmin(lengths))} holds no record; remove it or fill it")
+        self.lengths = list(lengths)
+        self.shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self.seed = seed
+        self._block = -1
+        self._sources = np.empty(0, dtype=np.int64)
+        self._ordinals = np.empty(0, dtype=np.int64)
+        self._seen = [np.zeros(len(lengths), dtype=np.int64)]  # records of each source drawn before block b
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def draw(self, number: int) -> Draw:
+        block, offset = divmod(number, _BLOCK)
+        if block != self._block:
+            self._load_block(block)
+        source = int(self._sources[offset])
+        epoch, place = divmod(int(self._ordinals[offset]), self.lengths[source])
+        return Draw(number, source, int(self._order(source, epoch)[place]))
+
+    def _choose(self, block: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, 0, block))
+        return rng.choice(len(self.shares), size=_BLOCK, p=self.shares)
+
+    def _load_block(self, block: int) -> None:
+        while len(self._seen) <= block:
+            counts = np.bincount(self._choose(len(self._seen) - 1), minlength=len(self.shares))
+            self._seen.append(self._seen[-1] + counts)
+        sources = self._choose(block)
+        ordinals = np.empty_like(sources)
+        for source, seen in enumerate(self._seen[block]):
+            chosen = sources == source
+            ordinals[chosen] = seen + np.arange(int(chosen.sum()))
+        self._block, self._sources, self._ordinals = block, sources, ordinals
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        cached = self._orders.get(source)
+        if cached is None or cached[0] != epoch:
+            rng = np.random.default_rng((self.seed, 1, source, epoch))
+            cached = (epoch, rng.permutation(self.lengths[source]))
+            self._orders[source] = cached
+        return cached[1]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How draws become the micro-batches of one rank.
+
+    A *window* is ``sort_window`` micro-batches of every rank. Its draws are dealt to the ranks in turn; each rank sorts
+    its share by ``length``, cuts it into micro-batches, and visits them in a shuffled order. ``sort_window=1`` keeps
+    the draw order.
+    """
+
+    mixture: Mixture
+    micro_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    sort_window: int = 1
+    length: Callable[[Draw], int] | None = None
+
+    def batches(self, start: int = 0) -> Iterator[list[Draw]]:
+        """Micro-batches from number ``start`` on, without end."""
+        window, offset = divmod(start, self.sort_window)
+        while True:
+            yield from self._window(window)[offset:]
+            window, offset = window + 1, 0
+
+    def _window(self, window: int) -> list[list[Draw]]:
+        size = self.sort_window * self.micro_batch_size
+        first = window * size * self.world_size + self.rank
+        draws = [self.mixture.draw(first + i * self.world_size) for i in range(size)]
+        if self.sort_window > 1 and self.length is not None:
+            draws.sort(key=self.length)
+        batches = [draws[i : i + self.micro_batch_size] for i in range(0, size, self.micro_batch_size)]
+        if self.sort_window > 1:
+            # The same order on every rank: ranks then hold batches of like length at the same time.
+            order = np.random.default_rng((self.mixture.seed, 2, window)).permutation(len(batches))
+            batches = [batches[i] for i in order]
+        return batches

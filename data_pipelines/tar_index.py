@@ -1,0 +1,148 @@
+"""Random access to the samples of a webdataset tar: where each sample starts, and its members when it is read.
+
+A sample is a run of members whose names share everything up to the first dot. The index holds one (offset, length)
+pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of a million
+samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_file
+
+_BLOCK = 512
+_FINGERPRINT_BYTES = 65536
+_REGULAR = (b"0", b"\0")
+_PAX = (b"x", b"g")
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Offsets and lengths in bytes of the samples of one tar, int64 arrays of equal length."""
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of `tar` is kept: `train-00000.index.json` beside `train-00000.tar`."""
+    return tar.with_suffix(".index.json")
+
+
+def load_index(tar: Path) -> TarIndex:
+    """The index of `tar`: read from the file beside it if that belongs to this tar, else built, and kept if possible."""
+    if not tar.is_file():
+        raise UserError(f"Shard not found: {tar}.")
+    fingerprint = _fingerprint(tar)
+    cached = index_path(tar)
+    if cached.is_file():
+        try:
+            data = json.loads(cached.read_text(encoding="utf-8"))
+            if data["fingerprint"] == fingerprint:
+                return TarIndex(np.array(data["offsets"], np.int64), np.array(data["lengths"], np.int64))
+        except (ValueError, KeyError, TypeError):
+            pass  # A damaged index is only a cache: build it again.
+    index = build_index(tar)
+    save_index(tar, index, fingerprint)
+    return index
+
+
+def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
+    """Keep `index` beside `tar`; a read-only folder is left alone."""
+    data = {
+        "fingerprint": fingerprint or _fingerprint(tar),
+        "offsets": index.offsets.tolist(),
+        "lengths": index.lengths.tolist(),
+    }
+    if not os.access(tar.parent, os.W_OK):
+        return
+    try:
+        with atomic_file(index_path(tar)) as temporary:
+            temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+    except OSError:
+        return
+
+
+def build_index(tar: Path) -> TarIndex:
+    """Scan all headers of `tar`. Raises UserError for something that is not a tar or is cut short."""
+    offsets: list[int] = []
+    lengths: list[int] = []
+    size = tar.stat().st_size
+    previous, start, position = None, 0, 0
+    with tar.open("rb") as file:
+        while position < size:
+            file.seek(position)
+            header = file.read(_BLOCK)
+            if not header.strip(b"\0"):
+                break
+            kind, name, length = _parse_header(header, tar)
+            end = position + _BLOCK + _padded(length)
+            if end > size:
+                raise UserError(f"Shard {tar} is cut short: '{name}' reaches beyond the end of the file.")
+            key = sample_key(name)
+            if kind in _REGULAR and key != previous:
+                if previous is not None:
+                    offsets.append(start)
+                    lengths.append(position - start)
+                previous, start = key, position
+            position = end
+    if previous is not None:
+        offsets.append(start)
+        lengths.append(position - start)
+    return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
+
+
+def sample_members(span: bytes, tar: Path) -> tuple[str, dict[str, bytes]]:
+    """(key, {name after the key: content}) of the bytes of one sample."""
+    members: dict[str, bytes] = {}
+    key, position = "", 0
+    while position + _BLOCK <= len(span):
+        kind, name, length = _parse_header(span[position : position + _BLOCK], tar)
+        body = position + _BLOCK
+        if kind in _REGULAR:
+            key = sample_key(name)
+            members[name[len(key) + 1 :]] = span[body : body + length]
+        position = body + _padded(length)
+    return key, members
+
+
+def sample_key(name: str) -> str:
+    """A member's name up to the first dot of its last path component."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _parse_header(header: bytes, tar: Path) -> tuple[bytes, str, int]:
+    """(type flag, name, size) of one ustar header."""
+    kind = header[156:157]
+    if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",):
+        raise UserError(f"{tar} is not a shard this package can read: expected a plain tar of short member names.")
+    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+    prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace")
+    return kind, f"{prefix}/{name}" if prefix else name, int(header[124:136].strip(b"\0 ") or b"0", 8)
+
+
+def _padded(length: int) -> int:
+    return (length + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+def _fingerprint(tar: Path) -> str:
+    """Hash of the size, the first and the last bytes: it survives copying, unlike a time stamp."""
+    size = tar.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with tar.open("rb") as file:
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        file.seek(max(0, size - _FINGERPRINT_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,167 @@
+"""The depth transformer: the codes of one visual position, one depth after the other (arXiv 2503.14324, section 3.3).
+
+Shapes: T visual positions (the batch of this module), D depths, W width, N codes, C code dimension, H LLM hidden size.
+The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the code vectors of the depths before d,
+projected to W. Attention is causal over depth, so every depth sees h through depth 1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+from .visual_embedding import FrozenCodebook
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over depth, (T, heads, queries, E) on (T, heads, depths, E); a single query sees all depths.
+
+    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is only D x D.
+    """
+    single = q.shape[2] == 1
+    if q.device.type != "cpu":
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=not single)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if not single:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~visible, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+class DepthBlock(nn.Module):
+    """Pre-norm transformer layer with causal attention over depth, fused qkv and a GELU MLP."""
+
+    def __init__(self, width: int, num_heads: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All depths at once: (T, D, W) -> (T, D, W)."""
+        q, k, v = self._heads(x)
+        return self._finish(x, causal_attention(q, k, v))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
+        """One depth: (T, 1, W) -> (T, 1, W); writes place `depth` of the (T, heads, D, head width) caches."""
+        q, k, v = self._heads(x)
+        keys[:, :, depth : depth + 1], values[:, :, depth : depth + 1] = k, v
+        past = slice(0, depth + 1)
+        return self._finish(x, causal_attention(q, keys[:, :, past], values[:, :, past]))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        count, depth, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).view(count, depth, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.proj(attended.transpose(1, 2).reshape(x.shape))
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+
+
+class DepthCache:
+    """Keys and values of all layers for the depths done so far, allocated once for all positions of an image."""
+
+    def __init__(self, layers: int, count: int, num_heads: int, depth: int, head_width: int, like: Tensor) -> None:
+        shape = (layers, 2, count, num_heads, depth, head_width)
+        self.states = torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+class DepthTransformer(nn.Module):
+    """Predicts the D codes of a visual position from the LLM's state.
+
+    Args:
+        hidden_size: H; code_dim: C; num_codes: N; depth: D.
+        width, num_layers, num_heads, intermediate_size: of this transformer.
+        shared_classifier: one classifier for all depths, or one per depth.
+        condition_dim: code dimension of the other branch whose codes, already known at this position, are added to
+            the input of depth 1; None for a head without condition (the paper).
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        code_dim: int,
+        num_codes: int,
+        depth: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_size: int,
+        shared_classifier: bool,
+        condition_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.depth, self.width, self.num_heads = depth, width, num_heads
+        self.from_state = nn.Linear(hidden_size, width)
+        self.from_code = nn.Linear(code_dim, width)
+        self.from_condition = nn.Linear(condition_dim, width) if condition_dim is not None else None
+        self.position = nn.Embedding(depth, width)
+        self.layers = nn.ModuleList(DepthBlock(width, num_heads, intermediate_size) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(width, num_codes, bias=False) for _ in range(1 if shared_classifier else depth)
+        )
+
+    def forward(self, states: Tensor, codes: Tensor, codebook: FrozenCodebook, condition: Tensor | None = None) -> Tensor:
+        """Teacher-forced outputs before the classifier: (T, H), (T, D) codes, (T, C') condition -> (T, D, W)."""
+        first = self._first_input(states, condition).unsqueeze(1)
+        # Depth d sees the codes left of it, so the last depth's own code is never an input.
+        sums = codebook.embed_per_depth(codes[:, :-1]).cumsum(dim=1)
+        x = torch.cat([first, self.from_code(sums.to(first.dtype))], dim=1)
+        # Called as a module: ZeRO-3 gathers a partitioned weight at its owner's forward.
+        x = x + self.position(torch.arange(self.depth, device=x.device)).to(x.dtype)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+    def classify(self, x: Tensor, depth: int) -> Tensor:
+        """Logits over the codes of one depth: (..., W) -> (..., N)."""
+        return self.classifiers[depth if len(self.classifiers) > 1 else 0](x)
+
+    def new_cache(self, count: int) -> DepthCache:
+        """An empty cache for `count` positions decoded side by side; `step` may reuse it for every position."""
+        head_width = self.width // self.num_heads
+        return DepthCache(len(self.layers), count, self.num_heads, self.depth, head_width, self.from_state.weight)
+
+    def first_step(self, states: Tensor, condition: Tensor | None, cache: DepthCache) -> Tensor:
+        """Logits of the first depth: (T, H) states -> (T, N)."""
+        return self._step(self._first_input(states, condition), 0, cache)
+
+    def next_step(self, code_sum: Tensor, depth: int, cache: DepthCache) -> Tensor:
+        """Logits of depth index `depth` >= 1 from the sum of the code vectors before it: (T, C) -> (T, N)."""
+        return self._step(self.from_code(code_sum.to(self.from_code.weight.dtype)), depth, cache)
+
+    def _first_input(self, states: Tensor, condition: Tensor | None) -> Tensor:
+        first = self.from_state(states.to(self.from_state.weight.dtype))
+        if self.from_condition is None:
+            return first
+        if condition is None:
+            raise ValueError("this head is conditioned on the other branch's codes; pass their features as `condition`")
+        return first + self.from_condition(condition.to(self.from_condition.weight.dtype))
+
+    def _step(self, x: Tensor, depth: int, cache: DepthCache) -> Tensor:
+        x = (x + self.position.weight[depth].to(x.dtype)).unsqueeze(1)
+        for layer, (keys, values) in zip(self.layers, cache.states, strict=True):
+            x = layer.step(x, keys, values, depth)
+        return self.classify(self.norm(x), depth).squeeze(1)
+
+    def reset(self, std: float) -> None:
+        """Unit-size inputs from unit-size states and codes; residual branches scaled down by the number of layers."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    init.zeros_(module.bias)
+        for layer in self.layers:
+            for output in (layer.proj, layer.fc2):
+                init.normal_(output.weight, std=(output.in_features * 2 * len(self.layers)) ** -0.5)
+        for classifier in self.classifiers:
+            init.normal_(classifier.weight, std=std)
+        init.normal_(self.position.weight, std=std)

@@ -1,0 +1,263 @@
+"""`generate` of the unified model: text by transformers' own machinery, images by the image loop, or both in turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from ..tokenizer import VisualCodes
+from ..tokenizer.errors import UserError
+from .image_generation import ImageGenerator, ImagePrompt
+from .sampling import ImageSamplingOptions
+
+GENERATION_MODES = ("text", "image", "interleaved")
+SAMPLING_FIELDS = tuple(ImageSamplingOptions.__dataclass_fields__)
+IMAGE_INPUTS = ("pixel_values", "pixel_codes", "semantic_codes")
+# What transformers' pipelines pass along with every call and an image has no use for.
+TEXT_ONLY_ARGUMENTS = ("generation_config", "max_new_tokens", "tokenizer", "assistant_model", "assistant_tokenizer")
+DECODE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class InterleavedOutput:
+    """Text and images of one answer: `sequences` (1, L) ids with prompt, and the new images' codes (I, P, D), in order."""
+
+    sequences: Tensor
+    pixel_codes: Tensor
+    semantic_codes: Tensor
+
+
+class DualTokenGenerationMixin(GenerationMixin):
+    """Generation for `DualTokenForConditionalGeneration`."""
+
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, generation_mode: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Continue a batch of left-padded prompts (what the processor's `apply_chat_template` returns).
+
+        Args:
+            inputs: prompt ids (B, L); the same as `input_ids`.
+            generation_mode: "text" (default): ids (B x num_return_sequences, L + new), by transformers' `generate`,
+                with all its options and streamers. "image": codes (B x num_return_sequences, P x (pixel depth +
+                semantic depth)), position by position and pixel before semantic; `decode_image_tokens` turns them
+                into pixels. "interleaved": an `InterleavedOutput`, for one prompt.
+            num_return_sequences: answers per prompt.
+            guidance_scale, temperature, top_k, top_p, truncate_from_level: see `ImageSamplingOptions`; for images.
+            seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j only.
+            generator: a torch.Generator from which a missing `seed` is drawn.
+            first_image_index: index j of each prompt's first image, to draw many images in parts.
+            max_images: most images of an interleaved answer.
+
+        Raises:
+            UserError: an unknown mode or option, a value outside its range, right-padded prompts.
+        """
+        mode = generation_mode or "text"
+        if mode not in GENERATION_MODES:
+            raise UserError(f"generation_mode is {mode!r}; allowed: {', '.join(GENERATION_MODES)}")
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        self._encode_inputs(kwargs)
+        if mode == "text":
+            return self._generate_text(**kwargs)
+        return self._generate_image(**kwargs) if mode == "image" else self._generate_interleaved(**kwargs)
+
+    @torch.inference_mode()
+    def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
+        """Image-mode output (B, P x 2D) to pixels (B, 3, S, S) in the image processor's range."""
+        tokenizer: Any = self.require_visual_tokenizer()  # type: ignore[attr-defined]
+        codes = self.split_image_tokens(image_tokens).pixel
+        grid = codes.unflatten(1, tuple(self.config.grid_size))
+        return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
+
+    def split_image_tokens(self, image_tokens: Tensor) -> VisualCodes:
+        """Image-mode output (B, P x (Dp + Ds)) as codes (B, P, Dp) and (B, P, Ds)."""
+        depths = [self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]]
+        if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.codes_per_image:
+            raise UserError(
+                f"image tokens must be (images, {self.config.codes_per_image}), not {tuple(image_tokens.shape)}; pass what "
+                "generate(generation_mode='image') returned"
+            )
+        pixel, semantic = image_tokens.unflatten(1, (self.config.num_positions, sum(depths))).split(depths, dim=-1)
+        return VisualCodes(pixel=pixel, semantic=semantic)
+
+    def unconditional_ids(self) -> Tensor:
+        """The sequence guidance's unconditional branch starts from, (L,); what training on dropped prompts shows."""
+        config = self.config
+        ids = [
+            config.bos_token_id,
+            config.user_token_id,
+            config.unconditional_token_id,
+            config.eos_token_id,
+            config.assistant_token_id,
+            config.image_start_token_id,
+        ]
+        return torch.tensor(ids, dtype=torch.long)
+
+    # ---- text
+
+    def _generate_text(self, seed: int | None = None, **kwargs: Any) -> Any:
+        if "guidance_scale" in kwargs:
+            raise UserError("guidance_scale is for images; leave it out, or set generation_mode='image'")
+        kwargs["suppress_tokens"] = [*(kwargs.pop("suppress_tokens", None) or []), *self._never_text()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return super().generate(**kwargs)
+
+    def _never_text(self, allow_image_start: bool = False) -> list[int]:
+        """Special tokens that no answer contains."""
+        config = self.config
+        ids = [config.bos_token_id, config.pad_token_id, config.user_token_id, config.assistant_token_id]
+        ids += [config.image_token_id, config.image_end_token_id, config.unconditional_token_id]
+        return ids if allow_image_start else [*ids, config.image_start_token_id]
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Images are consumed with the prompt; later steps see them through the cache."""
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
+            for key in IMAGE_INPUTS:
+                model_inputs.pop(key, None)
+        return model_inputs
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each prompt together with all of its images (plain repetition would tear several images apart)."""
+        codes = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
+        if codes and expand_size > 1:
+            assert input_ids is not None
+            per_prompt = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_positions
+            counts = per_prompt.tolist()
+            codes = {
+                key: torch.cat([part.repeat(expand_size, 1, 1) for part in value.split(counts)])
+                for key, value in codes.items()
+            }
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | codes
+
+    # ---- images
+
+    def _generate_image(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_codes: Tensor | None = None,
+        semantic_codes: Tensor | None = None,
+        num_return_sequences: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        first_image_index: int = 0,
+        do_sample: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        for key in TEXT_ONLY_ARGUMENTS:
+            kwargs.pop(key, None)
+        if do_sample is False:
+            kwargs["temperature"] = 0.0
+        options = _sampling_options(kwargs)
+        if num_return_sequences < 1:
+            raise UserError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
+        codes = None
+        if pixel_codes is not None and semantic_codes is not None:
+            codes = VisualCodes(pixel=pixel_codes.long(), semantic=semantic_codes.long())
+        prompt = self._image_prompt(input_ids, attention_mask, codes)
+        seeds = _seeds(seed, generator, input_ids.shape[0])
+        model: Any = self
+        drawn = ImageGenerator(model, options).generate(prompt, num_return_sequences, seeds, first_image_index)
+        return torch.cat([drawn.pixel, drawn.semantic], dim=-1).flatten(1)
+
+    def _image_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, codes: VisualCodes | None) -> ImagePrompt:
+        """The prompt with its picture opened."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not bool(mask[:, -1].all()):
+            raise UserError("prompts for generation are padded on the left; collate them with padding_side='left'")
+        start = self.config.image_start_token_id
+        if not bool((input_ids[:, -1] == start).all()):
+            input_ids = torch.nn.functional.pad(input_ids, (0, 1), value=start)
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        return ImagePrompt(input_ids, mask, codes)
+
+    def _encode_inputs(self, kwargs: dict[str, Any]) -> None:
+        """Replace images by their codes once, before prompts are repeated or run in steps."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None:
+            codes = self.encode_images(pixel_values)  # type: ignore[attr-defined]
+            kwargs |= {"pixel_codes": codes.pixel, "semantic_codes": codes.semantic}
+
+    # ---- both in turn
+
+    def _generate_interleaved(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_codes: Tensor | None = None,
+        semantic_codes: Tensor | None = None,
+        max_images: int = 4,
+        max_new_tokens: int = 256,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> InterleavedOutput:
+        """Text until the model opens an image, the image, and on, until it ends its turn."""
+        if input_ids.shape[0] != 1 or (attention_mask is not None and not bool(attention_mask.all())):
+            raise UserError("interleaved generation takes one prompt at a time, without padding")
+        image_kwargs = {key: kwargs.pop(key) for key in SAMPLING_FIELDS if key in kwargs}
+        (image_seed,) = _seeds(seed, generator, 1)
+        device, given = input_ids.device, 0 if pixel_codes is None else pixel_codes.shape[0]
+        config, start = self.config, self.config.image_start_token_id
+        pixel = [] if pixel_codes is None else [pixel_codes]
+        semantic = [] if semantic_codes is None else [semantic_codes]
+        left = max_new_tokens
+        for drawn in range(max_images + 1):
+            images = {"pixel_codes": torch.cat(pixel), "semantic_codes": torch.cat(semantic)} if pixel else {}
+            length = input_ids.shape[1]
+            input_ids = super().generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                suppress_tokens=self._never_text(allow_image_start=drawn < max_images),
+                eos_token_id=[config.eos_token_id, start],
+                max_new_tokens=left,
+                **images,
+                **kwargs,
+            )
+            left -= input_ids.shape[1] - length
+            if int(input_ids[0, -1]) != start:
+                break
+            tokens = self._generate_image(
+                input_ids, seed=image_seed, first_image_index=drawn, **images, **image_kwargs
+            )
+            codes = self.split_image_tokens(tokens)
+            pixel.append(codes.pixel)
+            semantic.append(codes.semantic)
+            slots = [config.image_token_id] * config.num_positions + [config.image_end_token_id]
+            input_ids = torch.cat([input_ids, torch.tensor([slots], device=device)], dim=1)
+            if left <= 0:
+                break
+        empty = torch.zeros(0, config.num_positions, 1, dtype=torch.long, device=device)
+        return InterleavedOutput(
+            sequences=input_ids,
+            pixel_codes=torch.cat(pixel)[given:] if pixel else empty,
+            semantic_codes=torch.cat(semantic)[given:] if semantic else empty,
+        )
+
+
+def _sampling_options(kwargs: dict[str, Any]) -> ImageSamplingOptions:
+    unknown = sorted(set(kwargs) - set(SAMPLING_FIELDS))
+    if unknown:
+        raise UserError(f"unknown options {unknown} for image generation; allowed: {', '.join(SAMPLING_FIELDS)}")
+    return ImageSamplingOptions(**{key: value for key, value in kwargs.items() if value is not None})
+
+
+def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, prompts: int) -> list[int]:
+    """One seed per prompt; a missing one is drawn from `generator` or torch's global generator."""
+    if seed is None:
+        device = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
+    seeds = [seed] * prompts if isinstance(seed, int) else [int(one) for one in seed]
+    if len(seeds) != prompts or min(seeds) < 0:
+        raise UserError(f"seed is {seed}; give one number >= 0, or one for each of the {prompts} prompts")
+    return seeds

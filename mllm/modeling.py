@@ -1,0 +1,347 @@
+"""The unified model: one causal language model that reads and writes text and dual visual codes.
+
+Shapes: B sequences, L their length, I images of the batch in order of appearance, P visual positions per image,
+D depths, C code dimension, H hidden size, V text vocabulary. Source: DualToken, arXiv 2503.14324, section 3.3.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from ..tokenizer import VisualCodes
+from .configuration import DualTokenConfig
+from .depth_transformer import DepthTransformer
+from .generation import DualTokenGenerationMixin
+from .losses import LossTerms, code_log_likelihood, code_loss, text_loss
+from .storage import DualTokenStorageMixin
+from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
+
+IGNORE = -100
+
+
+@dataclass
+class DualTokenOutput(ModelOutput):
+    """Result of a forward pass.
+
+    `loss` is the weighted sum of the three losses: of their means (`reduction="mean"`) or of their sums ("sum").
+    `text_loss`, `pixel_loss`, `semantic_loss` are means. `sums` and `counts` let a trainer form means over a global
+    batch: `(sums.text / global_count.text) * weight + ...`. The counts follow from the labels alone; where only a
+    subset of the visual targets is trained on, the sums are scaled up to all of them. `pixel_depth_losses` and `semantic_depth_losses` (D,) are
+    the detached mean cross-entropies of each depth. `logits` (B, kept, V) only without labels.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    pixel_loss: Tensor | None = None
+    semantic_loss: Tensor | None = None
+    sums: LossTerms | None = None
+    counts: LossTerms | None = None
+    pixel_depth_losses: Tensor | None = None
+    semantic_depth_losses: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class VisualTargets:
+    """Where visual codes are predicted: `rows` index the flattened (B * (L-1)) states, `slots` the (I * P) codes."""
+
+    rows: Tensor
+    slots: Tensor
+
+
+class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerationMixin, PreTrainedModel):
+    """An LLM with two frozen codebooks, two code projectors and two depth transformers.
+
+    `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays in fp32 and
+    in eval mode, and is no part of this module's parameters or state dict; it is saved beside them.
+    """
+
+    config_class = DualTokenConfig
+    config: DualTokenConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    output_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = {"pixel_codebook", "semantic_codebook"}
+
+    def __init__(self, config: DualTokenConfig) -> None:
+        super().__init__(config)
+        hidden_size = config.text_config.hidden_size
+        pixel, semantic = config.pixel_codebook, config.semantic_codebook
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.pixel_codebook = FrozenCodebook(**pixel)
+        self.semantic_codebook = FrozenCodebook(**semantic)
+        rows, columns = config.grid_size
+        self.visual_embedding = VisualEmbedding(
+            pixel["code_dim"], semantic["code_dim"], hidden_size, (rows, columns), config.visual_position == "learned"
+        )
+        conditioned = config.pixel_condition == "semantic"
+        self.pixel_head = self._new_head(pixel, semantic["code_dim"] if conditioned else None)
+        self.semantic_head = self._new_head(semantic, None)
+        self._hold_visual_tokenizer(None)
+        self.post_init()
+
+    # ---- codes and images
+
+    def encode_images(self, pixel_values: Tensor) -> VisualCodes:
+        """Codes of images: (I, 3, S, S) in the processor's range -> pixel (I, P, D) and semantic (I, P, D), int64."""
+        tokenizer = self.require_visual_tokenizer()
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+            codes = tokenizer.encode(pixel_values.to(device=self.device, dtype=torch.float32))
+        return VisualCodes(pixel=codes.pixel.flatten(1, 2), semantic=codes.semantic.flatten(1, 2))
+
+    def embed_codes(self, pixel_codes: Tensor, semantic_codes: Tensor, positions: Tensor) -> Tensor:
+        """LLM inputs of visual positions: (..., D) codes of both branches, (...) position indices -> (..., H)."""
+        pixel, semantic = self.pixel_codebook.embed(pixel_codes), self.semantic_codebook.embed(semantic_codes)
+        return self.visual_embedding(pixel, semantic, positions)
+
+    def pixel_condition(self, semantic_codes: Tensor) -> Tensor | None:
+        """What the pixel head sees of the same position's semantic codes (..., D): (..., C), or None (the paper)."""
+        return self.semantic_codebook.embed(semantic_codes) if self.config.pixel_condition == "semantic" else None
+
+    # ---- forward
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_codes: Tensor | None = None,
+        semantic_codes: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        reduction: str = "mean",
+        **kwargs: Any,
+    ) -> DualTokenOutput:
+        """Losses when `labels` are given, logits of the next text token otherwise.
+
+        Args:
+            input_ids: (B, L); one `<|image|>` per visual position.
+            attention_mask: (B, L), 1 for real tokens; padding may be on either side.
+            pixel_values: (I, 3, S, S) images, in order of appearance in the batch, or instead of them
+            pixel_codes, semantic_codes: (I, P, D) cached codes.
+            labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are a target.
+                Each is predicted by the state one place to its left.
+            reduction: "mean" or "sum"; what `loss` adds up.
+
+        Raises:
+            ValueError: `<|image|>` slots and images do not fit together.
+        """
+        codes = self._given_codes(pixel_values, pixel_codes, semantic_codes)
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("pass input_ids or inputs_embeds")
+            inputs_embeds = self.embed_sequence(input_ids, codes)
+        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        outputs = self.language_model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=not self.training and labels is None if use_cache is None else use_cache,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        if labels is None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result = DualTokenOutput(logits=self.text_logits(states[:, kept]))
+        else:
+            if input_ids is None:
+                raise ValueError("labels need input_ids: they say which images the visual targets belong to")
+            result = self._losses(states, input_ids, labels, codes, reduction)
+        result.past_key_values = outputs.past_key_values
+        result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
+        return result
+
+    def text_logits(self, states: Tensor) -> Tensor:
+        """Logits of the text vocabulary: (..., H) -> (..., V)."""
+        logits = self.language_model.get_output_embeddings()(states)
+        cap = getattr(self.config.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def visual_log_likelihood(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> LossTerms:
+        """Teacher-forced log-likelihoods in nats of every visual target.
+
+        Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` is empty.
+        Arguments as in `forward`.
+        """
+        codes = self._given_codes(*(inputs.pop(key, None) for key in ("pixel_values", "pixel_codes", "semantic_codes")))
+        if codes is None:
+            raise ValueError("the visual likelihood needs images: pass pixel_values or pixel_codes and semantic_codes")
+        embeds = self.embed_sequence(input_ids, codes)
+        mask = inputs.get("attention_mask")
+        position_ids = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        states = self.language_model.base_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        targets = self._visual_targets(input_ids, labels)
+        states = states[:, :-1].flatten(0, 1)[targets.rows]
+        pixel, semantic = codes.pixel.flatten(0, 1)[targets.slots], codes.semantic.flatten(0, 1)[targets.slots]
+        return LossTerms(
+            text=states.new_zeros(0),
+            pixel=code_log_likelihood(
+                self.pixel_head, states, pixel, self.pixel_codebook, self.pixel_condition(semantic)
+            ),
+            semantic=code_log_likelihood(self.semantic_head, states, semantic, self.semantic_codebook),
+        )
+
+    # ---- parts of forward
+
+    def _new_head(self, codebook: dict, condition_dim: int | None) -> DepthTransformer:
+        sizes = self.config.depth_transformer
+        return DepthTransformer(
+            hidden_size=self.config.text_config.hidden_size,
+            code_dim=codebook["code_dim"],
+            num_codes=codebook["num_codes"],
+            depth=codebook["depth"],
+            width=sizes["hidden_size"],
+            num_layers=sizes["num_layers"],
+            num_heads=sizes["num_heads"],
+            intermediate_size=sizes["intermediate_size"],
+            shared_classifier=self.config.shared_classifier,
+            condition_dim=condition_dim,
+        )
+
+    def _given_codes(
+        self, pixel_values: Tensor | None, pixel_codes: Tensor | None, semantic_codes: Tensor | None
+    ) -> VisualCodes | None:
+        """The batch's codes as (I, P, D), encoding images where no codes were given."""
+        if (pixel_codes is None) != (semantic_codes is None):
+            raise ValueError("pixel_codes and semantic_codes go together; only one was given")
+        if pixel_codes is not None and semantic_codes is not None:
+            if pixel_values is not None:
+                raise ValueError("pass pixel_values or cached codes, not both")
+            return VisualCodes(pixel=pixel_codes.long(), semantic=semantic_codes.long())
+        return None if pixel_values is None else self.encode_images(pixel_values)
+
+    def embed_sequence(self, input_ids: Tensor, codes: VisualCodes | None) -> Tensor:
+        """LLM inputs (B, L, H): text embeddings with the `<|image|>` slots replaced by visual embeddings."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if codes is None:
+            return embeds + self._unused_projectors(embeds) if self._touch_everything() else embeds
+        slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
+        count, positions, _ = codes.pixel.shape
+        if slots.numel() != count * positions:
+            raise ValueError(f"{slots.numel()} <|image|> slots for {count} images of {positions} positions each")
+        index = torch.arange(positions, device=embeds.device).expand(count, positions)
+        visual = self.embed_codes(codes.pixel, codes.semantic, index).flatten(0, 1)
+        return embeds.flatten(0, 1).index_copy(0, slots, visual.to(embeds.dtype)).view_as(embeds)
+
+    def _losses(
+        self, states: Tensor, input_ids: Tensor, labels: Tensor, codes: VisualCodes | None, reduction: str
+    ) -> DualTokenOutput:
+        """All losses; states and logits are gathered at targets only, never held for other places."""
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")
+        flat = states[:, :-1].flatten(0, 1)
+        text_sum, text_count = self._text_loss(flat, labels[:, 1:].flatten())
+        targets = self._visual_targets(input_ids, labels)
+        count = targets.rows.numel()
+        if self.training and self.config.visual_target_fraction < 1.0:
+            targets = _random_subset(targets, self.config.visual_target_fraction)
+        used = targets.rows.numel()
+        if used:
+            assert codes is not None, "the slots were matched with the images when they were embedded"
+            at = flat[targets.rows]
+            pixel, semantic = codes.pixel.flatten(0, 1)[targets.slots], codes.semantic.flatten(0, 1)[targets.slots]
+            weight = count / used
+        else:
+            # No visual target: one made-up position with weight zero, so that every parameter still gets a gradient.
+            at, weight = flat[:1] if self._touch_everything() else flat[:0], 0.0
+            pixel = labels.new_zeros(at.shape[0], self.pixel_head.depth)
+            semantic = labels.new_zeros(at.shape[0], self.semantic_head.depth)
+        config = self.config
+        pixel_loss = code_loss(
+            self.pixel_head, at, pixel, self.pixel_codebook, self.pixel_condition(semantic), config.pixel_depth_weights
+        )
+        semantic_loss = code_loss(
+            self.semantic_head, at, semantic, self.semantic_codebook, None, config.semantic_depth_weights
+        )
+        sums = LossTerms(text=text_sum, pixel=pixel_loss.sum * weight, semantic=semantic_loss.sum * weight)
+        visual_count = labels.new_tensor(count)
+        counts = LossTerms(text=labels.new_tensor(text_count), pixel=visual_count, semantic=visual_count)
+        means = sums.means(counts)
+        return DualTokenOutput(
+            loss=(means if reduction == "mean" else sums).weighted(
+                **config.loss_weights
+            ),
+            text_loss=means.text,
+            pixel_loss=means.pixel,
+            semantic_loss=means.semantic,
+            sums=sums,
+            counts=counts,
+            pixel_depth_losses=pixel_loss.per_depth * weight / max(count, 1),
+            semantic_depth_losses=semantic_loss.per_depth * weight / max(count, 1),
+        )
+
+    def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """Summed text cross-entropy and the number of its targets."""
+        rows = ((targets != IGNORE) & (targets != self.config.image_token_id)).nonzero().squeeze(1)
+        if rows.numel():
+            return text_loss(self.text_logits(states[rows]), targets[rows]), rows.numel()
+        return self.text_logits(states[:1]).float().sum() * 0.0, 0
+
+    def _visual_targets(self, input_ids: Tensor, labels: Tensor) -> VisualTargets:
+        is_image = input_ids == self.config.image_token_id
+        order = (is_image.flatten().cumsum(0) - 1).view_as(input_ids)
+        rows = (labels[:, 1:] == self.config.image_token_id).flatten().nonzero().squeeze(1)
+        return VisualTargets(rows=rows, slots=order[:, 1:].flatten()[rows])
+
+    def _touch_everything(self) -> bool:
+        # Under ZeRO a module left out of one rank's step crashes, hangs or silently reuses its last gradient.
+        return self.training and torch.is_grad_enabled()
+
+    def _unused_projectors(self, embeds: Tensor) -> Tensor:
+        """Zero that depends on every parameter of the visual embedding."""
+        zeros = [torch.zeros(1, head.depth, dtype=torch.long, device=embeds.device) for head in self._heads()]
+        dummy = self.embed_codes(*zeros, torch.zeros(1, dtype=torch.long, device=embeds.device))
+        return dummy.sum().to(embeds.dtype) * 0.0
+
+    def _heads(self) -> tuple[DepthTransformer, DepthTransformer]:
+        return self.pixel_head, self.semantic_head
+
+    # ---- transformers' conventions
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (CodeProjector, DepthTransformer)):
+            module.reset(self.config.initializer_range)
+        elif isinstance(module, GridPosition):
+            module.reset()
+
+
+def _random_subset(targets: VisualTargets, fraction: float) -> VisualTargets:
+    """A random share of the targets, at least one where there is any."""
+    count = targets.rows.numel()
+    kept = torch.randperm(count, device=targets.rows.device)[: max(1, round(count * fraction))] if count else slice(0)
+    return VisualTargets(rows=targets.rows[kept], slots=targets.slots[kept])

@@ -1,0 +1,255 @@
+"""Conversations to tensors: ids, training labels and images, for training and for generation alike.
+
+Shapes: B sequences, L length, I images in order of appearance, P visual positions, D depths.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from ..tokenizer.errors import UserError
+from ..tokenizer.processing import load_image
+from .conversation import (
+    IMAGE,
+    SPECIAL_TOKENS,
+    Message,
+    Segment,
+    continue_last_message,
+    has_cached_codes,
+    normalise_messages,
+    render,
+)
+from .text_tokenizer import encode_text
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class CachedCodes:
+    """Codes of one image as integer arrays (P, D), in raster order of the positions."""
+
+    pixel: NDArray[Any]
+    semantic: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """One conversation as a sequence.
+
+    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a target image
+    the `<|image|>` id. `images` in order of appearance.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    images: list[Image.Image | CachedCodes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class DualTokenProcessor(ProcessorMixin):
+    """Image processor and text tokenizer behind the one conversation template.
+
+    Args:
+        image_processor: the visual tokenizer's `DualTokenizerImageProcessor`.
+        tokenizer: text tokenizer that holds DualToken's special tokens.
+        num_positions: visual positions of one image, the number of `<|image|>` slots it takes.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_positions: int = 64,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.num_positions = num_positions
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if missing:
+            raise UserError(f"the text tokenizer lacks {missing}; add them with mllm.text_tokenizer.add_special_tokens")
+        self.special_ids: dict[str, int] = {token: vocabulary[token] for token in SPECIAL_TOKENS}
+
+    # ---- records
+
+    def encode_record(self, messages: Iterable[Mapping[str, Any]]) -> EncodedRecord:
+        """A conversation for training: ids, labels (targets are the assistant's turns) and images.
+
+        Raises:
+            UserError: the conversation is malformed, or an image is missing, broken or of the wrong size.
+        """
+        return self.encode_segments(render(messages))
+
+    def encode_segments(self, segments: Sequence[Segment]) -> EncodedRecord:
+        """The ids of rendered segments, with the mask of targets built at the same time."""
+        ids: list[int] = []
+        labels: list[int] = []
+        images: list[Image.Image | CachedCodes] = []
+        for segment in segments:
+            piece = self._segment_ids(segment)
+            ids.extend(piece)
+            labels.extend(piece if segment.is_target else [IGNORE] * len(piece))
+            if segment.image is not None:
+                images.append(self._image(segment.image))
+        return EncodedRecord(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), images)
+
+    def collate(
+        self, records: Sequence[EncodedRecord], padding_side: str = "right", with_labels: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """A batch for the model: input_ids, attention_mask, labels (B, L) and the images of all records.
+
+        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes` (I, P, D)
+        int64. Pad on the right for training, on the left for generation.
+
+        Raises:
+            UserError: the batch mixes images and cached codes, or is empty.
+        """
+        if not records:
+            raise UserError("an empty batch has nothing to collate")
+        length = max(len(record) for record in records)
+        shape = (len(records), length)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORE, dtype=torch.long)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for row, record in enumerate(records):
+            start = 0 if padding_side == "right" else length - len(record)
+            place = slice(start, start + len(record))
+            input_ids[row, place] = torch.from_numpy(record.input_ids)
+            labels[row, place] = torch.from_numpy(record.labels)
+            attention_mask[row, place] = 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if with_labels:
+            batch["labels"] = labels
+        return batch | self._collate_images([image for record in records for image in record.images])
+
+    # ---- generation
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation, or a list of them, as model inputs (left-padded), or as text with `tokenize=False`.
+
+        The template is fixed (see `mllm.conversation`), `chat_template` must stay None. Returns a BatchFeature with
+        input_ids, attention_mask and pixel_values or cached codes; with `return_dict=False` only the ids.
+
+        Raises:
+            UserError: the conversation is malformed, an image cannot be read, or the template was to be replaced.
+        """
+        if chat_template is not None:
+            raise UserError("DualToken's conversation template is fixed; leave chat_template out")
+        conversations = [conversation] if _is_single(conversation) else list(conversation)
+        rendered = [render(messages, add_generation_prompt) for messages in conversations]
+        if continue_final_message:
+            rendered = [continue_last_message(segments) for segments in rendered]
+        if not tokenize:
+            texts = ["".join(map(_segment_text, segments)) for segments in rendered]
+            return texts[0] if _is_single(conversation) else texts
+        records = [self.encode_segments(segments) for segments in rendered]
+        batch = BatchFeature(self.collate(records, padding_side="left", with_labels=False))
+        if return_tensors is None:
+            batch = BatchFeature({key: value.tolist() for key, value in batch.items()})
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self, text: str | Sequence[str] | None = None, images: Any = None, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Bare prompts: each text (with its images before it) becomes one user turn for the model to answer.
+
+        `images` for one text: an image or a list; for several texts: one image or list of images per text.
+        """
+        texts = [text] if text is None or isinstance(text, str) else list(text)
+        given = [images] if text is None or isinstance(text, str) else list(images or [None] * len(texts))
+        if len(given) != len(texts):
+            raise UserError(f"{len(texts)} texts but images for {len(given)}; give one entry per text")
+        conversations = [_user_turn(*pair) for pair in zip(texts, given, strict=True)]
+        return self.apply_chat_template(conversations, add_generation_prompt=True, return_tensors=return_tensors)
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Generated ids (B, L) to texts, or with `generation_mode="image"` decoded pixels (B, 3, S, S) to PIL images."""
+        if generation_mode in (None, "text"):
+            return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
+        if generation_mode == "image":
+            return self.image_processor.to_images(generated_outputs)
+        raise UserError(f"generation_mode is {generation_mode!r}; allowed: text, image")
+
+    # ---- parts
+
+    def _segment_ids(self, segment: Segment) -> list[int]:
+        if segment.special is not None:
+            return [self.special_ids[segment.special]]
+        if segment.text is not None:
+            return encode_text(self.tokenizer, segment.text)
+        return [self.special_ids[IMAGE]] * self.num_positions
+
+    def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
+        if not has_cached_codes(part):
+            return load_image(part["image"])
+        return CachedCodes(*(self._codes(name, part[name]) for name in ("pixel_codes", "semantic_codes")))
+
+    def _codes(self, name: str, codes: Any) -> NDArray[Any]:
+        """(H, W, D) or (P, D) codes as (P, D)."""
+        array = np.asarray(codes)
+        if array.ndim not in (2, 3) or array.dtype.kind not in "iu":
+            raise UserError(f"{name} must be integers of shape (H, W, D) or (P, D), not {array.dtype} {array.shape}")
+        array = array.reshape(-1, array.shape[-1])
+        if array.shape[0] != self.num_positions:
+            raise UserError(
+                f"{name} has {array.shape[0]} positions, the model {self.num_positions}; cache the codes with its own "
+                "visual tokenizer"
+            )
+        return array
+
+    def _collate_images(self, images: Sequence[Image.Image | CachedCodes]) -> dict[str, torch.Tensor]:
+        cached = [image for image in images if isinstance(image, CachedCodes)]
+        raw = [image for image in images if not isinstance(image, CachedCodes)]
+        if cached and raw:
+            raise UserError("a batch mixes images and cached codes; cache all of them or none")
+        if cached:
+            return {
+                "pixel_codes": torch.from_numpy(np.stack([image.pixel for image in cached]).astype(np.int64)),
+                "semantic_codes": torch.from_numpy(np.stack([image.semantic for image in cached]).astype(np.int64)),
+            }
+        if raw:
+            return {"pixel_values": self.image_processor(raw, return_tensors="pt")["pixel_values"]}
+        return {}
+
+
+def _is_single(conversation: Sequence[Any]) -> bool:
+    """Whether this is one conversation (a list of messages) and not a list of conversations."""
+    return not conversation or isinstance(conversation[0], Mapping)
+
+
+def _user_turn(text: str | None, images: Any) -> list[Message]:
+    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if text is not None:
+        parts.append({"type": "text", "text": text})
+    return normalise_messages([{"role": "user", "content": parts}])
+
+
+def _segment_text(segment: Segment) -> str:
+    if segment.special is not None:
+        return segment.special
+    return IMAGE if segment.text is None else segment.text
+
+

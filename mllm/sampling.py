@@ -1,0 +1,107 @@
+"""Choosing codes from logits: guidance, truncation, and one random stream per image.
+
+Shapes: R images side by side, N codes, D depths.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..tokenizer.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageSamplingOptions:
+    """How the codes of an image are drawn.
+
+    Args:
+        guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling and
+            leaves the unconditional branch out, 0.0 ignores the prompt.
+        temperature: divides the logits; 0.0 takes the most likely code.
+        top_k: draw from the k most likely codes; 0 draws from all.
+        top_p: draw from the fewest codes that together have this probability; 1.0 draws from all.
+        truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0 tends to
+            blank images: an object's onset is rarely among the most likely codes.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    truncate_from_level: int = 0
+
+    def __post_init__(self) -> None:
+        _require("guidance_scale", self.guidance_scale, 0.0 <= self.guidance_scale < math.inf, "a number >= 0")
+        _require("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "a number >= 0")
+        _require("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number >= 0 (0: all)")
+        _require("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
+        _require("truncate_from_level", self.truncate_from_level, self.truncate_from_level >= 0, "0 or more")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch is needed."""
+        return self.guidance_scale != 1.0
+
+    def truncates(self, level: int) -> bool:
+        """Whether top_k or top_p act at this depth."""
+        return level >= self.truncate_from_level and (self.top_k > 0 or self.top_p < 1.0)
+
+
+def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> Tensor:
+    """The random numbers of one image: (positions, codes) uniform in [0, 1), fp64, on the CPU.
+
+    They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so image i of
+    seed s is the same wherever and beside whatever it is drawn.
+    """
+    stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator().manual_seed(stream)
+    return torch.rand(positions, codes, dtype=torch.float64, generator=generator)
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: (2R, N) logits, conditional rows first -> (R, N) of u + s (c - u)."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set all but the likeliest codes to -inf: (R, N) -> (R, N). The most likely code always stays."""
+    if top_k > 0:
+        smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        # A code is dropped when those before it already reach top_p.
+        dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits
+
+
+def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, level: int) -> Tensor:
+    """One code per image: (R, N) guided logits of depth `level` and (R,) uniforms -> (R,) int64.
+
+    Inverse-CDF sampling: one random number per code and no transfer to the host.
+    """
+    logits = logits.float()
+    if options.temperature == 0.0:
+        return logits.argmax(dim=-1)
+    logits = logits / options.temperature
+    if options.truncates(level):
+        logits = truncate(logits, options.top_k, options.top_p)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability above 0.
+    threshold = torch.minimum(uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total)))
+    return (cumulative <= threshold).sum(dim=-1)
+
+
+def _require(name: str, value: object, fits: bool, allowed: str) -> None:
+    if not fits:
+        raise UserError(f"{name} is {value}; it must be {allowed}")

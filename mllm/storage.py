@@ -1,0 +1,134 @@
+"""One folder, one call: how the unified model is saved and loaded together with its visual tokenizer."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..tokenizer import DualTokenizer
+from ..tokenizer.errors import UserError
+
+VISUAL_TOKENIZER_FOLDER = "visual_tokenizer"
+
+
+class DualTokenStorageMixin:
+    """Holding, saving and loading of `visual_tokenizer`, mixed into the model in front of `PreTrainedModel`."""
+
+    @property
+    def visual_tokenizer(self) -> DualTokenizer | None:
+        """The frozen visual tokenizer, or None for a model loaded for cached codes only."""
+        return self.__dict__["_visual_tokenizer"]
+
+    def require_visual_tokenizer(self) -> DualTokenizer:
+        """The visual tokenizer; raises UserError when the model was loaded without."""
+        if self.visual_tokenizer is None:
+            raise UserError(
+                "this needs the visual tokenizer, and the model was built without one; load it with "
+                "from_pretrained(folder) of a complete model folder, or pass cached codes"
+            )
+        return self.visual_tokenizer
+
+    def attach_visual_tokenizer(self, visual_tokenizer: DualTokenizer) -> None:
+        """Freeze and hold `visual_tokenizer`, and copy its codebooks into the model; errors as `copy_codebooks`."""
+        self.copy_codebooks(visual_tokenizer)
+        visual_tokenizer = visual_tokenizer.float().eval().requires_grad_(False)
+        self._hold_visual_tokenizer(visual_tokenizer.to(self.device))  # type: ignore[attr-defined]
+
+    def detach_visual_tokenizer(self) -> None:
+        """Let go of the visual tokenizer: the codebooks stay, so training on cached codes needs nothing else."""
+        self._hold_visual_tokenizer(None)
+
+    def copy_codebooks(self, visual_tokenizer: DualTokenizer) -> None:
+        """Copy the code vectors of both quantizers.
+
+        Raises:
+            UserError: grid or codebooks do not have the sizes of this model's configuration.
+        """
+        config: Any = self.config  # type: ignore[attr-defined]
+        if list(visual_tokenizer.config.grid_size) != list(config.grid_size):
+            raise UserError(
+                f"the visual tokenizer has a grid of {tuple(visual_tokenizer.config.grid_size)} positions, "
+                f"the model one of {tuple(config.grid_size)}; use the tokenizer that the model was built with"
+            )
+        for name in ("pixel", "semantic"):
+            vectors = getattr(visual_tokenizer, f"{name}_quantizer").codebook_tensor()
+            codebook = getattr(self, f"{name}_codebook")
+            if vectors.shape != codebook.vectors.shape:
+                raise UserError(
+                    f"the visual tokenizer's {name} codebook is {tuple(vectors.shape)} (tables, codes, dimension), the "
+                    f"model's {tuple(codebook.vectors.shape)}; use the tokenizer that the model was built with"
+                )
+            codebook.assign(vectors)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """Save config.json, model*.safetensors and, when there is one, `visual_tokenizer/`."""
+        result = super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        # safetensors makes its files private; a saved model is meant to be read like any other file.
+        for weights in Path(save_directory).glob("*.safetensors"):
+            weights.chmod(0o666 & ~_umask())
+        if self.visual_tokenizer is not None and kwargs.get("is_main_process", True):
+            self.visual_tokenizer.save_pretrained(Path(save_directory) / VISUAL_TOKENIZER_FOLDER)
+        return result
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, load_visual_tokenizer: bool = True, **kwargs: Any
+    ) -> Any:
+        """Load a saved model with its visual tokenizer.
+
+        Args:
+            load_visual_tokenizer: False saves its memory where only cached codes are used (training).
+
+        Raises:
+            UserError: parameters missing from the folder or not belonging to the model (it never loads in part), or
+                no visual tokenizer where one was asked for.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        refuse_partial_load(str(pretrained_model_name_or_path), info)
+        if load_visual_tokenizer:
+            model.attach_visual_tokenizer(_load_visual_tokenizer(pretrained_model_name_or_path, kwargs))
+        return (model, info) if with_info else model
+
+    def _hold_visual_tokenizer(self, visual_tokenizer: DualTokenizer | None) -> None:
+        # Past nn.Module's registration: no parameter of ours, no key of our state dict, untouched by train().
+        self.__dict__["_visual_tokenizer"] = visual_tokenizer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)  # type: ignore[misc]
+        if self.visual_tokenizer is not None:
+            self.visual_tokenizer.to(device=self.device)  # type: ignore[attr-defined]
+        return result
+
+
+def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
+    """Raise UserError when a checkpoint did not hold exactly the model's parameters."""
+    for key, meaning in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown"), ("mismatched_keys", "misfits")):
+        found = sorted(str(entry) for entry in info.get(key) or ())
+        if found:
+            some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+            raise UserError(f"{name} {meaning} {len(found)} parameters ({some}); it is not a model saved by DualToken")
+
+
+def _load_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> DualTokenizer:
+    folder = Path(str(source)) / VISUAL_TOKENIZER_FOLDER
+    if folder.is_dir():
+        return DualTokenizer.from_pretrained(folder)
+    if Path(str(source)).is_dir():
+        raise UserError(
+            f"{source} has no folder {VISUAL_TOKENIZER_FOLDER}/; for cached codes only, load with "
+            "load_visual_tokenizer=False"
+        )
+    passed = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs}
+    return DualTokenizer.from_pretrained(source, subfolder=VISUAL_TOKENIZER_FOLDER, **passed)
+
+
+def _umask() -> int:
+    """The process's umask (it can only be read by setting it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,124 @@
+"""From codes to LLM inputs: frozen codebooks and the two projectors (DualToken, arXiv 2503.14324, section 3.3).
+
+Shapes: I images, P visual positions of an image, D depths, N codes, C code dimension, H hidden size of the LLM.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+
+class FrozenCodebook(nn.Module):
+    """The code vectors of one residual quantizer, held in fp32 whatever the dtype of the model around them.
+
+    `vectors` is (K, N, C) with K = 1 when all depths share one table, else K = D. They are buffers: never trained,
+    saved with the model, and equal to the visual tokenizer's bit by bit. `scale` (one over their root mean square)
+    brings any tokenizer's features to unit size before a learned layer sees them.
+    """
+
+    vectors: Tensor
+    scale: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, depth: int, shared_codebook: bool) -> None:
+        super().__init__()
+        self.num_codes, self.code_dim, self.depth = num_codes, code_dim, depth
+        self.register_buffer("vectors", torch.zeros(1 if shared_codebook else depth, num_codes, code_dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def assign(self, vectors: Tensor) -> None:
+        """Copy the quantizer's `codebook_tensor()`; raises ValueError for another shape."""
+        if vectors.shape != self.vectors.shape:
+            raise ValueError(f"the codebook is {tuple(vectors.shape)}, the configuration says {tuple(self.vectors.shape)}")
+        self.vectors.copy_(vectors)
+        rms = self.vectors.square().mean().sqrt()
+        self.scale.copy_(torch.where(rms > 0, 1.0 / rms, torch.ones_like(rms)))
+
+    def embed_per_depth(self, codes: Tensor) -> Tensor:
+        """Scaled code vectors: (..., D) -> (..., D, C). With fewer than D codes given, those of the first depths."""
+        tables = self.vectors.shape[0]
+        if tables > 1:
+            codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.num_codes
+        return nn.functional.embedding(codes, self.vectors.flatten(0, 1)) * self.scale
+
+    def embed_depth(self, codes: Tensor, depth: int) -> Tensor:
+        """Scaled vectors of one depth's codes: (...) -> (..., C)."""
+        table = self.vectors[depth if self.vectors.shape[0] > 1 else 0]
+        return nn.functional.embedding(codes, table) * self.scale
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Sum of the code vectors over depth, the quantized feature (scaled): (..., D) -> (..., C)."""
+        return self.embed_per_depth(codes).sum(dim=-2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
+        # Follows the model to its device but not to its dtype: `model.to(bfloat16)` must not round the codes.
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(device=after.device))
+        return self
+
+
+class CodeProjector(nn.Module):
+    """Two-layer MLP from a quantized feature to half an LLM embedding: (..., C) -> (..., width)."""
+
+    def __init__(self, code_dim: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(code_dim, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(features.to(self.fc1.weight.dtype))))
+
+    def reset(self, std: float) -> None:
+        """Outputs of about `std` for unit inputs, the size of the LLM's own embeddings."""
+        init.normal_(self.fc1.weight, std=self.fc1.in_features**-0.5)
+        # 0.65 is about the root mean square of GELU of a unit normal.
+        init.normal_(self.fc2.weight, std=std / (0.65 * self.fc2.in_features**0.5))
+        init.zeros_(self.fc1.bias)
+        init.zeros_(self.fc2.bias)
+
+
+class GridPosition(nn.Module):
+    """Learned row plus column embedding of a visual position, zero-initialised."""
+
+    def __init__(self, rows: int, columns: int, hidden_size: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.row = nn.Embedding(rows, hidden_size)
+        self.column = nn.Embedding(columns, hidden_size)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Position index within its image in raster order: (...) -> (..., H)."""
+        return self.row(positions // self.columns) + self.column(positions % self.columns)
+
+    def reset(self) -> None:
+        init.zeros_(self.row.weight)
+        init.zeros_(self.column.weight)
+
+
+class VisualEmbedding(nn.Module):
+    """One LLM embedding per visual position: pixel half and semantic half, concatenated along the embedding."""
+
+    def __init__(
+        self,
+        pixel_dim: int,
+        semantic_dim: int,
+        hidden_size: int,
+        grid_size: tuple[int, int],
+        learned_position: bool,
+    ) -> None:
+        super().__init__()
+        pixel_width = hidden_size // 2
+        self.pixel = CodeProjector(pixel_dim, pixel_width)
+        self.semantic = CodeProjector(semantic_dim, hidden_size - pixel_width)
+        self.position = GridPosition(*grid_size, hidden_size) if learned_position else None
+
+    def forward(self, pixel_features: Tensor, semantic_features: Tensor, positions: Tensor) -> Tensor:
+        """(..., C) quantized features of both branches and (...) position indices -> (..., H)."""
+        embedding = torch.cat([self.pixel(pixel_features), self.semantic(semantic_features)], dim=-1)
+        return embedding if self.position is None else embedding + self.position(positions)

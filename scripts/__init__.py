@@ -1,0 +1,1 @@
+"""The commands of `dualtoken …`, one thin file each; cli.py finds and runs them."""

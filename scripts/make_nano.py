@@ -1,0 +1,152 @@
+"""Make the nano model from data to folder: prepare, train in three steps, evaluate, write the model card.
+
+Every step is skipped when its result is there, and an interrupted training goes on from its newest checkpoint, so the
+command can simply be started again.
+
+Example:
+  python -m dualtoken.scripts.make_nano --data data --runs runs/nano --output pretrained/nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_folder
+
+RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
+VOCABULARY = 2048
+
+# Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
+DATA: dict[str, list[str]] = {
+    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "40000", "--seed", "1", "--workers", "2"],
+    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "24000", "--seed", "2", "--workers", "2"],
+    "easyvqa": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "vqa"],
+    "easyvqa_t2i": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "t2i"],
+    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64"],
+    "emoji": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "vqa", "--max-image-size", "64"],
+    "emoji_t2i": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "t2i", "--max-image-size", "64"],
+    "clothing": ["labels", "--input", "INPUT/clothing_128.zip", "--max-image-size", "64", "--source", "clothing-dataset-small"],
+    "caltech": ["labels", "--input", "INPUT/caltech101_128.zip", "--max-image-size", "64", "--source", "Caltech-101"],
+}
+TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "easyvqa_t2i", "nlvr", "emoji", "emoji_t2i", "clothing")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that makes `result`; it is done when `result` exists."""
+
+    name: str
+    result: Path
+    make: Callable[[], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="working folder (default: runs/nano)")
+    parser.add_argument("--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano")
+    parser.add_argument("--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model)")
+
+
+def run(args: argparse.Namespace) -> int:
+    steps = [*_data_steps(args), _text_step(args), _train_step(args, "contrastive"), _train_step(args, "tokenizer")]
+    steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args)]
+    known = list(dict.fromkeys(step.name for step in steps))
+    if args.until and args.until not in known:
+        raise UserError(f"--until {args.until}: unknown step; allowed are {', '.join(known)}")
+    for step in steps:
+        if step.result.exists():
+            print(f"{step.name}: {step.result} is there", flush=True)
+        elif not args.until or known.index(step.name) <= known.index(args.until):
+            print(f"{step.name}: making {step.result}", flush=True)
+            step.make()
+    return 0
+
+
+def _dualtoken(*arguments: str) -> None:
+    command = [sys.executable, "-m", "dualtoken.scripts.cli", *arguments]
+    status = subprocess.run(command).returncode
+    if status:
+        raise UserError(f"'dualtoken {' '.join(arguments)}' ended with status {status}; see its message above")
+
+
+def _data_steps(args: argparse.Namespace) -> list[Step]:
+    def prepare(name: str) -> Callable[[], None]:
+        arguments = [word.replace("INPUT", str(args.data)) for word in DATA[name]]
+        return lambda: _dualtoken("prepare", *arguments, "--output", str(args.runs / "data" / name))
+
+    return [Step("data", args.runs / "data" / name, prepare(name)) for name in DATA]
+
+
+def _text_step(args: argparse.Namespace) -> Step:
+    folder = args.runs / "text_tokenizer"
+
+    def make() -> None:
+        from itertools import chain, islice
+
+        from ..data_pipelines.shards import ShardDataset
+        from ..mllm import train_text_tokenizer
+
+        # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole sentences.
+        sources = [ShardDataset(args.runs / "data" / name) for name in DATA]
+        with atomic_folder(folder) as partial:
+            train_text_tokenizer(chain.from_iterable(islice(s.texts(), 20_000) for s in sources), VOCABULARY, partial)
+
+    return Step("text", folder, make)
+
+
+def _train_step(args: argparse.Namespace, name: str) -> Step:
+    recipe = RECIPES / f"nano_{name}.yaml"
+    return Step(name, args.runs / name / "model", lambda: _dualtoken("train", str(recipe), *_moved(args, name)))
+
+
+def _moved(args: argparse.Namespace, name: str) -> list[str]:
+    """Overrides that move a recipe's paths from runs/nano to `--runs`."""
+    import yaml
+
+    if args.runs == Path("runs/nano"):
+        return []
+    recipe = yaml.safe_load((RECIPES / f"nano_{name}.yaml").read_text())
+    moved = {"output": recipe["output"]}
+    moved |= {f"data.sources.{key}.path": source["path"] for key, source in recipe["data"]["sources"].items()}
+    moved |= {
+        f"{name}.{key}": value
+        for key, value in recipe[name].items()
+        if isinstance(value, str) and value.startswith("runs/nano")
+    }
+    return [w for key, value in moved.items() for w in (f"--{key}", value.replace("runs/nano", str(args.runs), 1))]
+
+
+def _code_steps(args: argparse.Namespace) -> list[Step]:
+    def tokenize(name: str) -> Callable[[], None]:
+        return lambda: _dualtoken(
+            "tokenize",
+            *("--tokenizer", str(args.runs / "tokenizer" / "model")),
+            *("--input", str(args.runs / "data" / name), "--output", str(args.runs / "codes" / name)),
+        )
+
+    return [Step("codes", args.runs / "codes" / name, tokenize(name)) for name in TOKENIZED]
+
+
+def _model_step(args: argparse.Namespace) -> Step:
+    def make() -> None:
+        import torch
+
+        from ..mllm import DualTokenForConditionalGeneration, DualTokenProcessor, save_model
+
+        trained = args.runs / "mllm" / "model"
+        model = DualTokenForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
+        save_model(model, DualTokenProcessor.from_pretrained(trained), args.output)
+
+    return Step("model", args.output, make)
+
+
+if __name__ == "__main__":
+    from .cli import run_module
+
+    sys.exit(run_module("make_nano", "make_nano", sys.argv[1:]))

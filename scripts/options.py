@@ -1,0 +1,101 @@
+"""The options that several commands share: which model, which device, and checks of single values."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from ..mllm import DualTokenPipeline
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """`--model`: the small model of the package, a folder, or a hub id."""
+    parser.add_argument(
+        "--model",
+        default="nano",
+        help="nano (comes with the package), a model's folder, or a hub id (default: nano)",
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device auto|cpu|cuda|mps`."""
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="auto takes cuda, then mps, then cpu (default: auto)",
+    )
+
+
+def resolve_device(name: str) -> str:
+    """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if present[device])
+    if not present[name]:
+        usable = ", ".join(device for device, there in present.items() if there)
+        raise UserError(f"--device {name}: torch finds no such device; use --device auto or one of: {usable}")
+    return name
+
+
+def load_pipeline(model: str, device: str) -> "DualTokenPipeline":
+    """The model named by `--model`, on an already resolved device."""
+    from ..mllm import DualTokenPipeline
+
+    return DualTokenPipeline.from_pretrained(model, device=device)
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small, the least is {minimum}")
+        return value
+
+    return parse
+
+
+def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: a number from `minimum` to `maximum`, both allowed."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not minimum <= value <= maximum:  # also refuses nan
+            bound = f"{minimum:g} or more" if maximum == float("inf") else f"from {minimum:g} to {maximum:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range, allowed is {bound}")
+        return value
+
+    return parse
+
+
+def text_argument(value: str, option: str) -> str:
+    """The text of an option without surrounding white space. UserError if nothing is left."""
+    stripped = value.strip()
+    if not stripped:
+        raise UserError(f"{option} is empty; say in words what is wanted")
+    return stripped
+
+
+def png_path(value: str, option: str) -> Path:
+    """A path to write a PNG to. UserError for another suffix or an existing folder."""
+    path = Path(value)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{option} {value}: pictures are written as PNG, so the name must end in .png")
+    if path.is_dir():
+        raise UserError(f"{option} {value} is a folder; name a file")
+    return path

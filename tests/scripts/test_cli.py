@@ -1,0 +1,146 @@
+"""The command line itself: the table of commands, exit statuses, how errors are told."""
+
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from dualtoken import __version__
+from dualtoken.scripts import cli
+from dualtoken.tokenizer.errors import UserError
+
+
+def fake_command(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    """Enter a command `fake` whose run(args) is `run`."""
+    module = types.ModuleType("dualtoken.scripts.fake", "Does nothing.\n\nExample:\n  dualtoken fake --size 3\n")
+    module.add_arguments = lambda parser: parser.add_argument("--size", type=int, default=1, help="a size")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "dualtoken.scripts.fake", module)
+    monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command("fake", "nothing"))
+
+
+def raising(error: BaseException):
+    def run(args):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command(argv, capsys):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dualtoken {__version__}\n"
+
+
+def test_without_a_command_the_help_goes_to_stderr(capsys):
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: dualtoken COMMAND" in captured.err
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from dualtoken.scripts.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_help_with_an_example(name, capsys):
+    module = importlib.import_module(f"dualtoken.scripts.{cli.COMMANDS[name].module}")
+    assert callable(module.add_arguments)
+    assert callable(module.run)
+    with pytest.raises(SystemExit) as stopped:
+        cli.command_parser(module, f"dualtoken {name}").parse_args(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "xample" in out
+    assert f"dualtoken {name} " in out
+
+
+def test_unknown_command_is_one_line_with_the_nearest_name(capsys):
+    assert cli.main(["smaple"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("dualtoken: error: unknown command 'smaple'; did you mean 'sample'?")
+
+
+def test_unknown_command_without_a_near_name(capsys):
+    assert cli.main(["qqqq"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean" not in err
+    assert "sample" in err
+
+
+def test_the_status_of_run_is_the_exit_status(monkeypatch):
+    seen = []
+    fake_command(monkeypatch, lambda args: seen.append(args.size))
+    assert cli.main(["fake", "--size", "7"]) == 0
+    assert seen == [7]
+    fake_command(monkeypatch, lambda args: 1)
+    assert cli.main(["fake"]) == 1
+
+
+@pytest.mark.parametrize("argv", [["fake", "--size", "big"], ["fake", "--sise", "3"], ["fake", "surplus"]])
+def test_a_wrong_option_is_one_line(argv, monkeypatch, capsys):
+    fake_command(monkeypatch, lambda args: 0)
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dualtoken fake: error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_users_mistake_is_one_line_even_if_its_text_has_several(monkeypatch, capsys):
+    fake_command(monkeypatch, raising(UserError("size 3 is odd;\n  give an even one")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == "dualtoken fake: error: size 3 is odd; give an even one\n"
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    fake_command(monkeypatch, raising(ModuleNotFoundError("No module named 'skimage.metrics'", name="skimage.metrics")))
+    assert cli.main(["fake"]) == 2
+    assert "pip install 'dualtoken[eval]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), ModuleNotFoundError("No module named 'x'", name="x")])
+def test_other_errors_show_their_traceback(error, monkeypatch, capsys):
+    fake_command(monkeypatch, raising(error))
+    assert cli.main(["fake"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_mismatched_torchvision_is_told_in_one_line(monkeypatch, capsys):
+    fake_command(monkeypatch, raising(RuntimeError("operator torchvision::nms does not exist")))
+    assert cli.main(["fake"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "torchvision" in err
+
+
+def test_interrupting_gives_130(monkeypatch, capsys):
+    fake_command(monkeypatch, raising(KeyboardInterrupt()))
+    assert cli.main(["fake"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", sorted({command.module for command in cli.COMMANDS.values()}))
+def test_python_m_runs_the_same_command(module):
+    name = next(name for name, command in cli.COMMANDS.items() if command.module == module)
+    done = subprocess.run(
+        [sys.executable, "-m", f"dualtoken.scripts.{module}", "--no-such-option"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"dualtoken {name}: error: "), done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,31 @@
+"""The dual visual tokenizer: images to pixel and semantic codes, and pixel codes back to images."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+from .errors import UserError
+from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
+from .processing import DualTokenizerImageProcessor, load_image
+from .residual_vq import CodebookUsage, QuantizerOutput, ResidualQuantizer
+
+# exist_ok: a test runner may import the package a second time under another name.
+AutoConfig.register(DualTokenizerConfig.model_type, DualTokenizerConfig, exist_ok=True)
+AutoModel.register(DualTokenizerConfig, DualTokenizer, exist_ok=True)
+AutoImageProcessor.register(DualTokenizerConfig, DualTokenizerImageProcessor, exist_ok=True)
+
+__all__ = [
+    "CodebookUsage",
+    "DecoderConfig",
+    "DualTokenizer",
+    "DualTokenizerConfig",
+    "DualTokenizerImageProcessor",
+    "DualTokenizerOutput",
+    "QuantizerConfig",
+    "QuantizerOutput",
+    "ResidualQuantizer",
+    "UserError",
+    "VisualCodes",
+    "load_image",
+]

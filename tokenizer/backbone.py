@@ -1,0 +1,43 @@
+"""SigLIP whose vision encoder can be entered and left at any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from transformers import SiglipModel
+
+
+class TappedSiglip(SiglipModel):
+    """SiglipModel (same weights, same names) with the vision encoder opened up.
+
+    Works with every `attn_implementation` of transformers and with its gradient checkpointing: layers are
+    called one by one, so nothing outside an encoder layer, in particular no quantizer, is ever recomputed.
+    """
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> patch embeddings with positions (B, N, hidden)."""
+        return self.vision_model.embeddings(pixel_values)
+
+    def run_layers(self, hidden: Tensor, start: int, stop: int) -> list[Tensor]:
+        """Apply encoder layers start+1 ... stop to (B, N, hidden); return the output of each, in order."""
+        outputs: list[Tensor] = []
+        for layer in self._layers(start, stop):
+            # transformers < 5 returned a tuple here; on a tensor [0] would silently take the first image.
+            hidden = layer(hidden, attention_mask=None)
+            outputs.append(hidden)
+        return outputs
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Last hidden states (B, N, hidden) -> pooled image embedding (B, hidden), not normalised."""
+        return self.vision_model.head(self.vision_model.post_layernorm(hidden))
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> text embedding (B, E), not normalised.
+
+        SigLIP reads the last position and attends to padding: pad to the full text length, with no mask.
+        """
+        return self.text_model(input_ids=input_ids).pooler_output
+
+    def _layers(self, start: int, stop: int) -> Iterable:
+        return self.vision_model.encoder.layers[start:stop]

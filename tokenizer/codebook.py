@@ -1,0 +1,175 @@
+"""Codebooks trained by exponential moving averages: search, statistics, update, restart, k-means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+# The distances of a chunk of vectors to all codes hold at most this many numbers (64 MB in fp32).
+MAX_DISTANCES = 2**24
+SMOOTHING = 1e-5
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def exact_matmul(device: torch.device) -> Iterator[None]:
+    """Full fp32 products on this device, whatever precision (TF32) the program chose for the rest."""
+    if device.type != "cuda":
+        yield
+        return
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code of each vector; the lowest index wins a tie.
+
+    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. Memory is bounded by MAX_DISTANCES.
+    """
+    squares = codebook.square().sum(dim=1)
+    rows = max(1, MAX_DISTANCES // codebook.shape[0])
+    with exact_matmul(vectors.device):
+        found = [
+            torch.addmm(squares, chunk, codebook.t(), alpha=-2.0).argmin(dim=1)
+            for chunk in vectors.split(rows)
+        ]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
+    """Lloyd's k-means: (M, C) fp32 -> centres (num_codes, C).
+
+    Starts from random vectors; a centre that loses all its vectors moves to a random one. The result depends
+    on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
+    """
+    vectors = _at_least(vectors, num_codes, generator)
+    start = torch.randperm(len(vectors), generator=generator, device=generator.device)[:num_codes]
+    centres = vectors[start.to(vectors.device)]
+    for _ in range(iterations):
+        centres = lloyd_step(vectors, centres, generator)
+    return centres
+
+
+def lloyd_step(vectors: Tensor, centres: Tensor, generator: torch.Generator) -> Tensor:
+    """One assignment and averaging; empty centres are redrawn from the vectors."""
+    counts, sums = count_and_sum(vectors, nearest_codes(vectors, centres), len(centres))
+    draw = torch.randint(len(vectors), (len(centres),), generator=generator, device=generator.device)
+    means = sums / counts.clamp(min=1).unsqueeze(1)
+    return torch.where((counts > 0).unsqueeze(1), means, vectors[draw.to(vectors.device)])
+
+
+def count_and_sum(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """How many vectors (M, C) chose each code (M,): (num_codes,), and their sums (num_codes, C), in fp32."""
+    counts = torch.bincount(codes, minlength=num_codes).to(torch.float32)
+    sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
+    return counts, sums
+
+
+def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Repeat vectors with noise of 1 % of their spread until there are `count` of them."""
+    if len(vectors) >= count:
+        return vectors
+    repeats = -(-count // len(vectors))
+    tiled = vectors.repeat(repeats, 1)
+    noise = torch.randn(tiled.shape, generator=generator, device=generator.device).to(tiled.device)
+    noise[: len(vectors)] = 0.0
+    return tiled + 0.01 * vectors.std(unbiased=False).clamp(min=1e-3) * noise
+
+
+class EmaCodebooks(nn.Module):
+    """K codebooks of N vectors with the moving counts and sums that train them.
+
+    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), all fp32 for ever: `.to(bfloat16)` moves them
+    to another device only, because codes chosen in less precision differ. num_updates () int64 counts the
+    calls of `update`.
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+    num_updates: Tensor
+
+    def __init__(self, num_books: int, num_codes: int, code_dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        shape = (num_books, num_codes, code_dim)
+        self.register_buffer("vectors", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("counts", torch.empty(shape[:2], dtype=torch.float32))
+        self.register_buffer("sums", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        # A copy of num_updates on the host saves waiting for the GPU each step; None: read the buffer first.
+        self._host_updates: int | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random vectors, each with a moving count of one."""
+        torch.nn.init.uniform_(self.vectors, -1.0, 1.0)
+        self.vectors.div_(self.vectors.shape[-1] ** 0.5)
+        self.assign(self.vectors)
+        torch.nn.init.zeros_(self.num_updates)
+        self._host_updates = None
+
+    @torch.no_grad()
+    def assign(self, vectors: Tensor) -> None:
+        """Set the vectors (K, N, C) and make the statistics agree: counts 1, sums = vectors."""
+        self.vectors.copy_(vectors)
+        self.sums.copy_(vectors)
+        torch.nn.init.ones_(self.counts)
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, sums: Tensor, books: slice = slice(None)) -> None:
+        """Move the chosen books by this step's counts (K, N) and sums (K, N, C), summed over processes.
+
+        N = sum of counts; vector = sums / (N (count + eps) / (N + num_codes eps)), as VQ-VAE trains.
+        """
+        ema_counts, ema_sums = self.counts[books], self.sums[books]
+        ema_counts.mul_(self.decay).add_(counts, alpha=1.0 - self.decay)
+        ema_sums.mul_(self.decay).add_(sums, alpha=1.0 - self.decay)
+        total = ema_counts.sum(dim=1, keepdim=True)
+        smoothed = total * (ema_counts + SMOOTHING) / (total + ema_counts.shape[1] * SMOOTHING)
+        self.vectors[books] = ema_sums / smoothed.unsqueeze(-1)
+
+    @torch.no_grad()
+    def restart(self, candidates: Tensor, threshold: float) -> None:
+        """Replace codes whose moving count is below threshold x mean by candidates (K, N, C).
+
+        The candidates are the same on all processes. Counts and sums start anew with them, at twice the
+        threshold: a restarted code that stays unused may be replaced again after ln 2 / (1 - decay) updates.
+        """
+        limit = threshold * self.counts.mean(dim=1, keepdim=True)
+        unused = self.counts < limit
+        self.counts.copy_(torch.where(unused, 2.0 * limit, self.counts))
+        chosen = unused.unsqueeze(-1)
+        self.vectors.copy_(torch.where(chosen, candidates, self.vectors))
+        self.sums.copy_(torch.where(chosen, candidates * self.counts.unsqueeze(-1), self.sums))
+
+    def count_update(self) -> int:
+        """Add one to the number of updates and return it."""
+        if self._host_updates is None:
+            self._host_updates = int(self.num_updates)
+        self._host_updates += 1
+        self.num_updates.add_(1)
+        return self._host_updates
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmaCodebooks:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._host_updates = None

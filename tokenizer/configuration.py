@@ -1,0 +1,235 @@
+"""Configuration of the dual tokenizer: backbone, layer taps, two quantizers, pixel decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from transformers import PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
+
+from .errors import UserError
+
+Settings = TypeVar("Settings", bound="QuantizerConfig | DecoderConfig")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """One residual quantizer.
+
+    num_codes: vectors per codebook. code_dim: their length. depth: codes per position.
+    shared_codebook: one codebook for all depths (the released models) or one for each depth.
+    decay: of the exponential moving averages that train the codebook.
+    restart_unused_codes: replace codes whose moving count is below `restart_threshold` x the mean count by
+    random current inputs, every `restart_every` updates.
+    update_each_depth: for a shared codebook, update after every depth, so that deeper levels already see the
+    moved vectors (what the released pixel quantizer does); otherwise once after all depths.
+    """
+
+    num_codes: int
+    code_dim: int
+    depth: int
+    shared_codebook: bool = True
+    decay: float = 0.99
+    restart_unused_codes: bool = True
+    restart_every: int = 40
+    restart_threshold: float = 0.03
+    update_each_depth: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_codes", "code_dim", "depth", "restart_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"quantizer setting {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0.0 <= self.decay < 1.0:
+            raise UserError(f"quantizer setting decay is {self.decay}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The VQGAN-style pixel decoder.
+
+    latent_size: side of the square latent the codes' grid is resized to. in_channels: channels of that
+    latent. ch, ch_mult: base width and its multiple at each resolution, finest first; the side doubles
+    between two of them. num_res_blocks: residual blocks per resolution, beside the one that is always there.
+    attn_resolutions: sides at which each residual block is followed by self-attention.
+    """
+
+    latent_size: int
+    in_channels: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int = 1
+    attn_resolutions: tuple[int, ...] = ()
+    out_channels: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        if not self.ch_mult:
+            raise UserError(
+                "decoder setting ch_mult is empty; give one multiple per resolution, e.g. [1, 2, 4]"
+            )
+
+    @property
+    def resolution(self) -> int:
+        """Side of the decoded image."""
+        return self.latent_size * 2 ** (len(self.ch_mult) - 1)
+
+
+def settings_from(kind: type[Settings], given: Mapping[str, Any] | Settings, where: str) -> Settings:
+    """Build `kind` from a dict; unknown and missing keys are a UserError that names them."""
+    if isinstance(given, kind):
+        return given
+    assert isinstance(given, Mapping)
+    allowed = {field.name for field in fields(kind)}
+    unknown = sorted(set(given) - allowed)
+    if unknown:
+        raise UserError(f"unknown {where} settings {unknown}; allowed are {sorted(allowed)}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise UserError(f"incomplete {where} settings {sorted(given)}: {error}") from None
+
+
+def _plain(settings: QuantizerConfig | DecoderConfig) -> dict[str, Any]:
+    """As a dict that JSON gives back unchanged (tuples become lists)."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()
+    }
+
+
+NANO_QUANTIZER = {"num_codes": 512, "code_dim": 32, "depth": 4, "shared_codebook": False}
+NANO_DECODER = {
+    "latent_size": 8,
+    "in_channels": 64,
+    "ch": 32,
+    "ch_mult": [1, 1, 2, 4],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+}
+
+
+class DualTokenizerConfig(PreTrainedConfig):
+    """Configuration of `DualTokenizer`.
+
+    vision_config, text_config: fields of `SiglipVisionConfig` / `SiglipTextConfig` (a dict or an object).
+    pixel_layer, semantic_layer, shortcut_layer: the number of encoder layers after which the hidden states
+    are taken (1 = output of the first layer, 0 = the patch embeddings). The shortcut, times
+    `shortcut_weight`, is added to the pixel features before quantization; None means there is none.
+    pixel_quantizer, semantic_quantizer: fields of `QuantizerConfig`. decoder: fields of `DecoderConfig`.
+    causal_post_projection: the projections behind the quantizers attend in raster order (true for the
+    released models).
+
+    Raises UserError for settings that do not fit together. Defaults are a small model for 64 x 64 images.
+    """
+
+    model_type = "dualtoken_tokenizer"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "vision_config": SiglipVisionConfig,
+        "text_config": SiglipTextConfig,
+    }
+
+    # Any, because these are given as dicts, as objects or not at all, and are never None afterwards.
+    vision_config: Any = None
+    text_config: Any = None
+    pixel_layer: int = 2
+    semantic_layer: int = 5
+    shortcut_layer: int | None = 1
+    shortcut_weight: float = 0.6
+    pixel_quantizer: Any = None
+    semantic_quantizer: Any = None
+    decoder: Any = None
+    causal_post_projection: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)
+        self.text_config = _siglip_part(SiglipTextConfig, self.text_config, _NANO_TEXT)
+        self.pixel_quantizer = _plain(
+            settings_from(QuantizerConfig, self.pixel_quantizer or NANO_QUANTIZER, "pixel_quantizer")
+        )
+        self.semantic_quantizer = _plain(
+            settings_from(QuantizerConfig, self.semantic_quantizer or NANO_QUANTIZER, "semantic_quantizer")
+        )
+        decoder = dict(self.decoder or NANO_DECODER)
+        decoder.pop("resolution", None)  # follows from the latent and the number of levels
+        self.decoder = _plain(settings_from(DecoderConfig, decoder, "decoder"))
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """SigLIP's text tower; transformers would take `decoder` for a second text model."""
+        return self.text_config
+
+    def _check(self) -> None:
+        """Raise UserError for parts that contradict each other."""
+        layers = self.vision_config.num_hidden_layers
+        for name in ("pixel_layer", "semantic_layer", "shortcut_layer"):
+            layer = getattr(self, name)
+            if layer is not None and not 0 <= layer <= layers:
+                raise UserError(f"{name} is {layer}; the backbone has {layers} layers, so give 0 to {layers}")
+        if self.semantic_layer < max(self.pixel_layer, self.shortcut_layer or 0):
+            raise UserError(
+                f"semantic_layer {self.semantic_layer} is shallower than pixel_layer {self.pixel_layer} or "
+                f"shortcut_layer {self.shortcut_layer}; tap the semantic codes last"
+            )
+        resolution = settings_from(DecoderConfig, self.decoder, "decoder").resolution
+        if resolution != self.image_size:
+            raise UserError(
+                f"the decoder makes {resolution} px images (latent_size x 2^(levels-1)) but the backbone "
+                f"reads {self.image_size} px; change decoder latent_size or ch_mult"
+            )
+        for name in ("pixel_quantizer", "semantic_quantizer"):
+            code_dim = getattr(self, name)["code_dim"]
+            if self.hidden_size % code_dim:
+                raise UserError(
+                    f"{name} code_dim {code_dim} does not divide the backbone's width {self.hidden_size}"
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the vision backbone."""
+        return self.vision_config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.vision_config.image_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the code map; pixels beyond a whole number of patches are not seen."""
+        side = self.vision_config.image_size // self.vision_config.patch_size
+        return side, side
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the code map."""
+        rows, columns = self.grid_size
+        return rows * columns
+
+
+def _siglip_part(kind: type[PreTrainedConfig], given: Any, default: dict[str, Any]) -> PreTrainedConfig:
+    """`given` as a config object of `kind`; None gives the defaults of the small model."""
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, PreTrainedConfig):
+        given = given.to_dict()
+    return kind(**(default if given is None else given))
+
+
+_NANO_VISION = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "image_size": 64,
+    "patch_size": 8,
+}
+_NANO_TEXT = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "vocab_size": 4096,
+    "max_position_embeddings": 64,
+}

@@ -1,0 +1,97 @@
+"""Strict loading and whole-file saving, with one-line errors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import SiglipModel
+
+from .configuration import DualTokenizerConfig
+from .errors import UserError
+
+HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only")
+
+
+def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
+    """A SiglipModel from a folder or hub id; UserError if there is none."""
+    try:
+        return SiglipModel.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a SigLIP model from {str(source)!r}: {first_line(error)}") from error
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """load_state_dict with a one-line UserError, starting with `what`, for keys or shapes that do not
+    match.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())[:400]}") from None
+
+
+def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
+    """UserError unless `source`, a folder or hub id, has the config.json of a tokenizer."""
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    try:
+        settings, _ = DualTokenizerConfig.get_config_dict(source, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(source)!r} is no tokenizer; give a folder with config.json and model.safetensors, or "
+            f"a hub id ({first_line(error)})"
+        ) from None
+    found = settings.get("model_type")
+    if found is None:
+        raise UserError(
+            f"{str(source)!r} is no tokenizer: no config.json; give the folder of a saved tokenizer"
+        )
+    if found != DualTokenizerConfig.model_type:
+        hint = "; its tokenizer is in its folder 'visual_tokenizer'" if found == "dualtoken" else ""
+        raise UserError(
+            f"{str(source)!r} holds a model of type {found!r}, not {DualTokenizerConfig.model_type!r}{hint}"
+        )
+
+
+def check_loading_info(info: Mapping[str, Any], source: str) -> None:
+    """UserError if transformers' loading info tells of missing or unexpected weights."""
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys"):
+        names = sorted(map(str, info[kind]))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    if problems:
+        raise UserError(f"weights in {source!r} do not match its config.json: {'; '.join(problems)}")
+
+
+def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -> None:
+    """Call `save` with a temporary folder, then rename its files into `folder`.
+
+    Other files of `folder` stay; weights of an earlier save that were not written again are removed, so that
+    a model saved in several files never mixes with one saved in a single file.
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise UserError(f"cannot save to {str(target)!r}: it is a file; give a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
+        temporary = Path(name)
+        save(temporary)
+        written = {path.name for path in temporary.iterdir()}
+        weights = {path.name for path in target.glob("model*.safetensors*")}
+        # Processes other than the first write nothing, and must not remove anything either.
+        stale = weights - written if written else set()
+        for file in sorted(written):
+            os.replace(temporary / file, target / file)
+        for file in stale:
+            (target / file).unlink(missing_ok=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut to 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,291 @@
+"""The dual tokenizer: one SigLIP, pixel codes from a shallow layer, semantic codes from a deep one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, SiglipConfig, SiglipModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbone import TappedSiglip
+from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+from .errors import UserError
+from .loading import (
+    check_is_tokenizer,
+    check_loading_info,
+    first_line,
+    load_exactly,
+    load_siglip,
+    save_whole,
+)
+from .official import read_official
+from .pixel_decoder import PixelDecoder
+from .projection import AttentionProjection
+from .residual_vq import QuantizerOutput, ResidualQuantizer
+
+
+@dataclass
+class VisualCodes:
+    """The codes of a batch of images: pixel and semantic, each (B, H, W, D) int64."""
+
+    pixel: Tensor
+    semantic: Tensor
+
+    def to(self, device: torch.device | str) -> VisualCodes:
+        """The same codes on another device."""
+        return VisualCodes(self.pixel.to(device), self.semantic.to(device))
+
+
+@dataclass
+class DualTokenizerOutput(ModelOutput):
+    """What one pass over images gives.
+
+    codes: VisualCodes. reconstruction: (B, 3, S, S) in the processor's range, or None when not asked for.
+    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars.
+    semantic_features: (B, N, hidden), the projected semantic codes that replace the hidden states.
+    pooled: (B, hidden), the image embedding made from them, not normalised.
+    hidden_states: only if asked for: patch embeddings, then the output of every layer (at the semantic layer:
+    before quantization).
+    """
+
+    codes: VisualCodes | None = None
+    reconstruction: Tensor | None = None
+    pixel_commitment_loss: Tensor | None = None
+    semantic_commitment_loss: Tensor | None = None
+    semantic_features: Tensor | None = None
+    pooled: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class DualTokenizer(PreTrainedModel):
+    """Encode images into pixel and semantic codes, decode pixel codes into images, embed images and texts.
+
+    Method of DualToken (arXiv 2503.14324): reconstruction is learned on a shallow layer and meaning on a
+    deep one, each with its own residual quantizer, so that the two aims do not disturb each other.
+    """
+
+    config: DualTokenizerConfig
+    config_class = DualTokenizerConfig
+    base_model_prefix = "tokenizer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["SiglipEncoderLayer", "AttentionProjection", "Level"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["codebooks"]
+
+    def __init__(self, config: DualTokenizerConfig) -> None:
+        super().__init__(config)
+        pixel, semantic = (
+            QuantizerConfig(**config.pixel_quantizer),
+            QuantizerConfig(**config.semantic_quantizer),
+        )
+        hidden, causal = config.hidden_size, config.causal_post_projection
+        siglip = SiglipConfig(vision_config=config.vision_config, text_config=config.text_config)
+        self.backbone = TappedSiglip(siglip)
+        self.pixel_projection = AttentionProjection(hidden, pixel.code_dim)
+        has_shortcut = config.shortcut_layer is not None
+        self.shortcut_projection = AttentionProjection(hidden, pixel.code_dim) if has_shortcut else None
+        self.semantic_projection = AttentionProjection(hidden, semantic.code_dim)
+        self.pixel_quantizer = ResidualQuantizer(pixel)
+        self.semantic_quantizer = ResidualQuantizer(semantic)
+        self.pixel_post_projection = AttentionProjection(pixel.code_dim, hidden, causal)
+        self.semantic_post_projection = AttentionProjection(semantic.code_dim, hidden, causal)
+        self.pixel_decoder = PixelDecoder(DecoderConfig(**config.decoder), hidden)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, return_hidden_states: bool = False, reconstruct: bool = True, **_: Any
+    ) -> DualTokenizerOutput:
+        """Encode, quantize, decode and pool normalised images (B, 3, S, S). See `DualTokenizerOutput`.
+
+        In training mode this moves the codebooks. `reconstruct=False` leaves out the pixel decoder.
+        """
+        states = self._encode_states(pixel_values)
+        pixel = self._quantize_pixels(states)
+        semantic = self._quantize_semantics(states)
+        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
+        rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
+        pooled = self.backbone.pool(rest[-1] if rest else features)
+        return DualTokenizerOutput(
+            codes=VisualCodes(pixel.codes, semantic.codes),
+            reconstruction=self._decode_features(pixel.quantized) if reconstruct else None,
+            pixel_commitment_loss=pixel.commitment_loss,
+            semantic_commitment_loss=semantic.commitment_loss,
+            semantic_features=features,
+            pooled=pooled,
+            hidden_states=tuple(states + rest) if return_hidden_states else None,
+        )
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> VisualCodes:
+        """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks."""
+        states = self._encode_states(pixel_values)
+        return VisualCodes(
+            pixel=self._codes_only(self.pixel_quantizer, self.pixel_features(states)),
+            semantic=self._codes_only(self.semantic_quantizer, self.semantic_features(states)),
+        )
+
+    def decode(self, pixel_codes: Tensor) -> Tensor:
+        """Pixel codes (B, H, W, D) -> images (B, 3, S, S) in the processor's range, not clamped."""
+        expected = (*self.config.grid_size, self.config.pixel_quantizer["depth"])
+        if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
+            raise UserError(
+                f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
+                f"{', '.join(map(str, expected))})"
+            )
+        return self._decode_features(self.pixel_quantizer.embed(pixel_codes))
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Images (B, 3, S, S) -> embeddings (B, E) made from their semantic codes, not normalised."""
+        states = self._encode_states(pixel_values)
+        semantic = self._quantize_semantics(states)
+        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
+        rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
+        return self.backbone.pool(rest[-1] if rest else features)
+
+    def get_text_features(self, input_ids: Tensor) -> Tensor:
+        """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
+        return self.backbone.embed_text(input_ids)
+
+    def set_quantization(self, enabled: bool) -> None:
+        """Switch both quantizers on or off; off, features pass unchanged (a warm-up before k-means)."""
+        self.pixel_quantizer.enabled = enabled
+        self.semantic_quantizer.enabled = enabled
+
+    def pixel_features(self, hidden_states: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        """Hidden states (from the patch embeddings on) -> input of the pixel quantizer (B, H, W, C)."""
+        features = self.pixel_projection(hidden_states[self.config.pixel_layer])
+        if self.shortcut_projection is not None and self.config.shortcut_layer is not None:
+            shortcut = self.shortcut_projection(hidden_states[self.config.shortcut_layer])
+            features = features + self.config.shortcut_weight * shortcut
+        return features.unflatten(1, self.config.grid_size)
+
+    def semantic_features(self, hidden_states: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        """Hidden states (from the patch embeddings on) -> input of the semantic quantizer (B, H, W, C)."""
+        features = self.semantic_projection(hidden_states[self.config.semantic_layer])
+        return features.unflatten(1, self.config.grid_size)
+
+    @torch.no_grad()
+    def initialise_codebooks(self, pixel_values: Tensor, seed: int = 0) -> None:
+        """k-means both quantizers on the features of images (B, 3, S, S); every process has to call this."""
+        states = self._encode_states(pixel_values)
+        self.pixel_quantizer.initialise_from(self.pixel_features(states), seed)
+        self.semantic_quantizer.initialise_from(self.semantic_features(states), seed)
+
+    @property
+    def _num_layers(self) -> int:
+        return self.config.vision_config.num_hidden_layers
+
+    def _encode_states(self, pixel_values: Tensor) -> list[Tensor]:
+        """Images -> patch embeddings and the output of each layer up to the semantic one."""
+        side = self.config.image_size
+        if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+            raise UserError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
+                f"{side}, {side}), as DualTokenizerImageProcessor makes them"
+            )
+        patches = self.backbone.embed_patches(pixel_values)
+        return [patches, *self.backbone.run_layers(patches, 0, self.config.semantic_layer)]
+
+    def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
+        return self.pixel_quantizer(self.pixel_features(states))
+
+    def _quantize_semantics(self, states: list[Tensor]) -> QuantizerOutput:
+        return self.semantic_quantizer(self.semantic_features(states))
+
+    def _codes_only(self, quantizer: ResidualQuantizer, features: Tensor) -> Tensor:
+        """Codes of features (B, H, W, C) with the codebook held still."""
+        trainable, quantizer.trainable = quantizer.trainable, False
+        try:
+            return quantizer(features).codes
+        finally:
+            quantizer.trainable = trainable
+
+    def _decode_features(self, quantized: Tensor) -> Tensor:
+        """Quantized pixel features (B, H, W, C) -> images (B, 3, S, S)."""
+        tokens = quantized.flatten(1, 2).to(self.pixel_post_projection.skip.weight.dtype)
+        hidden = self.pixel_post_projection(tokens)
+        return self.pixel_decoder(hidden.transpose(1, 2).unflatten(2, self.config.grid_size))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # torch's own initialisation suits these convolutions and projections; transformers' normal(0, 0.02)
+        # does not.
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ResidualQuantizer):
+            init.zeros_(module.usage_counts)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | os.PathLike[str] | SiglipModel, config: DualTokenizerConfig
+    ) -> DualTokenizer:
+        """A tokenizer with new quantizers and decoder around a pre-trained SigLIP.
+
+        backbone: a SiglipModel, or a folder or hub id of one. UserError if its weights do not fit `config`.
+        """
+        siglip = backbone if isinstance(backbone, SiglipModel) else load_siglip(backbone)
+        model = cls(config)
+        hint = "the SigLIP backbone does not fit the configuration; copy its vision_config and text_config"
+        load_exactly(model.backbone, siglip.state_dict(), hint)
+        return model
+
+    @classmethod
+    def from_official(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        config: str | os.PathLike[str],
+        backbone_config: str | os.PathLike[str] | SiglipConfig | None = None,
+    ) -> DualTokenizer:
+        """Load a released research checkpoint (`.pt` or `.safetensors`) with its `config.json`.
+
+        backbone_config: folder, file or hub id of the SigLIP configuration; default: what the config names,
+        looked for beside the config file and then on the hub. UserError names missing or left-over weights.
+        """
+        official = read_official(Path(checkpoint), Path(config), backbone_config)
+        model = cls(official.config)
+        what = f"weights in {str(checkpoint)!r} do not match the configuration"
+        load_exactly(model, official.state_dict, what)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load from a folder or hub id, in eval mode, as transformers does, but strictly.
+
+        Raises UserError for something that is no tokenizer, and for missing, unexpected or misshapen weights.
+        """
+        asked_info = kwargs.pop("output_loading_info", False)
+        source = str(pretrained_model_name_or_path)
+        if kwargs.get("config") is None:
+            check_is_tokenizer(pretrained_model_name_or_path, kwargs)
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except UserError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
+        check_loading_info(info, source)
+        return (model, info) if asked_info else model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> None:
+        """Save config.json and safetensors weights; other files of the folder stay, stale weights do not."""
+        parent = super()
+        save_whole(lambda folder: parent.save_pretrained(folder, **kwargs), save_directory)

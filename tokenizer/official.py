@@ -1,0 +1,224 @@
+"""Reading the released research checkpoints: their config.json and the names of their weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig, SiglipConfig
+
+from .configuration import DualTokenizerConfig
+from .errors import UserError
+
+# Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.
+RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^module\.", ""),
+    (r"^(\w+_)(pix|sem)\.", r"\1\2:."),
+    (r"pix:\.", "pixel."),
+    (r"sem:\.", "semantic."),
+    (r"^siglip_model\.", "backbone."),
+    (r"^quantizer_(pixel|semantic)\.", r"\1_quantizer."),
+    (r"^prequant_(pixel|semantic|shortcut)\.", r"\1_projection."),
+    (r"^postquant_(pixel|semantic)\.", r"\1_post_projection."),
+    (r"_projection\.norm1\.", "_projection.attention_norm."),
+    (r"_projection\.norm2\.", "_projection.mlp_norm."),
+    (r"_projection\.norm3\.", "_projection.skip_norm."),
+    (r"_projection\.proj\.", "_projection.skip."),
+    (r"_projection\.attn\.", "_projection.attention."),
+    (r"_projection\.mlp\.w0\.", "_projection.mlp.gate."),
+    (r"_projection\.mlp\.w1\.", "_projection.mlp.value."),
+    (r"_projection\.mlp\.w2\.", "_projection.mlp.out."),
+    (r"^post_quant_conv\.", "pixel_decoder.post_quant."),
+    (r"^decoder\.mid\.block_(\d)\.", r"pixel_decoder.middle_block\1."),
+    (r"^decoder\.mid\.attn_1\.", "pixel_decoder.middle_attention."),
+    (r"^decoder\.up\.(\d+)\.upsample\.", r"decoder.levels.\1.upsample."),
+    (r"^decoder\.up\.(\d+)\.block\.", r"decoder.levels.\1.blocks."),
+    (r"^decoder\.up\.(\d+)\.attn\.", r"decoder.levels.\1.attentions."),
+    (r"^decoder\.", "pixel_decoder."),
+    (r"\.nin_shortcut\.", ".skip."),
+)
+ATTENTION_RENAMES = {"q": "query", "k": "key", "v": "value", "proj_out": "out"}
+BOOK_PATTERN = re.compile(
+    r"^(pixel|semantic)_quantizer\.codebooks\.(\d+)\.(weight|cluster_size_ema|embed_ema)$"
+)
+BOOK_BUFFERS = {"weight": "vectors", "cluster_size_ema": "counts", "embed_ema": "sums"}
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """A released checkpoint in our terms."""
+
+    config: DualTokenizerConfig
+    state_dict: dict[str, Tensor]
+
+
+def read_official(
+    checkpoint: Path, config_file: Path, backbone_config: str | os.PathLike[str] | SiglipConfig | None = None
+) -> OfficialCheckpoint:
+    """Read a released checkpoint (`.pt` or `.safetensors`, never unpickling code) and its config.json."""
+    config = read_official_config(config_file, backbone_config)
+    state = convert_state_dict(_load_tensors(checkpoint), config)
+    return OfficialCheckpoint(config, state)
+
+
+def read_official_config(
+    config_file: Path, backbone_config: str | os.PathLike[str] | SiglipConfig | None = None
+) -> DualTokenizerConfig:
+    """Translate a released config.json."""
+    released = _read_json(config_file)
+    released = released.get("rqvaesiglip", released)
+    try:
+        decoder, latent = released["ddconfig"], released["decoder_latent_shape"]
+        if backbone_config is None:
+            backbone_config = _find_backbone(released["pretrained_model"], config_file)
+        siglip = _siglip_config(backbone_config)
+        return DualTokenizerConfig(
+            vision_config=siglip.vision_config,
+            text_config=siglip.text_config,
+            pixel_layer=_any_of(released, "layer_recon", "layer_pix", "layer_pixel"),
+            semantic_layer=_any_of(released, "layer_sem", "layer_semantic"),
+            shortcut_layer=released.get("layer_shortcut"),
+            shortcut_weight=released.get("weight_shortcut", 0.0),
+            pixel_quantizer=_quantizer(_any_of(released, "vq_pix", "vq_pixel")),
+            semantic_quantizer=_quantizer(_any_of(released, "vq_sem", "vq_semantic")),
+            decoder={
+                "latent_size": latent[0],
+                "in_channels": decoder["decoder_in_channels"],
+                "ch": decoder["ch"],
+                "ch_mult": decoder["ch_mult"],
+                "num_res_blocks": decoder["num_res_blocks"],
+                "attn_resolutions": decoder["attn_resolutions"],
+                "out_channels": decoder["out_ch"],
+            },
+            causal_post_projection=True,  # nothing in the files records it
+        )
+    except KeyError as error:
+        raise UserError(
+            f"{str(config_file)!r} is no released tokenizer configuration: it lacks {error}"
+        ) from None
+
+
+def convert_state_dict(released: Mapping[str, Tensor], config: DualTokenizerConfig) -> dict[str, Tensor]:
+    """Rename released weights to ours; codebooks lose their padding row, shared ones their copies."""
+    levels = len(config.decoder["ch_mult"])
+    state: dict[str, Tensor] = {}
+    books: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in released.items():
+        ours = rename(name, levels)
+        match = BOOK_PATTERN.match(ours)
+        if match:
+            branch, index, kind = match.groups()
+            books.setdefault(f"{branch}_quantizer.codebooks.{BOOK_BUFFERS[kind]}", {})[int(index)] = tensor
+        elif not ours.endswith(("attention.zero_k_bias", "embeddings.position_ids")):
+            # A constant key bias cannot change softmax attention, and position ids are just 0, 1, 2, ...
+            state[ours] = tensor
+    for name, tensors in books.items():
+        state[name] = _stack_books(name, tensors, config)
+    for branch in ("pixel", "semantic"):
+        state[f"{branch}_quantizer.codebooks.num_updates"] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def rename(name: str, levels: int) -> str:
+    """Our name of a released weight; `levels` is the number of decoder resolutions."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    # The released decoder counts levels from the finest, ours from the coarsest.
+    name = re.sub(r"(?<=\.levels\.)\d+", lambda found: str(levels - 1 - int(found.group())), name)
+    if name.startswith("pixel_decoder.") and re.search(r"\.(attentions\.\d+|middle_attention)\.", name):
+        parts = name.split(".")
+        parts[-2] = ATTENTION_RENAMES.get(parts[-2], parts[-2])
+        name = ".".join(parts)
+    return name
+
+
+def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerConfig) -> Tensor:
+    """The released per-depth tensors as one (K, N, ...) tensor."""
+    branch = name.split("_", 1)[0]
+    settings = getattr(config, f"{branch}_quantizer")
+    ordered = [tensors[index][: settings["num_codes"]].float() for index in sorted(tensors)]
+    if not settings["shared_codebook"]:
+        return torch.stack(ordered)
+    if any(not torch.equal(other, ordered[0]) for other in ordered[1:]):
+        raise UserError(f"the configuration says depths share a codebook, but {name} differs between them")
+    return ordered[0].unsqueeze(0).clone()
+
+
+def _quantizer(released: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_codes": released["n_embed"],
+        "code_dim": released["embed_dim"],
+        "depth": released["code_shape"][-1],
+        "shared_codebook": released["shared_codebook"],
+        "decay": released["decay"],
+        "restart_unused_codes": released["restart_unused_codes"],
+        # "rq" moves its shared codebook after each depth, "rq_ema" once at the end.
+        "update_each_depth": released["bottleneck_type"] == "rq",
+    }
+
+
+def _any_of(settings: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first name present."""
+    for name in names:
+        if name in settings:
+            return settings[name]
+    raise KeyError(" or ".join(names))
+
+
+def _find_backbone(named: str, config_file: Path) -> str:
+    """Where the SigLIP configuration of a released config is: as named, beside the config file, or Google's
+    hub id.
+    """
+    folder = Path(named).name
+    for candidate in (Path(named), config_file.parent / folder):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    return f"google/{folder}"
+
+
+def _siglip_config(source: str | os.PathLike[str] | SiglipConfig) -> PreTrainedConfig:
+    if isinstance(source, SiglipConfig):
+        return source
+    try:
+        return SiglipConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the SigLIP configuration {str(source)!r}; give backbone_config=FOLDER with its "
+            f"config.json ({str(error).strip().splitlines()[0]})"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {str(path)!r}: {error}") from None
+
+
+def _load_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a `.pt` (weights only) or `.safetensors` file."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r} does not exist; give a .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickle raises many types for refused or broken content
+        raise UserError(
+            f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"
+        ) from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint {str(path)!r} holds no state dict of tensors")
+    return state

@@ -1,0 +1,79 @@
+"""Checkpoints of a run: written beside, renamed when whole, pruned, found again.
+
+Only weights, optimizer, scheduler and the step number are stored. The data position and all random numbers follow from
+the step number, so a resumed run is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..tokenizer.errors import UserError
+from .distributed import World
+
+_NAME = re.compile(r"step-(\d{8})$")
+
+
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run.
+
+    Args:
+        keep: how many of the newest checkpoints stay.
+    """
+
+    def __init__(self, folder: Path, world: World, keep: int) -> None:
+        self.folder, self.world, self.keep = folder, world, max(1, keep)
+
+    def steps(self) -> list[int]:
+        """Step numbers of the whole checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.match(path.name)))
+
+    def save(self, engine: Any, step: int) -> None:
+        """Write the checkpoint of ``step``; every rank calls this."""
+        name = f"step-{step:08d}"
+        partial, final = self.folder / f"{name}.partial", self.folder / name
+        if final.exists():
+            return
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.world.barrier()
+        state = {"step": step, "world_size": self.world.size}
+        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=state, save_latest=False)
+        self.world.barrier()
+        if self.world.is_main:
+            partial.rename(final)
+            for old in self.steps()[: -self.keep]:
+                shutil.rmtree(self.folder / f"step-{old:08d}")
+        self.world.barrier()
+
+    def load_newest(self, engine: Any) -> int:
+        """Restore the newest checkpoint, if there is one; returns the number of steps done (0 without one).
+
+        Errors:
+            UserError when the checkpoint was written by another number of processes.
+        """
+        steps = self.steps()
+        if not steps:
+            return 0
+        folder = self.folder / f"step-{steps[-1]:08d}"
+        written = len(list(folder.glob("*optim_states.pt"))) or 1
+        if written != 1 and written != self.world.size:
+            raise UserError(
+                f"{folder} was written by {written} processes and this run has {self.world.size}; "
+                f"start {written} processes, or give another output folder"
+            )
+        path, state = engine.load_checkpoint(str(self.folder), tag=folder.name)
+        if path is None:
+            raise UserError(f"{folder} cannot be read; remove it to go on from the checkpoint before")
+        if state["world_size"] != self.world.size:
+            raise UserError(
+                f"{folder} was written by {state['world_size']} processes and this run has {self.world.size}; "
+                f"start {state['world_size']} processes, or give another output folder"
+            )
+        return int(state["step"])

@@ -1,0 +1,255 @@
+"""The recipe of a training run: frozen dataclasses, read strictly from one YAML file.
+
+A recipe holds exactly one objective section (``contrastive``, ``tokenizer`` or ``mllm``); every other section is shared.
+Unknown keys, wrong types and impossible combinations are errors before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..tokenizer.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One named set of shards in the mixture.
+
+    Args:
+        path: folder of shards, as written by ``dualtoken prepare`` or ``dualtoken tokenize``.
+        weight: relative share of the drawn records; only ratios between sources matter.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the run reads, and in which portions.
+
+    Args:
+        sources: the mixture, by name.
+        micro_batch_size: records per rank and forward pass.
+        sort_window: this many micro-batches are drawn together and sorted by length, so that a batch holds records of
+            like length and little padding; their order is shuffled again. 1 switches sorting off.
+        num_workers: processes that decode images ahead of the loop; 0 decodes in the loop's own process.
+    """
+
+    sources: dict[str, SourceConfig]
+    micro_batch_size: int = 32
+    sort_window: int = 1
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW.
+
+    Args:
+        lr: peak learning rate.
+        lr_scale: factor on ``lr`` for parameters whose name contains the key (the longest matching key wins).
+        weight_decay: for matrices; vectors (biases, norms) never decay.
+        gradient_clipping: largest global gradient norm; 0 switches clipping off.
+    """
+
+    lr: float = 1e-3
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    gradient_clipping: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the run: linear warm-up, then ``kind`` down to ``final_ratio`` of the peak."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 100
+    final_ratio: float = 0.05
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length of the run, numerical setting, logging and checkpoints.
+
+    Args:
+        steps: optimizer steps.
+        zero_stage: DeepSpeed ZeRO stage, 0-3. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        threads: CPU threads per process; 0 leaves torch's choice.
+        save_every: steps between checkpoints; 0 writes only the last one.
+        keep_checkpoints: how many checkpoints stay on disk.
+    """
+
+    steps: int
+    gradient_accumulation_steps: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: int = 0
+    threads: int = 0
+    log_every: int = 10
+    save_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """A SigLIP from scratch: image and caption towers, sigmoid loss, optional dense supervision by scene patches.
+
+    Args:
+        vision_config: fields of ``SiglipVisionConfig``.
+        text_config: fields of ``SiglipTextConfig``; ``vocab_size`` is taken from the text tokenizer.
+        text_tokenizer: folder of the text tokenizer.
+        contrastive_weight: weight of open_clip's SigLIP loss.
+        patch_weight: weight of the per-patch class loss at ``patch_layer``; records without a scene are left out of it.
+        patch_layer: encoder layer whose states are classified (the tokenizer's semantic layer).
+        max_text_length: caption length in tokens; captions are padded to it, as SigLIP expects.
+    """
+
+    vision_config: dict[str, Any]
+    text_config: dict[str, Any]
+    text_tokenizer: str
+    contrastive_weight: float = 1.0
+    patch_weight: float = 0.0
+    patch_layer: int = -1
+    max_text_length: int = 32
+
+
+@dataclass(frozen=True)
+class TokenizerObjectiveConfig:
+    """The dual tokenizer against its frozen teacher: semantic distillation, reconstruction, commitment.
+
+    Args:
+        teacher: folder or hub id of the SigLIP model that is both the initial backbone and the frozen teacher.
+        model: fields of ``DualTokenizerConfig`` except ``vision_config`` and ``text_config``, which come from the teacher.
+        semantic_weight: weight of MSE - cos at the semantic layer (paper: L_sem; released weight 5).
+        pooled_weight: the same at the pooled output (released weight 1).
+        mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences, which keeps edges.
+        pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
+        unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means.
+        initialisation_vectors: at least this many feature vectors are collected for the k-means.
+    """
+
+    teacher: str
+    model: dict[str, Any]
+    semantic_weight: float = 5.0
+    pooled_weight: float = 1.0
+    mse_weight: float = 5.0
+    l1_weight: float = 0.0
+    gradient_weight: float = 0.0
+    pixel_commitment_weight: float = 5.0
+    semantic_commitment_weight: float = 5.0
+    unquantized_steps: int = 0
+    initialisation_vectors: int = 16384
+
+
+@dataclass(frozen=True)
+class MllmObjectiveConfig:
+    """The unified model on records with cached codes.
+
+    Args:
+        llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with ``model_type``) to
+            start from random weights.
+        visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it.
+        text_tokenizer: folder of the text tokenizer; None takes the LLM's own.
+        model: further fields of ``DualTokenConfig`` (depth transformers, loss weights, conditioning).
+        prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free guidance).
+        shuffle_turns: question-answer turns about one image are shuffled anew at every visit.
+    """
+
+    llm: str | dict[str, Any]
+    visual_tokenizer: str
+    text_tokenizer: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    prompt_dropout: float = 0.1
+    shuffle_turns: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run. See the section classes for each field.
+
+    Args:
+        output: folder of the run: checkpoints, logs, and the exported model in ``model/``.
+        init_from: exported folder whose weights start the run (not a resume: step, optimizer and data begin anew).
+    """
+
+    output: str
+    data: DataConfig
+    run: RunConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    contrastive: ContrastiveConfig | None = None
+    tokenizer: TokenizerObjectiveConfig | None = None
+    mllm: MllmObjectiveConfig | None = None
+    init_from: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sections = [name for name in ("contrastive", "tokenizer", "mllm") if getattr(self, name) is not None]
+        problems = []
+        if len(sections) != 1:
+            problems.append(f"exactly one of contrastive, tokenizer, mllm must be given, not {sections or 'none'}")
+        if not self.data.sources:
+            problems.append("data.sources is empty; name at least one folder of shards")
+        if any(source.weight <= 0 for source in self.data.sources.values()):
+            problems.append("every data.sources.*.weight must be > 0; remove a source that is not wanted")
+        if self.run.zero_stage not in (0, 1, 2, 3):
+            problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2, 3")
+        if self.run.precision == "bf16" and self.run.zero_stage == 0:
+            problems.append("run.precision bf16 needs run.zero_stage 1, 2 or 3 (the stage-0 bf16 optimizer drifts)")
+        for name in ("steps", "gradient_accumulation_steps", "log_every"):
+            if getattr(self.run, name) < 1:
+                problems.append(f"run.{name} is {getattr(self.run, name)}; it must be at least 1")
+        if self.data.micro_batch_size < 1 or self.data.sort_window < 1:
+            problems.append("data.micro_batch_size and data.sort_window must be at least 1")
+        if problems:
+            raise UserError("recipe: " + "; ".join(problems))
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_recipe(arguments: list[str]) -> Recipe:
+    """Read ``[RECIPE.yaml, --section.key value, ...]`` into a Recipe.
+
+    Errors:
+        UserError for a file that is not there, an unknown key, a wrong type or an impossible combination.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="dualtoken train",
+        description="Train by a recipe. Every key of the YAML can be overridden on the command line.",
+        epilog="example: dualtoken train train/recipes/nano_mllm.yaml --run.steps 200 --optimizer.lr 1e-3",
+    )
+    parser.add_argument("--config", action="config", help="the recipe (may also be given as the first argument)")
+    parser.add_class_arguments(Recipe)
+    if arguments and not arguments[0].startswith("-"):
+        if not Path(arguments[0]).is_file():
+            raise UserError(f"recipe {arguments[0]!r} is not a file; give the path of a recipe YAML")
+        arguments = ["--config", *arguments]
+    try:
+        namespace = parser.parse_args(arguments)
+        namespace.pop("config", None)
+        return Recipe(**vars(parser.instantiate(namespace)))
+    except ArgumentError as error:
+        raise UserError(f"recipe: {' '.join(str(error).split())}") from error
+
+
+def save_resolved(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as it was understood, defaults and overrides included."""
+    path.write_text(yaml.safe_dump(_plain(recipe.as_dict()), sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, so that the YAML stays readable by any parser."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

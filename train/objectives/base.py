@@ -1,0 +1,71 @@
+"""The interface between the loop and what it trains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...data_pipelines.records import Record
+
+Batch = dict[str, Any]
+Upcoming = Callable[[], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One loss as a sum over its own targets.
+
+    The loop divides ``total`` by the number of targets of *all* ranks and accumulated micro-batches, so that a term is a
+    true mean whatever the batches hold.
+    """
+
+    total: torch.Tensor
+    weight: float = 1.0
+
+
+class Objective(nn.Module, ABC):
+    """A module that holds the trained model and returns its losses; DeepSpeed wraps the objective itself.
+
+    Randomness: the loop seeds torch before every micro-batch from (seed, rank, step, micro-batch), ``prepare`` may only use the draw number.
+    """
+
+    @abstractmethod
+    def prepare(self, record: Record, draw: int) -> Any:
+        """A model-ready example of a record (runs in loader workers)."""
+
+    @abstractmethod
+    def collate(self, examples: list[Any]) -> Batch:
+        """A batch of tensors (and what else ``forward`` takes)."""
+
+    @abstractmethod
+    def target_counts(self, batch: Batch) -> dict[str, float]:
+        """Number of targets of every term in this batch, known before the forward pass."""
+
+    @abstractmethod
+    def forward(self, **batch: Any) -> dict[str, LossTerm]:
+        """Sums of every loss over this batch's targets; the same terms for every batch."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the trained model in its public format into the existing ``folder``."""
+
+    def initialise_from(self, folder: str) -> None:
+        """Start from the weights of an exported folder."""
+        raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
+
+    def record_length(self, record: Record) -> int:
+        """A rough length for grouping records of like length."""
+        return 0
+
+    def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:  # noqa: B027
+        """Called before every optimizer step; ``upcoming()`` gives the micro-batches from this step on, unconsumed."""
+
+    def extra_metrics(self) -> dict[str, float]:
+        """Further numbers for the log (codebook usage and the like); called when the loop logs."""
+        return {}

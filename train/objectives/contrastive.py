@@ -1,0 +1,115 @@
+"""A small SigLIP from scratch: the backbone of models that cannot start from released weights.
+
+The loss is open_clip's SigLIP loss. Scenes may add a dense loss: the class (shape and colour) of the object under each
+patch is read from the states that the semantic quantizer will later see. Image-text pairs alone teach a small encoder
+hardly anything about where things are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+
+from ...data_pipelines.records import Record
+from ...data_pipelines.scenes import NUM_PATCH_CLASSES, Scene, patch_classes
+from ...tokenizer import DualTokenizerImageProcessor
+from ..config import ContrastiveConfig
+from .base import Batch, LossTerm, Objective
+
+_IGNORED = -100
+
+
+class Pair(NamedTuple):
+    """One training example: normalised pixels (3,S,S), caption, patch classes (G·G,) or all-ignored."""
+
+    pixels: torch.Tensor
+    caption: str
+    patches: np.ndarray
+
+
+class ContrastiveObjective(Objective):
+    """Trains ``SiglipModel``; exports it with its text tokenizer and image processor as one folder."""
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        from open_clip.loss import SigLipLoss
+
+        super().__init__()
+        self.config = config
+        self.tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
+        text = {**config.text_config, "vocab_size": len(self.tokenizer), "max_position_embeddings": config.max_text_length}
+        siglip = SiglipConfig(vision_config=config.vision_config, text_config=text)
+        self.model = SiglipModel(siglip)
+        vision = siglip.vision_config
+        self.grid = vision.image_size // vision.patch_size
+        self.patch_head = nn.Linear(vision.hidden_size, NUM_PATCH_CLASSES) if config.patch_weight else None
+        self.image_processor = DualTokenizerImageProcessor(size=vision.image_size)
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.siglip_loss = SigLipLoss(rank=rank, world_size=world)
+        nn.init.constant_(self.model.logit_scale, np.log(10.0))  # SigLIP paper: t' = log 10, b = -10
+        nn.init.constant_(self.model.logit_bias, -10.0)
+
+    def prepare(self, record: Record, draw: int) -> Pair:
+        image, caption = image_and_caption(record)
+        pixels = self.image_processor(image)["pixel_values"][0]
+        scene = record.metadata.get("scene")
+        if scene is None:
+            patches = np.full(self.grid**2, _IGNORED)
+        else:
+            patches = patch_classes(Scene.from_dict(scene), self.grid).reshape(-1)
+        return Pair(pixels, caption, patches)
+
+    def collate(self, examples: list[Pair]) -> Batch:
+        text = self.tokenizer(
+            [example.caption for example in examples],
+            padding="max_length",
+            truncation=True,
+            max_length=self.config.max_text_length,
+            return_tensors="pt",
+        )
+        return {
+            "pixel_values": torch.stack([example.pixels for example in examples]),
+            "input_ids": text["input_ids"],
+            "patches": torch.from_numpy(np.stack([example.patches for example in examples])).long(),
+        }
+
+    def target_counts(self, batch: Batch) -> dict[str, float]:
+        counts = {"contrastive": float(len(batch["input_ids"]))}
+        if self.patch_head is not None:
+            counts["patch"] = float((batch["patches"] != _IGNORED).sum())
+        return counts
+
+    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, patches: torch.Tensor) -> dict[str, LossTerm]:
+        vision = self.model.vision_model(pixel_values=pixel_values, output_hidden_states=True)
+        text = self.model.text_model(input_ids=input_ids)
+        image_features = nn.functional.normalize(vision.pooler_output, dim=-1)
+        text_features = nn.functional.normalize(text.pooler_output, dim=-1)
+        loss = self.siglip_loss(image_features, text_features, self.model.logit_scale.exp(), self.model.logit_bias)
+        terms = {"contrastive": LossTerm(loss * len(input_ids), self.config.contrastive_weight)}
+        if self.patch_head is not None:
+            logits = self.patch_head(vision.hidden_states[self.config.patch_layer])
+            total = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), patches.flatten(), ignore_index=_IGNORED, reduction="sum"
+            )
+            terms["patch"] = LossTerm(total, self.config.patch_weight)
+        return terms
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def initialise_from(self, folder: str) -> None:
+        self.model.load_state_dict(SiglipModel.from_pretrained(folder).state_dict())
+
+
+def image_and_caption(record: Record) -> tuple[Any, str]:
+    """The first image and the text that goes with it: the prompt it was drawn for, or the first answer about it."""
+    wanted = "user" if any(role == "assistant" and part["type"] == "image" for role, part in record.parts()) else "assistant"
+    caption = next(part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
+    return record.image_parts()[0]["image"], caption

@@ -1,0 +1,100 @@
+"""The unified model: text, pixel and semantic codes by next-token prediction, on records with cached codes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data_pipelines.records import Record
+from ...mllm import DualTokenForConditionalGeneration, build_model, build_processor, drop_prompt, save_model
+from ...tokenizer import DualTokenizer
+from ...tokenizer.errors import UserError
+from ..config import MllmObjectiveConfig
+from .base import Batch, LossTerm, Objective
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+class MllmObjective(Objective):
+    """Trains ``DualTokenForConditionalGeneration``; exports it with its tokenizer as one folder.
+
+    The vision tower is not in memory during training: records carry cached codes, and the model its frozen codebooks.
+    """
+
+    def __init__(self, config: MllmObjectiveConfig, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        visual_tokenizer = DualTokenizer.from_pretrained(config.visual_tokenizer)
+        text_tokenizer = config.text_tokenizer or config.llm
+        if not isinstance(text_tokenizer, str):
+            raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder")
+        self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
+        self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
+        self.processor = build_processor(visual_tokenizer, text_tokenizer)
+
+    def prepare(self, record: Record, draw: int) -> Any:
+        rng = np.random.default_rng((self.seed, draw))
+        messages = record.messages
+        if self.config.shuffle_turns:
+            messages = shuffle_question_turns(messages, random.Random(draw))
+        if rng.random() < self.config.prompt_dropout:
+            messages = drop_prompt(messages)
+        return self.processor.encode_record(messages)
+
+    def collate(self, examples: list[Any]) -> Batch:
+        return dict(self.processor.collate(examples))
+
+    def record_length(self, record: Record) -> int:
+        characters = sum(len(text) for text in record.texts())
+        return len(record.image_parts()) * self.processor.num_positions + characters // _CHARACTERS_PER_TOKEN
+
+    def target_counts(self, batch: Batch) -> dict[str, float]:
+        targets = batch["labels"][:, 1:]
+        image = self.model.config.image_token_id
+        visual = float((targets == image).sum())
+        text = float(((targets >= 0) & (targets != image)).sum())
+        return {"text": text, "pixel": visual, "semantic": visual}
+
+    def forward(self, **batch: Any) -> dict[str, LossTerm]:
+        output = self.model(**batch, reduction="sum")
+        model = self.model.config
+        weights = {"text": model.text_loss_weight, "pixel": model.pixel_loss_weight, "semantic": model.semantic_loss_weight}
+        expected = self.target_counts(batch)
+        terms = {}
+        for name, weight in weights.items():
+            # The heads may train on a random part of the positions; the sum is brought to the size of all of them.
+            trained_on = getattr(output.counts, name).clamp(min=1)
+            terms[name] = LossTerm(getattr(output.sums, name) * (expected[name] / trained_on), weight)
+        return terms
+
+    def export(self, folder: Path) -> None:
+        self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
+        save_model(self.model, self.processor, folder)
+
+    def initialise_from(self, folder: str) -> None:
+        trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)
+        self.model.load_state_dict(trained.state_dict())
+
+
+def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """The same question-answer pairs in another order, if the record asks several questions about its first turn's images.
+
+    The images stay at the head of whatever question now comes first. Records of one turn, and records with images
+    elsewhere, come back as they are.
+    """
+    images = [part for part in messages[0]["content"] if part["type"] == "image"]
+    later = [part for message in messages[1:] for part in message["content"] if part["type"] == "image"]
+    if len(messages) < 4 or len(messages) % 2 or not images or later:
+        return messages
+    pairs = [messages[i : i + 2] for i in range(0, len(messages), 2)]
+    first_question = [part for part in messages[0]["content"] if part["type"] != "image"]
+    pairs[0] = [{**messages[0], "content": first_question}, messages[1]]
+    rng.shuffle(pairs)
+    head = pairs[0][0]
+    pairs[0] = [{**head, "content": images + head["content"]}, pairs[0][1]]
+    return [message for pair in pairs for message in pair]
+
+

@@ -1,0 +1,118 @@
+"""The dual tokenizer: a shallow layer learns to give the picture back, a deep layer keeps the teacher's meaning.
+
+The backbone starts as a copy of the teacher. Semantic features after quantization, and the pooled output computed from
+them, are held to the frozen teacher's; the pixel branch reconstructs the image (arXiv 2503.14324, section 3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, SiglipModel
+
+from ...data_pipelines.records import Record
+from ...tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from ..config import TokenizerObjectiveConfig
+from ..reconstruction import distillation_loss, gradient_loss
+from .base import Batch, LossTerm, Objective, Upcoming
+
+
+class TokenizerObjective(Objective):
+    """Trains ``DualTokenizer``; exports it with the teacher's image processor and text tokenizer as one folder."""
+
+    def __init__(self, config: TokenizerObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        teacher = SiglipModel.from_pretrained(config.teacher).eval().requires_grad_(False)
+        # Outside the module tree: the teacher is neither trained nor saved nor cast with the student.
+        object.__setattr__(self, "teacher", teacher.vision_model)
+        model_config = DualTokenizerConfig(
+            vision_config=teacher.config.vision_config.to_dict(),
+            text_config=teacher.config.text_config.to_dict(),
+            **config.model,
+        )
+        self.model = DualTokenizer.from_backbone(teacher, model_config)
+        # The text tower stays the teacher's: image features are held to its space.
+        self.model.backbone.text_model.requires_grad_(False)
+        self.model.backbone.logit_scale.requires_grad_(False)
+        self.model.backbone.logit_bias.requires_grad_(False)
+        self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
+        self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
+
+    def prepare(self, record: Record, draw: int) -> torch.Tensor:
+        images = record.image_parts()
+        return self.image_processor(images[draw % len(images)]["image"])["pixel_values"][0]
+
+    def collate(self, examples: list[torch.Tensor]) -> Batch:
+        return {"pixel_values": torch.stack(examples)}
+
+    def target_counts(self, batch: Batch) -> dict[str, float]:
+        images = float(len(batch["pixel_values"]))
+        return {name: images for name in self._weights()}
+
+    def _weights(self) -> dict[str, float]:
+        config = self.config
+        weights = {
+            "semantic": config.semantic_weight,
+            "pooled": config.pooled_weight,
+            "mse": config.mse_weight,
+            "l1": config.l1_weight,
+            "gradient": config.gradient_weight,
+            "pixel_commitment": config.pixel_commitment_weight,
+            "semantic_commitment": config.semantic_commitment_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, LossTerm]:
+        with torch.no_grad():
+            teacher = self.teacher.to(pixel_values.device)(pixel_values=pixel_values, output_hidden_states=True)
+        output = self.model(pixel_values)
+        error = output.reconstruction - pixel_values
+        images = len(pixel_values)
+        layer = self.model.config.semantic_layer
+        totals = {
+            "semantic": distillation_loss(output.semantic_features, teacher.hidden_states[layer]).sum(),
+            "pooled": distillation_loss(output.pooled, teacher.pooler_output).sum(),
+            "mse": error.pow(2).flatten(1).mean(1).sum(),
+            "l1": error.abs().flatten(1).mean(1).sum(),
+            "gradient": gradient_loss(output.reconstruction, pixel_values).sum(),
+            "pixel_commitment": output.pixel_commitment_loss * images,
+            "semantic_commitment": output.semantic_commitment_loss * images,
+        }
+        return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
+
+    def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
+        """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next images.
+
+        Codes that already cover the data need no cold start, which can blow an EMA codebook up.
+        """
+        start = self.config.unquantized_steps
+        self.model.set_quantization(step >= start)
+        if step != start:
+            return
+        images: list[torch.Tensor] = []
+        needed = self.config.initialisation_vectors // self.model.config.num_positions + 1
+        for batch in upcoming():
+            images.append(batch["pixel_values"])
+            needed -= len(images[-1])
+            if needed <= 0:
+                break
+        self.model.initialise_codebooks(torch.cat(images).to(device))
+
+    def extra_metrics(self) -> dict[str, float]:
+        metrics = {}
+        for name in ("pixel", "semantic"):
+            health = getattr(self.model, f"{name}_quantizer").read_usage()
+            for depth, (usage, perplexity) in enumerate(zip(health.usage, health.perplexity, strict=True), start=1):
+                metrics[f"{name}_usage/{depth}"] = float(usage)
+                metrics[f"{name}_perplexity/{depth}"] = float(perplexity)
+        return metrics
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        self.text_tokenizer.save_pretrained(folder)
+
+    def initialise_from(self, folder: str) -> None:
+        self.model.load_state_dict(DualTokenizer.from_pretrained(folder).state_dict())

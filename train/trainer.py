@@ -1,0 +1,201 @@
+"""The training loop.
+
+One step: take the step's micro-batches, count their targets over all ranks, run forward and backward through DeepSpeed,
+let it step, log, save. Everything random in a step follows from (seed, rank, step), and the data stream from the step
+number, so a run resumes exactly from a checkpoint that holds only weights, optimizer state and the step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data_pipelines.loader import example_batches
+from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
+from ..data_pipelines.shards import ShardDataset
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_folder
+from .checkpoint import Checkpoints
+from .config import Recipe, save_resolved
+from .distributed import World, join_world
+from .monitors import Monitor
+from .objectives import LossTerm, Objective, build_objective
+from .objectives.base import Batch
+from .optimizers import build_optimizer, build_scheduler
+from .zero import deepspeed_config
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe to its end, resuming from its newest checkpoint; returns the folder of the exported model."""
+    world = join_world(recipe.run.threads)
+    torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
+    folder = Path(recipe.output)
+    stream = Stream.open(recipe, world)
+    objective = build_objective(recipe)
+    if recipe.init_from:
+        objective.initialise_from(recipe.init_from)
+    engine = _initialise_engine(recipe, world, objective)
+    checkpoints = Checkpoints(folder / "checkpoints", world, recipe.run.keep_checkpoints)
+    start = checkpoints.load_newest(engine)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_resolved(recipe, folder / "recipe.yaml")
+    _run_steps(recipe, world, engine, objective, stream, checkpoints, start)
+    return _export(objective, folder / "model", recipe, world)
+
+
+def _run_steps(
+    recipe: Recipe,
+    world: World,
+    engine: Any,
+    objective: Objective,
+    stream: Stream,
+    checkpoints: Checkpoints,
+    start: int,
+) -> None:
+    run = recipe.run
+    accumulation = run.gradient_accumulation_steps
+    samples = recipe.data.micro_batch_size * accumulation * world.size
+    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
+    batches = stream.batches(objective, start * accumulation)
+    meter = LossMeter(world)
+    engine.train()
+    for step in range(start, run.steps):
+        objective.before_step(step, lambda at=step: stream.batches(objective, at * accumulation), world.device)
+        micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
+        counts = _global_counts(objective, micro_batches, world)
+        for number, batch in enumerate(micro_batches):
+            _seed_micro_batch(recipe.seed, world.rank, step, number)
+            terms = engine(**batch)
+            engine.backward(_loss(terms, counts, world.size * accumulation))
+            engine.step()
+            meter.add(terms)
+        meter.add_counts(counts)
+        monitor.advance()
+        done = step + 1
+        if done % run.log_every == 0 or done == run.steps:
+            monitor.log(done, meter.read(), {**_engine_metrics(engine), **objective.extra_metrics()})
+        if done == run.steps or (run.save_every and done % run.save_every == 0):
+            checkpoints.save(engine, done)
+    monitor.close()
+
+
+def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> Any:
+    import deepspeed
+
+    objective.to(world.device)
+    optimizer = build_optimizer(objective, recipe.optimizer)
+    scheduler = build_scheduler(optimizer, recipe.run.steps, recipe.schedule)
+    engine, *_ = deepspeed.initialize(
+        model=objective, optimizer=optimizer, lr_scheduler=scheduler, config=deepspeed_config(recipe, world.size)
+    )
+    return engine
+
+
+@dataclass(frozen=True)
+class Stream:
+    """This rank's part of the recipe's data."""
+
+    recipe: Recipe
+    world: World
+    sources: list[ShardDataset]
+    mixture: Mixture
+
+    @classmethod
+    def open(cls, recipe: Recipe, world: World) -> Stream:
+        configs = recipe.data.sources
+        missing = [f"{name}: {source.path}" for name, source in configs.items() if not Path(source.path).is_dir()]
+        if missing:
+            raise UserError(f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare")
+        sources = [ShardDataset(source.path) for source in configs.values()]
+        weights = [source.weight for source in configs.values()]
+        return cls(recipe, world, sources, Mixture([len(source) for source in sources], weights, recipe.seed))
+
+    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
+        """Micro-batches of this rank from micro-batch number ``start`` on, without end."""
+        data = self.recipe.data
+
+        def length(draw: Draw) -> int:
+            return objective.record_length(self.sources[draw.source][draw.index])
+
+        plan = BatchPlan(
+            self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
+        )
+        return example_batches(plan, self.sources, objective.prepare, objective.collate, start, data.num_workers)
+
+
+class LossMeter:
+    """Means of every loss term between two log lines, over all ranks; reading costs one all-reduce."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, terms: dict[str, LossTerm]) -> None:
+        """The terms of one local micro-batch."""
+        for name, term in terms.items():
+            total = term.total.detach().double()
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def add_counts(self, counts: dict[str, float]) -> None:
+        """The step's targets over all ranks."""
+        self.counts.update(counts)
+
+    def read(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        totals = self.world.sum(torch.stack([self.sums[name] for name in names])).tolist()
+        means = {name: total / max(self.counts[name], 1.0) for name, total in zip(names, totals, strict=True)}
+        self._reset()
+        return means
+
+
+def _global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:
+    """Targets of every term over the step's micro-batches and all ranks."""
+    local = [objective.target_counts(batch) for batch in batches]
+    names = list(local[0])
+    totals = torch.tensor([sum(counts[name] for counts in local) for name in names], dtype=torch.float64)
+    totals = world.sum(totals.to(world.device) if world.device.type == "cuda" else totals)
+    return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
+    """Σ weight · total / global count, times what DeepSpeed will divide by (ranks and accumulation)."""
+    return sum(term.weight * divisor / max(counts[name], 1.0) * term.total for name, term in terms.items())
+
+
+def _seed_micro_batch(seed: int, rank: int, step: int, number: int) -> None:
+    state = np.random.SeedSequence((seed, rank, step, number)).generate_state(2, np.uint32)
+    torch.manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def _engine_metrics(engine: Any) -> dict[str, float]:
+    metrics = {"learning_rate": float(engine.get_lr()[0])}
+    norm = engine.get_global_grad_norm()
+    if norm is not None:  # DeepSpeed does not compute it at fp32 stage 0
+        metrics["gradient_norm"] = float(norm)
+    return metrics
+
+
+def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) -> Path:
+    """Write the trained model in its public format, whole or not at all."""
+    if world.is_main:
+        objective.eval()
+        with atomic_folder(folder) as partial:
+            objective.export(partial)
+            save_resolved(recipe, partial / "recipe.yaml")
+    world.barrier()
+    return folder
