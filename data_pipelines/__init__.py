@@ -1,8 +1,8 @@
 """Data: records, procedural scenes, converters, shards and cached codes.
 
-Every task is one record type, a conversation with text and images (`records`). Converters and the scene generator
-write records to tar shards with a manifest (`shards`); training reads them by index, with images or, much faster,
-with codes that the visual tokenizer computed once (`code_cache`).
+Every task is one record type, a conversation with text and images (`records`). Converters and the scene
+generator write records to tar shards with a manifest (`shards`); training reads them by index, with images
+or, much faster, with codes that the visual tokenizer computed once (`code_cache`).
 """
 
 from .records import EncodedImage, Record, RecordError

@@ -1,7 +1,7 @@
 """From any source to shards: the one driver that all converters share.
 
-A converter is a generator of `Accepted` records and `Rejected` samples; `write_items` stores the first and counts
-and names the second, so one corrupt sample never stops a run.
+A converter is a generator of `Accepted` records and `Rejected` samples; `write_items` stores the first and
+counts and names the second, so one corrupt sample never stops a run.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..tokenizer.errors import UserError
 from .records import EncodedImage, Record, RecordError
-from .shards import EncodedSample, ShardWriter, read_manifest
+from .sample_codec import EncodedSample
+from .shards import ShardWriter, read_manifest
 
 META = "meta.jsonl"
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -88,11 +90,13 @@ def write_items(
                 writer.write_encoded(item.record, item.split)
         if not writer.num_records:
             reason = writer.manifest()["rejected"]["samples"][:1]
-            raise UserError(f"No sample of {source} could be used{': ' + reason[0]['reason'] if reason else ''}.")
+            raise UserError(
+                f"No sample of {source} could be used{': ' + reason[0]['reason'] if reason else ''}."
+            )
     return read_manifest(output.folder)
 
 
-# --- sources with a list of images --------------------------------------------------------------------------------
+# --- sources with a list of images ----------------------------------------
 
 
 class ImageList:
@@ -121,14 +125,16 @@ class ImageList:
         """Raise UserError unless the rows have these fields: the wrong converter for this input."""
         missing = [name for name in fields if not self.rows or name not in self.rows[0]]
         if missing:
-            raise UserError(f"{META} in {self.path} has no field '{missing[0]}': is this the right kind of data?")
+            raise UserError(
+                f"{META} in {self.path} has no field '{missing[0]}': is this the right kind of data?"
+            )
 
     def image(self, name: str, max_size: int | None = None) -> EncodedImage:
         """The image `name`, checked. Raises RecordError when it is missing or broken."""
         try:
             data = self._read(name)
-        except (KeyError, OSError, zipfile.BadZipFile) as error:
-            raise RecordError(f"image '{name}': missing or unreadable ({error})") from error
+        except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise RecordError(f"image '{name}': missing or unreadable") from error
         return stored_image(data, name, max_size)
 
 
@@ -145,6 +151,8 @@ def stored_image(data: bytes, name: str, max_size: int | None = None) -> Encoded
         with Image.open(io.BytesIO(data)) as opened:
             kind = opened.format or ""
             image = load_image(opened)
+    except UnidentifiedImageError:
+        raise RecordError(f"image '{name}': no image, or of an unknown format") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RecordError(f"image '{name}': {_one_line(error)}") from error
     shorter = min(image.size)

@@ -1,8 +1,8 @@
 """LLaVA's conversation JSON to shards, without loss.
 
-An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, …]}`` with one
-image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a human turn it is
-input, in a gpt turn something to draw. Files are one JSON list or JSON lines.
+An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, …]}``
+with one image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a
+human turn it is input, in a gpt turn something to draw. Files are one JSON list or JSON lines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prepare_llava(
     licence: str = "unknown",
     max_image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Write the conversations of `path` to shards; images lie in `image_folder` (default: beside the JSON)."""
+    """Write the conversations of `path` to shards; `image_folder` defaults to the folder of the JSON."""
     file = Path(path)
     folder = Path(image_folder) if image_folder is not None else file.parent
     entries = read_entries(file)
@@ -56,7 +56,7 @@ def prepare_llava(
 
 
 def read_entries(path: Path) -> list[Any]:
-    """The entries of a JSON list or of JSON lines; a line that is not JSON is kept as text, to be rejected later."""
+    """The entries of a JSON list or of JSON lines; a broken line is kept as text, to be rejected later."""
     if not path.is_file():
         raise UserError(f"--input {path} is not a file: expected conversations as JSON or JSON lines.")
     text = path.read_text(encoding="utf-8")
@@ -75,7 +75,9 @@ def _parse_line(line: str) -> Any:
         return line
 
 
-def llava_record(entry: Any, image_folder: Path, default_id: str, max_image_size: int | None = None) -> Record:
+def llava_record(
+    entry: Any, image_folder: Path, default_id: str, max_image_size: int | None = None
+) -> Record:
     """One entry as a record. Raises RecordError that says what is wrong with it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
         raise RecordError("it is not an object with 'conversations'")
@@ -112,5 +114,5 @@ def _read_image(path: Path, max_image_size: int | None) -> EncodedImage:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RecordError(f"image '{path.name}': missing or unreadable ({error.strerror})") from error
+        raise RecordError(f"image '{path.name}': missing or unreadable") from error
     return stored_image(data, path.name, max_image_size)

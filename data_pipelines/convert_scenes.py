@@ -1,4 +1,4 @@
-"""Shards of procedural scenes: questions, drawing prompts or captions, with the scene itself in the metadata."""
+"""Shards of procedural scenes: questions, drawing prompts or captions, with the scene in the metadata."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from ..tokenizer.errors import UserError
 from .convert import Accepted, Item, OutputOptions, write_items
 from .records import Record, assistant, image_part, question_turns, user
+from .sample_codec import EncodedSample, encode_record
 from .scene_language import SKILLS, describe, scene_for_skill
 from .scene_questions import questions
 from .scenes import HELD_OUT_SEED, choose, random_scene, render
-from .shards import EncodedSample, encode_record
 
 TASKS: tuple[str, ...] = ("vqa", "t2i", "caption")
 DEFAULT_SKILLS: dict[str, float] = {
@@ -47,7 +47,7 @@ class SceneOptions:
             raise UserError(f"--task {self.task} is unknown: allowed are {', '.join(TASKS)}.")
         if self.count < 1 or self.image_size < 8 or self.questions_per_image < 1 or self.seed < 0:
             raise UserError(
-                "Scenes need --count >= 1, --image-size >= 8, --questions-per-image >= 1 and --seed >= 0, got "
+                "scenes need --count >= 1, --image-size >= 8, --questions-per-image >= 1, --seed >= 0; got "
                 f"{self.count}, {self.image_size}, {self.questions_per_image} and {self.seed}."
             )
         unknown = [name for name in self.skills if name not in SKILLS]

@@ -1,4 +1,4 @@
-"""Converters of small image sets that come as a zip or folder with a `meta.jsonl`: easy-VQA, NLVR, emoji, labels.
+"""Converters of small sets in a zip or folder with a `meta.jsonl`: easy-VQA, NLVR, emoji, labels.
 
 Splits are "train" and "heldout" unless a set names its own, and no converter puts two views of one thing into
 different splits.
@@ -55,7 +55,7 @@ def _convert(images: ImageList, entry: Callable[[dict[str, Any]], Iterator[Item]
         yield from rejecting(name, lambda row=row: entry(row))  # type: ignore[misc]
 
 
-# --- easy-VQA ---------------------------------------------------------------------------------------------------
+# --- easy-VQA ----------------------------------------
 
 
 def prepare_easyvqa(
@@ -72,7 +72,9 @@ def prepare_easyvqa(
     """
     images = ImageList(path)
     images.require("file", "qa")
-    border = sorted(_image_number(row) for row in images.rows)[-min(EASYVQA_HELD_OUT, len(images.rows) // 2 + 1)]
+    border = sorted(_image_number(row) for row in images.rows)[
+        -min(EASYVQA_HELD_OUT, len(images.rows) // 2 + 1)
+    ]
 
     def entry(row: dict[str, Any]) -> Iterator[Item]:
         image = image_part(images.image(row["file"], max_image_size))
@@ -127,13 +129,14 @@ def _easyvqa_phrase(pairs: list[tuple[str, str]]) -> str:
     return f"{article(colour)} {colour} {shape}"
 
 
-# --- NLVR -------------------------------------------------------------------------------------------------------
+# --- NLVR ----------------------------------------
 
 
 def prepare_nlvr(path: _Path, output: OutputOptions, *, max_image_size: int | None = None) -> dict[str, Any]:
     """NLVR: the three boxes of a drawing as three images, and "True or false: <sentence>".
 
-    train1000 and hidden are the train split, dev is held out; the six permutations of an example stay together.
+    train1000 and hidden are the train split, dev is held out; the six permutations of an example stay
+    together.
     """
     images = ImageList(path)
     images.require("file", "split", "id", "sentence", "label")
@@ -151,7 +154,10 @@ def prepare_nlvr(path: _Path, output: OutputOptions, *, max_image_size: int | No
         sentence = " ".join(str(row["sentence"]).split()).rstrip(". ")
         metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
         record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
-        yield Accepted(Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata), split)
+        yield Accepted(
+            Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata),
+            split,
+        )
 
     return write_items(
         _convert(images, entry),
@@ -172,13 +178,13 @@ def _nlvr_boxes(drawing: Image.Image, max_image_size: int | None) -> list[Image.
     return boxes
 
 
-# --- emoji ------------------------------------------------------------------------------------------------------
+# --- emoji ----------------------------------------
 
 
 def prepare_emoji(
     path: _Path, output: OutputOptions, *, task: str = "vqa", max_image_size: int | None = None
 ) -> dict[str, Any]:
-    """Emoji: "What is this?" → name, and "<name> emoji" → image. 5 % of all emoji are held out, in every style."""
+    """Emoji: "What is this?" → name, "<name> emoji" → image. 5 % of them are held out, in every style."""
     images = ImageList(path)
     images.require("file", "style", "emoji", "name")
 
@@ -207,7 +213,7 @@ def prepare_emoji(
     )
 
 
-# --- photos with labels -----------------------------------------------------------------------------------------
+# --- photos with labels ----------------------------------------
 
 
 def prepare_labels(
@@ -220,7 +226,7 @@ def prepare_labels(
     licence: str = "unknown",
     max_image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Photos with one label: `question` → label, and "a photo of a <label>" → image. Keeps the set's own splits."""
+    """Photos with one label: `question` → label, "a photo of a <label>" → image. Keeps the set's splits."""
     images = ImageList(path)
     images.require("file", "label")
 
@@ -232,7 +238,9 @@ def prepare_labels(
         split = str(row.get("split", "train"))
         record_id = Path(row["file"]).with_suffix("").as_posix()
         if _wants(task, "vqa"):
-            record = Record(record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label})
+            record = Record(
+                record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label}
+            )
             yield Accepted(record, split)
         if _wants(task, "t2i"):
             prompt = f"a photo of {article(label)} {label}"

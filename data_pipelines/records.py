@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -30,7 +30,7 @@ Message = dict[str, Any]
 
 
 class RecordError(UserError):
-    """A record that cannot be used: the message names the record and the reason. Loaders count and skip it."""
+    """A record that cannot be used; the message names it and the reason. Loaders count and skip it."""
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,13 @@ def question_turns(images: Sequence[Part], pairs: Sequence[tuple[str, str]]) -> 
         messages.append(user(*images, question) if number == 0 else user(question))
         messages.append(assistant(answer))
     return messages
+
+
+def with_image_parts(record: Record, parts: Sequence[Part]) -> Record:
+    """A copy of `record` whose image parts are `parts`, in order of appearance."""
+    replacements = iter(parts)
+    messages = [
+        {**m, "content": [next(replacements) if p["type"] == "image" else p for p in m["content"]]}
+        for m in record.messages
+    ]
+    return replace(record, messages=messages)

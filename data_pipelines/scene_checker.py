@@ -1,9 +1,9 @@
-"""A judge of drawn scenes by plain image processing: which objects does an image show, and does that fit a prompt?
+"""A judge of drawn scenes by plain image processing: what does an image show, and does it fit a prompt?
 
-It works on clean renders, on reconstructions and on generated drawings with soft edges, at 32 pixels and more:
-the background is the commonest colour; a pixel belongs to an object when it has gone half of the way from the
-background to a palette colour; connected pixels make an object; its shape is the one whose template, at the
-object's own centre and area, overlaps best. Everything is relative to the palette of `scenes`.
+It works on clean renders, on reconstructions and on generated drawings with soft edges, at 32 pixels and
+more: the background is the commonest colour; a pixel belongs to an object when it has gone half of the way
+from the background to a palette colour; connected pixels make an object; its shape is the one whose template,
+at the object's own centre and area, overlaps best. Everything is relative to the palette of `scenes`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class CheckResult:
     reason: str
 
 
-# --- finding ----------------------------------------------------------------------------------------------------
+# --- finding ----------------------------------------
 
 
 def find_objects(image: Image.Image) -> list[FoundObject]:
@@ -111,8 +111,8 @@ def _background(pixels: np.ndarray) -> np.ndarray:
 def _colour_shares(pixels: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far each pixel has gone towards its nearest palette colour, in [0, 1], and which colour that is.
 
-    Nearest means the smallest distance to the straight line from the background to the colour, because soft edges
-    are mixtures of the two.
+    Nearest means the smallest distance to the straight line from the background to the colour, because soft
+    edges are mixtures of the two.
     """
     lines = _PALETTE - background
     lengths = np.maximum((lines**2).sum(axis=1), 1.0)
@@ -145,7 +145,7 @@ def _parts(labels: np.ndarray, count: int, nearest: np.ndarray, speck: float) ->
 def _part_colour(
     pixels: np.ndarray, share: np.ndarray, part: np.ndarray, background: np.ndarray
 ) -> tuple[str, np.ndarray | None]:
-    """Colour of the core of an object, and the share of that colour in every pixel; None for a faint ghost."""
+    """Colour of an object's core, and the share of that colour in every pixel; None for a faint ghost."""
     core = part & (share >= min(0.9, float(np.quantile(share[part], 0.6))))
     median = np.median(pixels[core], axis=0)
     line = median - background
@@ -162,7 +162,9 @@ def _soft_mask(strength: np.ndarray, part: np.ndarray, inside: np.ndarray) -> np
     """Coverage of each pixel by one object: its own pixels and their soft edge, without other objects."""
     filled = ndimage.binary_fill_holes(part)
     edge = ndimage.binary_dilation(filled, iterations=2) & ~inside
-    return np.where(filled, np.where(part, np.maximum(strength, 0.5), strength), np.where(edge, strength, 0.0))
+    return np.where(
+        filled, np.where(part, np.maximum(strength, 0.5), strength), np.where(edge, strength, 0.0)
+    )
 
 
 def _measure(colour: str, mask: np.ndarray, size: tuple[int, int]) -> FoundObject:
@@ -197,7 +199,7 @@ class _UnitTemplate:
     y: float
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unit_template(shape: str) -> _UnitTemplate:
     scale, side = 100.0, 240
     mask = _template(shape, side / 2, side / 2, scale, (side, side))
@@ -215,14 +217,14 @@ def _template(shape: str, x: float, y: float, radius: float, size: tuple[int, ..
     return np.asarray(canvas.reduce(fine), dtype=np.float32) / 255.0
 
 
-# --- judging ----------------------------------------------------------------------------------------------------
+# --- judging ----------------------------------------
 
 
 def check(spec: DrawingSpec | Mapping[str, Any], image: Image.Image) -> CheckResult:
     """Does `image` show what `spec` asks for?
 
-    All skills but "colors" want exactly the objects of the specification and no others; "position" wants their
-    relation too; "colors" wants the shape to be there and every one of that shape to have the colour.
+    All skills but "colors" want exactly the objects of the specification and no others; "position" wants
+    their relation too; "colors" wants the shape to be there and every one of that shape to have the colour.
     """
     if not isinstance(spec, DrawingSpec):
         spec = DrawingSpec.from_dict(spec)
@@ -253,7 +255,8 @@ def _project(looks: Counter[tuple[str, str]], part: int) -> Counter[str]:
 def _difference(wanted: Counter[tuple[str, str]], seen: Counter[tuple[str, str]]) -> str:
     if wanted == seen:
         return ""
-    return f"expected {_in_words(wanted - seen) or 'nothing more'}, found {_in_words(seen - wanted) or 'nothing'} instead"
+    missing, extra = _in_words(wanted - seen) or "nothing more", _in_words(seen - wanted) or "nothing"
+    return f"expected {missing}, found {extra} instead"
 
 
 def _colour_problem(spec: DrawingSpec, found: tuple[FoundObject, ...]) -> str:

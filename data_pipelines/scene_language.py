@@ -1,7 +1,7 @@
-"""What people say about scenes: captions, drawing prompts, and the six GenEval skills as scene + prompt + specification.
+"""What people say about scenes: captions, drawing prompts, and GenEval's six skills as scene + prompt + spec.
 
-The skills carry the tags of GenEval (arXiv 2310.11513): a prompt names everything that its verdict depends on, and
-the specification says the same in a form a program can check (`scene_checker.check`).
+The skills carry the tags of GenEval (arXiv 2310.11513): a prompt names everything that its verdict depends
+on, and the specification says the same in a form a program can check (`scene_checker.check`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class SkillScene(NamedTuple):
     spec: DrawingSpec
 
 
-# --- phrases ----------------------------------------------------------------------------------------------------
+# --- phrases ----------------------------------------
 
 
 def article(word: str) -> str:
@@ -115,8 +115,9 @@ def join_phrases(phrases: list[str]) -> str:
 def scene_phrase(scene: Scene, rng: np.random.Generator, *, number: bool = False) -> str:
     """All objects of a scene, equal ones counted together, in random order."""
     groups = list(Counter((item.shape, item.colour) for item in scene.objects).items())
-    order = rng.permutation(len(groups)).tolist()
-    return join_phrases([noun_phrase(*groups[i][0], groups[i][1], number=number) for i in order])
+    ordered = [groups[i] for i in rng.permutation(len(groups)).tolist()]
+    phrases = [noun_phrase(shape, colour, count, number=number) for (shape, colour), count in ordered]
+    return join_phrases(phrases)
 
 
 def word_prompt(phrase: str, background: str, rng: np.random.Generator) -> str:
@@ -163,15 +164,16 @@ def _relation_phrase(a: SceneObject, b: SceneObject) -> str | None:
     return f"{noun_phrase(a.shape, a.colour)} {RELATION_PHRASES[where]} {noun_phrase(b.shape, b.colour)}"
 
 
-# --- skills -----------------------------------------------------------------------------------------------------
+# --- skills ----------------------------------------
 
 
 def scene_for_skill(rng: np.random.Generator, skill: str) -> SkillScene:
     """A random scene that shows one GenEval skill, its prompt and its specification.
 
-    single_object and colors: "a red circle" (they differ in the verdict: exactly one object, or the right colour of
-    that shape); two_object: two shapes and two colours; counting: two to four identical objects; position: one
-    object left or right of, above or below another; color_attr: two colours, half of the time on the same shape.
+    single_object and colors: "a red circle" (they differ in the verdict: exactly one object, or the right
+    colour of that shape); two_object: two shapes and two colours; counting: two to four identical objects;
+    position: one object left or right of, above or below another; color_attr: two colours, half of the time
+    on the same shape.
     """
     if skill not in SKILLS:
         raise UserError(f"Unknown skill '{skill}': allowed are {', '.join(SKILLS)}.")
@@ -218,7 +220,9 @@ def _two_different(rng: np.random.Generator, same_shape: bool) -> tuple[WantedOb
 
 def _place_looks(rng: np.random.Generator, looks: list[tuple[str, str]]) -> list[SceneObject]:
     places = place_objects(rng, len(looks))
-    return [SceneObject(*look, place.x, place.y, place.radius) for look, place in zip(looks, places, strict=True)]
+    return [
+        SceneObject(*look, place.x, place.y, place.radius) for look, place in zip(looks, places, strict=True)
+    ]
 
 
 def _clear_relation(a: SceneObject, b: SceneObject) -> str | None:

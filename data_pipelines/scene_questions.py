@@ -1,7 +1,8 @@
 """Questions with certain answers about scenes. Answers are single lower-case words or digits.
 
-Kinds: colour, shape, total_count, count_by_shape, count_by_colour, relation, relation_yes_no, existence, statement.
-A kind is left out where its answer would not be certain, e.g. the colour of "the circle" when there are two.
+Kinds: colour, shape, total_count, count_by_shape, count_by_colour, relation, relation_yes_no, existence,
+statement. A kind is left out where its answer would not be certain, e.g. the colour of "the circle" when
+there are two.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def questions(scene: Scene, rng: np.random.Generator, count: int | None = None) 
             if found is None or found[0] in asked:
                 continue
             asked.add(found[0])
-            result.append(Question(*found, kind))
+            result.append(Question(found[0], found[1], kind))
             if len(result) == count:
                 return result
         if count is None:
@@ -56,10 +57,13 @@ def statements(scene: Scene, rng: np.random.Generator) -> list[Question]:
     found = [sort(scene, rng) for sort in _STATEMENT_SORTS]
     kept = [item for item in found if item is not None]
     order = rng.permutation(len(kept)).tolist()
-    return [Question(f"True or false: {kept[i][0]}.", "true" if kept[i][1] else "false", "statement") for i in order]
+    return [
+        Question(f"True or false: {kept[i][0]}.", "true" if kept[i][1] else "false", "statement")
+        for i in order
+    ]
 
 
-# --- names of objects -------------------------------------------------------------------------------------------
+# --- names of objects ----------------------------------------
 
 
 def _unique_shapes(scene: Scene) -> list[SceneObject]:
@@ -87,8 +91,10 @@ def _related_pair(scene: Scene, rng: np.random.Generator) -> tuple[SceneObject, 
     return choose(rng, pairs) if pairs else None
 
 
-def _claimed_relation(pair: tuple[SceneObject, SceneObject, str], rng: np.random.Generator) -> tuple[str, bool]:
-    """A relation to claim of the pair and whether it holds: true half of the time, plainly false otherwise."""
+def _claimed_relation(
+    pair: tuple[SceneObject, SceneObject, str], rng: np.random.Generator
+) -> tuple[str, bool]:
+    """A relation to claim of the pair, and whether it holds: half of the time; else it is plainly false."""
     a, b, where = pair
     if rng.random() < 0.5:
         return where, True
@@ -117,7 +123,7 @@ def _claimed_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str, boo
     return *choose(rng, options), False
 
 
-# --- kinds ------------------------------------------------------------------------------------------------------
+# --- kinds ----------------------------------------
 
 _Asked = tuple[str, str] | None
 
@@ -158,7 +164,9 @@ def _count_by_shape(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 def _count_by_colour(scene: Scene, rng: np.random.Generator) -> _Asked:
     colour = choose(rng, scene.objects).colour if rng.random() < 0.75 else choose(rng, list(COLOURS))
-    wording = choose(rng, ("How many {} objects are there?", "How many {} shapes are there?", "How many are {}?"))
+    wording = choose(
+        rng, ("How many {} objects are there?", "How many {} shapes are there?", "How many are {}?")
+    )
     return wording.format(colour), str(sum(item.colour == colour for item in scene.objects))
 
 
@@ -212,7 +220,7 @@ _KINDS: tuple[tuple[str, Callable[[Scene, np.random.Generator], _Asked]], ...] =
 KINDS: tuple[str, ...] = tuple(kind for kind, _ in _KINDS)
 
 
-# --- statements -------------------------------------------------------------------------------------------------
+# --- statements ----------------------------------------
 
 _Claim = tuple[str, bool] | None
 
@@ -244,7 +252,9 @@ def _existence_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
 def _count_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
     by_shape = rng.random() < 0.5
     item = choose(rng, scene.objects)
-    count = sum((other.shape == item.shape) if by_shape else (other.colour == item.colour) for other in scene.objects)
+    count = sum(
+        (other.shape == item.shape) if by_shape else (other.colour == item.colour) for other in scene.objects
+    )
     holds = rng.random() < 0.5
     claimed = count if holds else choose(rng, [n for n in range(1, 5) if n != count])
     noun = (item.shape if claimed == 1 else plural(item.shape)) if by_shape else f"{item.colour} object"

@@ -1,8 +1,8 @@
 """Procedural scenes: a few simple shapes on a plain background, with everything about them known.
 
-A scene is the toy world of this package. It is drawn at any size, it can be described, asked about and checked
-without any annotation, and its dense patch labels are exact. Coordinates are fractions of the image side, with
-(0, 0) the upper left corner and y growing downwards.
+A scene is the toy world of this package. It is drawn at any size, it can be described, asked about and
+checked without any annotation, and its dense patch labels are exact. Coordinates are fractions of the image
+side, with (0, 0) the upper left corner and y growing downwards.
 
 Seeds at or above ``HELD_OUT_SEED`` are for evaluation only and are never used for training.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,9 @@ class Scene:
                     f"colours are {', '.join(COLOURS)}."
                 )
         if data["background"] not in BACKGROUNDS:
-            raise UserError(f"Unknown background '{data['background']}': allowed are {', '.join(BACKGROUNDS)}.")
+            raise UserError(
+                f"Unknown background '{data['background']}': allowed are {', '.join(BACKGROUNDS)}."
+            )
         return cls(objects, data["background"])
 
 
@@ -98,11 +100,11 @@ class Placement:
     radius: float
 
 
-# --- chance -----------------------------------------------------------------------------------------------------
+# --- chance ----------------------------------------
 
 
 def place_objects(rng: np.random.Generator, count: int) -> list[Placement]:
-    """`count` (1–4) placements whose surrounding squares keep a gap between them and a margin to the border."""
+    """`count` (1–4) placements whose surrounding squares keep a gap between them and to the border."""
     if not 1 <= count <= MAX_OBJECTS:
         raise UserError(f"A scene holds 1 to {MAX_OBJECTS} objects, got {count}.")
     low, high = _RADIUS_RANGES[count]
@@ -136,7 +138,11 @@ def _place_in_quadrants(rng: np.random.Generator, count: int, radius: float) -> 
     for quadrant in rng.permutation(4)[:count].tolist():
         dx, dy = (rng.uniform(-jitter, jitter, 2)).tolist()
         placements.append(
-            Placement(round(0.25 + 0.5 * (quadrant % 2) + dx, 4), round(0.25 + 0.5 * (quadrant // 2) + dy, 4), radius)
+            Placement(
+                round(0.25 + 0.5 * (quadrant % 2) + dx, 4),
+                round(0.25 + 0.5 * (quadrant // 2) + dy, 4),
+                radius,
+            )
         )
     return placements
 
@@ -152,7 +158,10 @@ def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 
 
 def random_scene(
-    rng: np.random.Generator, num_objects: int | None = None, repetition: float = 0.3, background: str | None = None
+    rng: np.random.Generator,
+    num_objects: int | None = None,
+    repetition: float = 0.3,
+    background: str | None = None,
 ) -> Scene:
     """A scene of `num_objects` (default: one to four, by chance).
 
@@ -172,7 +181,7 @@ def random_scene(
     return Scene(tuple(objects), background or random_background(rng))
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------
+# --- geometry ----------------------------------------
 
 
 def relation(a: SceneObject, b: SceneObject) -> str | None:
@@ -188,7 +197,7 @@ def relation(a: SceneObject, b: SceneObject) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
     """Corners of a polygon inside the square [-1, 1]² (the circle is drawn as an ellipse instead)."""
     if shape == "square":
@@ -217,8 +226,8 @@ def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: int | tuple[int, int, int]
 ) -> None:
     """Fill one shape on a canvas; centre and radius in pixels of that canvas, without antialiasing."""
-    # PIL addresses pixel centres, hence the half pixel.
-    x, y = x - 0.5, y - 0.5
+    # PIL fills every pixel that an outline touches, half a pixel too much all around.
+    radius -= 0.5
     if shape == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         return
@@ -232,12 +241,17 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for item in scene.objects:
         draw_shape(
-            draw, item.shape, item.x * canvas_size, item.y * canvas_size, item.radius * canvas_size, COLOURS[item.colour]
+            draw,
+            item.shape,
+            item.x * canvas_size,
+            item.y * canvas_size,
+            item.radius * canvas_size,
+            COLOURS[item.colour],
         )
     return canvas.reduce(_SUPERSAMPLING)
 
 
-def coverage(item: SceneObject, grid: int, samples: int = 8) -> np.ndarray:
+def coverage(item: SceneObject, grid: int, samples: int = 16) -> np.ndarray:
     """Share of every cell of a (grid, grid) raster that `item` covers, as float32 in [0, 1]."""
     side = grid * samples
     canvas = Image.new("L", (side, side), 0)
@@ -249,8 +263,8 @@ def coverage(item: SceneObject, grid: int, samples: int = 8) -> np.ndarray:
 def patch_classes(scene: Scene, grid: int) -> np.ndarray:
     """Dense labels of a (grid, grid) raster of patches, int64 in [0, NUM_PATCH_CLASSES).
 
-    0 is the background; else 1 + colour · number of shapes + shape of the object that covers most of the patch,
-    if it covers at least a quarter of it.
+    0 is the background; else 1 + colour · number of shapes + shape of the object that covers most of the
+    patch, if it covers at least a quarter of it.
     """
     labels = np.zeros((grid, grid), dtype=np.int64)
     most = np.full((grid, grid), 0.25, dtype=np.float32)

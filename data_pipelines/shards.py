@@ -2,13 +2,13 @@
 
 Members of a sample (see `records` for the record itself)::
 
-    00000012.json               the record; its image parts name the members below by their ending, e.g. "0.png"
+    00000012.json               the record; its image parts name members by their ending, e.g. "0.png"
     00000012.0.png              the first image, or instead of it
     00000012.0.pixel.npy        its cached codes, uint16 (H, W, D)
     00000012.0.semantic.npy
 
-`manifest.json` holds the counts, every shard with its split and SHA-256, the source, the licence, the settings and
-the rejected samples with their reasons.
+`manifest.json` holds the counts, every shard with its split and SHA-256, the source, the licence, the
+settings and the rejected samples with their reasons.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,111 +29,17 @@ from PIL import Image
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
-from .records import EncodedImage, Message, Part, Record, RecordError
+from .records import Record, RecordError
+from .sample_codec import EncodedSample, decode_record, encode_record
 from .tar_index import TarIndex, build_index, load_index, sample_members, save_index
 
 MANIFEST = "manifest.json"
 FORMAT = "dualtoken-shards"
 FORMAT_VERSION = 1
-CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
 _OPEN_FILES = 64
-_CODE_LIMIT = 1 << 16
-
-Members = list[tuple[str, bytes]]
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """A record as the members of its sample: (ending of the name, content)."""
-
-    members: Members
-    num_images: int
-
-
-def encode_record(record: Record) -> EncodedSample:
-    """A validated record as bytes. Raises RecordError for a broken record or an image that cannot be read."""
-    record.validate()
-    members: Members = []
-    number = 0
-    messages: list[Message] = []
-    for message in record.messages:
-        content: list[Part] = []
-        for part in message["content"]:
-            if part["type"] == "image":
-                stored, files = _encode_image_part(part, number, record.id)
-                content.append(stored)
-                members.extend(files)
-                number += 1
-            else:
-                content.append(part)
-        messages.append({**message, "content": content})
-    data = {"id": record.id, "messages": messages, "metadata": record.metadata}
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-    return EncodedSample([("json", text), *members], number)
-
-
-def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:
-    if "image" not in part:
-        stored = {key: value for key, value in part.items() if key not in CODE_PARTS}
-        files = []
-        for field, label in CODE_PARTS.items():
-            stored[field] = f"{number}.{label}.npy"
-            files.append((stored[field], _encode_codes(part[field], record_id)))
-        return stored, files
-    encoded = _encode_image(part["image"], record_id)
-    name = f"{number}.{encoded.extension}"
-    return {**part, "image": name}, [(name, encoded.data)]
-
-
-def _encode_image(image: Any, record_id: str) -> EncodedImage:
-    if isinstance(image, EncodedImage):
-        return image
-    if isinstance(image, (str, Path)):
-        try:
-            data = Path(image).read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
-                kind = (opened.format or "png").lower()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise RecordError(f"Record '{record_id}': image {image} cannot be read ({error}).") from error
-        return EncodedImage(data, {"jpeg": "jpg"}.get(kind, kind))
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return EncodedImage(buffer.getvalue(), "png")
-    raise RecordError(f"Record '{record_id}': an image is a path or a PIL image, got {type(image).__name__}.")
-
-
-def _encode_codes(codes: Any, record_id: str) -> bytes:
-    array = np.asarray(codes)
-    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
-        raise RecordError(f"Record '{record_id}': codes are integers of shape (H, W, D), got {array.shape}.")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) < _CODE_LIMIT:
-        raise RecordError(f"Record '{record_id}': codes must lie in [0, {_CODE_LIMIT}) to be stored as uint16.")
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, dtype="<u2"))
-    return buffer.getvalue()
-
-
-@lru_cache(maxsize=256)
-def _code_shape(header: bytes) -> tuple[int, ...]:
-    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
-    stream = io.BytesIO(header)
-    np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran_order or dtype != np.dtype("<u2"):
-        raise ValueError(f"cached codes must be uint16 in C order, got {dtype}")
-    return shape
-
-
-def _decode_codes(data: bytes) -> np.ndarray:
-    body = 10 + int.from_bytes(data[8:10], "little")
-    return np.frombuffer(data, dtype="<u2", offset=body).reshape(_code_shape(data[:body]))
-
-
-# --- writing ----------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------
 
 
 class _OpenShard:
@@ -144,7 +49,7 @@ class _OpenShard:
         self.path = path
         self.records = 0
         self.images = 0
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT)
 
     def add(self, key: str, sample: EncodedSample) -> None:
         for ending, data in sample.members:
@@ -162,8 +67,8 @@ class _OpenShard:
 class ShardWriter:
     """Writes records to a folder of shards; use it as a context manager.
 
-    The folder appears, complete and with its manifest, when the block ends without an error. `source`, `licence`
-    and `settings` (any JSON) go to the manifest. Samples that cannot be used are given to `reject`.
+    The folder appears, complete and with its manifest, when the block ends without an error. `source`,
+    `licence` and `settings` (any JSON) go to the manifest. Samples that cannot be used are given to `reject`.
     """
 
     def __init__(
@@ -178,7 +83,11 @@ class ShardWriter:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not overwrite and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if (
+            self.folder.exists()
+            and not overwrite
+            and (not self.folder.is_dir() or any(self.folder.iterdir()))
+        ):
             raise UserError(f"Output {self.folder} exists already: give another folder or pass --overwrite.")
         if shard_size < 1:
             raise UserError(f"--shard-size must be at least 1, got {shard_size}.")
@@ -280,22 +189,24 @@ class ShardWriter:
 
 
 def _reason_counts(rejected: Sequence[Mapping[str, str]]) -> Counter[str]:
-    """How often each reason occurs, without the parts that name one sample (in quotes or after a colon)."""
-    return Counter(item["reason"].split(":")[-1].split("(")[0].strip(" .") for item in rejected)
+    """How often each reason occurs, with the names and numbers of single samples left out."""
+    return Counter(re.sub(r"'[^']*'|\d+", "…", item["reason"]).strip(" .") for item in rejected)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------
 
 
 class ShardDataset:
     """Map-style access to the records of shards; picklable, safe to fork, and it opens files lazily.
 
-    `source` is a folder with a manifest, a tar, or a list of these. `split` selects the shards of folders ("all"
-    for every one); single tars are taken as they are. Images come as PIL images that decode at first use, or as
-    cached codes: uint16 arrays (H, W, D). A record that cannot be read raises RecordError.
+    `source` is a folder with a manifest, a tar, or a list of these. `split` selects the shards of folders
+    ("all" for every one); single tars are taken as they are. Images come as PIL images that decode at first
+    use, or as cached codes: uint16 arrays (H, W, D). A record that cannot be read raises RecordError.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], split: str = "train") -> None:
+    def __init__(
+        self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], split: str = "train"
+    ) -> None:
         sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
         self.split = split
         self.manifests: list[dict[str, Any]] = []
@@ -309,7 +220,7 @@ class ShardDataset:
         self._offsets = np.concatenate([index.offsets for index in indexes])
         self._lengths = np.concatenate([index.lengths for index in indexes])
         self._starts = np.cumsum([0] + [len(index) for index in indexes])
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()
 
     def _add_folder(self, folder: Path) -> None:
@@ -317,7 +228,9 @@ class ShardDataset:
         names = [s["file"] for s in manifest["shards"] if self.split in ("all", s["split"])]
         if not names:
             known = sorted({shard["split"] for shard in manifest["shards"]})
-            raise UserError(f"{folder} has no split '{self.split}': it has {', '.join(known) or 'no records'}.")
+            raise UserError(
+                f"{folder} has no split '{self.split}': it has {', '.join(known) or 'no records'}."
+            )
         self.manifests.append(manifest)
         self.shards.extend(folder / name for name in names)
 
@@ -341,16 +254,13 @@ class ShardDataset:
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         path = self.shards[number]
-        key, members = sample_members(self._read(number, int(self._offsets[index]), int(self._lengths[index])), path)
         try:
-            data = json.loads(members["json"])
-            record = Record(data["id"], data["messages"], data.get("metadata", {}))
-            if load_images:
-                for part in record.image_parts():
-                    _load_part(part, members)
+            span = self._read(number, int(self._offsets[index]), int(self._lengths[index]))
+            return decode_record(sample_members(span, path)[1], load_images)
         except (KeyError, ValueError, TypeError, OSError, Image.DecompressionBombError) as error:
-            raise RecordError(f"Record '{key}' of {path} cannot be read ({type(error).__name__}: {error}).") from error
-        return record
+            raise RecordError(
+                f"Record {index} of '{path.name}' cannot be read ({type(error).__name__}: {error})."
+            ) from error
 
     def texts(self) -> Iterator[str]:
         """Every text of every record, in order; unreadable records are passed over."""
@@ -363,33 +273,27 @@ class ShardDataset:
     def _read(self, number: int, offset: int, length: int) -> bytes:
         if self._process != os.getpid():
             # A forked worker shares file positions with its parent: open its own files.
-            self._files = OrderedDict()
+            self._files = {}
             self._process = os.getpid()
         file = self._files.get(number)
         if file is None:
             file = self._files[number] = self.shards[number].open("rb", buffering=0)
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
+                self._files.pop(next(iter(self._files))).close()
         file.seek(offset)
         return file.read(length)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
-
-
-def _load_part(part: Part, members: Mapping[str, bytes]) -> None:
-    if "image" in part:
-        part["image"] = Image.open(io.BytesIO(members[part["image"]]))
-        return
-    for field in CODE_PARTS:
-        part[field] = _decode_codes(members[part[field]])
+        return {**self.__dict__, "_files": {}}
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a folder of shards. Raises UserError when there is none or it is of another format."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`.")
+        raise UserError(
+            f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -408,13 +312,3 @@ def verify_shards(folder: str | os.PathLike[str]) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                 raise UserError(f"Shard {path} differs from its manifest: prepare the data again.")
-
-
-def with_images(record: Record, parts: Sequence[Part]) -> Record:
-    """A copy of `record` whose image parts are `parts`, in order of appearance."""
-    replacements = iter(parts)
-    messages = [
-        {**m, "content": [next(replacements) if p["type"] == "image" else p for p in m["content"]]}
-        for m in record.messages
-    ]
-    return replace(record, messages=messages)

@@ -1,8 +1,9 @@
-"""Random access to the samples of a webdataset tar: where each sample starts, and its members when it is read.
+"""Random access to the samples of a webdataset tar: where each one starts, and its members when read.
 
-A sample is a run of members whose names share everything up to the first dot. The index holds one (offset, length)
-pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of a million
-samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of the time.
+A sample is a run of members whose names share everything up to the first dot. The index holds one (offset,
+length) pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of
+a million samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of
+the time.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def index_path(tar: Path) -> Path:
 
 
 def load_index(tar: Path) -> TarIndex:
-    """The index of `tar`: read from the file beside it if that belongs to this tar, else built, and kept if possible."""
+    """The index of `tar`: from the file beside it if that belongs to it, else built, and kept if possible."""
     if not tar.is_file():
         raise UserError(f"Shard not found: {tar}.")
     fingerprint = _fingerprint(tar)
@@ -127,7 +128,9 @@ def _parse_header(header: bytes, tar: Path) -> tuple[bytes, str, int]:
     """(type flag, name, size) of one ustar header."""
     kind = header[156:157]
     if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",):
-        raise UserError(f"{tar} is not a shard this package can read: expected a plain tar of short member names.")
+        raise UserError(
+            f"{tar} is not a shard this package can read: expected a plain tar of short member names."
+        )
     name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
     prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace")
     return kind, f"{prefix}/{name}" if prefix else name, int(header[124:136].strip(b"\0 ") or b"0", 8)

@@ -1,20 +1,21 @@
 """The unified model: one causal language model that reads and writes text and images as dual visual codes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 from .assemble import build_model, build_processor, save_model
 from .configuration import DualTokenConfig
 from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
 from .losses import LossTerms
 from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
+from .pipeline import DualTokenPipeline, resolve_model
 from .processing import CachedCodes, DualTokenProcessor, EncodedRecord
+from .sampling import ImageSamplingOptions
 from .text_tokenizer import train_text_tokenizer
 
 # exist_ok: a test runner may import the package a second time under another name.
 AutoConfig.register(DualTokenConfig.model_type, DualTokenConfig, exist_ok=True)
 AutoModel.register(DualTokenConfig, DualTokenForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(DualTokenConfig, DualTokenForConditionalGeneration, exist_ok=True)
-AutoModelForCausalLM.register(DualTokenConfig, DualTokenForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(DualTokenConfig, DualTokenProcessor, exist_ok=True)
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "DualTokenConfig",
     "DualTokenForConditionalGeneration",
     "DualTokenOutput",
+    "DualTokenPipeline",
     "DualTokenProcessor",
     "EncodedRecord",
+    "ImageSamplingOptions",
     "LossTerms",
     "build_model",
     "build_processor",
@@ -31,6 +34,7 @@ __all__ = [
     "is_text_to_image",
     "normalise_messages",
     "render",
+    "resolve_model",
     "save_model",
     "train_text_tokenizer",
 ]

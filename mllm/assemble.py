@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import (
@@ -37,39 +37,34 @@ TOKEN_FIELDS = {
 CODEBOOK_FIELDS = ("num_codes", "code_dim", "depth", "shared_codebook")
 
 
-class AssembledModel(NamedTuple):
-    """A new model and the processor that belongs to it."""
-
-    model: DualTokenForConditionalGeneration
-    processor: DualTokenProcessor
-
-
 def build_model(
     llm: str | Path | Mapping[str, Any] | PreTrainedConfig | PreTrainedModel,
     visual_tokenizer: str | Path | DualTokenizer,
-    text_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-    attach_visual_tokenizer: bool = True,
+    text_tokenizer: str | Path | PreTrainedTokenizerBase,
     **settings: Any,
-) -> AssembledModel:
+) -> DualTokenForConditionalGeneration:
     """A unified model around any causal language model, with the visual tokenizer's codebooks copied in.
 
     Args:
-        llm: a configuration (dict with `model_type`, or object) for a new LLM, or a folder, hub id or model whose
-            weights are kept. Its embeddings are resized to the text tokenizer.
-        visual_tokenizer: a `DualTokenizer`, or the folder or hub id of one.
-        text_tokenizer: the LLM's tokenizer, or a folder or hub id; None takes the one beside the LLM's weights.
-            Missing special tokens are added to it in place.
-        attach_visual_tokenizer: hold the visual tokenizer, frozen; False copies only its codebooks, which is all that
-            training on cached codes needs.
-        **settings: fields of `DualTokenConfig`, such as `depth_transformer`, `pixel_condition`, `visual_position`.
+        llm: a configuration (dict with `model_type`, or object) for a new LLM, or a folder, hub id or model
+            whose weights are kept. Its embeddings are resized to the text tokenizer.
+        visual_tokenizer: a `DualTokenizer`, or the folder or hub id of one. The model holds it, frozen;
+            training on cached codes may let go of it (`detach_visual_tokenizer`).
+        text_tokenizer: the LLM's tokenizer, or a folder or hub id; missing special tokens are added to it in
+            place.
+        **settings: fields of `DualTokenConfig`, such as `depth_transformer`, `pixel_condition`,
+            `visual_position`.
 
     Raises:
         UserError: the parts do not exist or do not fit, or a setting is unknown.
     """
-    tokenizer = load_text_tokenizer(_own_tokenizer(llm) if text_tokenizer is None else text_tokenizer)
+    tokenizer = load_text_tokenizer(text_tokenizer)
     add_special_tokens(tokenizer)
-    if not isinstance(visual_tokenizer, DualTokenizer):
-        visual_tokenizer = DualTokenizer.from_pretrained(visual_tokenizer)
+    codec: DualTokenizer = (
+        visual_tokenizer
+        if isinstance(visual_tokenizer, DualTokenizer)
+        else DualTokenizer.from_pretrained(visual_tokenizer)
+    )
     language_model = _language_model(llm)
     text_config = language_model.config if language_model is not None else _llm_config(llm)
     _refuse_scaled_logits(text_config)
@@ -80,18 +75,16 @@ def build_model(
     text_config.vocab_size = vocab_size
     for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
         setattr(text_config, name, tokenizer.convert_tokens_to_ids(TOKEN_FIELDS[name]))
-    config = _config(text_config, tokenizer, visual_tokenizer, settings)
+    config = _config(text_config, tokenizer, codec, settings)
     if language_model is not None:
         # New projectors speak at the volume of the trained embeddings.
-        config.initializer_range = float(language_model.get_input_embeddings().weight.detach().float().std())
+        embedding: Any = language_model.get_input_embeddings()
+        config.initializer_range = float(embedding.weight.detach().float().std())
     model = DualTokenForConditionalGeneration(config)
     if language_model is not None:
         model.language_model.load_state_dict(language_model.state_dict())
-    if attach_visual_tokenizer:
-        model.attach_visual_tokenizer(visual_tokenizer)
-    else:
-        model.copy_codebooks(visual_tokenizer)
-    return AssembledModel(model, build_processor(visual_tokenizer, tokenizer))
+    model.attach_visual_tokenizer(codec)
+    return model
 
 
 def build_processor(
@@ -109,7 +102,8 @@ def save_model(
 ) -> None:
     """Write the one folder that `from_pretrained` loads: weights, both tokenizers, processor. All or nothing.
 
-    `kwargs` go to the model's `save_pretrained` (such as `max_shard_size`). A folder already there is replaced.
+    `kwargs` go to the model's `save_pretrained` (such as `max_shard_size`). A folder already there is
+    replaced.
     """
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, **kwargs)
@@ -123,13 +117,9 @@ def load_text_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrai
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"no text tokenizer at {source}; give its folder or hub id ({_first_line(error)})") from error
-
-
-def _own_tokenizer(llm: Any) -> str | Path:
-    if isinstance(llm, (str, Path)):
-        return llm
-    raise UserError("text_tokenizer is missing; only an LLM given by folder or hub id brings its own")
+        raise UserError(
+            f"no text tokenizer at {source}; give its folder or hub id ({_first_line(error)})"
+        ) from error
 
 
 def _language_model(llm: Any) -> PreTrainedModel | None:
@@ -141,7 +131,9 @@ def _language_model(llm: Any) -> PreTrainedModel | None:
     try:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise UserError(f"no causal language model at {llm}; give its folder or hub id ({_first_line(error)})") from error
+        raise UserError(
+            f"no causal language model at {llm}; give its folder or hub id ({_first_line(error)})"
+        ) from error
 
 
 def _llm_config(llm: Any) -> PreTrainedConfig:
@@ -152,13 +144,17 @@ def _llm_config(llm: Any) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
-        raise UserError(f"language model configuration of type {model_type!r}: {_first_line(error)}") from error
+        raise UserError(
+            f"language model configuration of type {model_type!r}: {_first_line(error)}"
+        ) from error
 
 
 def _refuse_scaled_logits(text_config: PreTrainedConfig) -> None:
     for name in ("logit_scale", "logits_scaling"):
         if getattr(text_config, name, None) not in (None, 1, 1.0):
-            raise UserError(f"language models that scale their logits ({name}) are not supported; choose another one")
+            raise UserError(
+                f"language models that scale their logits ({name}) are not supported; choose another one"
+            )
 
 
 def _config(
@@ -167,7 +163,7 @@ def _config(
     visual_tokenizer: DualTokenizer,
     settings: Mapping[str, Any],
 ) -> DualTokenConfig:
-    derived = {
+    derived: dict[str, Any] = {
         "text_config": text_config,
         "grid_size": list(visual_tokenizer.config.grid_size),
         "initializer_range": getattr(text_config, "initializer_range", 0.02),
@@ -176,7 +172,9 @@ def _config(
         quantizer = getattr(visual_tokenizer.config, f"{name}_quantizer")
         derived[f"{name}_codebook"] = {field: quantizer[field] for field in CODEBOOK_FIELDS}
     derived |= {field: tokenizer.convert_tokens_to_ids(token) for field, token in TOKEN_FIELDS.items()}
-    allowed = set(DualTokenConfig.__dataclass_fields__) - set(derived) - set(PreTrainedConfig.__dataclass_fields__)
+    allowed = (
+        set(DualTokenConfig.__dataclass_fields__) - set(derived) - set(PreTrainedConfig.__dataclass_fields__)
+    )
     unknown = sorted(set(settings) - allowed)
     if unknown:
         raise UserError(f"unknown model settings {unknown}; allowed: {sorted(allowed)}")

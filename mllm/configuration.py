@@ -1,4 +1,4 @@
-"""Configuration of the unified model: an LLM with two codebooks, two projectors and two depth transformers."""
+"""Configuration of the unified model: an LLM, two codebooks, two projectors, two depth transformers."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..tokenizer.errors import UserError
+from .sampling import ImageSamplingOptions
 
 PIXEL_CONDITIONS = ("none", "semantic")
 VISUAL_POSITIONS = ("none", "learned")
@@ -18,20 +19,24 @@ class DualTokenConfig(PreTrainedConfig):
     """Everything that fixes the parameters of a `DualTokenForConditionalGeneration`.
 
     Args:
-        text_config: configuration of any causal language model of transformers (a dict with `model_type`, or the object).
-        pixel_codebook, semantic_codebook: `{num_codes, code_dim, depth, shared_codebook}` of the visual tokenizer's
-            two residual quantizers; `shared_codebook` says that all depths look up one table.
+        text_config: configuration of any causal language model of transformers (a dict with `model_type`, or
+            the object).
+        pixel_codebook, semantic_codebook: `{num_codes, code_dim, depth, shared_codebook}` of the visual
+            tokenizer's two residual quantizers; `shared_codebook` says that all depths look up one table.
         grid_size: (rows, columns) of the visual positions of one image.
         depth_transformer: `{hidden_size, num_layers, num_heads, intermediate_size}` of both visual heads.
-        pixel_condition: "none" (the paper: both heads see only the LLM's state) or "semantic": the pixel head also
-            sees the semantic codes of the same position, which generation then samples first.
+        pixel_condition: "none" (the paper: both heads see only the LLM's state) or "semantic": the pixel head
+            also sees the semantic codes of the same position, which generation then samples first.
         shared_classifier: one classifier for all depths (the paper) or one per depth.
-        visual_position: "none" (the paper) or "learned": a zero-initialised row and column embedding is added to
-            every visual input of the LLM.
+        visual_position: "none" (the paper) or "learned": a zero-initialised row and column embedding is added
+            to every visual input of the LLM.
         text_loss_weight, pixel_loss_weight, semantic_loss_weight: factors of the three losses.
-        pixel_depth_weights, semantic_depth_weights: relative weight of each depth's cross-entropy; None means equal.
-        visual_target_fraction: share of the visual targets, drawn anew at every training step, on which the depth
-            heads are trained; 1.0 trains on all. Saves compute; sums are scaled up, so the expected loss is unchanged.
+        pixel_depth_weights, semantic_depth_weights: relative weight of each depth's cross-entropy; None means
+            equal.
+        visual_target_fraction: share of the visual targets, drawn anew at every training step, on which the
+            depth heads are trained; 1.0 trains on all. Saves compute; sums are scaled up, so the expected
+            loss is unchanged.
+        image_sampling: the model's own defaults for drawing images, fields of `ImageSamplingOptions`.
         *_token_id: ids of the special tokens in the text vocabulary.
 
     Raises:
@@ -41,11 +46,12 @@ class DualTokenConfig(PreTrainedConfig):
     model_type = "dualtoken"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
-    text_config: dict | PreTrainedConfig | None = None
-    pixel_codebook: dict | None = None
-    semantic_codebook: dict | None = None
-    grid_size: list[int] | tuple[int, int] = (8, 8)
-    depth_transformer: dict | None = None
+    # Typed Any: given as dict, object or None, but always complete after __post_init__.
+    text_config: Any = None
+    pixel_codebook: Any = None
+    semantic_codebook: Any = None
+    grid_size: Any = (8, 8)
+    depth_transformer: Any = None
     pixel_condition: str = "none"
     shared_classifier: bool = True
     visual_position: str = "none"
@@ -55,25 +61,29 @@ class DualTokenConfig(PreTrainedConfig):
     pixel_depth_weights: list[float] | None = None
     semantic_depth_weights: list[float] | None = None
     visual_target_fraction: float = 1.0
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    user_token_id: int | None = None
-    assistant_token_id: int | None = None
-    image_start_token_id: int | None = None
-    image_token_id: int | None = None
-    image_end_token_id: int | None = None
-    unconditional_token_id: int | None = None
+    image_sampling: dict | None = None
+    bos_token_id: Any = None
+    pad_token_id: Any = None
+    eos_token_id: Any = None
+    user_token_id: Any = None
+    assistant_token_id: Any = None
+    image_start_token_id: Any = None
+    image_token_id: Any = None
+    image_end_token_id: Any = None
+    unconditional_token_id: Any = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.pixel_codebook = _merged("pixel_codebook", self.pixel_codebook, DEFAULT_CODEBOOK)
         self.semantic_codebook = _merged("semantic_codebook", self.semantic_codebook, DEFAULT_CODEBOOK)
-        self.depth_transformer = _merged("depth_transformer", self.depth_transformer, DEFAULT_DEPTH_TRANSFORMER)
+        self.depth_transformer = _merged(
+            "depth_transformer", self.depth_transformer, DEFAULT_DEPTH_TRANSFORMER
+        )
         self.grid_size = [int(side) for side in self.grid_size]
         super().__post_init__(**kwargs)
-        # Tying belongs to the language model; the outer flag repeats it, as transformers' own composite models do.
+        # Tying belongs to the language model; the outer flag repeats it, as transformers' own composite
+        # models do.
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self._validate()
 
@@ -97,10 +107,18 @@ class DualTokenConfig(PreTrainedConfig):
         }
 
     def _validate(self) -> None:
+        unknown = sorted(set(self.image_sampling or {}) - set(ImageSamplingOptions.__dataclass_fields__))
+        if unknown:
+            raise UserError(f"image_sampling has unknown keys {unknown}; see ImageSamplingOptions")
+        ImageSamplingOptions(**(self.image_sampling or {}))
         if self.pixel_condition not in PIXEL_CONDITIONS:
-            raise UserError(f"pixel_condition is {self.pixel_condition!r}; allowed: {', '.join(PIXEL_CONDITIONS)}")
+            raise UserError(
+                f"pixel_condition is {self.pixel_condition!r}; allowed: {', '.join(PIXEL_CONDITIONS)}"
+            )
         if self.visual_position not in VISUAL_POSITIONS:
-            raise UserError(f"visual_position is {self.visual_position!r}; allowed: {', '.join(VISUAL_POSITIONS)}")
+            raise UserError(
+                f"visual_position is {self.visual_position!r}; allowed: {', '.join(VISUAL_POSITIONS)}"
+            )
         if not 0.0 < self.visual_target_fraction <= 1.0:
             raise UserError(f"visual_target_fraction is {self.visual_target_fraction}; it must be in (0, 1]")
         if len(self.grid_size) != 2 or min(self.grid_size) < 1:
@@ -109,11 +127,18 @@ class DualTokenConfig(PreTrainedConfig):
         if width % heads:
             raise UserError(f"depth_transformer.hidden_size {width} is not a multiple of num_heads {heads}")
         for name in ("pixel", "semantic"):
-            weights, depth = getattr(self, f"{name}_depth_weights"), getattr(self, f"{name}_codebook")["depth"]
+            weights, depth = (
+                getattr(self, f"{name}_depth_weights"),
+                getattr(self, f"{name}_codebook")["depth"],
+            )
             if weights is not None and (len(weights) != depth or min(weights) < 0 or sum(weights) <= 0):
-                raise UserError(f"{name}_depth_weights is {weights}; it needs {depth} non-negative numbers, not all 0")
+                raise UserError(
+                    f"{name}_depth_weights is {weights}; it needs {depth} non-negative numbers, not all 0"
+                )
             if getattr(self, f"{name}_loss_weight") < 0:
-                raise UserError(f"{name}_loss_weight is {getattr(self, f'{name}_loss_weight')}; it must be >= 0")
+                raise UserError(
+                    f"{name}_loss_weight is {getattr(self, f'{name}_loss_weight')}; it must be >= 0"
+                )
 
 
 def _merged(name: str, given: dict | None, defaults: dict) -> dict:
@@ -122,5 +147,3 @@ def _merged(name: str, given: dict | None, defaults: dict) -> dict:
     if unknown:
         raise UserError(f"{name} has unknown keys {unknown}; allowed: {sorted(defaults)}")
     return {**defaults, **(given or {})}
-
-

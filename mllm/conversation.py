@@ -1,9 +1,10 @@
 """Conversations: the one record type of every task, and the one template that turns it into a sequence.
 
 A conversation is a list of messages `{"role": "user" | "assistant", "content": [part, ...]}`; a part is
-`{"type": "text", "text": ...}`, `{"type": "image", "image": path or PIL image}` (also under `url` or `path`, the names
-transformers uses), `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}` (cached codes of the visual
-tokenizer), or `{"type": "unconditional"}`, the learned stand-in for "no prompt" of classifier-free guidance.
+`{"type": "text", "text": ...}`, `{"type": "image", "image": path or PIL image}` (also under `url` or `path`,
+the names transformers uses), `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}` (cached codes of
+the visual tokenizer), or `{"type": "unconditional"}`, the learned stand-in for "no prompt" of classifier-free
+guidance.
 
 The template of one turn, `<|image|>` standing once per visual position:
 
@@ -20,7 +21,12 @@ from typing import Any
 from ..tokenizer.errors import UserError
 
 BOS, PAD, USER, ASSISTANT, END = "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = "<|image_start|>", "<|image|>", "<|image_end|>", "<|unconditional|>"
+IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = (
+    "<|image_start|>",
+    "<|image|>",
+    "<|image_end|>",
+    "<|unconditional|>",
+)
 SPECIAL_TOKENS = (BOS, PAD, USER, ASSISTANT, END, IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
 
 ROLE_TOKENS = {"user": USER, "assistant": ASSISTANT}
@@ -50,10 +56,14 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
         UserError: names the message and the part that does not fit.
     """
     if isinstance(messages, (str, Mapping)):
-        raise UserError("a conversation is a list of messages [{'role': 'user', 'content': ...}], not a single value")
+        raise UserError(
+            "a conversation is a list of messages [{'role': 'user', 'content': ...}], not a single value"
+        )
     normalised = [_normalise_message(index, message) for index, message in enumerate(messages)]
     if not normalised:
-        raise UserError("the conversation is empty; give at least one message {'role': 'user', 'content': ...}")
+        raise UserError(
+            "the conversation is empty; give at least one message {'role': 'user', 'content': ...}"
+        )
     return normalised
 
 
@@ -80,7 +90,7 @@ def continue_last_message(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a record is one text prompt answered by images only: the records whose prompt may be dropped."""
+    """Whether a record is one text prompt answered by images only; such a prompt may be dropped."""
     if len(messages) != 2 or [message["role"] for message in messages] != ["user", "assistant"]:
         return False
     prompt, answer = (message["content"] for message in normalise_messages(messages))
@@ -97,7 +107,7 @@ def drop_prompt(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def unconditional_prompt() -> list[Message]:
-    """The conversation from which guidance's unconditional branch generates; equals `drop_prompt`'s user turn."""
+    """The conversation guidance's unconditional branch starts from; equals `drop_prompt`'s user turn."""
     return [{"role": "user", "content": [{"type": "unconditional"}]}]
 
 
@@ -115,9 +125,14 @@ def _normalise_message(index: int, message: Mapping[str, Any]) -> Message:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     elif isinstance(content, Mapping) or not isinstance(content, Iterable):
-        raise UserError(f"message {index}: content is a text or a list of parts, not {type(content).__name__}")
+        raise UserError(
+            f"message {index}: content is a text or a list of parts, not {type(content).__name__}"
+        )
     where = f"message {index}"
-    return {"role": role, "content": [_normalise_part(where, number, part) for number, part in enumerate(content)]}
+    return {
+        "role": role,
+        "content": [_normalise_part(where, number, part) for number, part in enumerate(content)],
+    }
 
 
 def _normalise_part(where: str, number: int, part: Any) -> dict[str, Any]:

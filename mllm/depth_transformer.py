@@ -1,9 +1,13 @@
-"""The depth transformer: the codes of one visual position, one depth after the other (arXiv 2503.14324, section 3.3).
+"""The depth transformer: the codes of one visual position, one depth after the other (arXiv 2503.14324,
+section 3.3).
 
-Shapes: T visual positions (the batch of this module), D depths, W width, N codes, C code dimension, H LLM hidden size.
-The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the code vectors of the depths before d,
-projected to W. Attention is causal over depth, so every depth sees h through depth 1.
+Shapes: T visual positions (the batch of this module), D depths, W width, N codes, C code dimension, H LLM
+    hidden size.
+The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the code vectors of the depths
+before d, projected to W. Attention is causal over depth, so every depth sees h through depth 1.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +20,8 @@ from .visual_embedding import FrozenCodebook
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over depth, (T, heads, queries, E) on (T, heads, depths, E); a single query sees all depths.
 
-    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is only D x D.
+    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is only
+        D x D.
     """
     single = q.shape[2] == 1
     if q.device.type != "cpu":
@@ -54,8 +59,8 @@ class DepthBlock(nn.Module):
         return self._finish(x, causal_attention(q, keys[:, :, past], values[:, :, past]))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        count, depth, _ = x.shape
-        qkv = self.qkv(self.norm1(x)).view(count, depth, 3, self.num_heads, -1)
+        count, depth, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(count, depth, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -65,9 +70,11 @@ class DepthBlock(nn.Module):
 
 
 class DepthCache:
-    """Keys and values of all layers for the depths done so far, allocated once for all positions of an image."""
+    """Keys and values of all layers for the depths so far, allocated once for all positions of an image."""
 
-    def __init__(self, layers: int, count: int, num_heads: int, depth: int, head_width: int, like: Tensor) -> None:
+    def __init__(
+        self, layers: int, count: int, num_heads: int, depth: int, head_width: int, like: Tensor
+    ) -> None:
         shape = (layers, 2, count, num_heads, depth, head_width)
         self.states = torch.zeros(shape, dtype=like.dtype, device=like.device)
 
@@ -79,8 +86,8 @@ class DepthTransformer(nn.Module):
         hidden_size: H; code_dim: C; num_codes: N; depth: D.
         width, num_layers, num_heads, intermediate_size: of this transformer.
         shared_classifier: one classifier for all depths, or one per depth.
-        condition_dim: code dimension of the other branch whose codes, already known at this position, are added to
-            the input of depth 1; None for a head without condition (the paper).
+        condition_dim: code dimension of the other branch whose codes, already known at this position, are
+            added to the input of depth 1; None for a head without condition (the paper).
     """
 
     def __init__(
@@ -103,14 +110,18 @@ class DepthTransformer(nn.Module):
         self.from_code = nn.Linear(code_dim, width)
         self.from_condition = nn.Linear(condition_dim, width) if condition_dim is not None else None
         self.position = nn.Embedding(depth, width)
-        self.layers = nn.ModuleList(DepthBlock(width, num_heads, intermediate_size) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            DepthBlock(width, num_heads, intermediate_size) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.classifiers = nn.ModuleList(
             nn.Linear(width, num_codes, bias=False) for _ in range(1 if shared_classifier else depth)
         )
 
-    def forward(self, states: Tensor, codes: Tensor, codebook: FrozenCodebook, condition: Tensor | None = None) -> Tensor:
-        """Teacher-forced outputs before the classifier: (T, H), (T, D) codes, (T, C') condition -> (T, D, W)."""
+    def forward(
+        self, states: Tensor, codes: Tensor, codebook: FrozenCodebook, condition: Tensor | None = None
+    ) -> Tensor:
+        """Teacher-forced outputs before the classifier: (T, H), (T, D), condition (T, C') -> (T, D, W)."""
         first = self._first_input(states, condition).unsqueeze(1)
         # Depth d sees the codes left of it, so the last depth's own code is never an input.
         sums = codebook.embed_per_depth(codes[:, :-1]).cumsum(dim=1)
@@ -126,42 +137,51 @@ class DepthTransformer(nn.Module):
         return self.classifiers[depth if len(self.classifiers) > 1 else 0](x)
 
     def new_cache(self, count: int) -> DepthCache:
-        """An empty cache for `count` positions decoded side by side; `step` may reuse it for every position."""
+        """An empty cache for `count` positions decoded side by side; reusable for every next position."""
         head_width = self.width // self.num_heads
-        return DepthCache(len(self.layers), count, self.num_heads, self.depth, head_width, self.from_state.weight)
+        return DepthCache(
+            len(self.layers), count, self.num_heads, self.depth, head_width, self.from_state.weight
+        )
 
+    @torch.no_grad()
     def first_step(self, states: Tensor, condition: Tensor | None, cache: DepthCache) -> Tensor:
         """Logits of the first depth: (T, H) states -> (T, N)."""
         return self._step(self._first_input(states, condition), 0, cache)
 
+    @torch.no_grad()
     def next_step(self, code_sum: Tensor, depth: int, cache: DepthCache) -> Tensor:
         """Logits of depth index `depth` >= 1 from the sum of the code vectors before it: (T, C) -> (T, N)."""
         return self._step(self.from_code(code_sum.to(self.from_code.weight.dtype)), depth, cache)
+
+    def _blocks(self) -> list[DepthBlock]:
+        return [cast(DepthBlock, layer) for layer in self.layers]
 
     def _first_input(self, states: Tensor, condition: Tensor | None) -> Tensor:
         first = self.from_state(states.to(self.from_state.weight.dtype))
         if self.from_condition is None:
             return first
         if condition is None:
-            raise ValueError("this head is conditioned on the other branch's codes; pass their features as `condition`")
+            raise ValueError(
+                "this head is conditioned on the other branch's codes; pass their features as `condition`"
+            )
         return first + self.from_condition(condition.to(self.from_condition.weight.dtype))
 
     def _step(self, x: Tensor, depth: int, cache: DepthCache) -> Tensor:
         x = (x + self.position.weight[depth].to(x.dtype)).unsqueeze(1)
-        for layer, (keys, values) in zip(self.layers, cache.states, strict=True):
+        for layer, (keys, values) in zip(self._blocks(), cache.states, strict=True):
             x = layer.step(x, keys, values, depth)
         return self.classify(self.norm(x), depth).squeeze(1)
 
     def reset(self, std: float) -> None:
-        """Unit-size inputs from unit-size states and codes; residual branches scaled down by the number of layers."""
+        """Unit-size inputs from unit-size states and codes; residual branches scaled down by depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     init.zeros_(module.bias)
-        for layer in self.layers:
+        for layer in self._blocks():
             for output in (layer.proj, layer.fc2):
                 init.normal_(output.weight, std=(output.in_features * 2 * len(self.layers)) ** -0.5)
         for classifier in self.classifiers:
-            init.normal_(classifier.weight, std=std)
+            init.normal_(cast(nn.Linear, classifier).weight, std=std)
         init.normal_(self.position.weight, std=std)

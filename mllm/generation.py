@@ -1,8 +1,8 @@
-"""`generate` of the unified model: text by transformers' own machinery, images by the image loop, or both in turn."""
+"""`generate` of the unified model: text by transformers' machinery, images by the image loop, or both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,26 +12,36 @@ from ..tokenizer import VisualCodes
 from ..tokenizer.errors import UserError
 from .image_generation import ImageGenerator, ImagePrompt
 from .sampling import ImageSamplingOptions
+from .storage import DualTokenStorage
+
+if TYPE_CHECKING:
+    from .modeling import DualTokenForConditionalGeneration
 
 GENERATION_MODES = ("text", "image", "interleaved")
 SAMPLING_FIELDS = tuple(ImageSamplingOptions.__dataclass_fields__)
 IMAGE_INPUTS = ("pixel_values", "pixel_codes", "semantic_codes")
 # What transformers' pipelines pass along with every call and an image has no use for.
-TEXT_ONLY_ARGUMENTS = ("generation_config", "max_new_tokens", "tokenizer", "assistant_model", "assistant_tokenizer")
+TEXT_ONLY_ARGUMENTS = (
+    "generation_config",
+    "max_new_tokens",
+    "tokenizer",
+    "assistant_model",
+    "assistant_tokenizer",
+)
 DECODE_BATCH = 16
 
 
 @dataclass(frozen=True)
 class InterleavedOutput:
-    """Text and images of one answer: `sequences` (1, L) ids with prompt, and the new images' codes (I, P, D), in order."""
+    """One answer: `sequences` (1, L), ids with the prompt, and the new images' codes (I, P, D), in order."""
 
     sequences: Tensor
     pixel_codes: Tensor
     semantic_codes: Tensor
 
 
-class DualTokenGenerationMixin(GenerationMixin):
-    """Generation for `DualTokenForConditionalGeneration`."""
+class DualTokenGeneration(DualTokenStorage, GenerationMixin):
+    """Generation of text, images, or both."""
 
     def generate(  # type: ignore[override]
         self, inputs: Tensor | None = None, generation_mode: str | None = None, **kwargs: Any
@@ -40,13 +50,16 @@ class DualTokenGenerationMixin(GenerationMixin):
 
         Args:
             inputs: prompt ids (B, L); the same as `input_ids`.
-            generation_mode: "text" (default): ids (B x num_return_sequences, L + new), by transformers' `generate`,
-                with all its options and streamers. "image": codes (B x num_return_sequences, P x (pixel depth +
-                semantic depth)), position by position and pixel before semantic; `decode_image_tokens` turns them
-                into pixels. "interleaved": an `InterleavedOutput`, for one prompt.
+            generation_mode: "text" (default): ids (B x num_return_sequences, L + new), by transformers'
+                `generate`, with all its options and streamers. "image": codes (B x num_return_sequences, P x
+                (pixel depth + semantic depth)), position by position and pixel before semantic;
+                `decode_image_tokens` turns them into pixels. "interleaved": an `InterleavedOutput`, for one
+                prompt.
             num_return_sequences: answers per prompt.
-            guidance_scale, temperature, top_k, top_p, truncate_from_level: see `ImageSamplingOptions`; for images.
-            seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j only.
+            guidance_scale, temperature, top_k, top_p, truncate_from_level: of images, see
+                `ImageSamplingOptions`; the default is the model's own (`config.image_sampling`).
+            seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
+                only.
             generator: a torch.Generator from which a missing `seed` is drawn.
             first_image_index: index j of each prompt's first image, to draw many images in parts.
             max_images: most images of an interleaved answer.
@@ -67,7 +80,7 @@ class DualTokenGenerationMixin(GenerationMixin):
     @torch.inference_mode()
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
         """Image-mode output (B, P x 2D) to pixels (B, 3, S, S) in the image processor's range."""
-        tokenizer: Any = self.require_visual_tokenizer()  # type: ignore[attr-defined]
+        tokenizer = self.require_visual_tokenizer()
         codes = self.split_image_tokens(image_tokens).pixel
         grid = codes.unflatten(1, tuple(self.config.grid_size))
         return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
@@ -77,14 +90,17 @@ class DualTokenGenerationMixin(GenerationMixin):
         depths = [self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]]
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.codes_per_image:
             raise UserError(
-                f"image tokens must be (images, {self.config.codes_per_image}), not {tuple(image_tokens.shape)}; pass what "
-                "generate(generation_mode='image') returned"
+                f"image tokens must be (images, {self.config.codes_per_image}), not "
+                f"{tuple(image_tokens.shape)}; "
+                "pass what generate(generation_mode='image') returned"
             )
-        pixel, semantic = image_tokens.unflatten(1, (self.config.num_positions, sum(depths))).split(depths, dim=-1)
+        pixel, semantic = image_tokens.unflatten(1, (self.config.num_positions, sum(depths))).split(
+            depths, dim=-1
+        )
         return VisualCodes(pixel=pixel, semantic=semantic)
 
     def unconditional_ids(self) -> Tensor:
-        """The sequence guidance's unconditional branch starts from, (L,); what training on dropped prompts shows."""
+        """The sequence (L,) that guidance's unconditional branch starts from; training shows it too."""
         config = self.config
         ids = [
             config.bos_token_id,
@@ -106,7 +122,11 @@ class DualTokenGenerationMixin(GenerationMixin):
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            return super().generate(**kwargs)
+            return self._transformers_generate(**kwargs)
+
+    def _transformers_generate(self, **kwargs: Any) -> Any:
+        parent: Any = super()
+        return parent.generate(**kwargs)
 
     def _never_text(self, allow_image_start: bool = False) -> list[int]:
         """Special tokens that no answer contains."""
@@ -117,26 +137,34 @@ class DualTokenGenerationMixin(GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Images are consumed with the prompt; later steps see them through the cache."""
-        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        parent: Any = super()
+        model_inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
             for key in IMAGE_INPUTS:
                 model_inputs.pop(key, None)
         return model_inputs
 
     def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat each prompt together with all of its images (plain repetition would tear several images apart)."""
+        """Repeat each prompt together with all of its images; plain repetition would tear them apart."""
         codes = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
         if codes and expand_size > 1:
             assert input_ids is not None
-            per_prompt = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_positions
+            per_prompt = input_ids.eq(self.config.image_token_id).sum(dim=1) // self.config.num_positions
             counts = per_prompt.tolist()
             codes = {
                 key: torch.cat([part.repeat(expand_size, 1, 1) for part in value.split(counts)])
                 for key, value in codes.items()
             }
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        parent: Any = super()
+        input_ids, kwargs = parent._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
         return input_ids, kwargs | codes
 
     # ---- images
@@ -158,7 +186,7 @@ class DualTokenGenerationMixin(GenerationMixin):
             kwargs.pop(key, None)
         if do_sample is False:
             kwargs["temperature"] = 0.0
-        options = _sampling_options(kwargs)
+        options = _sampling_options({**(self.config.image_sampling or {}), **kwargs})
         if num_return_sequences < 1:
             raise UserError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
         codes = None
@@ -166,17 +194,23 @@ class DualTokenGenerationMixin(GenerationMixin):
             codes = VisualCodes(pixel=pixel_codes.long(), semantic=semantic_codes.long())
         prompt = self._image_prompt(input_ids, attention_mask, codes)
         seeds = _seeds(seed, generator, input_ids.shape[0])
-        model: Any = self
-        drawn = ImageGenerator(model, options).generate(prompt, num_return_sequences, seeds, first_image_index)
+        model = cast("DualTokenForConditionalGeneration", self)
+        drawn = ImageGenerator(model, options).generate(
+            prompt, num_return_sequences, seeds, first_image_index
+        )
         return torch.cat([drawn.pixel, drawn.semantic], dim=-1).flatten(1)
 
-    def _image_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, codes: VisualCodes | None) -> ImagePrompt:
+    def _image_prompt(
+        self, input_ids: Tensor, attention_mask: Tensor | None, codes: VisualCodes | None
+    ) -> ImagePrompt:
         """The prompt with its picture opened."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not bool(mask[:, -1].all()):
-            raise UserError("prompts for generation are padded on the left; collate them with padding_side='left'")
+            raise UserError(
+                "prompts for generation are padded on the left; collate them with padding_side='left'"
+            )
         start = self.config.image_start_token_id
-        if not bool((input_ids[:, -1] == start).all()):
+        if not bool(input_ids[:, -1].eq(start).all()):
             input_ids = torch.nn.functional.pad(input_ids, (0, 1), value=start)
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         return ImagePrompt(input_ids, mask, codes)
@@ -185,7 +219,7 @@ class DualTokenGenerationMixin(GenerationMixin):
         """Replace images by their codes once, before prompts are repeated or run in steps."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None:
-            codes = self.encode_images(pixel_values)  # type: ignore[attr-defined]
+            codes = self.encode_images(pixel_values)
             kwargs |= {"pixel_codes": codes.pixel, "semantic_codes": codes.semantic}
 
     # ---- both in turn
@@ -200,9 +234,14 @@ class DualTokenGenerationMixin(GenerationMixin):
         max_new_tokens: int = 256,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        streamer: Any = None,
         **kwargs: Any,
     ) -> InterleavedOutput:
-        """Text until the model opens an image, the image, and on, until it ends its turn."""
+        """Text until the model opens an image, the image, and on, until it ends its turn.
+
+        Sampling options are those of the images, `do_sample` is that of the text. A `streamer` with a method
+        `put_image` gets the tokens of each finished image.
+        """
         if input_ids.shape[0] != 1 or (attention_mask is not None and not bool(attention_mask.all())):
             raise UserError("interleaved generation takes one prompt at a time, without padding")
         image_kwargs = {key: kwargs.pop(key) for key in SAMPLING_FIELDS if key in kwargs}
@@ -213,14 +252,17 @@ class DualTokenGenerationMixin(GenerationMixin):
         semantic = [] if semantic_codes is None else [semantic_codes]
         left = max_new_tokens
         for drawn in range(max_images + 1):
-            images = {"pixel_codes": torch.cat(pixel), "semantic_codes": torch.cat(semantic)} if pixel else {}
+            images: dict[str, Any] = (
+                {"pixel_codes": torch.cat(pixel), "semantic_codes": torch.cat(semantic)} if pixel else {}
+            )
             length = input_ids.shape[1]
-            input_ids = super().generate(
+            input_ids = self._transformers_generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                suppress_tokens=self._never_text(allow_image_start=drawn < max_images),
+                suppress_tokens=self._never_text(drawn < max_images and self._has_room(length)),
                 eos_token_id=[config.eos_token_id, start],
                 max_new_tokens=left,
+                streamer=streamer,
                 **images,
                 **kwargs,
             )
@@ -230,6 +272,8 @@ class DualTokenGenerationMixin(GenerationMixin):
             tokens = self._generate_image(
                 input_ids, seed=image_seed, first_image_index=drawn, **images, **image_kwargs
             )
+            if hasattr(streamer, "put_image"):
+                streamer.put_image(tokens)
             codes = self.split_image_tokens(tokens)
             pixel.append(codes.pixel)
             semantic.append(codes.semantic)
@@ -244,11 +288,18 @@ class DualTokenGenerationMixin(GenerationMixin):
             semantic_codes=torch.cat(semantic)[given:] if semantic else empty,
         )
 
+    def _has_room(self, length: int) -> bool:
+        """Whether the model's context holds `length` tokens and then a whole image."""
+        longest = getattr(self.config.text_config, "max_position_embeddings", None)
+        return longest is None or length + self.config.num_positions + 2 <= longest
+
 
 def _sampling_options(kwargs: dict[str, Any]) -> ImageSamplingOptions:
     unknown = sorted(set(kwargs) - set(SAMPLING_FIELDS))
     if unknown:
-        raise UserError(f"unknown options {unknown} for image generation; allowed: {', '.join(SAMPLING_FIELDS)}")
+        raise UserError(
+            f"unknown options {unknown} for image generation; allowed: {', '.join(SAMPLING_FIELDS)}"
+        )
     return ImageSamplingOptions(**{key: value for key, value in kwargs.items() if value is not None})
 
 

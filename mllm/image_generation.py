@@ -1,6 +1,7 @@
 """The image loop: codes of whole images, position by position and depth by depth.
 
-Shapes: B prompts, R = B x images per prompt, P positions, D depths, N codes, C code dimension, H hidden size. With
+Shapes: B prompts, R = B x images per prompt, P positions, D depths, N codes, C code dimension, H hidden size.
+    With
 guidance every tensor of the model has 2R rows: the R conditional ones, then the R unconditional ones.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..tokenizer import VisualCodes
 from . import sampling
 from .depth_transformer import DepthCache, DepthTransformer
-from .kv_cache import preallocated_cache
+from .kv_cache import PreallocatedCache
 from .sampling import ImageSamplingOptions
 from .visual_embedding import FrozenCodebook
 
@@ -26,7 +27,7 @@ FOUR_DIMENSIONAL_MASKS = ("sdpa", "eager")
 
 @dataclass
 class ImagePrompt:
-    """Left-padded sequences (B, L) that end with `<|image_start|>`, their mask, and the images inside them."""
+    """Left-padded sequences (B, L) that end with `<|image_start|>`, their mask, and images inside them."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -40,7 +41,7 @@ class ImageGenerator:
         self.model, self.options = model, options
         self.config = model.config
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self, prompt: ImagePrompt, images_per_prompt: int, seeds: Sequence[int], first_image_index: int = 0
     ) -> VisualCodes:
@@ -61,9 +62,15 @@ class ImageGenerator:
         )
         for position in range(positions):
             noise = uniforms[:, position]
-            # Semantic first: the pixel head may be conditioned on it. The numbers of each branch are its own either way.
+            # Semantic first: the pixel head may be conditioned on it. The numbers of each branch are its own
+            # either way.
             semantic = self._draw_branch(
-                self.model.semantic_head, self.model.semantic_codebook, states, None, noise[:, pixel_depth:], semantic_cache
+                self.model.semantic_head,
+                self.model.semantic_codebook,
+                states,
+                None,
+                noise[:, pixel_depth:],
+                semantic_cache,
             )
             condition = self.model.pixel_condition(semantic)
             pixel = self._draw_branch(
@@ -91,12 +98,12 @@ class ImageGenerator:
         )
 
     def _prefill(self, prompt: ImagePrompt, images_per_prompt: int) -> Tensor:
-        """Run each prompt once, and the unconditional one once, then copy its cache to its images: states (R | 2R, H)."""
+        """Run every prompt once, then copy its cache to each of its images: states (R | 2R, H)."""
         count = prompt.input_ids.shape[0]
         if self.options.guided:
             prompt = self._with_unconditional(prompt)
         mask = prompt.attention_mask
-        self.cache = preallocated_cache(
+        self.cache = PreallocatedCache(
             self.config.text_config.num_hidden_layers, mask.shape[1] + self.config.num_positions
         )
         embeds = self.model.embed_sequence(prompt.input_ids, prompt.codes)
@@ -104,8 +111,7 @@ class ImageGenerator:
         rows = torch.arange(count, device=mask.device).repeat_interleave(images_per_prompt)
         if self.options.guided:
             rows = torch.cat([rows, torch.full_like(rows, count)])
-        for layer in self.cache.layers:
-            layer.batch_select_indices(rows)
+        self.cache.select_rows(rows)
         self.next_position_ids = mask.sum(dim=-1)[rows].unsqueeze(1)
         self._prepare_step_masks(mask[rows])
         return states[rows]
@@ -115,7 +121,7 @@ class ImageGenerator:
         row = self.model.unconditional_ids().to(prompt.input_ids.device)
         length = max(prompt.input_ids.shape[1], row.shape[0])
         count = prompt.input_ids.shape[0]
-        ids = prompt.input_ids.new_full((count + 1, length), self.config.pad_token_id)
+        ids = prompt.input_ids.new_zeros(count + 1, length)
         mask = prompt.attention_mask.new_zeros(count + 1, length)
         ids[:count, length - prompt.input_ids.shape[1] :] = prompt.input_ids
         mask[:count, length - prompt.input_ids.shape[1] :] = prompt.attention_mask
@@ -124,12 +130,17 @@ class ImageGenerator:
         return ImagePrompt(ids, mask, prompt.codes)
 
     def _prepare_step_masks(self, mask: Tensor) -> None:
-        """One mask for the whole image, sliced at each step: building it anew would ask the host about padding."""
+        """One mask for the whole image, sliced at each step: building it anew asks the host about padding."""
         self.mask = torch.nn.functional.pad(mask, (0, self.config.num_positions), value=1)
         self.has_padding = not bool(mask.all())
         text_config = self.config.text_config
         implementation = self.model.language_model.config._attn_implementation
-        full_attention = getattr(text_config, "sliding_window", None) is None
+        kinds = getattr(text_config, "layer_types", None)
+        full_attention = (
+            set(kinds) == {"full_attention"}
+            if kinds
+            else getattr(text_config, "sliding_window", None) is None
+        )
         self.bias: Tensor | None = None
         if implementation in FOUR_DIMENSIONAL_MASKS and full_attention:
             lowest = torch.finfo(self.model.dtype).min
@@ -168,7 +179,7 @@ class ImageGenerator:
         uniforms: Tensor,
         cache: DepthCache,
     ) -> Tensor:
-        """The codes (R, D) of one branch at one position, from states (R | 2R, H) and (R, D) random numbers."""
+        """The codes (R, D) of one branch at one position, from states (R | 2R, H) and uniforms (R, D)."""
         logits = head.first_step(states, condition, cache)
         codes: list[Tensor] = []
         code_sum: Tensor | float = 0.0

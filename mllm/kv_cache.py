@@ -1,6 +1,5 @@
-"""A key-value cache allocated once: no copy of the past at every step, and no attention to unused places."""
+"""A key-value cache allocated once: no copy of the past at every step, no attention to unused places."""
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -11,40 +10,45 @@ class PreallocatedLayer(DynamicLayer):
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
-        self.key_buffer: Tensor | None = None
-        self.value_buffer: Tensor | None = None
+        self.buffer: Tensor | None = None  # (2, B, heads, capacity, E): keys and values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, new, E) keys and values; returns all so far, as views of the buffers."""
-        if self.key_buffer is None or self.value_buffer is None:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, heads, new, E) keys and values; returns all so far, as views of the buffer."""
+        if self.buffer is None:
             self.lazy_initialization(key_states, value_states)
-            self.key_buffer = self._allocate(key_states)
-            self.value_buffer = self._allocate(value_states)
+            rows, heads, _, width = key_states.shape
+            self.buffer = key_states.new_zeros(2, rows, heads, self.capacity, width)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} places, {end} are needed")
-        self.key_buffer[:, :, start:end] = key_states
-        self.value_buffer[:, :, start:end] = value_states
-        self._show(end)
-        return self.keys, self.values
+        self.buffer[0, :, :, start:end] = key_states
+        self.buffer[1, :, :, start:end] = value_states
+        return self._show(self.buffer, end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices` of the batch, which may repeat."""
-        if self.key_buffer is None or self.value_buffer is None:
-            return
-        length = self.get_seq_length()
-        self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
-        self._show(length)
+        if self.buffer is not None:
+            length = self.get_seq_length()
+            self.buffer = self.buffer[:, indices]
+            self._show(self.buffer, length)
 
-    def _allocate(self, like: Tensor) -> Tensor:
-        return torch.zeros(*like.shape[:2], self.capacity, like.shape[-1], dtype=like.dtype, device=like.device)
-
-    def _show(self, length: int) -> None:
-        assert self.key_buffer is not None and self.value_buffer is not None
-        self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
+    def _show(self, buffer: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        keys, values = buffer[..., :length, :].unbind(0)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
-def preallocated_cache(num_layers: int, capacity: int) -> Cache:
-    """A cache of `capacity` places for every layer."""
-    return Cache(layers=[PreallocatedLayer(capacity) for _ in range(num_layers)])
+class PreallocatedCache(Cache):
+    """A cache of `capacity` places for each of `num_layers` layers."""
+
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        self.preallocated = [PreallocatedLayer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self.preallocated))
+
+    def select_rows(self, indices: Tensor) -> None:
+        """Keep the rows `indices` of the batch in every layer; they may repeat."""
+        for layer in self.preallocated:
+            layer.batch_select_indices(indices)

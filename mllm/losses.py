@@ -1,8 +1,9 @@
 """The three cross-entropies of the unified model: text, pixel codes, semantic codes.
 
-Every loss is a sum and a count, so that a trainer can divide by the count of *all* ranks and micro-batches. The text
-count is the number of text targets. The count of a visual loss is the number of target positions; its sum adds, over
-positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A mean of 1 thus means 1 nat per code in both kinds.
+Every loss is a sum and a count, so that a trainer can divide by the count of *all* ranks and micro-batches.
+The text count is the number of text targets. The count of a visual loss is the number of target positions;
+its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A mean of 1 thus means 1 nat
+per code in both kinds.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class CodeLoss:
-    """Loss of one visual head: the differentiable `sum` and, detached, each depth's cross-entropy sum (D,)."""
+    """Loss of one visual head: the differentiable `sum` and each depth's cross-entropy sum (D,), detached."""
 
     sum: Tensor
     per_depth: Tensor
@@ -61,9 +62,13 @@ def code_log_likelihood(
     outputs = head(states, codes, codebook, condition)
     if len(head.classifiers) == 1:
         logits = head.classify(outputs, 0).float()
-        return -functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
+        return -functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(
+            codes.shape
+        )
     by_depth = [
-        -functional.cross_entropy(head.classify(outputs[:, depth], depth).float(), codes[:, depth], reduction="none")
+        -functional.cross_entropy(
+            head.classify(outputs[:, depth], depth).float(), codes[:, depth], reduction="none"
+        )
         for depth in range(codes.shape[1])
     ]
     return torch.stack(by_depth, dim=1)
@@ -79,5 +84,7 @@ def code_loss(
 ) -> CodeLoss:
     """Weighted cross-entropy of a visual head over its target positions (see the module's docstring)."""
     per_depth = -code_log_likelihood(head, states, codes, codebook, condition).sum(dim=0)
-    weights = torch.ones_like(per_depth) if depth_weights is None else per_depth.new_tensor(list(depth_weights))
+    weights = (
+        torch.ones_like(per_depth) if depth_weights is None else per_depth.new_tensor(list(depth_weights))
+    )
     return CodeLoss(sum=(per_depth * weights).sum() / weights.sum(), per_depth=per_depth.detach())

@@ -1,7 +1,9 @@
 """The unified model: one causal language model that reads and writes text and dual visual codes.
 
-Shapes: B sequences, L their length, I images of the batch in order of appearance, P visual positions per image,
-D depths, C code dimension, H hidden size, V text vocabulary. Source: DualToken, arXiv 2503.14324, section 3.3.
+Shapes: B sequences, L their length, I images of the batch in order of appearance, P visual positions per
+    image,
+D depths, C code dimension, H hidden size, V text vocabulary. Source: DualToken, arXiv 2503.14324, section
+3.3.
 """
 
 from dataclasses import dataclass
@@ -9,16 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ..tokenizer import VisualCodes
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
-from .generation import DualTokenGenerationMixin
+from .generation import DualTokenGeneration
 from .losses import LossTerms, code_log_likelihood, code_loss, text_loss
-from .storage import DualTokenStorageMixin
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
 IGNORE = -100
@@ -28,11 +29,14 @@ IGNORE = -100
 class DualTokenOutput(ModelOutput):
     """Result of a forward pass.
 
-    `loss` is the weighted sum of the three losses: of their means (`reduction="mean"`) or of their sums ("sum").
-    `text_loss`, `pixel_loss`, `semantic_loss` are means. `sums` and `counts` let a trainer form means over a global
-    batch: `(sums.text / global_count.text) * weight + ...`. The counts follow from the labels alone; where only a
-    subset of the visual targets is trained on, the sums are scaled up to all of them. `pixel_depth_losses` and `semantic_depth_losses` (D,) are
-    the detached mean cross-entropies of each depth. `logits` (B, kept, V) only without labels.
+    `loss` is the weighted sum of the three losses: of their means (`reduction="mean"`) or of their sums
+        ("sum").
+    `text_loss`, `pixel_loss`, `semantic_loss` are means. `sums` and `counts` let a trainer form means over a
+    global batch: `(sums.text / global_count.text) * weight + ...`. The counts follow from the labels alone;
+        where only a
+    subset of the visual targets is trained on, the sums are scaled up to all of them. `pixel_depth_losses`
+    and `semantic_depth_losses` (D,) are the detached mean cross-entropies of each depth. `logits` (B, kept,
+    V) only without labels.
     """
 
     loss: Tensor | None = None
@@ -51,25 +55,24 @@ class DualTokenOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class VisualTargets:
-    """Where visual codes are predicted: `rows` index the flattened (B * (L-1)) states, `slots` the (I * P) codes."""
+    """Where codes are predicted: `rows` index the flattened (B * (L-1)) states, `slots` the (I * P) codes."""
 
     rows: Tensor
     slots: Tensor
 
 
-class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerationMixin, PreTrainedModel):
+class DualTokenForConditionalGeneration(DualTokenGeneration):
     """An LLM with two frozen codebooks, two code projectors and two depth transformers.
 
-    `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays in fp32 and
-    in eval mode, and is no part of this module's parameters or state dict; it is saved beside them.
+    `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays in
+    fp32 and in eval mode, and is no part of this module's parameters or state dict; it is saved beside them.
     """
 
     config_class = DualTokenConfig
-    config: DualTokenConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    output_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
+    output_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -85,7 +88,11 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
         self.semantic_codebook = FrozenCodebook(**semantic)
         rows, columns = config.grid_size
         self.visual_embedding = VisualEmbedding(
-            pixel["code_dim"], semantic["code_dim"], hidden_size, (rows, columns), config.visual_position == "learned"
+            pixel["code_dim"],
+            semantic["code_dim"],
+            hidden_size,
+            (rows, columns),
+            config.visual_position == "learned",
         )
         conditioned = config.pixel_condition == "semantic"
         self.pixel_head = self._new_head(pixel, semantic["code_dim"] if conditioned else None)
@@ -95,21 +102,18 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
 
     # ---- codes and images
 
-    def encode_images(self, pixel_values: Tensor) -> VisualCodes:
-        """Codes of images: (I, 3, S, S) in the processor's range -> pixel (I, P, D) and semantic (I, P, D), int64."""
-        tokenizer = self.require_visual_tokenizer()
-        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
-            codes = tokenizer.encode(pixel_values.to(device=self.device, dtype=torch.float32))
-        return VisualCodes(pixel=codes.pixel.flatten(1, 2), semantic=codes.semantic.flatten(1, 2))
-
     def embed_codes(self, pixel_codes: Tensor, semantic_codes: Tensor, positions: Tensor) -> Tensor:
-        """LLM inputs of visual positions: (..., D) codes of both branches, (...) position indices -> (..., H)."""
+        """LLM inputs of visual positions: codes (..., D) of both branches, indices (...) -> (..., H)."""
         pixel, semantic = self.pixel_codebook.embed(pixel_codes), self.semantic_codebook.embed(semantic_codes)
         return self.visual_embedding(pixel, semantic, positions)
 
     def pixel_condition(self, semantic_codes: Tensor) -> Tensor | None:
-        """What the pixel head sees of the same position's semantic codes (..., D): (..., C), or None (the paper)."""
-        return self.semantic_codebook.embed(semantic_codes) if self.config.pixel_condition == "semantic" else None
+        """What the pixel head sees of the position's semantic codes (..., D): (..., C), or None."""
+        return (
+            self.semantic_codebook.embed(semantic_codes)
+            if self.config.pixel_condition == "semantic"
+            else None
+        )
 
     # ---- forward
 
@@ -136,8 +140,8 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
             attention_mask: (B, L), 1 for real tokens; padding may be on either side.
             pixel_values: (I, 3, S, S) images, in order of appearance in the batch, or instead of them
             pixel_codes, semantic_codes: (I, P, D) cached codes.
-            labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are a target.
-                Each is predicted by the state one place to its left.
+            labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are
+                a target. Each is predicted by the state one place to its left.
             reduction: "mean" or "sum"; what `loss` adds up.
 
         Raises:
@@ -148,7 +152,12 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
             if input_ids is None:
                 raise ValueError("pass input_ids or inputs_embeds")
             inputs_embeds = self.embed_sequence(input_ids, codes)
-        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+        if (
+            position_ids is None
+            and past_key_values is None
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
@@ -180,12 +189,16 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
     def visual_log_likelihood(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> LossTerms:
         """Teacher-forced log-likelihoods in nats of every visual target.
 
-        Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` is empty.
-        Arguments as in `forward`.
+        Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` is
+        empty. Arguments as in `forward`.
         """
-        codes = self._given_codes(*(inputs.pop(key, None) for key in ("pixel_values", "pixel_codes", "semantic_codes")))
+        codes = self._given_codes(
+            *(inputs.pop(key, None) for key in ("pixel_values", "pixel_codes", "semantic_codes"))
+        )
         if codes is None:
-            raise ValueError("the visual likelihood needs images: pass pixel_values or pixel_codes and semantic_codes")
+            raise ValueError(
+                "the visual likelihood needs images: pass pixel_values or pixel_codes and semantic_codes"
+            )
         embeds = self.embed_sequence(input_ids, codes)
         mask = inputs.get("attention_mask")
         position_ids = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -194,7 +207,10 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
         ).last_hidden_state
         targets = self._visual_targets(input_ids, labels)
         states = states[:, :-1].flatten(0, 1)[targets.rows]
-        pixel, semantic = codes.pixel.flatten(0, 1)[targets.slots], codes.semantic.flatten(0, 1)[targets.slots]
+        pixel, semantic = (
+            codes.pixel.flatten(0, 1)[targets.slots],
+            codes.semantic.flatten(0, 1)[targets.slots],
+        )
         return LossTerms(
             text=states.new_zeros(0),
             pixel=code_log_likelihood(
@@ -237,10 +253,12 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
         embeds = self.get_input_embeddings()(input_ids)
         if codes is None:
             return embeds + self._unused_projectors(embeds) if self._touch_everything() else embeds
-        slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
+        slots = input_ids.eq(self._image_id).flatten().nonzero().squeeze(1)
         count, positions, _ = codes.pixel.shape
         if slots.numel() != count * positions:
-            raise ValueError(f"{slots.numel()} <|image|> slots for {count} images of {positions} positions each")
+            raise ValueError(
+                f"{slots.numel()} <|image|> slots for {count} images of {positions} positions each"
+            )
         index = torch.arange(positions, device=embeds.device).expand(count, positions)
         visual = self.embed_codes(codes.pixel, codes.semantic, index).flatten(0, 1)
         return embeds.flatten(0, 1).index_copy(0, slots, visual.to(embeds.dtype)).view_as(embeds)
@@ -261,16 +279,25 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
         if used:
             assert codes is not None, "the slots were matched with the images when they were embedded"
             at = flat[targets.rows]
-            pixel, semantic = codes.pixel.flatten(0, 1)[targets.slots], codes.semantic.flatten(0, 1)[targets.slots]
+            pixel, semantic = (
+                codes.pixel.flatten(0, 1)[targets.slots],
+                codes.semantic.flatten(0, 1)[targets.slots],
+            )
             weight = count / used
         else:
-            # No visual target: one made-up position with weight zero, so that every parameter still gets a gradient.
+            # No visual target: one made-up position with weight zero, so that every parameter still gets a
+            # gradient.
             at, weight = flat[:1] if self._touch_everything() else flat[:0], 0.0
             pixel = labels.new_zeros(at.shape[0], self.pixel_head.depth)
             semantic = labels.new_zeros(at.shape[0], self.semantic_head.depth)
         config = self.config
         pixel_loss = code_loss(
-            self.pixel_head, at, pixel, self.pixel_codebook, self.pixel_condition(semantic), config.pixel_depth_weights
+            self.pixel_head,
+            at,
+            pixel,
+            self.pixel_codebook,
+            self.pixel_condition(semantic),
+            config.pixel_depth_weights,
         )
         semantic_loss = code_loss(
             self.semantic_head, at, semantic, self.semantic_codebook, None, config.semantic_depth_weights
@@ -280,9 +307,7 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
         counts = LossTerms(text=labels.new_tensor(text_count), pixel=visual_count, semantic=visual_count)
         means = sums.means(counts)
         return DualTokenOutput(
-            loss=(means if reduction == "mean" else sums).weighted(
-                **config.loss_weights
-            ),
+            loss=(means if reduction == "mean" else sums).weighted(**config.loss_weights),
             text_loss=means.text,
             pixel_loss=means.pixel,
             semantic_loss=means.semantic,
@@ -294,15 +319,15 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
 
     def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Summed text cross-entropy and the number of its targets."""
-        rows = ((targets != IGNORE) & (targets != self.config.image_token_id)).nonzero().squeeze(1)
+        rows = ((targets != IGNORE) & (targets != self._image_id)).nonzero().squeeze(1)
         if rows.numel():
             return text_loss(self.text_logits(states[rows]), targets[rows]), rows.numel()
         return self.text_logits(states[:1]).float().sum() * 0.0, 0
 
     def _visual_targets(self, input_ids: Tensor, labels: Tensor) -> VisualTargets:
-        is_image = input_ids == self.config.image_token_id
+        is_image = input_ids.eq(self._image_id)
         order = (is_image.flatten().cumsum(0) - 1).view_as(input_ids)
-        rows = (labels[:, 1:] == self.config.image_token_id).flatten().nonzero().squeeze(1)
+        rows = labels[:, 1:].eq(self._image_id).flatten().nonzero().squeeze(1)
         return VisualTargets(rows=rows, slots=order[:, 1:].flatten()[rows])
 
     def _touch_everything(self) -> bool:
@@ -311,12 +336,14 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
 
     def _unused_projectors(self, embeds: Tensor) -> Tensor:
         """Zero that depends on every parameter of the visual embedding."""
-        zeros = [torch.zeros(1, head.depth, dtype=torch.long, device=embeds.device) for head in self._heads()]
-        dummy = self.embed_codes(*zeros, torch.zeros(1, dtype=torch.long, device=embeds.device))
-        return dummy.sum().to(embeds.dtype) * 0.0
+        zeros = torch.zeros(1, max(self.pixel_head.depth, self.semantic_head.depth), dtype=torch.long)
+        zeros = zeros.to(embeds.device)
+        pixel, semantic = zeros[:, : self.pixel_head.depth], zeros[:, : self.semantic_head.depth]
+        return self.embed_codes(pixel, semantic, zeros[:, 0]).sum().to(embeds.dtype) * 0.0
 
-    def _heads(self) -> tuple[DepthTransformer, DepthTransformer]:
-        return self.pixel_head, self.semantic_head
+    @property
+    def _image_id(self) -> int:
+        return int(self.config.image_token_id)
 
     # ---- transformers' conventions
 
@@ -343,5 +370,9 @@ class DualTokenForConditionalGeneration(DualTokenStorageMixin, DualTokenGenerati
 def _random_subset(targets: VisualTargets, fraction: float) -> VisualTargets:
     """A random share of the targets, at least one where there is any."""
     count = targets.rows.numel()
-    kept = torch.randperm(count, device=targets.rows.device)[: max(1, round(count * fraction))] if count else slice(0)
+    kept = (
+        torch.randperm(count, device=targets.rows.device)[: max(1, round(count * fraction))]
+        if count
+        else slice(0)
+    )
     return VisualTargets(rows=targets.rows[kept], slots=targets.slots[kept])

@@ -43,8 +43,8 @@ class CachedCodes:
 class EncodedRecord:
     """One conversation as a sequence.
 
-    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a target image
-    the `<|image|>` id. `images` in order of appearance.
+    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a
+    target image the `<|image|>` id. `images` in order of appearance.
     """
 
     input_ids: NDArray[np.int64]
@@ -77,7 +77,9 @@ class DualTokenProcessor(ProcessorMixin):
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
-            raise UserError(f"the text tokenizer lacks {missing}; add them with mllm.text_tokenizer.add_special_tokens")
+            raise UserError(
+                f"the text tokenizer lacks {missing}; add them with mllm.text_tokenizer.add_special_tokens"
+            )
         self.special_ids: dict[str, int] = {token: vocabulary[token] for token in SPECIAL_TOKENS}
 
     # ---- records
@@ -108,8 +110,8 @@ class DualTokenProcessor(ProcessorMixin):
     ) -> dict[str, torch.Tensor]:
         """A batch for the model: input_ids, attention_mask, labels (B, L) and the images of all records.
 
-        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes` (I, P, D)
-        int64. Pad on the right for training, on the left for generation.
+        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes` (I,
+        P, D) int64. Pad on the right for training, on the left for generation.
 
         Raises:
             UserError: the batch mixes images and cached codes, or is empty.
@@ -145,13 +147,16 @@ class DualTokenProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> Any:
-        """One conversation, or a list of them, as model inputs (left-padded), or as text with `tokenize=False`.
+        """One conversation, or a list of them, as model inputs (left-padded), or as text with
+        `tokenize=False`.
 
-        The template is fixed (see `mllm.conversation`), `chat_template` must stay None. Returns a BatchFeature with
-        input_ids, attention_mask and pixel_values or cached codes; with `return_dict=False` only the ids.
+        The template is fixed (see `mllm.conversation`), `chat_template` must stay None. Returns a
+        BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with `return_dict=False`
+        only the ids.
 
         Raises:
-            UserError: the conversation is malformed, an image cannot be read, or the template was to be replaced.
+            UserError: the conversation is malformed, an image cannot be read, or the template was to be
+                replaced.
         """
         if chat_template is not None:
             raise UserError("DualToken's conversation template is fixed; leave chat_template out")
@@ -169,7 +174,11 @@ class DualTokenProcessor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
-        self, text: str | Sequence[str] | None = None, images: Any = None, return_tensors: str | None = "pt", **kwargs: Any
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """Bare prompts: each text (with its images before it) becomes one user turn for the model to answer.
 
@@ -180,12 +189,18 @@ class DualTokenProcessor(ProcessorMixin):
         if len(given) != len(texts):
             raise UserError(f"{len(texts)} texts but images for {len(given)}; give one entry per text")
         conversations = [_user_turn(*pair) for pair in zip(texts, given, strict=True)]
-        return self.apply_chat_template(conversations, add_generation_prompt=True, return_tensors=return_tensors)
+        return self.apply_chat_template(
+            conversations, add_generation_prompt=True, return_tensors=return_tensors
+        )
 
     def post_process_multimodal_output(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs: Any
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        **kwargs: Any,
     ) -> list[Any]:
-        """Generated ids (B, L) to texts, or with `generation_mode="image"` decoded pixels (B, 3, S, S) to PIL images."""
+        """Generated ids (B, L) to texts; in image mode decoded pixels (B, 3, S, S) to PIL images."""
         if generation_mode in (None, "text"):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
         if generation_mode == "image":
@@ -210,12 +225,14 @@ class DualTokenProcessor(ProcessorMixin):
         """(H, W, D) or (P, D) codes as (P, D)."""
         array = np.asarray(codes)
         if array.ndim not in (2, 3) or array.dtype.kind not in "iu":
-            raise UserError(f"{name} must be integers of shape (H, W, D) or (P, D), not {array.dtype} {array.shape}")
+            raise UserError(
+                f"{name} must be integers of shape (H, W, D) or (P, D), not {array.dtype} {array.shape}"
+            )
         array = array.reshape(-1, array.shape[-1])
         if array.shape[0] != self.num_positions:
             raise UserError(
-                f"{name} has {array.shape[0]} positions, the model {self.num_positions}; cache the codes with its own "
-                "visual tokenizer"
+                f"{name} has {array.shape[0]} positions, the model {self.num_positions}; cache the "
+                "codes with its own visual tokenizer"
             )
         return array
 
@@ -227,7 +244,9 @@ class DualTokenProcessor(ProcessorMixin):
         if cached:
             return {
                 "pixel_codes": torch.from_numpy(np.stack([image.pixel for image in cached]).astype(np.int64)),
-                "semantic_codes": torch.from_numpy(np.stack([image.semantic for image in cached]).astype(np.int64)),
+                "semantic_codes": torch.from_numpy(
+                    np.stack([image.semantic for image in cached]).astype(np.int64)
+                ),
             }
         if raw:
             return {"pixel_values": self.image_processor(raw, return_tensors="pt")["pixel_values"]}
@@ -251,5 +270,3 @@ def _segment_text(segment: Segment) -> str:
     if segment.special is not None:
         return segment.special
     return IMAGE if segment.text is None else segment.text
-
-

@@ -18,28 +18,35 @@ class ImageSamplingOptions:
     """How the codes of an image are drawn.
 
     Args:
-        guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling and
-            leaves the unconditional branch out, 0.0 ignores the prompt.
+        guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling
+            and leaves the unconditional branch out, 0.0 ignores the prompt.
         temperature: divides the logits; 0.0 takes the most likely code.
         top_k: draw from the k most likely codes; 0 draws from all.
         top_p: draw from the fewest codes that together have this probability; 1.0 draws from all.
-        truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0 tends to
-            blank images: an object's onset is rarely among the most likely codes.
+        truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
+            tends to blank images: an object's onset is rarely among the most likely codes.
 
     Raises:
         UserError: a value outside its range.
     """
 
-    guidance_scale: float = 1.0
+    guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     truncate_from_level: int = 0
 
     def __post_init__(self) -> None:
-        _require("guidance_scale", self.guidance_scale, 0.0 <= self.guidance_scale < math.inf, "a number >= 0")
+        _require(
+            "guidance_scale", self.guidance_scale, 0.0 <= self.guidance_scale < math.inf, "a number >= 0"
+        )
         _require("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "a number >= 0")
-        _require("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number >= 0 (0: all)")
+        _require(
+            "top_k",
+            self.top_k,
+            self.top_k >= 0 and self.top_k == int(self.top_k),
+            "a whole number >= 0 (0: all)",
+        )
         _require("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
         _require("truncate_from_level", self.truncate_from_level, self.truncate_from_level >= 0, "0 or more")
 
@@ -54,14 +61,14 @@ class ImageSamplingOptions:
 
 
 def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> Tensor:
-    """The random numbers of one image: (positions, codes) uniform in [0, 1), fp64, on the CPU.
+    """The random numbers of one image: (positions, codes) uniform in [0, 1), fp32, on the CPU.
 
-    They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so image i of
-    seed s is the same wherever and beside whatever it is drawn.
+    They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so
+    image i of seed s is the same wherever and beside whatever it is drawn.
     """
     stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator().manual_seed(stream)
-    return torch.rand(positions, codes, dtype=torch.float64, generator=generator)
+    return torch.rand(positions, codes, generator=generator)
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -97,8 +104,11 @@ def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, 
         logits = truncate(logits, options.top_k, options.top_p)
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability above 0.
-    threshold = torch.minimum(uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total)))
+    # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability
+    # above 0.
+    threshold = torch.minimum(
+        uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total))
+    )
     return (cumulative <= threshold).sum(dim=-1)
 
 

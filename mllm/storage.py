@@ -1,20 +1,31 @@
 """One folder, one call: how the unified model is saved and loaded together with its visual tokenizer."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..tokenizer import DualTokenizer
+from ..tokenizer import DualTokenizer, VisualCodes
 from ..tokenizer.errors import UserError
+from .configuration import DualTokenConfig
+from .visual_embedding import FrozenCodebook
 
 VISUAL_TOKENIZER_FOLDER = "visual_tokenizer"
+CONFIG_FILE = "config.json"
 
 
-class DualTokenStorageMixin:
-    """Holding, saving and loading of `visual_tokenizer`, mixed into the model in front of `PreTrainedModel`."""
+class DualTokenStorage(PreTrainedModel):
+    """The model's outermost layer: its visual tokenizer, saving and loading."""
+
+    config: DualTokenConfig
+    pixel_codebook: FrozenCodebook
+    semantic_codebook: FrozenCodebook
 
     @property
     def visual_tokenizer(self) -> DualTokenizer | None:
@@ -31,13 +42,21 @@ class DualTokenStorageMixin:
         return self.visual_tokenizer
 
     def attach_visual_tokenizer(self, visual_tokenizer: DualTokenizer) -> None:
-        """Freeze and hold `visual_tokenizer`, and copy its codebooks into the model; errors as `copy_codebooks`."""
+        """Freeze and hold `visual_tokenizer`, and copy its codebooks; errors as `copy_codebooks`."""
         self.copy_codebooks(visual_tokenizer)
         visual_tokenizer = visual_tokenizer.float().eval().requires_grad_(False)
-        self._hold_visual_tokenizer(visual_tokenizer.to(self.device))  # type: ignore[attr-defined]
+        visual_tokenizer.to(device=self.device)  # type: ignore[call-arg]
+        self._hold_visual_tokenizer(visual_tokenizer)
+
+    def encode_images(self, pixel_values: Tensor) -> VisualCodes:
+        """Codes of images: (I, 3, S, S) in the processor's range -> pixel and semantic, each (I, P, D)."""
+        tokenizer = self.require_visual_tokenizer()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            codes = tokenizer.encode(pixel_values.to(device=self.device, dtype=torch.float32))
+        return VisualCodes(pixel=codes.pixel.flatten(1, 2), semantic=codes.semantic.flatten(1, 2))
 
     def detach_visual_tokenizer(self) -> None:
-        """Let go of the visual tokenizer: the codebooks stay, so training on cached codes needs nothing else."""
+        """Let go of the visual tokenizer; the codebooks stay, all that training on cached codes needs."""
         self._hold_visual_tokenizer(None)
 
     def copy_codebooks(self, visual_tokenizer: DualTokenizer) -> None:
@@ -46,7 +65,7 @@ class DualTokenStorageMixin:
         Raises:
             UserError: grid or codebooks do not have the sizes of this model's configuration.
         """
-        config: Any = self.config  # type: ignore[attr-defined]
+        config = self.config
         if list(visual_tokenizer.config.grid_size) != list(config.grid_size):
             raise UserError(
                 f"the visual tokenizer has a grid of {tuple(visual_tokenizer.config.grid_size)} positions, "
@@ -57,14 +76,17 @@ class DualTokenStorageMixin:
             codebook = getattr(self, f"{name}_codebook")
             if vectors.shape != codebook.vectors.shape:
                 raise UserError(
-                    f"the visual tokenizer's {name} codebook is {tuple(vectors.shape)} (tables, codes, dimension), the "
-                    f"model's {tuple(codebook.vectors.shape)}; use the tokenizer that the model was built with"
+                    f"the visual tokenizer's {name} codebook is {tuple(vectors.shape)} (tables, codes, "
+                    f"dimension), the model's {tuple(codebook.vectors.shape)}; use the tokenizer that the "
+                    "model was built with"
                 )
             codebook.assign(vectors)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[Any], **kwargs: Any
+    ) -> Any:
         """Save config.json, model*.safetensors and, when there is one, `visual_tokenizer/`."""
-        result = super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        result = super().save_pretrained(save_directory, **kwargs)
         # safetensors makes its files private; a saved model is meant to be read like any other file.
         for weights in Path(save_directory).glob("*.safetensors"):
             weights.chmod(0o666 & ~_umask())
@@ -82,16 +104,23 @@ class DualTokenStorageMixin:
             load_visual_tokenizer: False saves its memory where only cached codes are used (training).
 
         Raises:
-            UserError: parameters missing from the folder or not belonging to the model (it never loads in part), or
-                no visual tokenizer where one was asked for.
+            UserError: parameters missing from the folder or not belonging to the model (it never loads in
+                part), or no visual tokenizer where one was asked for.
         """
+        source = pretrained_model_name_or_path
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        refuse_partial_load(str(pretrained_model_name_or_path), info)
+        if Path(str(source)).is_dir() and not is_model_folder(Path(str(source))):
+            raise UserError(
+                f"{source} is no DualToken model: it has no {CONFIG_FILE} of model_type 'dualtoken'"
+            )
+        try:
+            loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot load a model from {source}: {_first_line(error)}") from error
+        model, info = loaded
+        refuse_partial_load(str(source), info)
         if load_visual_tokenizer:
-            model.attach_visual_tokenizer(_load_visual_tokenizer(pretrained_model_name_or_path, kwargs))
+            model.attach_visual_tokenizer(_load_visual_tokenizer(source, kwargs))
         return (model, info) if with_info else model
 
     def _hold_visual_tokenizer(self, visual_tokenizer: DualTokenizer | None) -> None:
@@ -99,19 +128,34 @@ class DualTokenStorageMixin:
         self.__dict__["_visual_tokenizer"] = visual_tokenizer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)  # type: ignore[misc]
+        result = super()._apply(fn, recurse)
         if self.visual_tokenizer is not None:
-            self.visual_tokenizer.to(device=self.device)  # type: ignore[attr-defined]
+            self.visual_tokenizer.to(device=self.device)  # type: ignore[call-arg]
         return result
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder's configuration says that it holds a unified model."""
+    try:
+        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.get("model_type") == DualTokenConfig.model_type
 
 
 def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
     """Raise UserError when a checkpoint did not hold exactly the model's parameters."""
-    for key, meaning in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown"), ("mismatched_keys", "misfits")):
+    for key, meaning in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has unknown"),
+        ("mismatched_keys", "misfits"),
+    ):
         found = sorted(str(entry) for entry in info.get(key) or ())
         if found:
             some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
-            raise UserError(f"{name} {meaning} {len(found)} parameters ({some}); it is not a model saved by DualToken")
+            raise UserError(
+                f"{name} {meaning} {len(found)} parameters ({some}); it is not a model saved by DualToken"
+            )
 
 
 def _load_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> DualTokenizer:
@@ -123,8 +167,14 @@ def _load_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> DualTokenizer
             f"{source} has no folder {VISUAL_TOKENIZER_FOLDER}/; for cached codes only, load with "
             "load_visual_tokenizer=False"
         )
-    passed = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs}
+    passed = {
+        key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
+    }
     return DualTokenizer.from_pretrained(source, subfolder=VISUAL_TOKENIZER_FOLDER, **passed)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _umask() -> int:

@@ -18,19 +18,25 @@ NUM_BYTES = 256
 SPACE = "▁"  # sentencepiece writes a space as this character
 
 
-def train_text_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:
-    """Train a byte-fallback BPE on `texts` and save it to `folder`; `AutoTokenizer.from_pretrained(folder)` loads it.
+def train_text_tokenizer(
+    texts: Iterable[str], vocab_size: int, folder: str | Path
+) -> PreTrainedTokenizerFast:
+    """Train a byte-fallback BPE on `texts` and save it to `folder`; `AutoTokenizer.from_pretrained(folder)`
+    loads it.
 
-    Text is never normalised and no space is put before it, so decoding gives back exactly what was encoded (but for
-    the character U+2581, which stands for a space). The vocabulary holds `<unk>`, 256 bytes, the learned pieces and,
-    last, `SPECIAL_TOKENS`; it is smaller than `vocab_size` where the texts do not offer enough pieces.
+    Text is never normalised and no space is put before it, so decoding gives back exactly what was encoded
+    (but for the character U+2581, which stands for a space). The vocabulary holds `<unk>`, 256 bytes, the
+    learned pieces and, last, `SPECIAL_TOKENS`; it is smaller than `vocab_size` where the texts do not offer
+    enough pieces.
 
     Raises:
         UserError: no text, or `vocab_size` too small for bytes and special tokens.
     """
     smallest = NUM_BYTES + 1 + len(SPECIAL_TOKENS)
     if vocab_size <= smallest:
-        raise UserError(f"vocab_size is {vocab_size}; it must be above {smallest} (bytes, <unk> and special tokens)")
+        raise UserError(
+            f"vocab_size is {vocab_size}; it must be above {smallest} (bytes, <unk> and special tokens)"
+        )
     pieces = _train_pieces(texts, vocab_size - len(SPECIAL_TOKENS))
     tokenizer = build_tokenizer(pieces)
     tokenizer.save_pretrained(folder)
@@ -39,14 +45,16 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Pa
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Add DualToken's special tokens to any tokenizer (an LLM's own); returns how many were new."""
-    tokens: list[str | AddedToken] = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    tokens: list[str | AddedToken] = [
+        AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS
+    ]
     added = tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token = BOS, PAD, END
     return added
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of plain text. No special token ever comes out of it: "<|image|>" in a user's text is just characters."""
+    """Ids of plain text, never a special token: "<|image|>" in a user's text is just characters."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
@@ -58,7 +66,9 @@ def build_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
     model = BPE(vocabulary, generate_merges(mergeable), unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Replace(" ", SPACE)
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token=UNKNOWN, clean_up_tokenization_spaces=False, padding_side="left"
     )

@@ -1,6 +1,8 @@
-"""From codes to LLM inputs: frozen codebooks and the two projectors (DualToken, arXiv 2503.14324, section 3.3).
+"""From codes to LLM inputs: frozen codebooks and the two projectors (DualToken, arXiv 2503.14324, section
+3.3).
 
-Shapes: I images, P visual positions of an image, D depths, N codes, C code dimension, H hidden size of the LLM.
+Shapes: I images, P visual positions of an image, D depths, N codes, C code dimension, H hidden size of the
+    LLM.
 """
 
 from collections.abc import Callable
@@ -13,9 +15,9 @@ from transformers import initialization as init
 class FrozenCodebook(nn.Module):
     """The code vectors of one residual quantizer, held in fp32 whatever the dtype of the model around them.
 
-    `vectors` is (K, N, C) with K = 1 when all depths share one table, else K = D. They are buffers: never trained,
-    saved with the model, and equal to the visual tokenizer's bit by bit. `scale` (one over their root mean square)
-    brings any tokenizer's features to unit size before a learned layer sees them.
+    `vectors` is (K, N, C) with K = 1 when all depths share one table, else K = D. They are buffers: never
+    trained, saved with the model, and equal to the visual tokenizer's bit by bit. `scale` (one over their
+    root mean square) brings any tokenizer's features to unit size before a learned layer sees them.
     """
 
     vectors: Tensor
@@ -31,13 +33,15 @@ class FrozenCodebook(nn.Module):
     def assign(self, vectors: Tensor) -> None:
         """Copy the quantizer's `codebook_tensor()`; raises ValueError for another shape."""
         if vectors.shape != self.vectors.shape:
-            raise ValueError(f"the codebook is {tuple(vectors.shape)}, the configuration says {tuple(self.vectors.shape)}")
+            raise ValueError(
+                f"the codebook is {tuple(vectors.shape)}, the configuration says {tuple(self.vectors.shape)}"
+            )
         self.vectors.copy_(vectors)
         rms = self.vectors.square().mean().sqrt()
         self.scale.copy_(torch.where(rms > 0, 1.0 / rms, torch.ones_like(rms)))
 
     def embed_per_depth(self, codes: Tensor) -> Tensor:
-        """Scaled code vectors: (..., D) -> (..., D, C). With fewer than D codes given, those of the first depths."""
+        """Scaled code vectors: (..., D) -> (..., D, C); fewer codes are those of the first depths."""
         tables = self.vectors.shape[0]
         if tables > 1:
             codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.num_codes
@@ -54,7 +58,7 @@ class FrozenCodebook(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
         # Follows the model to its device but not to its dtype: `model.to(bfloat16)` must not round the codes.
-        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, before in kept.items():
             after = getattr(self, name)
@@ -102,7 +106,7 @@ class GridPosition(nn.Module):
 
 
 class VisualEmbedding(nn.Module):
-    """One LLM embedding per visual position: pixel half and semantic half, concatenated along the embedding."""
+    """One LLM embedding per visual position: pixel half and semantic half, concatenated."""
 
     def __init__(
         self,

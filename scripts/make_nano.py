@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,14 @@ DATA: dict[str, list[str]] = {
     "clothing": ["labels", "--input", "INPUT/clothing_128.zip", "--max-image-size", "64", "--source", "clothing-dataset-small"],
     "caltech": ["labels", "--input", "INPUT/caltech101_128.zip", "--max-image-size", "64", "--source", "Caltech-101"],
 }
+# Set, split and number of records that ship with the package, so that its figures can be checked anywhere.
+HELD_OUT = {
+    "easyvqa": ("heldout", 400),
+    "nlvr": ("heldout", 150),
+    "emoji": ("heldout", 150),
+    "clothing": ("test", 150),
+    "caltech": ("test", 100),
+}
 TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "easyvqa_t2i", "nlvr", "emoji", "emoji_t2i", "clothing")
 
 
@@ -50,11 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)")
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="working folder (default: runs/nano)")
     parser.add_argument("--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano")
+    parser.add_argument("--heldout", type=Path, default=Path("pretrained/nano_heldout"), help="default: %(default)s")
     parser.add_argument("--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model)")
 
 
 def run(args: argparse.Namespace) -> int:
-    steps = [*_data_steps(args), _text_step(args), _train_step(args, "contrastive"), _train_step(args, "tokenizer")]
+    steps = [*_data_steps(args), *_held_out_steps(args), _text_step(args), _train_step(args, "contrastive"), _train_step(args, "tokenizer")]
     steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args)]
     known = list(dict.fromkeys(step.name for step in steps))
     if args.until and args.until not in known:
@@ -81,6 +91,25 @@ def _data_steps(args: argparse.Namespace) -> list[Step]:
         return lambda: _dualtoken("prepare", *arguments, "--output", str(args.runs / "data" / name))
 
     return [Step("data", args.runs / "data" / name, prepare(name)) for name in DATA]
+
+
+def _held_out_steps(args: argparse.Namespace) -> list[Step]:
+    def select(name: str) -> Callable[[], None]:
+        def make() -> None:
+            from ..data_pipelines.shards import ShardDataset, ShardWriter
+
+            split, count = HELD_OUT[name]
+            dataset = ShardDataset(args.runs / "data" / name, split=split)
+            source, licence = dataset.manifest["source"], dataset.manifest["licence"]
+            # Evenly spread: labels and styles stand in blocks.
+            chosen = [index * len(dataset) // count for index in range(min(count, len(dataset)))]
+            with ShardWriter(args.heldout / name, source=source, licence=licence) as writer:
+                for index in chosen:
+                    writer.write(dataset[index], split)
+
+        return make
+
+    return [Step("heldout", args.heldout / name, select(name)) for name in HELD_OUT]
 
 
 def _text_step(args: argparse.Namespace) -> Step:
@@ -135,13 +164,11 @@ def _code_steps(args: argparse.Namespace) -> list[Step]:
 
 def _model_step(args: argparse.Namespace) -> Step:
     def make() -> None:
-        import torch
-
-        from ..mllm import DualTokenForConditionalGeneration, DualTokenProcessor, save_model
-
-        trained = args.runs / "mllm" / "model"
-        model = DualTokenForConditionalGeneration.from_pretrained(trained, dtype=torch.bfloat16)
-        save_model(model, DualTokenProcessor.from_pretrained(trained), args.output)
+        """The trained folder as it ships: everything in bf16, the tokenizer exactly as its codes were made with."""
+        with atomic_folder(args.output) as partial:
+            shutil.copytree(args.runs / "mllm" / "model", partial, dirs_exist_ok=True)
+            shutil.rmtree(partial / "visual_tokenizer")
+            shutil.copytree(args.runs / "tokenizer" / "model", partial / "visual_tokenizer")
 
     return Step("model", args.output, make)
 

@@ -1,6 +1,7 @@
 """The options that several commands share: which model, which device, and checks of single values."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,22 +35,26 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def resolve_device(name: str) -> str:
     """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
-    import torch
+    from ..mllm.pipeline import resolve_device as resolve
 
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present[name]:
-        usable = ", ".join(device for device, there in present.items() if there)
-        raise UserError(f"--device {name}: torch finds no such device; use --device auto or one of: {usable}")
-    return name
+    return str(resolve(name))
 
 
 def load_pipeline(model: str, device: str) -> "DualTokenPipeline":
-    """The model named by `--model`, on an already resolved device."""
+    """The model named by `--model`, on a resolved device. UserError if it cannot be found or read."""
+    import transformers
+
     from ..mllm import DualTokenPipeline
 
-    return DualTokenPipeline.from_pretrained(model, device=device)
+    # Its remarks are about choices that are not the user's; its bar is for weights that take a while.
+    transformers.logging.set_verbosity_error()
+    if model == "nano" or not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    try:
+        return DualTokenPipeline.from_pretrained(model, device=device)
+    except OSError as error:  # transformers' answer to a hub id without a network, and to missing files
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--model {model} cannot be loaded: {reason}") from error
 
 
 def integer(minimum: int) -> Callable[[str], int]:

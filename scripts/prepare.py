@@ -4,9 +4,9 @@ Every kind has options of its own: ``dualtoken prepare scenes --help``.
 
 Examples:
   dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa
-  dualtoken prepare scenes --output data/scenes-t2i --count 20000 --task t2i --skills single_object=0.7,position=0.3
-  dualtoken prepare emoji  --input emoji_128.zip --output data/emoji --task t2i --max-image-size 64
-  dualtoken prepare llava  --input llava.json --image-folder images --output data/llava
+  dualtoken prepare scenes --output data/scenes-t2i --task t2i --skills single_object=0.7,position=0.3
+  dualtoken prepare emoji --input emoji_128.zip --output data/emoji --task t2i --max-image-size 64
+  dualtoken prepare llava --input llava.json --image-folder images --output data/llava
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXAMPLES = {
     "scenes": "dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa",
     "easyvqa": "dualtoken prepare easyvqa --input easyvqa_64.zip --output data/easyvqa --task all",
     "nlvr": "dualtoken prepare nlvr --input nlvr.zip --output data/nlvr --max-image-size 64",
-    "emoji": "dualtoken prepare emoji --input emoji_128.zip --output data/emoji --task t2i --max-image-size 64",
+    "emoji": "dualtoken prepare emoji --input emoji_128.zip --output data/emoji --max-image-size 64",
     "labels": "dualtoken prepare labels --input clothing_128.zip --output data/clothing --max-image-size 64",
     "llava": "dualtoken prepare llava --input llava.json --image-folder images --output data/llava",
 }
@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of shards to make")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="records per shard (default %(default)s)")
+    parser.add_argument(
+        "--shard-size", type=int, default=10_000, help="records per shard (default %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -66,13 +68,23 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = SceneOptions()
     skills = ",".join(f"{name}={weight}" for name, weight in DEFAULT_SKILLS.items())
-    parser.add_argument("--count", type=int, default=defaults.count, help="number of records (default %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="default %(default)s; 10**9 and above are never trained on"
+        "--count", type=int, default=defaults.count, help="number of records (default %(default)s)"
     )
-    parser.add_argument("--image-size", type=int, default=defaults.image_size, help="pixels (default %(default)s)")
     parser.add_argument(
-        "--task", choices=TASKS, default=defaults.task, help="questions, drawing prompts or captions (default vqa)"
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        help="default %(default)s; 10**9 and above are never trained on",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=defaults.image_size, help="pixels (default %(default)s)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default=defaults.task,
+        help="questions, drawing prompts or captions (default vqa)",
     )
     parser.add_argument("--skills", default=skills, help="weights of drawing prompts (default %(default)s)")
     parser.add_argument(
@@ -87,11 +99,17 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--input", type=Path, required=True, help="the data set")
     parser.add_argument(
-        "--max-image-size", type=int, default=None, help="reduce the shorter side to at most this (default: keep)"
+        "--max-image-size",
+        type=int,
+        default=None,
+        help="reduce the shorter side to at most this (default: keep)",
     )
     if kind in ("easyvqa", "emoji", "labels"):
         parser.add_argument(
-            "--task", choices=("vqa", "t2i", "all"), default="vqa", help="questions, drawing or both (default vqa)"
+            "--task",
+            choices=("vqa", "t2i", "all"),
+            default="vqa",
+            help="questions, drawing or both (default vqa)",
         )
     if kind == "easyvqa":
         parser.add_argument("--questions-per-image", type=int, default=10, help="default %(default)s")
@@ -119,7 +137,12 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
     if args.kind == "scenes":
         options = SceneOptions(
-            args.count, args.seed, args.image_size, args.task, parse_weights(args.skills), args.questions_per_image
+            args.count,
+            args.seed,
+            args.image_size,
+            args.task,
+            parse_weights(args.skills),
+            args.questions_per_image,
         )
         return prepare_scenes(options, output, args.workers)
     from ..data_pipelines import convert_llava, convert_sets
@@ -128,7 +151,9 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
         raise UserError(f"--max-image-size must be at least 8, got {args.max_image_size}.")
     common = {"max_image_size": args.max_image_size, "output": output}
     if args.kind == "llava":
-        return convert_llava.prepare_llava(args.input, image_folder=args.image_folder, licence=args.licence, **common)
+        return convert_llava.prepare_llava(
+            args.input, image_folder=args.image_folder, licence=args.licence, **common
+        )
     if args.kind == "easyvqa":
         return convert_sets.prepare_easyvqa(
             args.input, task=args.task, questions_per_image=args.questions_per_image, **common

@@ -12,7 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device, text_argument
+from .options import (
+    add_device_argument,
+    add_model_argument,
+    integer,
+    load_pipeline,
+    resolve_device,
+    text_argument,
+)
 
 QUESTIONS = ("What colour is the circle?", "How many objects are there?")
 
@@ -20,8 +27,12 @@ QUESTIONS = ("What colour is the circle?", "How many objects are there?")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default="a red circle", help="what to draw (default: a red circle)")
     parser.add_argument("--num-images", type=integer(1), default=4, help="how many drawings (default: 4)")
-    parser.add_argument("--seed", type=integer(0), default=0, help="another seed, other drawings (default: 0)")
-    parser.add_argument("--output", default="quickstart", help="folder for the pictures (default: ./quickstart)")
+    parser.add_argument(
+        "--seed", type=integer(0), default=0, help="another seed, other drawings (default: 0)"
+    )
+    parser.add_argument(
+        "--output", default="quickstart", help="folder for the pictures (default: ./quickstart)"
+    )
     add_model_argument(parser)
     add_device_argument(parser)
 

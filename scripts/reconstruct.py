@@ -1,7 +1,7 @@
-"""Show what an image keeps when it goes through its pixel codes: before and after side by side, with the PSNR.
+"""Show what pixel codes keep of an image: before and after side by side, with the PSNR.
 
-"Before" is the image as the model sees it, resized to the model's own square size. Small pictures are enlarged
-by a whole factor, each pixel becoming a block, so that the picture holds exactly the values that were compared.
+"Before" is the image as the model sees it, resized to the model's own square size. Small images are enlarged
+by a whole factor, each pixel a block, so that the picture holds exactly the values that were compared.
 
 Example:
   dualtoken reconstruct photo.jpg --output before-after.png
@@ -20,6 +20,8 @@ from ..tokenizer.errors import UserError
 from .options import add_device_argument, add_model_argument, load_pipeline, png_path, resolve_device
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..tokenizer import VisualCodes
 
 LEAST_HEIGHT = 256
@@ -27,8 +29,12 @@ LEAST_HEIGHT = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="FILE", help="the image")
-    parser.add_argument("--output", required=True, help="the PNG to write, before on the left and after on the right")
-    parser.add_argument("--codes", help="also write the codes: an .npz with pixel and semantic, each (rows, columns, depth)")
+    parser.add_argument(
+        "--output", required=True, help="the PNG to write: before on the left, after on the right"
+    )
+    parser.add_argument(
+        "--codes", help="also write the codes, as an .npz with pixel and semantic (rows, columns, depth)"
+    )
     add_model_argument(parser)
     add_device_argument(parser)
 
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     source = load_image(args.image)
     pipeline = load_pipeline(args.model, resolve_device(args.device))
 
-    tokenizer, processor = pipeline.model.visual_tokenizer, pipeline.processor.image_processor
+    tokenizer, processor = pipeline.model.require_visual_tokenizer(), pipeline.processor.image_processor
     with torch.inference_mode():
         pixel_values = processor(source)["pixel_values"].to(tokenizer.device, tokenizer.dtype)
         codes = tokenizer.encode(pixel_values)
@@ -68,7 +74,7 @@ def psnr(before: Image.Image, after: Image.Image) -> float:
 
 
 def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Both images in one, without a gap, enlarged by the least whole factor that makes them LEAST_HEIGHT high."""
+    """Both images in one, without a gap, enlarged by a whole factor to LEAST_HEIGHT or more."""
     factor = max(1, -(-LEAST_HEIGHT // before.height))
     width, height = before.width * factor, before.height * factor
     picture = Image.new("RGB", (2 * width, height))
@@ -78,13 +84,15 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
 
 
 def write_codes(codes: "VisualCodes", path: Path) -> None:
-    """The codes of the batch's first image as `pixel` and `semantic`, (rows, columns, depth), 16 bits where they fit."""
-    arrays = {}
-    for name, values in (("pixel", codes.pixel), ("semantic", codes.semantic)):
-        array = values[0].cpu().numpy()
-        arrays[name] = array.astype(np.uint16 if array.max() <= np.iinfo(np.uint16).max else np.int64)
+    """The first image's codes as `pixel` and `semantic`, (rows, columns, depth), in 16 bits if they fit."""
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, pixel=first_image(codes.pixel), semantic=first_image(codes.semantic))
+
+
+def first_image(codes: "Tensor") -> np.ndarray:
+    """(B, rows, columns, depth) int64 -> (rows, columns, depth) uint16, or int64 for larger codebooks."""
+    array = codes[0].cpu().numpy()
+    return array.astype(np.uint16) if array.max() <= np.iinfo(np.uint16).max else array
 
 
 def npz_path(value: str) -> Path:

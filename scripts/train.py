@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     arguments = [word for word in args.recipe if not word.startswith("--local_rank")]
     recipe = parse_recipe(["--help" if word == "--recipe-help" else word for word in arguments])
     folder = train(recipe)
-    print(f"model: {folder}")
+    print(f"model: {folder}" if folder else f"stopped after step {recipe.run.stop_after}; start it again to go on")
     return 0
 
 

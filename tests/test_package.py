@@ -54,8 +54,8 @@ def test_the_constraints_fit_the_requirements(setup):
     versions = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     assert len(versions) == len(pins), "a package is listed twice"
     assert all(re.fullmatch(r"==[^=<>!~,]+", str(pin.specifier)) for pin in pins)
-    tested = [extra for name, extra in setup["EXTRAS"].items() if name != "gpu"]
-    for text in setup["CORE"] + sum(tested, []):
+    extras = [text for name, extra in setup["EXTRAS"].items() if name != "gpu" for text in extra]
+    for text in [*setup["CORE"], *extras]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
 
@@ -95,10 +95,10 @@ def test_a_built_copy_holds_the_small_model_and_the_recipes(built):
 
 
 def test_every_folder_of_modules_is_a_package():
-    """A folder without `__init__.py` would be missing from an installation, though not from an editable one."""
-    folders = {path.parent for name in ("tokenizer", "mllm", "data_pipelines", "train", "eval", "scripts")
-               for path in (ROOT / name).rglob("*.py")}
-    assert all((folder / "__init__.py").is_file() for folder in folders)
+    """A folder without `__init__.py` would be missing from an installation, but not from an editable one."""
+    names = ("tokenizer", "mllm", "data_pipelines", "train", "eval", "scripts")
+    folders = {path.parent for name in names for path in (ROOT / name).rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
 def test_the_console_script_is_what_it_says(setup):

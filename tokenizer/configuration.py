@@ -52,6 +52,7 @@ class DecoderConfig:
     latent. ch, ch_mult: base width and its multiple at each resolution, finest first; the side doubles
     between two of them. num_res_blocks: residual blocks per resolution, beside the one that is always there.
     attn_resolutions: sides at which each residual block is followed by self-attention.
+    norm_groups: groups of every group norm (32 in the released models); it has to divide all widths.
     """
 
     latent_size: int
@@ -60,6 +61,7 @@ class DecoderConfig:
     ch_mult: tuple[int, ...]
     num_res_blocks: int = 1
     attn_resolutions: tuple[int, ...] = ()
+    norm_groups: int = 32
     out_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -156,6 +158,10 @@ class DualTokenizerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check()
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Every setting: a saved tokenizer must not change with the defaults of another version."""
+        return _without(self.to_dict(), {"_name_or_path", "id2label", "label2id", "problem_type"})
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """SigLIP's text tower; transformers would take `decoder` for a second text model."""
         return self.text_config
@@ -214,7 +220,20 @@ def _siglip_part(kind: type[PreTrainedConfig], given: Any, default: dict[str, An
         return given
     if isinstance(given, PreTrainedConfig):
         given = given.to_dict()
-    return kind(**(default if given is None else given))
+    settings = dict(default if given is None else given)
+    if kind is SiglipTextConfig:
+        # SigLIP's text tower never reads them, and the defaults lie outside small vocabularies.
+        settings = {"bos_token_id": None, "eos_token_id": None, **settings}
+    return kind(**settings)
+
+
+def _without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """A nested dict without the keys of these names (where it was loaded from, and classifier labels)."""
+    return {
+        key: _without(value, names) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in names
+    }
 
 
 _NANO_VISION = {

@@ -23,8 +23,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; a saved model is meant to be read like any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        make_readable(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,6 +44,11 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the usual permissions; temporary files, and those safetensors writes, are private."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _replace_folder(source: Path, target: Path) -> None:

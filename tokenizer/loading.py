@@ -13,6 +13,7 @@ from transformers import SiglipModel
 
 from .configuration import DualTokenizerConfig
 from .errors import UserError
+from .files import make_readable
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only")
 
@@ -87,6 +88,7 @@ def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -
         # Processes other than the first write nothing, and must not remove anything either.
         stale = weights - written if written else set()
         for file in sorted(written):
+            make_readable(temporary / file)
             os.replace(temporary / file, target / file)
         for file in stale:
             (target / file).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -75,14 +75,14 @@ class DualTokenizer(PreTrainedModel):
     config_class = DualTokenizerConfig
     base_model_prefix = "tokenizer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["SiglipEncoderLayer", "AttentionProjection", "Level"]
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["codebooks"]
+    _no_split_modules = ["SiglipEncoderLayer", "AttentionProjection", "Level"]
+    _keep_in_fp32_modules_strict = ["codebooks"]
 
     def __init__(self, config: DualTokenizerConfig) -> None:
         super().__init__(config)
@@ -105,14 +105,23 @@ class DualTokenizer(PreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: Tensor, return_hidden_states: bool = False, reconstruct: bool = True, **_: Any
+        self,
+        pixel_values: Tensor,
+        return_hidden_states: bool = False,
+        reconstruct: bool = True,
+        num_semantic: int | None = None,
+        **_: Any,
     ) -> DualTokenizerOutput:
         """Encode, quantize, decode and pool normalised images (B, 3, S, S). See `DualTokenizerOutput`.
 
-        In training mode this moves the codebooks. `reconstruct=False` leaves out the pixel decoder.
+        In training mode this moves the codebooks. `reconstruct=False` leaves out the pixel decoder. With
+        `num_semantic` only the first so many images go through the semantic branch and the deeper layers, which
+        saves most of the encoder's time while the pixel branch learns from all of them.
         """
-        states = self._encode_states(pixel_values)
-        pixel = self._quantize_pixels(states)
+        shallow = self._encode_states(pixel_values, self._shallow_layers)
+        pixel = self._quantize_pixels(shallow)
+        states = [state[:num_semantic] for state in shallow]
+        states += self.backbone.run_layers(states[-1], self._shallow_layers, self.config.semantic_layer)
         semantic = self._quantize_semantics(states)
         features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
         rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
@@ -187,8 +196,13 @@ class DualTokenizer(PreTrainedModel):
     def _num_layers(self) -> int:
         return self.config.vision_config.num_hidden_layers
 
-    def _encode_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images -> patch embeddings and the output of each layer up to the semantic one."""
+    @property
+    def _shallow_layers(self) -> int:
+        """Layers that the pixel branch needs."""
+        return max(self.config.pixel_layer, self.config.shortcut_layer or 0)
+
+    def _encode_states(self, pixel_values: Tensor, stop: int | None = None) -> list[Tensor]:
+        """Images -> patch embeddings and the output of each layer up to `stop`, by default the semantic one."""
         side = self.config.image_size
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise UserError(
@@ -196,7 +210,7 @@ class DualTokenizer(PreTrainedModel):
                 f"{side}, {side}), as DualTokenizerImageProcessor makes them"
             )
         patches = self.backbone.embed_patches(pixel_values)
-        return [patches, *self.backbone.run_layers(patches, 0, self.config.semantic_layer)]
+        return [patches, *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop)]
 
     def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
         return self.pixel_quantizer(self.pixel_features(states))
@@ -273,13 +287,14 @@ class DualTokenizer(PreTrainedModel):
         if kwargs.get("config") is None:
             check_is_tokenizer(pretrained_model_name_or_path, kwargs)
         try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except UserError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
+        model, info = loaded
         check_loading_info(info, source)
         return (model, info) if asked_info else model
 
@@ -287,5 +302,5 @@ class DualTokenizer(PreTrainedModel):
         self, save_directory: str | os.PathLike[str], **kwargs: Any
     ) -> None:
         """Save config.json and safetensors weights; other files of the folder stay, stale weights do not."""
-        parent = super()
-        save_whole(lambda folder: parent.save_pretrained(folder, **kwargs), save_directory)
+        save = super().save_pretrained
+        save_whole(lambda folder: save(folder, **kwargs), save_directory)

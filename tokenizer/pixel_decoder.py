@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from .configuration import DecoderConfig
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """VQGAN's norm: 32 groups (fewer only for widths that 32 does not divide)."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """VQGAN's norm: `groups` of them (fewer only for widths that they do not divide)."""
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """norm-SiLU-conv twice, plus the input (through a 1x1 convolution when the width changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, first_kernel: int = 3) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, first_kernel: int = 3) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = group_norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, first_kernel, padding=first_kernel // 2)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = group_norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.skip: nn.Module = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -38,9 +38,9 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions of a map, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -72,11 +72,14 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """All blocks at one resolution, each followed by attention where asked, then the step to the next."""
 
-    def __init__(self, in_channels: int, channels: int, blocks: int, attention: bool, upsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, blocks: int, attention: bool, upsample: bool, groups: int
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * blocks
-        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(widths))
-        self.attentions = nn.ModuleList(SpatialAttention(channels) for _ in range(blocks if attention else 0))
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
+        attentions = blocks if attention else 0
+        self.attentions = nn.ModuleList(SpatialAttention(channels, groups) for _ in range(attentions))
         self.upsample = Upsample(channels) if upsample else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,22 +102,23 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, feature_dim: int) -> None:
         super().__init__()
         self.latent_size = config.latent_size
-        self.post_quant = ResidualBlock(feature_dim, config.in_channels, first_kernel=1)
+        groups = config.norm_groups
+        self.post_quant = ResidualBlock(feature_dim, config.in_channels, groups, first_kernel=1)
         channels = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
-        self.middle_block1 = ResidualBlock(channels, channels)
-        self.middle_attention = SpatialAttention(channels)
-        self.middle_block2 = ResidualBlock(channels, channels)
+        self.middle_block1 = ResidualBlock(channels, channels, groups)
+        self.middle_attention = SpatialAttention(channels, groups)
+        self.middle_block2 = ResidualBlock(channels, channels, groups)
         self.levels = nn.ModuleList()  # coarsest first
         side = config.latent_size
         for index in reversed(range(len(config.ch_mult))):
             width = config.ch * config.ch_mult[index]
             attention = side in config.attn_resolutions
             self.levels.append(
-                Level(channels, width, config.num_res_blocks + 1, attention, upsample=index > 0)
+                Level(channels, width, config.num_res_blocks + 1, attention, index > 0, groups)
             )
             channels, side = width, side * 2
-        self.norm_out = group_norm(channels)
+        self.norm_out = group_norm(channels, groups)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
     @property

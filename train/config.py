@@ -81,20 +81,28 @@ class RunConfig:
 
     Args:
         steps: optimizer steps.
+        precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed), "bf16_autocast" keeps fp32
+            weights and does the matrix products in bf16 (quantization stays fp32 in all of them).
         zero_stage: DeepSpeed ZeRO stage, 0-3. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
         keep_checkpoints: how many checkpoints stay on disk.
+        export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a tokenizer that
+            is to ship in bf16 must be exported in bf16 before codes are cached with it.
+        stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The schedule is
+            that of the whole run, so the same recipe without it goes on as if it had never stopped.
     """
 
     steps: int
     gradient_accumulation_steps: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     zero_stage: int = 0
     threads: int = 0
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
+    export_dtype: Literal["fp32", "bf16"] = "fp32"
+    stop_after: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class TokenizerObjectiveConfig:
         pooled_weight: the same at the pooled output (released weight 1).
         mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences, which keeps edges.
         pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
+        semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time where the
+            backbone starts from its teacher, so that the deep branch has little to learn and the shallow one a lot.
         unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means.
         initialisation_vectors: at least this many feature vectors are collected for the k-means.
     """
@@ -144,6 +154,7 @@ class TokenizerObjectiveConfig:
     gradient_weight: float = 0.0
     pixel_commitment_weight: float = 5.0
     semantic_commitment_weight: float = 5.0
+    semantic_fraction: float = 1.0
     unquantized_steps: int = 0
     initialisation_vectors: int = 16384
 

@@ -30,14 +30,21 @@ from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
 from .zero import deepspeed_config
 
+EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-def train(recipe: Recipe) -> Path:
-    """Run a recipe to its end, resuming from its newest checkpoint; returns the folder of the exported model."""
+
+def train(recipe: Recipe) -> Path | None:
+    """Run a recipe, resuming from its newest checkpoint.
+
+    Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last step.
+    """
     world = join_world(recipe.run.threads)
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
     folder = Path(recipe.output)
     stream = Stream.open(recipe, world)
     objective = build_objective(recipe)
+    for name, source in zip(recipe.data.sources, stream.sources, strict=True):
+        objective.check_source(name, source.manifest)
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     engine = _initialise_engine(recipe, world, objective)
@@ -46,7 +53,9 @@ def train(recipe: Recipe) -> Path:
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
-    _run_steps(recipe, world, engine, objective, stream, checkpoints, start)
+    done = _run_steps(recipe, world, engine, objective, stream, checkpoints, start)
+    if done < recipe.run.steps:
+        return None
     return _export(objective, folder / "model", recipe, world)
 
 
@@ -58,32 +67,36 @@ def _run_steps(
     stream: Stream,
     checkpoints: Checkpoints,
     start: int,
-) -> None:
+) -> int:
+    """The loop; returns the number of steps that are now done."""
     run = recipe.run
+    stop = min(run.stop_after or run.steps, run.steps)
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
     monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
     batches = stream.batches(objective, start * accumulation)
     meter = LossMeter(world)
     engine.train()
-    for step in range(start, run.steps):
+    for step in range(start, stop):
         objective.before_step(step, lambda at=step: stream.batches(objective, at * accumulation), world.device)
         micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
         counts = _global_counts(objective, micro_batches, world)
         for number, batch in enumerate(micro_batches):
             _seed_micro_batch(recipe.seed, world.rank, step, number)
-            terms = engine(**batch)
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16_autocast"):
+                terms = engine(**batch)
             engine.backward(_loss(terms, counts, world.size * accumulation))
             engine.step()
             meter.add(terms)
         meter.add_counts(counts)
         monitor.advance()
         done = step + 1
-        if done % run.log_every == 0 or done == run.steps:
+        if done % run.log_every == 0 or done == stop:
             monitor.log(done, meter.read(), {**_engine_metrics(engine), **objective.extra_metrics()})
-        if done == run.steps or (run.save_every and done % run.save_every == 0):
+        if done == stop or (run.save_every and done % run.save_every == 0):
             checkpoints.save(engine, done)
     monitor.close()
+    return max(start, stop)
 
 
 def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> Any:
@@ -195,7 +208,7 @@ def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) ->
     if world.is_main:
         objective.eval()
         with atomic_folder(folder) as partial:
-            objective.export(partial)
+            objective.export(partial, EXPORT_DTYPES[recipe.run.export_dtype])
             save_resolved(recipe, partial / "recipe.yaml")
     world.barrier()
     return folder

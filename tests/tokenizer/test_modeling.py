@@ -203,3 +203,11 @@ def test_wrong_shapes_are_named(tiny):
         tiny(torch.zeros(1, 3, 8, 8))
     with pytest.raises(UserError, match="4, 4, 3"):
         tiny.decode(torch.zeros(1, 16, 3, dtype=torch.int64))
+
+
+def test_saved_settings_are_complete_and_tell_no_paths(tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "first")
+    DualTokenizer.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    text = (tmp_path / "second" / "config.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["vision_config"]["layer_norm_eps"] == 1e-6

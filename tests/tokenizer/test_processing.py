@@ -39,7 +39,7 @@ def test_load_image_errors(tmp_path):
     with pytest.raises(UserError, match="web address"):
         load_image("https://example.org/a.png")
     with pytest.raises(UserError, match="given as int"):
-        load_image(3)
+        load_image(3)  # type: ignore[arg-type]
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
@@ -106,7 +106,8 @@ def test_atomic_writing(tmp_path):
             path.write_text("half")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail_halfway)
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert (tmp_path / "deep" / "a.json").read_text() == "1"
     for content in ("old", "new"):
         with atomic_folder(tmp_path / "folder") as path:

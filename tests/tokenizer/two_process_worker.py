@@ -11,10 +11,9 @@ import torch.distributed as dist
 
 from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
 
-SETTINGS = {"num_codes": 16, "code_dim": 8, "depth": 3}
 CASES = {
-    "shared": ({"restart_unused_codes": False}, 1),
-    "separate": ({"shared_codebook": False, "restart_every": 2, "restart_threshold": 0.5}, 4),
+    "shared": (QuantizerConfig(16, 8, 3, restart_unused_codes=False), 1),
+    "separate": (QuantizerConfig(16, 8, 3, shared_codebook=False, restart_every=2, restart_threshold=0.5), 4),
 }
 
 
@@ -23,8 +22,8 @@ def main(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(rank)
-    for name, (changes, steps) in CASES.items():
-        quantizer = ResidualQuantizer(QuantizerConfig(**SETTINGS, **changes)).train()
+    for name, (config, steps) in CASES.items():
+        quantizer = ResidualQuantizer(config).train()
         z = torch.randn(2, 4, 4, 8)
         quantizer.initialise_from(z)
         torch.save((quantizer.state_dict(), z), f"{folder}/{name}-start-{rank}.pt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,15 @@ class Objective(nn.Module, ABC):
         """Sums of every loss over this batch's targets; the same terms for every batch."""
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the trained model in its public format into the existing ``folder``."""
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the trained model, its weights in ``dtype``, in its public format into the existing ``folder``."""
 
     def initialise_from(self, folder: str) -> None:
         """Start from the weights of an exported folder."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
+
+    def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raise UserError for a source of data that this objective must not be trained on."""
 
     def record_length(self, record: Record) -> int:
         """A rough length for grouping records of like length."""

@@ -99,8 +99,8 @@ class ContrastiveObjective(Objective):
             terms["patch"] = LossTerm(total, self.config.patch_weight)
         return terms
 
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model.to(dtype).save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...data_pipelines.code_cache import codes_checksum
 from ...data_pipelines.records import Record
 from ...mllm import DualTokenForConditionalGeneration, build_model, build_processor, drop_prompt, save_model
 from ...tokenizer import DualTokenizer
@@ -33,6 +35,7 @@ class MllmObjective(Objective):
             raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder")
         self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
         self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
+        self.codes_checksum = codes_checksum(visual_tokenizer)
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
 
     def prepare(self, record: Record, draw: int) -> Any:
@@ -46,6 +49,13 @@ class MllmObjective(Objective):
 
     def collate(self, examples: list[Any]) -> Batch:
         return dict(self.processor.collate(examples))
+
+    def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
+        if manifest.get("tokenizer", {}).get("checksum", self.codes_checksum) != self.codes_checksum:
+            raise UserError(
+                f"data.sources.{name} holds codes of another tokenizer than {self.config.visual_tokenizer}; "
+                "make them again with dualtoken tokenize"
+            )
 
     def record_length(self, record: Record) -> int:
         characters = sum(len(text) for text in record.texts())
@@ -70,7 +80,8 @@ class MllmObjective(Objective):
             terms[name] = LossTerm(getattr(output.sums, name) * (expected[name] / trained_on), weight)
         return terms
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model.to(dtype)
         self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
         save_model(self.model, self.processor, folder)
 

@@ -17,6 +17,8 @@ from ..config import TokenizerObjectiveConfig
 from ..reconstruction import distillation_loss, gradient_loss
 from .base import Batch, LossTerm, Objective, Upcoming
 
+SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment")
+
 
 class TokenizerObjective(Objective):
     """Trains ``DualTokenizer``; exports it with the teacher's image processor and text tokenizer as one folder."""
@@ -48,8 +50,12 @@ class TokenizerObjective(Objective):
         return {"pixel_values": torch.stack(examples)}
 
     def target_counts(self, batch: Batch) -> dict[str, float]:
-        images = float(len(batch["pixel_values"]))
-        return {name: images for name in self._weights()}
+        images = len(batch["pixel_values"])
+        deep = float(self._num_semantic(images))
+        return {name: deep if name in SEMANTIC_TERMS else float(images) for name in self._weights()}
+
+    def _num_semantic(self, images: int) -> int:
+        return max(1, round(images * self.config.semantic_fraction))
 
     def _weights(self) -> dict[str, float]:
         config = self.config
@@ -65,20 +71,24 @@ class TokenizerObjective(Objective):
         return {name: weight for name, weight in weights.items() if weight}
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, LossTerm]:
-        with torch.no_grad():
-            teacher = self.teacher.to(pixel_values.device)(pixel_values=pixel_values, output_hidden_states=True)
-        output = self.model(pixel_values)
-        error = output.reconstruction - pixel_values
         images = len(pixel_values)
-        layer = self.model.config.semantic_layer
+        deep = self._num_semantic(images)
+        with torch.no_grad():
+            teacher = self.teacher.to(pixel_values.device)(
+                pixel_values=pixel_values[:deep], output_hidden_states=True
+            )
+        output = self.model(pixel_values, num_semantic=deep)
+        reconstruction = output.reconstruction.float()
+        error = reconstruction - pixel_values
+        target = teacher.hidden_states[self.model.config.semantic_layer].float()
         totals = {
-            "semantic": distillation_loss(output.semantic_features, teacher.hidden_states[layer]).sum(),
-            "pooled": distillation_loss(output.pooled, teacher.pooler_output).sum(),
+            "semantic": distillation_loss(output.semantic_features.float(), target).sum(),
+            "pooled": distillation_loss(output.pooled.float(), teacher.pooler_output.float()).sum(),
             "mse": error.pow(2).flatten(1).mean(1).sum(),
             "l1": error.abs().flatten(1).mean(1).sum(),
-            "gradient": gradient_loss(output.reconstruction, pixel_values).sum(),
+            "gradient": gradient_loss(reconstruction, pixel_values).sum(),
             "pixel_commitment": output.pixel_commitment_loss * images,
-            "semantic_commitment": output.semantic_commitment_loss * images,
+            "semantic_commitment": output.semantic_commitment_loss * deep,
         }
         return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
 
@@ -109,8 +119,8 @@ class TokenizerObjective(Objective):
                 metrics[f"{name}_perplexity/{depth}"] = float(perplexity)
         return metrics
 
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def export(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model.to(dtype).save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         self.text_tokenizer.save_pretrained(folder)
 

@@ -1,0 +1,137 @@
+"""A record as the members of one webdataset sample, and back (the layout is described in `shards`)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .records import EncodedImage, Message, Part, Record, RecordError
+
+CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
+_CODE_LIMIT = 1 << 16
+
+Members = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A record as the members of its sample: (ending of the name, content)."""
+
+    members: Members
+    num_images: int
+
+
+def encode_record(record: Record) -> EncodedSample:
+    """A validated record as bytes. Raises RecordError for a broken record or an image that cannot be read."""
+    record.validate()
+    members: Members = []
+    number = 0
+    messages: list[Message] = []
+    for message in record.messages:
+        content: list[Part] = []
+        for part in message["content"]:
+            if part["type"] == "image":
+                stored, files = _encode_image_part(part, number, record.id)
+                content.append(stored)
+                members.extend(files)
+                number += 1
+            else:
+                content.append(part)
+        messages.append({**message, "content": content})
+    data = {"id": record.id, "messages": messages, "metadata": record.metadata}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return EncodedSample([("json", text), *members], number)
+
+
+def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:
+    if "image" not in part:
+        stored = {key: value for key, value in part.items() if key not in CODE_PARTS}
+        files = []
+        for field, label in CODE_PARTS.items():
+            stored[field] = f"{number}.{label}.npy"
+            files.append((stored[field], _encode_codes(part[field], record_id)))
+        return stored, files
+    encoded = _encode_image(part["image"], record_id)
+    name = f"{number}.{encoded.extension}"
+    return {**part, "image": name}, [(name, encoded.data)]
+
+
+def _encode_image(image: Any, record_id: str) -> EncodedImage:
+    if isinstance(image, EncodedImage):
+        return image
+    if isinstance(image, (str, Path)):
+        try:
+            data = Path(image).read_bytes()
+            with Image.open(io.BytesIO(data)) as opened:
+                kind = (opened.format or "png").lower()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise RecordError(f"Record '{record_id}': image {image} cannot be read ({error}).") from error
+        return EncodedImage(data, {"jpeg": "jpg"}.get(kind, kind))
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return EncodedImage(buffer.getvalue(), "png")
+    raise RecordError(f"Record '{record_id}': an image is a path or a PIL image, got {type(image).__name__}.")
+
+
+def _encode_codes(codes: Any, record_id: str) -> bytes:
+    array = np.asarray(codes)
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
+        raise RecordError(f"Record '{record_id}': codes are integers of shape (H, W, D), got {array.shape}.")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < _CODE_LIMIT:
+        raise RecordError(
+            f"Record '{record_id}': codes must lie in [0, {_CODE_LIMIT}) to be stored as uint16."
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype="<u2"))
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=256)
+def _code_shape(header: bytes) -> tuple[int, ...]:
+    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
+    stream = io.BytesIO(header)
+    np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype != np.dtype("<u2"):
+        raise ValueError(f"cached codes must be uint16 in C order, got {dtype}")
+    return shape
+
+
+def _decode_codes(data: bytes) -> np.ndarray:
+    body = 10 + int.from_bytes(data[8:10], "little")
+    return np.frombuffer(data, dtype="<u2", offset=body).reshape(_code_shape(data[:body]))
+
+
+def decode_record(members: Mapping[str, bytes], load_images: bool = True) -> Record:
+    """The record of a sample's members. Images are opened (they decode at first use), codes become arrays.
+
+    Without `load_images` the image parts keep the names of their members. Raises KeyError, ValueError,
+    TypeError or OSError for a damaged sample.
+    """
+    data = json.loads(members["json"])
+    record = Record(data["id"], data["messages"], data.get("metadata", {}))
+    if load_images:
+        for part in record.image_parts():
+            _load_part(part, members)
+    return record
+
+
+def _load_part(part: Part, members: Mapping[str, bytes]) -> None:
+    if "image" in part:
+        name = part["image"]
+        try:
+            part["image"] = Image.open(io.BytesIO(members[name]))
+        except UnidentifiedImageError:
+            raise ValueError(f"'{name}' is no image, or of an unknown format") from None
+        return
+    for field in CODE_PARTS:
+        part[field] = _decode_codes(members[part[field]])

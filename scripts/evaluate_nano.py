@@ -1,0 +1,223 @@
+"""What the nano model reaches on data it was never trained on, as one JSON object.
+
+Scenes come from seeds of 10⁹ and above; easy-VQA, emoji and photos from held-out splits, a part of which ships with the
+package. Every drawing is judged by `data_pipelines.scene_checker`, whose own ceiling (its verdict on reconstructions of
+true scenes) is reported beside it. The same seeds give the same numbers on the same machine.
+
+Example:
+  python -m dualtoken.scripts.evaluate_nano --model nano --output nano.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..data_pipelines.records import Record
+    from ..mllm import DualTokenPipeline
+
+HELD_OUT = Path(__file__).resolve().parent.parent / "pretrained" / "nano_heldout"
+# Seeds of the held-out scenes; the second is for tuning sampling settings and takes no part in the figures.
+EVALUATION_SEED, TUNING_SEED = 10**9 + 7, 10**9 + 1_000_003
+PHOTO_SETS = ("emoji", "clothing", "caltech")
+CODE_SETS = ("easyvqa", "nlvr", *PHOTO_SETS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
+    add_device_argument(parser)
+    parser.add_argument("--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct")
+    parser.add_argument("--drawings", type=integer(1), default=100, help="drawings of one object; others: a half each")
+    parser.add_argument("--output", type=Path, help="also write the JSON here")
+
+
+def run(args: argparse.Namespace) -> int:
+    device = resolve_device(args.device)
+    pipeline = load_pipeline(args.model, device)
+    started = time.perf_counter()
+    result: dict[str, Any] = {"model": args.model, "version": __version__, "machine": machine(device)}
+    result["tokenizer"] = tokenizer_figures(pipeline, args.scenes)
+    result["answers"] = answer_figures(pipeline, args.scenes)
+    result["drawings"] = drawing_figures(pipeline, args.drawings, EVALUATION_SEED)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.output:
+        from ..tokenizer.files import atomic_file
+
+        with atomic_file(args.output) as partial:
+            partial.write_text(text + "\n")
+    return 0
+
+
+def machine(device: str) -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+# ---- tokenizer
+
+
+def tokenizer_figures(pipeline: DualTokenPipeline, scenes: int) -> dict[str, Any]:
+    """PSNR (dB, mean over images) by source, and the share of codes used at every level over all of them."""
+    meter = CodeMeter(pipeline)
+    psnr = {"scenes": meter.measure([part["image"] for record in held_out_scenes(scenes) for part in record.image_parts()])}
+    for name in CODE_SETS:
+        images = [part["image"] for record in held_out(name) for part in record.image_parts()]
+        psnr[name] = meter.measure(images)
+    return {"psnr_db": psnr, "images": meter.images, "codebook_usage": meter.usage()}
+
+
+class CodeMeter:
+    """Reconstructs images in batches, and counts the codes of both branches."""
+
+    def __init__(self, pipeline: DualTokenPipeline) -> None:
+        self.pipeline = pipeline
+        config = pipeline.model.require_visual_tokenizer().config
+        self.counts = {
+            name: np.zeros((quantizer["depth"], quantizer["num_codes"]), dtype=np.int64)
+            for name, quantizer in (("pixel", config.pixel_quantizer), ("semantic", config.semantic_quantizer))
+        }
+        self.images = 0
+
+    def measure(self, images: Sequence[Image.Image], batch_size: int = 64) -> float:
+        import torch
+
+        tokenizer = self.pipeline.model.require_visual_tokenizer()
+        values: list[float] = []
+        for start in range(0, len(images), batch_size):
+            batch = self.pipeline.processor.image_processor(list(images[start : start + batch_size]))
+            pixels = batch["pixel_values"].to(self.pipeline.device)
+            with torch.inference_mode():
+                codes = tokenizer.encode(pixels)
+                decoded = tokenizer.decode(codes.pixel).clamp(-1, 1)
+            error = ((decoded - pixels) / 2).square().flatten(1).mean(1)  # of values in [0, 1]
+            values.extend((-10 * error.clamp(min=1e-10).log10()).tolist())
+            for name, chosen in (("pixel", codes.pixel), ("semantic", codes.semantic)):
+                for depth, counts in enumerate(self.counts[name]):
+                    counts += np.bincount(chosen[..., depth].flatten().cpu().numpy(), minlength=len(counts))
+        self.images += len(images)
+        return round(float(np.mean(values)), 2)
+
+    def usage(self) -> dict[str, list[float]]:
+        return {name: [round(float((c > 0).mean()), 4) for c in counts] for name, counts in self.counts.items()}
+
+
+# ---- answers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question on its own, as a user would ask it."""
+
+    images: list[Any]
+    question: str
+    answer: str
+    kind: str
+
+
+def answer_figures(pipeline: DualTokenPipeline, scenes: int) -> dict[str, Any]:
+    """Exact-match accuracy (percent) of greedy answers, by set, and by kind of question for scenes."""
+    result = {}
+    for name, questions in (
+        ("scenes", [next(single_questions(record)) for record in held_out_scenes(scenes)]),
+        ("easyvqa", [asked for record in held_out("easyvqa") for asked in list(single_questions(record))[:3]]),
+        ("nlvr", [asked for record in held_out("nlvr") for asked in single_questions(record)]),
+    ):
+        answers = pipeline.answer_many([(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48)
+        right: dict[str, list[bool]] = defaultdict(list)
+        for asked, answer in zip(questions, answers, strict=True):
+            right[asked.kind].append(normalise(answer) == normalise(asked.answer))
+        every = [value for values in right.values() for value in values]
+        result[name] = {"accuracy": percent(every), "questions": len(every)}
+        if len(right) > 1:
+            result[name]["by_kind"] = {kind: percent(values) for kind, values in sorted(right.items())}
+    return result
+
+
+def single_questions(record: Record) -> Iterator[Asked]:
+    """The turns of a record as questions without history; descriptions are left out."""
+    images = [part["image"] for part in record.image_parts()]
+    kinds = record.metadata.get("kinds") or ["question"] * (len(record.messages) // 2)
+    for kind, ask, reply in zip(kinds, record.messages[::2], record.messages[1::2], strict=True):
+        question = next(part["text"] for part in ask["content"] if part["type"] == "text")
+        if kind != "caption":
+            yield Asked(images, question, reply["content"][0]["text"], kind)
+
+
+def normalise(answer: str) -> str:
+    return answer.strip().strip(".").lower()
+
+
+# ---- drawings
+
+
+def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sampling: Any) -> dict[str, Any]:
+    """Per skill, percent of drawings with all that was asked for and nothing else; for one object its colour, too."""
+    from ..data_pipelines.convert_scenes import SceneOptions, scene_record
+    from ..data_pipelines.scene_checker import check
+    from ..data_pipelines.scene_language import SKILLS
+
+    result: dict[str, Any] = {}
+    for skill in (skill for skill in SKILLS if skill != "colors"):
+        options = SceneOptions(seed=seed, task="t2i", skills={skill: 1.0})
+        count = drawings if skill == "single_object" else (drawings + 1) // 2
+        records = [scene_record(options, index) for index in range(count)]
+        prompts = [record.texts()[0] for record in records]
+        drawn = pipeline.generate_images_many(prompts, 1, list(range(count)), batch_size=32, **sampling)
+        verdicts = [check(r.metadata["spec"], images[0]) for r, images in zip(records, drawn, strict=True)]
+        ceiling = [check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r in records]
+        result[skill] = {
+            "correct": percent([verdict.correct for verdict in verdicts]),
+            "colour": percent([verdict.colour_correct for verdict in verdicts]),
+            "empty": percent([not verdict.found for verdict in verdicts]),
+            "checker_on_reconstructions": percent([verdict.correct for verdict in ceiling]),
+            "drawings": count,
+        }
+    return result
+
+
+# ---- data
+
+
+def held_out_scenes(count: int) -> list[Record]:
+    from ..data_pipelines.convert_scenes import SceneOptions, scene_record
+
+    options = SceneOptions(seed=EVALUATION_SEED, task="vqa")
+    return [scene_record(options, index) for index in range(count)]
+
+
+def held_out(name: str) -> list[Record]:
+    """The records of a held-out set that comes with the package."""
+    from ..data_pipelines.shards import ShardDataset
+
+    dataset = ShardDataset(HELD_OUT / name, split="all")
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def percent(values: Sequence[bool]) -> float:
+    return round(100 * Counter(values)[True] / max(1, len(values)), 1)
+
+
+if __name__ == "__main__":
+    from .cli import run_module
+
+    sys.exit(run_module("evaluate_nano", "evaluate_nano", sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Replace the images of shards by their codes, once, so that training need not run the tokenizer.
+
+Codes belong to the tokenizer that made them: the manifest names it, and training with another one is refused.
+
+Example:
+  dualtoken tokenize --tokenizer runs/tokenizer/export --input data/scenes-vqa --output data/scenes-vqa-codes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..tokenizer.errors import UserError
+from .options import add_device_argument, integer, resolve_device
+
+VISUAL_TOKENIZER = "visual_tokenizer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command to `parser`."""
+    parser.add_argument(
+        "--tokenizer", required=True, help="folder of a tokenizer, or of a model that contains one"
+    )
+    parser.add_argument("--input", type=Path, required=True, help="folder of shards with images")
+    parser.add_argument("--output", type=Path, required=True, help="folder of shards with codes to make")
+    parser.add_argument(
+        "--batch-size", type=integer(1), default=64, help="images at a time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=integer(1), default=50_000, help="records per shard (default %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
+    from ..data_pipelines.code_cache import tokenize_shards
+    from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
+
+    folder = tokenizer_folder(Path(args.tokenizer))
+    device = resolve_device(args.device)
+    processor = None
+    if (folder / "preprocessor_config.json").is_file():
+        processor = DualTokenizerImageProcessor.from_pretrained(folder)
+    manifest = tokenize_shards(
+        DualTokenizer.from_pretrained(folder),
+        args.input,
+        args.output,
+        batch_size=args.batch_size,
+        device=device,
+        image_processor=processor,
+        shard_size=args.shard_size,
+        overwrite=args.overwrite,
+        progress=not args.no_progress,
+    )
+    counts = manifest["counts"]
+    print(f"{counts['records']} records, {counts['images']} images as codes in {args.output}")
+    if counts["rejected"]:
+        print(f"{counts['rejected']} records rejected; the manifest names them", file=sys.stderr)
+    return 0
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """`path` itself, or the tokenizer inside a model's folder."""
+    folder = path / VISUAL_TOKENIZER if (path / VISUAL_TOKENIZER).is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--tokenizer {path} is not a folder with a config.json: give a saved tokenizer or model"
+        )
+    return folder
+
+
+if __name__ == "__main__":
+    from .cli import run_command
+
+    sys.exit(run_command("tokenize", sys.argv[1:]))

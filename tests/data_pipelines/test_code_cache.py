@@ -1,0 +1,113 @@
+"""Cached codes are the codes of the tokenizer, record for record, and are bound to it."""
+
+import numpy as np
+import pytest
+import torch
+
+from dualtoken.data_pipelines.code_cache import check_codes_belong, codes_checksum, tokenize_shards
+from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
+from dualtoken.data_pipelines.scenes import random_scene, render
+from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
+from dualtoken.scripts import cli
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from dualtoken.tokenizer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DualTokenizer:
+    """4 × 4 positions, 3 codes of 24 per branch."""
+    quantizer = {"num_codes": 24, "code_dim": 16, "depth": 3, "shared_codebook": False}
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return DualTokenizer(
+        DualTokenizerConfig(
+            vision_config={**size, "num_hidden_layers": 3, "image_size": 16, "patch_size": 4},
+            text_config={**size, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
+            pixel_layer=1,
+            semantic_layer=2,
+            shortcut_layer=None,
+            pixel_quantizer=quantizer,
+            semantic_quantizer=quantizer,
+            decoder={
+                "latent_size": 4,
+                "in_channels": 32,
+                "ch": 32,
+                "ch_mult": [1, 1, 2],
+                "attn_resolutions": [4],
+            },
+        )
+    ).eval()
+
+
+def picture(seed: int):
+    return image_part(render(random_scene(np.random.default_rng(seed)), 24))
+
+
+@pytest.fixture
+def images(tmp_path):
+    broken = image_part(EncodedImage(b"\x89PNG\r\n\x1a\n broken", "png"))
+    with ShardWriter(tmp_path / "images", source="s", licence="l", shard_size=4) as writer:
+        for number in range(7):
+            writer.write(Record(f"t{number}", [user("draw"), assistant(picture(number))], {"n": number}))
+        writer.write(Record("two", [user(picture(20), picture(21), "both"), assistant("yes")]), "heldout")
+        writer.write(Record("text", [user("hi"), assistant("ho")]), "heldout")
+        writer.write(Record("broken", [user(broken, "?"), assistant("!")]), "heldout")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_codes_replace_images_and_nothing_else_changes(tokenizer, images, tmp_path, batch_size):
+    output = tmp_path / "codes"
+    manifest = tokenize_shards(tokenizer, images, output, batch_size=batch_size, progress=False)
+    assert manifest["counts"]["splits"] == {"train": 7, "heldout": 2}
+    assert manifest["counts"]["rejected"] == 1
+    processor = DualTokenizerImageProcessor(size=16)
+    for split in ("train", "heldout"):
+        before, after = ShardDataset(images, split), ShardDataset(output, split)
+        for index in range(len(after)):
+            old, new = before[index], after[index]
+            assert (old.id, old.texts(), old.metadata) == (new.id, new.texts(), new.metadata)
+            for image, part in zip(old.image_parts(), new.image_parts(), strict=True):
+                codes = tokenizer.encode(processor(image["image"])["pixel_values"])
+                assert part["pixel_codes"].dtype == np.uint16
+                # Batches of other sizes may round differently, which seldom moves a code.
+                assert (part["pixel_codes"] == codes.pixel[0].numpy()).mean() > 0.95
+                assert (part["semantic_codes"] == codes.semantic[0].numpy()).mean() > 0.95
+
+
+def test_codes_belong_to_their_tokenizer(tokenizer, images, tmp_path):
+    manifest = tokenize_shards(tokenizer, images, tmp_path / "codes", progress=False)
+    check_codes_belong(manifest, tokenizer)
+    check_codes_belong(ShardDataset(images).manifest, tokenizer)
+    state = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    try:
+        with torch.no_grad():
+            next(tokenizer.pixel_decoder.parameters()).add_(1.0)
+        check_codes_belong(manifest, tokenizer)  # the decoder does not touch the codes
+        with torch.no_grad():
+            next(tokenizer.backbone.parameters()).add_(1.0)
+        with pytest.raises(UserError, match="another tokenizer"):
+            check_codes_belong(manifest, tokenizer)
+    finally:
+        tokenizer.load_state_dict(state)
+
+
+def test_the_checksum_survives_saving(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert codes_checksum(DualTokenizer.from_pretrained(tmp_path)) == codes_checksum(tokenizer)
+
+
+def test_codes_are_not_tokenized_again(tokenizer, images, tmp_path):
+    tokenize_shards(tokenizer, images, tmp_path / "codes", progress=False)
+    with pytest.raises(UserError, match="codes already"):
+        tokenize_shards(tokenizer, tmp_path / "codes", tmp_path / "again", progress=False)
+
+
+def test_the_command(tokenizer, images, tmp_path, capsys):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    DualTokenizerImageProcessor(size=16).save_pretrained(tmp_path / "tokenizer")
+    arguments = ["tokenize", "--input", str(images), "--output", str(tmp_path / "out"), "--no-progress"]
+    assert cli.main([*arguments, "--tokenizer", str(tmp_path / "tokenizer"), "--device", "cpu"]) == 0
+    assert "9 records" in capsys.readouterr().out
+    assert cli.main([*arguments, "--tokenizer", str(tmp_path / "nothing")]) == 2
+    assert "--tokenizer" in capsys.readouterr().err

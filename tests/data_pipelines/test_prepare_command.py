@@ -1,0 +1,53 @@
+"""`dualtoken prepare`: what it makes, what it prints, and its exit status."""
+
+import pytest
+
+from dualtoken.data_pipelines.shards import ShardDataset
+from dualtoken.scripts import cli
+from dualtoken.scripts.prepare import KINDS, parse_weights
+from dualtoken.tokenizer.errors import UserError
+
+
+def test_scenes_from_the_command_line(tmp_path, capsys):
+    arguments = ["prepare", "scenes", "--output", str(tmp_path / "s"), "--count", "12", "--task", "t2i"]
+    arguments += ["--skills", "counting=1", "--image-size", "16", "--shard-size", "5", "--no-progress"]
+    assert cli.main(arguments) == 0
+    assert "12 records" in capsys.readouterr().out
+    dataset = ShardDataset(tmp_path / "s")
+    assert len(dataset.shards) == 3
+    assert {dataset[i].metadata["skill"] for i in range(12)} == {"counting"}
+    assert cli.main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["scenes", "--skills", "flying=1"], "single_object"),
+        (["scenes", "--skills", "counting=much"], "name=weight"),
+        (["scenes", "--count", "0"], "--count"),
+        (["labels", "--input", "missing.zip"], "missing.zip"),
+        (["llava", "--input", "missing.json"], "missing.json"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys, arguments, word):
+    assert cli.main(["prepare", *arguments, "--output", str(tmp_path / "x"), "--no-progress"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert word in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_help_with_an_example(kind, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main(["prepare", kind, "--help"])
+    assert exit_status.value.code == 0
+    assert f"dualtoken prepare {kind} --" in capsys.readouterr().out
+
+
+def test_weights_are_parsed():
+    assert parse_weights("a=0.5, b = 2,c") == {"a": 0.5, "b": 2.0, "c": 1.0}
+    with pytest.raises(UserError, match="name=weight"):
+        parse_weights("a=x")

@@ -1,0 +1,153 @@
+"""A tiny chain of real artefacts: scenes, text tokenizer, SigLIP, dual tokenizer, cached codes. Made once per session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import SiglipConfig, SiglipModel
+
+from dualtoken.data_pipelines.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert import OutputOptions
+from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.records import Record, assistant, user
+from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
+from dualtoken.mllm import train_text_tokenizer
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_size": 32}
+QUANTIZER = {"num_codes": 16, "code_dim": 8, "depth": 2, "shared_codebook": False, "restart_every": 2}
+MODEL = {
+    "pixel_layer": 1,
+    "shortcut_layer": None,
+    "semantic_layer": 2,
+    "pixel_quantizer": QUANTIZER,
+    "semantic_quantizer": QUANTIZER,
+    "decoder": {"latent_size": 4, "in_channels": 32, "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1},
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Folders of everything that the three objectives need."""
+
+    folder: Path
+
+    def recipe(self, name: str, output: Path, **changes: Any) -> list[str]:
+        """Command-line arguments of a tiny run of one objective."""
+        path = output.parent / f"{output.name}.yaml"
+        path.write_text(yaml.safe_dump({**_common(output), **_sections(self.folder)[name], **changes}))
+        return [str(path)]
+
+
+def _common(output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"warmup_steps": 2},
+        "run": {"steps": 6, "log_every": 1, "save_every": 3, "threads": 1, "zero_stage": 0},
+    }
+
+
+def _sections(folder: Path) -> dict[str, dict[str, Any]]:
+    def data(**sources: str) -> dict[str, Any]:
+        return {"micro_batch_size": 4, "sources": {k: {"path": str(folder / v)} for k, v in sources.items()}}
+
+    return {
+        "contrastive": {
+            "contrastive": {
+                "vision_config": VISION,
+                "text_config": TEXT,
+                "text_tokenizer": str(folder / "text"),
+                "patch_weight": 1.0,
+                "patch_layer": 2,
+                "max_text_length": 16,
+            },
+            "data": data(scenes="t2i"),
+        },
+        "tokenizer": {
+            "tokenizer": {
+                "teacher": str(folder / "siglip"),
+                "model": MODEL,
+                "l1_weight": 0.5,
+                "gradient_weight": 0.5,
+                "unquantized_steps": 2,
+                "initialisation_vectors": 256,
+            },
+            "data": data(scenes="vqa"),
+        },
+        "mllm": {
+            "mllm": {
+                "llm": {
+                    "model_type": "llama",
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 2,
+                    "tie_word_embeddings": True,
+                },
+                "visual_tokenizer": str(folder / "tokenizer"),
+                "text_tokenizer": str(folder / "text"),
+                "model": {
+                    "depth_transformer": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},
+                    "pixel_condition": "semantic",
+                    "visual_target_fraction": 0.5,
+                },
+                "shuffle_turns": True,
+            },
+            # Micro-batches of one record, in turn drawing, question or plain text: every head is at times without target.
+            "data": {**data(t2i="codes_t2i", vqa="codes_vqa", chat="chat"), "micro_batch_size": 1, "sort_window": 2},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    torch.manual_seed(0)
+    for task in ("t2i", "vqa"):
+        options = SceneOptions(count=24, image_size=16, task=task)
+        prepare_scenes(options, OutputOptions(folder / task, progress=False), 1)
+    with ShardWriter(folder / "chat", source="made for tests", licence="MIT") as writer:
+        for number in range(8):
+            writer.write(Record(f"chat-{number}", [user(f"Say {number}."), assistant(str(number))]))
+    texts = [text for task in ("t2i", "vqa") for text in ShardDataset(folder / task).texts()]
+    tokenizer = train_text_tokenizer(texts, 400, folder / "text")
+    siglip_text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    siglip = SiglipModel(SiglipConfig(vision_config=VISION, text_config=siglip_text))
+    for target in (folder / "siglip",):
+        siglip.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    config = DualTokenizerConfig(vision_config=VISION, text_config=siglip_text, **MODEL)
+    visual = DualTokenizer.from_backbone(siglip, config).eval()
+    visual.save_pretrained(folder / "tokenizer")
+    DualTokenizerImageProcessor(size=16).save_pretrained(folder / "tokenizer")
+    for task in ("t2i", "vqa"):
+        tokenize_shards(visual, folder / task, folder / f"codes_{task}", progress=False)
+    return Chain(folder)
+
+
+def run_training(arguments: list[str], processes: int = 1) -> str:
+    """Run ``dualtoken train`` in processes of its own; returns what it printed, fails the test on another status than 0."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "dualtoken.scripts.train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    return finished.stdout

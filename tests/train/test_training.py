@@ -1,0 +1,106 @@
+"""Whole runs: every objective trains and exports, resumed equals uninterrupted, ranks agree, stages agree."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from dualtoken.mllm import DualTokenForConditionalGeneration
+from dualtoken.tokenizer import DualTokenizer
+from dualtoken.tokenizer.errors import UserError
+from dualtoken.train.config import parse_recipe
+from dualtoken.train.trainer import Stream
+
+from .conftest import Chain, run_training
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    """The logged losses of a run, one dict per step."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key == "step" or key.startswith("loss/")} for line in lines]
+
+
+def assert_same_losses(one: list[dict[str, float]], other: list[dict[str, float]], tolerance: float = 0.0) -> None:
+    assert [line.keys() for line in one] == [line.keys() for line in other]
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            assert math.isclose(a[key], b[key], rel_tol=tolerance, abs_tol=tolerance), (key, a, b)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
+def test_each_objective_trains_resumes_and_exports(name: str, chain: Chain, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_training(chain.recipe(name, whole))
+    run_training([*chain.recipe(name, resumed), "--run.stop_after", "3"])
+    assert not (resumed / "model").exists()
+    run_training(chain.recipe(name, resumed))
+    assert [line["step"] for line in losses(whole)] == [1, 2, 3, 4, 5, 6]
+    assert_same_losses(losses(whole), losses(resumed))
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (whole, resumed)]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+def test_two_processes_resume_with_the_same_losses(stage: int, chain: Chain, tmp_path: Path) -> None:
+    """Batches of one record: ranks at times hold text only, a question only or a drawing only."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = ["--run.zero_stage", str(stage), "--run.gradient_accumulation_steps", "2"]
+    run_training([*chain.recipe("mllm", whole), *options], processes=2)
+    run_training([*chain.recipe("mllm", resumed), *options, "--run.stop_after", "3"], processes=2)
+    run_training([*chain.recipe("mllm", resumed), *options], processes=2)
+    assert_same_losses(losses(whole), losses(resumed))
+
+
+@pytest.mark.slow
+def test_zero_stages_agree(chain: Chain, tmp_path: Path) -> None:
+    runs = []
+    for stage in (0, 1, 2):
+        output = tmp_path / f"stage{stage}"
+        run_training([*chain.recipe("mllm", output), "--run.zero_stage", str(stage)], processes=2)
+        runs.append(losses(output))
+    assert_same_losses(runs[0], runs[1], 1e-5)
+    assert_same_losses(runs[0], runs[2], 1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_and_ranks_give_the_means_of_the_whole_batch(chain: Chain, tmp_path: Path) -> None:
+    """Four records in one batch, in four accumulated micro-batches, or on two ranks: the same first loss."""
+    variants = {
+        "whole": ([], 1, {"micro_batch_size": 4}),
+        "accumulated": (["--run.gradient_accumulation_steps", "4"], 1, {"micro_batch_size": 1}),
+        "two_ranks": (["--run.gradient_accumulation_steps", "2"], 2, {"micro_batch_size": 1}),
+    }
+    first = {}
+    for name, (options, processes, data) in variants.items():
+        sizes = [w for key, value in data.items() for w in (f"--data.{key}", str(value))]
+        recipe = chain.recipe("mllm", tmp_path / name)
+        exact = ["--mllm.model.visual_target_fraction", "1.0", "--mllm.prompt_dropout", "0", "--data.sort_window", "1"]
+        run_training([*recipe, *options, *sizes, *exact], processes)
+        first[name] = losses(tmp_path / name)[:2]
+    assert_same_losses(first["whole"], first["accumulated"], 1e-4)
+    assert_same_losses(first["whole"], first["two_ranks"], 1e-4)
+
+
+def test_exports_load_by_their_public_calls(chain: Chain, tmp_path: Path) -> None:
+    run_training([*chain.recipe("tokenizer", tmp_path / "tokenizer"), "--run.steps", "3"])
+    tokenizer = DualTokenizer.from_pretrained(tmp_path / "tokenizer" / "model")
+    run_training(
+        [
+            *chain.recipe("mllm", tmp_path / "mllm"),
+            *("--run.steps", "2", "--run.zero_stage", "1", "--run.precision", "bf16"),
+        ]
+    )
+    model = DualTokenForConditionalGeneration.from_pretrained(tmp_path / "mllm" / "model")
+    assert model.visual_tokenizer is not None
+    assert tokenizer.config.grid_size == model.visual_tokenizer.config.grid_size
+
+
+def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: Path) -> None:
+    recipe = parse_recipe([*chain.recipe("mllm", tmp_path / "x"), "--data.sources.chat.path", str(tmp_path / "gone")])
+    with pytest.raises(UserError, match="gone"):
+        Stream.open(recipe, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
