@@ -103,6 +103,7 @@ if __name__ == "__main__":
         include_package_data=False,
         package_data={
             "dualtoken": ["pretrained/**/*"],
+            "dualtoken.scripts": ["nano_card.md"],
             "dualtoken.train": ["recipes/*.yaml", "zero/*.json"],
         },
         install_requires=CORE,

@@ -132,14 +132,17 @@ def _easyvqa_phrase(pairs: list[tuple[str, str]]) -> str:
 # --- NLVR ----------------------------------------
 
 
-def prepare_nlvr(path: _Path, output: OutputOptions, *, max_image_size: int | None = None) -> dict[str, Any]:
+def prepare_nlvr(
+    path: _Path, output: OutputOptions, *, max_image_size: int | None = None, permutations: int = 6
+) -> dict[str, Any]:
     """NLVR: the three boxes of a drawing as three images, and "True or false: <sentence>".
 
     train1000 and hidden are the train split, dev is held out; the six permutations of an example stay
-    together.
+    together. The first `permutations` of each are kept: they show the same boxes in another order.
     """
     images = ImageList(path)
-    images.require("file", "split", "id", "sentence", "label")
+    images.require("file", "split", "id", "perm", "sentence", "label")
+    images.rows = [row for row in images.rows if int(row["perm"]) < permutations]
     images.rows.sort(key=lambda row: (str(row.get("split")), str(row.get("id")), str(row.get("perm"))))
 
     def entry(row: dict[str, Any]) -> Iterator[Item]:
@@ -164,7 +167,7 @@ def prepare_nlvr(path: _Path, output: OutputOptions, *, max_image_size: int | No
         output,
         source="NLVR",
         licence="CC-BY-4.0",
-        settings={"max_image_size": max_image_size},
+        settings={"max_image_size": max_image_size, "permutations": permutations},
         total=len(images.rows),
     )
 

@@ -1,4 +1,5 @@
-"""From a batch plan to tensors: records are read, turned into model input, and collated, in worker processes if asked."""
+"""From a batch plan to tensors: records are read, turned into model input, and collated, in worker
+processes if asked."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True)
 class _Examples(Dataset[Any]):
-    """Maps a Draw to a model-ready example; a record that cannot be read is replaced by its neighbour and named."""
+    """Maps a Draw to a model-ready example; a record that cannot be read is replaced by its neighbour and
+    named."""
 
     sources: Sequence[RecordSource]
     prepare: Callable[[Record, int], Any]
@@ -52,8 +54,8 @@ def example_batches(
     """Endless collated micro-batches of one rank, from micro-batch number ``start`` on.
 
     Args:
-        prepare: makes an example of a record; its second argument is the draw number, the only source of randomness it
-            may use, so that a resumed run prepares the same examples.
+        prepare: makes an example of a record; its second argument is the draw number, the only source of
+            randomness it may use, so that a resumed run prepares the same examples.
         collate: makes a batch of a list of examples.
     """
     loader = DataLoader(

@@ -1,8 +1,8 @@
 """Which record comes when: a weighted mixture of sources that is a pure function of (seed, draw number).
 
-Nothing is stored between steps: draw ``n`` of the run always names the same record, so a run resumes exactly by
-knowing its step, ranks are disjoint by construction and take the same number of steps, whatever the shard sizes.
-Every source is walked in shuffled epochs, so within an epoch no record comes twice.
+Nothing is stored between steps: draw ``n`` of the run always names the same record, so a run resumes
+exactly by knowing its step, ranks are disjoint by construction and take the same number of steps, whatever
+the shard sizes. Every source is walked in shuffled epochs, so within an epoch no record comes twice.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ class Mixture:
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
         if len(lengths) != len(weights) or not lengths:
-            raise UserError(f"mixture: {len(lengths)} sources and {len(weights)} weights; give one weight per source")
+            raise UserError(
+                f"mixture: {len(lengths)} sources and {len(weights)} weights; give one weight per source"
+            )
         if min(lengths) < 1:
-            raise UserError(f"mixture: source number {int(np.argmin(lengths))} holds no record; remove it or fill it")
+            raise UserError(
+                f"mixture: source number {int(np.argmin(lengths))} holds no record; remove it or fill it"
+            )
         self.lengths = list(lengths)
         self.shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.seed = seed
@@ -88,9 +92,9 @@ class Mixture:
 class BatchPlan:
     """How draws become the micro-batches of one rank.
 
-    A *window* is ``sort_window`` micro-batches of every rank. Its draws are dealt to the ranks in turn; each rank sorts
-    its share by ``length``, cuts it into micro-batches, and visits them in a shuffled order. ``sort_window=1`` keeps
-    the draw order.
+    A *window* is ``sort_window`` micro-batches of every rank. Its draws are dealt to the ranks in turn;
+    each rank sorts its share by ``length``, cuts it into micro-batches, and visits them in a shuffled order.
+    ``sort_window=1`` keeps the draw order.
     """
 
     mixture: Mixture

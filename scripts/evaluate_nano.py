@@ -1,8 +1,9 @@
 """What the nano model reaches on data it was never trained on, as one JSON object.
 
-Scenes come from seeds of 10⁹ and above; easy-VQA, emoji and photos from held-out splits, a part of which ships with the
-package. Every drawing is judged by `data_pipelines.scene_checker`, whose own ceiling (its verdict on reconstructions of
-true scenes) is reported beside it. The same seeds give the same numbers on the same machine.
+Scenes come from seeds of 10⁹ and above; easy-VQA, emoji and photos from held-out splits, a part of which
+ships with the package. Every drawing is judged by `data_pipelines.scene_checker`, whose own ceiling (its
+verdict on reconstructions of true scenes) is reported beside it. The same seeds give the same numbers on
+the same machine.
 
 Example:
   python -m dualtoken.scripts.evaluate_nano --model nano --output nano.json
@@ -35,15 +36,21 @@ if TYPE_CHECKING:
 HELD_OUT = Path(__file__).resolve().parent.parent / "pretrained" / "nano_heldout"
 # Seeds of the held-out scenes; the second is for tuning sampling settings and takes no part in the figures.
 EVALUATION_SEED, TUNING_SEED = 10**9 + 7, 10**9 + 1_000_003
-PHOTO_SETS = ("emoji", "clothing", "caltech")
-CODE_SETS = ("easyvqa", "nlvr", *PHOTO_SETS)
+CODE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     add_device_argument(parser)
-    parser.add_argument("--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct")
-    parser.add_argument("--drawings", type=integer(1), default=100, help="drawings of one object; others: a half each")
+    parser.add_argument(
+        "--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct"
+    )
+    parser.add_argument(
+        "--drawings", type=integer(1), default=100, help="drawings of one object; others: a half each"
+    )
+    parser.add_argument(
+        "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON here")
 
 
@@ -52,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(args.model, device)
     started = time.perf_counter()
     result: dict[str, Any] = {"model": args.model, "version": __version__, "machine": machine(device)}
-    result["tokenizer"] = tokenizer_figures(pipeline, args.scenes)
-    result["answers"] = answer_figures(pipeline, args.scenes)
+    data = HeldOut(args.heldout)
+    result["tokenizer"] = tokenizer_figures(pipeline, data, args.scenes)
+    result["answers"] = answer_figures(pipeline, data, args.scenes)
     result["drawings"] = drawing_figures(pipeline, args.drawings, EVALUATION_SEED)
     result["seconds"] = round(time.perf_counter() - started, 1)
     text = json.dumps(result, indent=2)
@@ -76,13 +84,14 @@ def machine(device: str) -> dict[str, Any]:
 # ---- tokenizer
 
 
-def tokenizer_figures(pipeline: DualTokenPipeline, scenes: int) -> dict[str, Any]:
+def tokenizer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> dict[str, Any]:
     """PSNR (dB, mean over images) by source, and the share of codes used at every level over all of them."""
     meter = CodeMeter(pipeline)
-    psnr = {"scenes": meter.measure([part["image"] for record in held_out_scenes(scenes) for part in record.image_parts()])}
-    for name in CODE_SETS:
-        images = [part["image"] for record in held_out(name) for part in record.image_parts()]
-        psnr[name] = meter.measure(images)
+    sets = {"scenes": data.scenes(scenes), **{name: data.records(name) for name in CODE_SETS}}
+    psnr = {
+        name: meter.measure([part["image"] for record in records for part in record.image_parts()])
+        for name, records in sets.items()
+    }
     return {"psnr_db": psnr, "images": meter.images, "codebook_usage": meter.usage()}
 
 
@@ -94,7 +103,10 @@ class CodeMeter:
         config = pipeline.model.require_visual_tokenizer().config
         self.counts = {
             name: np.zeros((quantizer["depth"], quantizer["num_codes"]), dtype=np.int64)
-            for name, quantizer in (("pixel", config.pixel_quantizer), ("semantic", config.semantic_quantizer))
+            for name, quantizer in (
+                ("pixel", config.pixel_quantizer),
+                ("semantic", config.semantic_quantizer),
+            )
         }
         self.images = 0
 
@@ -118,7 +130,9 @@ class CodeMeter:
         return round(float(np.mean(values)), 2)
 
     def usage(self) -> dict[str, list[float]]:
-        return {name: [round(float((c > 0).mean()), 4) for c in counts] for name, counts in self.counts.items()}
+        return {
+            name: [round(float((c > 0).mean()), 4) for c in counts] for name, counts in self.counts.items()
+        }
 
 
 # ---- answers
@@ -134,22 +148,26 @@ class Asked:
     kind: str
 
 
-def answer_figures(pipeline: DualTokenPipeline, scenes: int) -> dict[str, Any]:
+def answer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> dict[str, Any]:
     """Exact-match accuracy (percent) of greedy answers, by set, and by kind of question for scenes."""
     result = {}
     for name, questions in (
-        ("scenes", [next(single_questions(record)) for record in held_out_scenes(scenes)]),
-        ("easyvqa", [asked for record in held_out("easyvqa") for asked in list(single_questions(record))[:3]]),
-        ("nlvr", [asked for record in held_out("nlvr") for asked in single_questions(record)]),
+        ("scenes", [next(single_questions(record)) for record in data.scenes(scenes)]),
+        (
+            "easyvqa",
+            [asked for record in data.records("easyvqa") for asked in list(single_questions(record))[:3]],
+        ),
+        ("nlvr", [asked for record in data.records("nlvr") for asked in single_questions(record)]),
     ):
-        answers = pipeline.answer_many([(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48)
+        answers = pipeline.answer_many(
+            [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
+        )
         right: dict[str, list[bool]] = defaultdict(list)
         for asked, answer in zip(questions, answers, strict=True):
             right[asked.kind].append(normalise(answer) == normalise(asked.answer))
         every = [value for values in right.values() for value in values]
-        result[name] = {"accuracy": percent(every), "questions": len(every)}
-        if len(right) > 1:
-            result[name]["by_kind"] = {kind: percent(values) for kind, values in sorted(right.items())}
+        by_kind = {kind: percent(values) for kind, values in sorted(right.items())}
+        result[name] = {"accuracy": percent(every), "questions": len(every), "by_kind": by_kind}
     return result
 
 
@@ -171,7 +189,7 @@ def normalise(answer: str) -> str:
 
 
 def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sampling: Any) -> dict[str, Any]:
-    """Per skill, percent of drawings with all that was asked for and nothing else; for one object its colour, too."""
+    """Per skill, percent of drawings that show exactly what was asked for, and with the right colours."""
     from ..data_pipelines.convert_scenes import SceneOptions, scene_record
     from ..data_pipelines.scene_checker import check
     from ..data_pipelines.scene_language import SKILLS
@@ -184,7 +202,9 @@ def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sam
         prompts = [record.texts()[0] for record in records]
         drawn = pipeline.generate_images_many(prompts, 1, list(range(count)), batch_size=32, **sampling)
         verdicts = [check(r.metadata["spec"], images[0]) for r, images in zip(records, drawn, strict=True)]
-        ceiling = [check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r in records]
+        ceiling = [
+            check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r in records
+        ]
         result[skill] = {
             "correct": percent([verdict.correct for verdict in verdicts]),
             "colour": percent([verdict.colour_correct for verdict in verdicts]),
@@ -198,19 +218,23 @@ def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sam
 # ---- data
 
 
-def held_out_scenes(count: int) -> list[Record]:
-    from ..data_pipelines.convert_scenes import SceneOptions, scene_record
+@dataclass(frozen=True)
+class HeldOut:
+    """Data that no training has seen: sets in a folder of shards, and scenes of reserved seeds."""
 
-    options = SceneOptions(seed=EVALUATION_SEED, task="vqa")
-    return [scene_record(options, index) for index in range(count)]
+    folder: Path
 
+    def scenes(self, count: int) -> list[Record]:
+        from ..data_pipelines.convert_scenes import SceneOptions, scene_record
 
-def held_out(name: str) -> list[Record]:
-    """The records of a held-out set that comes with the package."""
-    from ..data_pipelines.shards import ShardDataset
+        options = SceneOptions(seed=EVALUATION_SEED, task="vqa")
+        return [scene_record(options, index) for index in range(count)]
 
-    dataset = ShardDataset(HELD_OUT / name, split="all")
-    return [dataset[index] for index in range(len(dataset))]
+    def records(self, name: str) -> list[Record]:
+        from ..data_pipelines.shards import ShardDataset
+
+        dataset = ShardDataset(self.folder / name, split="all")
+        return [dataset[index] for index in range(len(dataset))]
 
 
 def percent(values: Sequence[bool]) -> float:

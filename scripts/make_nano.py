@@ -1,7 +1,7 @@
 """Make the nano model from data to folder: prepare, train in three steps, evaluate, write the model card.
 
-Every step is skipped when its result is there, and an interrupted training goes on from its newest checkpoint, so the
-command can simply be started again.
+Every step is skipped when its result is there, and an interrupted training goes on from its newest
+checkpoint, so the command can simply be started again.
 
 Example:
   python -m dualtoken.scripts.make_nano --data data --runs runs/nano --output pretrained/nano
@@ -25,15 +25,31 @@ VOCABULARY = 2048
 
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
 DATA: dict[str, list[str]] = {
-    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "40000", "--seed", "1", "--workers", "2"],
-    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "24000", "--seed", "2", "--workers", "2"],
+    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "32000", "--seed", "1", "--workers", "2"],
+    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "20000", "--seed", "2", "--workers", "2"],
     "easyvqa": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "vqa"],
     "easyvqa_t2i": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "t2i"],
-    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64"],
+    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64", "--permutations", "2"],
     "emoji": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "vqa", "--max-image-size", "64"],
     "emoji_t2i": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "t2i", "--max-image-size", "64"],
-    "clothing": ["labels", "--input", "INPUT/clothing_128.zip", "--max-image-size", "64", "--source", "clothing-dataset-small"],
-    "caltech": ["labels", "--input", "INPUT/caltech101_128.zip", "--max-image-size", "64", "--source", "Caltech-101"],
+    "clothing": [
+        "labels",
+        "--input",
+        "INPUT/clothing_128.zip",
+        "--max-image-size",
+        "64",
+        "--source",
+        "clothing-dataset-small",
+    ],
+    "caltech": [
+        "labels",
+        "--input",
+        "INPUT/caltech101_128.zip",
+        "--max-image-size",
+        "64",
+        "--source",
+        "Caltech-101",
+    ],
 }
 # Set, split and number of records that ship with the package, so that its figures can be checked anywhere.
 HELD_OUT = {
@@ -56,16 +72,32 @@ class Step:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="working folder (default: runs/nano)")
-    parser.add_argument("--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano")
-    parser.add_argument("--heldout", type=Path, default=Path("pretrained/nano_heldout"), help="default: %(default)s")
-    parser.add_argument("--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/nano"), help="working folder (default: runs/nano)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano"
+    )
+    parser.add_argument(
+        "--heldout", type=Path, default=Path("pretrained/nano_heldout"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model, card)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    steps = [*_data_steps(args), *_held_out_steps(args), _text_step(args), _train_step(args, "contrastive"), _train_step(args, "tokenizer")]
-    steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args)]
+    steps = [
+        *_data_steps(args),
+        *_held_out_steps(args),
+        _text_step(args),
+        _train_step(args, "contrastive"),
+        _train_step(args, "tokenizer"),
+    ]
+    steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args), _card_step(args)]
     known = list(dict.fromkeys(step.name for step in steps))
     if args.until and args.until not in known:
         raise UserError(f"--until {args.until}: unknown step; allowed are {', '.join(known)}")
@@ -82,7 +114,9 @@ def _dualtoken(*arguments: str) -> None:
     command = [sys.executable, "-m", "dualtoken.scripts.cli", *arguments]
     status = subprocess.run(command).returncode
     if status:
-        raise UserError(f"'dualtoken {' '.join(arguments)}' ended with status {status}; see its message above")
+        raise UserError(
+            f"'dualtoken {' '.join(arguments)}' ended with status {status}; see its message above"
+        )
 
 
 def _data_steps(args: argparse.Namespace) -> list[Step]:
@@ -121,17 +155,22 @@ def _text_step(args: argparse.Namespace) -> Step:
         from ..data_pipelines.shards import ShardDataset
         from ..mllm import train_text_tokenizer
 
-        # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole sentences.
+        # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole
+        # sentences.
         sources = [ShardDataset(args.runs / "data" / name) for name in DATA]
         with atomic_folder(folder) as partial:
-            train_text_tokenizer(chain.from_iterable(islice(s.texts(), 20_000) for s in sources), VOCABULARY, partial)
+            train_text_tokenizer(
+                chain.from_iterable(islice(s.texts(), 20_000) for s in sources), VOCABULARY, partial
+            )
 
     return Step("text", folder, make)
 
 
 def _train_step(args: argparse.Namespace, name: str) -> Step:
     recipe = RECIPES / f"nano_{name}.yaml"
-    return Step(name, args.runs / name / "model", lambda: _dualtoken("train", str(recipe), *_moved(args, name)))
+    return Step(
+        name, args.runs / name / "model", lambda: _dualtoken("train", str(recipe), *_moved(args, name))
+    )
 
 
 def _moved(args: argparse.Namespace, name: str) -> list[str]:
@@ -148,7 +187,9 @@ def _moved(args: argparse.Namespace, name: str) -> list[str]:
         for key, value in recipe[name].items()
         if isinstance(value, str) and value.startswith("runs/nano")
     }
-    return [w for key, value in moved.items() for w in (f"--{key}", value.replace("runs/nano", str(args.runs), 1))]
+    return [
+        w for key, value in moved.items() for w in (f"--{key}", value.replace("runs/nano", str(args.runs), 1))
+    ]
 
 
 def _code_steps(args: argparse.Namespace) -> list[Step]:
@@ -164,13 +205,28 @@ def _code_steps(args: argparse.Namespace) -> list[Step]:
 
 def _model_step(args: argparse.Namespace) -> Step:
     def make() -> None:
-        """The trained folder as it ships: everything in bf16, the tokenizer exactly as its codes were made with."""
+        """The trained folder as it ships: all in bf16, the tokenizer exactly the one that made the codes."""
         with atomic_folder(args.output) as partial:
             shutil.copytree(args.runs / "mllm" / "model", partial, dirs_exist_ok=True)
             shutil.rmtree(partial / "visual_tokenizer")
             shutil.copytree(args.runs / "tokenizer" / "model", partial / "visual_tokenizer")
 
     return Step("model", args.output, make)
+
+
+def _card_step(args: argparse.Namespace) -> Step:
+    evaluation = args.runs / "evaluation.json"
+
+    def make() -> None:
+        import json
+
+        from .nano_card import write_card
+
+        command = [sys.executable, "-m", "dualtoken.scripts.evaluate_nano", "--model", str(args.output)]
+        subprocess.run([*command, "--heldout", str(args.heldout), "--output", str(evaluation)], check=True)
+        write_card(args.output, args.runs, json.loads(evaluation.read_text()))
+
+    return Step("card", evaluation, make)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,14 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
     if kind == "easyvqa":
         parser.add_argument("--questions-per-image", type=int, default=10, help="default %(default)s")
+    if kind == "nlvr":
+        parser.add_argument(
+            "--permutations",
+            type=int,
+            choices=range(1, 7),
+            default=6,
+            help="how many of an example's six orders of boxes to keep (default %(default)s)",
+        )
     if kind == "labels":
         parser.add_argument("--question", default="What is shown in the photo?", help="default: %(default)s")
         parser.add_argument("--source", default=None, help="name of the data set for the manifest")
@@ -159,7 +167,7 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
             args.input, task=args.task, questions_per_image=args.questions_per_image, **common
         )
     if args.kind == "nlvr":
-        return convert_sets.prepare_nlvr(args.input, **common)
+        return convert_sets.prepare_nlvr(args.input, permutations=args.permutations, **common)
     if args.kind == "emoji":
         return convert_sets.prepare_emoji(args.input, task=args.task, **common)
     return convert_sets.prepare_labels(

@@ -11,15 +11,18 @@ examples:
   torchrun --nproc_per_node 2 -m dualtoken.scripts.train train/recipes/nano_mllm.yaml --run.zero_stage 2
   deepspeed --module dualtoken.scripts.train train/recipes/nano_mllm.yaml
 
-Every key of a recipe can be overridden: --run.steps 200 --optimizer.lr 1e-3. All keys: dualtoken train --recipe-help.
-A run that was stopped goes on from its newest checkpoint when it is started again with the same output.
+Every key of a recipe can be overridden: --run.steps 200 --optimizer.lr 1e-3. All keys: dualtoken train
+--recipe-help. A run that was stopped goes on from its newest checkpoint when it is started again with the
+same output.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("recipe", nargs=argparse.REMAINDER, help="the recipe YAML, then overrides (--section.key value)")
+    parser.add_argument(
+        "recipe", nargs=argparse.REMAINDER, help="the recipe YAML, then overrides (--section.key value)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
     arguments = [word for word in args.recipe if not word.startswith("--local_rank")]
     recipe = parse_recipe(["--help" if word == "--recipe-help" else word for word in arguments])
     folder = train(recipe)
-    print(f"model: {folder}" if folder else f"stopped after step {recipe.run.stop_after}; start it again to go on")
+    print(
+        f"model: {folder}"
+        if folder
+        else f"stopped after step {recipe.run.stop_after}; start it again to go on"
+    )
     return 0
 
 

@@ -115,8 +115,8 @@ class DualTokenizer(PreTrainedModel):
         """Encode, quantize, decode and pool normalised images (B, 3, S, S). See `DualTokenizerOutput`.
 
         In training mode this moves the codebooks. `reconstruct=False` leaves out the pixel decoder. With
-        `num_semantic` only the first so many images go through the semantic branch and the deeper layers, which
-        saves most of the encoder's time while the pixel branch learns from all of them.
+        `num_semantic` only the first so many images go through the semantic branch and the deeper layers,
+        which saves most of the encoder's time while the pixel branch learns from all of them.
         """
         shallow = self._encode_states(pixel_values, self._shallow_layers)
         pixel = self._quantize_pixels(shallow)
@@ -202,7 +202,7 @@ class DualTokenizer(PreTrainedModel):
         return max(self.config.pixel_layer, self.config.shortcut_layer or 0)
 
     def _encode_states(self, pixel_values: Tensor, stop: int | None = None) -> list[Tensor]:
-        """Images -> patch embeddings and the output of each layer up to `stop`, by default the semantic one."""
+        """Images -> patch embeddings and the output of each layer up to `stop` (or the semantic one)."""
         side = self.config.image_size
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise UserError(
@@ -210,7 +210,10 @@ class DualTokenizer(PreTrainedModel):
                 f"{side}, {side}), as DualTokenizerImageProcessor makes them"
             )
         patches = self.backbone.embed_patches(pixel_values)
-        return [patches, *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop)]
+        return [
+            patches,
+            *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
+        ]
 
     def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
         return self.pixel_quantizer(self.pixel_features(states))

@@ -1,11 +1,12 @@
 """Checkpoints of a run: written beside, renamed when whole, pruned, found again.
 
-Only weights, optimizer, scheduler and the step number are stored. The data position and all random numbers follow from
-the step number, so a resumed run is the uninterrupted run.
+Only weights, optimizer, scheduler and the step number are stored. The data position and all random numbers
+follow from the step number, so a resumed run is the uninterrupted run.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from ..tokenizer.errors import UserError
 from .distributed import World
 
+STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -43,8 +45,9 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.world.barrier()
-        state = {"step": step, "world_size": self.world.size}
-        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=state, save_latest=False)
+        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+        if self.world.is_main:
+            (partial / STATE).write_text(json.dumps({"step": step, "world_size": self.world.size}))
         self.world.barrier()
         if self.world.is_main:
             partial.rename(final)
@@ -62,18 +65,13 @@ class Checkpoints:
         if not steps:
             return 0
         folder = self.folder / f"step-{steps[-1]:08d}"
-        written = len(list(folder.glob("*optim_states.pt"))) or 1
-        if written != 1 and written != self.world.size:
+        written = json.loads((folder / STATE).read_text())
+        if written["world_size"] != self.world.size:
             raise UserError(
-                f"{folder} was written by {written} processes and this run has {self.world.size}; "
-                f"start {written} processes, or give another output folder"
+                f"{folder} was written by {written['world_size']} processes, this run has "
+                f"{self.world.size}; start as many as then, or give another output folder"
             )
-        path, state = engine.load_checkpoint(str(self.folder), tag=folder.name)
+        path, _ = engine.load_checkpoint(str(self.folder), tag=folder.name)
         if path is None:
             raise UserError(f"{folder} cannot be read; remove it to go on from the checkpoint before")
-        if state["world_size"] != self.world.size:
-            raise UserError(
-                f"{folder} was written by {state['world_size']} processes and this run has {self.world.size}; "
-                f"start {state['world_size']} processes, or give another output folder"
-            )
-        return int(state["step"])
+        return int(written["step"])

@@ -1,7 +1,7 @@
 """The recipe of a training run: frozen dataclasses, read strictly from one YAML file.
 
-A recipe holds exactly one objective section (``contrastive``, ``tokenizer`` or ``mllm``); every other section is shared.
-Unknown keys, wrong types and impossible combinations are errors before anything is loaded.
+A recipe holds exactly one objective section (``contrastive``, ``tokenizer`` or ``mllm``); every other
+section is shared. Unknown keys, wrong types and impossible combinations are errors before anything is loaded.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class DataConfig:
     Args:
         sources: the mixture, by name.
         micro_batch_size: records per rank and forward pass.
-        sort_window: this many micro-batches are drawn together and sorted by length, so that a batch holds records of
-            like length and little padding; their order is shuffled again. 1 switches sorting off.
+        sort_window: this many micro-batches are drawn together and sorted by length, so that a batch holds
+            records of like length and little padding; their order is shuffled again. 1 switches sorting off.
         num_workers: processes that decode images ahead of the loop; 0 decodes in the loop's own process.
     """
 
@@ -81,16 +81,18 @@ class RunConfig:
 
     Args:
         steps: optimizer steps.
-        precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed), "bf16_autocast" keeps fp32
-            weights and does the matrix products in bf16 (quantization stays fp32 in all of them).
+        precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed),
+            "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
+            fp32 in all of them).
         zero_stage: DeepSpeed ZeRO stage, 0-3. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
         keep_checkpoints: how many checkpoints stay on disk.
-        export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a tokenizer that
-            is to ship in bf16 must be exported in bf16 before codes are cached with it.
-        stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The schedule is
-            that of the whole run, so the same recipe without it goes on as if it had never stopped.
+        export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a
+            tokenizer that is to ship in bf16 must be exported in bf16 before codes are cached with it.
+        stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
+            schedule is that of the whole run, so the same recipe without it goes on as if it had never
+            stopped.
     """
 
     steps: int
@@ -107,14 +109,16 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """A SigLIP from scratch: image and caption towers, sigmoid loss, optional dense supervision by scene patches.
+    """A SigLIP from scratch: image and caption towers, sigmoid loss, optional dense supervision by scene
+    patches.
 
     Args:
         vision_config: fields of ``SiglipVisionConfig``.
         text_config: fields of ``SiglipTextConfig``; ``vocab_size`` is taken from the text tokenizer.
         text_tokenizer: folder of the text tokenizer.
         contrastive_weight: weight of open_clip's SigLIP loss.
-        patch_weight: weight of the per-patch class loss at ``patch_layer``; records without a scene are left out of it.
+        patch_weight: weight of the per-patch class loss at ``patch_layer``; records without a scene are
+            left out of it.
         patch_layer: encoder layer whose states are classified (the tokenizer's semantic layer).
         max_text_length: caption length in tokens; captions are padded to it, as SigLIP expects.
     """
@@ -133,14 +137,18 @@ class TokenizerObjectiveConfig:
     """The dual tokenizer against its frozen teacher: semantic distillation, reconstruction, commitment.
 
     Args:
-        teacher: folder or hub id of the SigLIP model that is both the initial backbone and the frozen teacher.
-        model: fields of ``DualTokenizerConfig`` except ``vision_config`` and ``text_config``, which come from the teacher.
+        teacher: folder or hub id of the SigLIP model that is both the initial backbone and the frozen
+            teacher.
+        model: fields of ``DualTokenizerConfig`` except ``vision_config`` and ``text_config``, which come
+            from the teacher.
         semantic_weight: weight of MSE - cos at the semantic layer (paper: L_sem; released weight 5).
         pooled_weight: the same at the pooled output (released weight 1).
-        mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences, which keeps edges.
+        mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences,
+            which keeps edges.
         pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
-        semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time where the
-            backbone starts from its teacher, so that the deep branch has little to learn and the shallow one a lot.
+        semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves
+            time where the backbone starts from its teacher, so that the deep branch has little to learn
+            and the shallow one a lot.
         unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means.
         initialisation_vectors: at least this many feature vectors are collected for the k-means.
     """
@@ -164,12 +172,13 @@ class MllmObjectiveConfig:
     """The unified model on records with cached codes.
 
     Args:
-        llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with ``model_type``) to
-            start from random weights.
+        llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with
+            ``model_type``) to start from random weights.
         visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it.
         text_tokenizer: folder of the text tokenizer; None takes the LLM's own.
         model: further fields of ``DualTokenConfig`` (depth transformers, loss weights, conditioning).
-        prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free guidance).
+        prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free
+            guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit.
     """
 
@@ -187,7 +196,8 @@ class Recipe:
 
     Args:
         output: folder of the run: checkpoints, logs, and the exported model in ``model/``.
-        init_from: exported folder whose weights start the run (not a resume: step, optimizer and data begin anew).
+        init_from: exported folder whose weights start the run (not a resume: step, optimizer and data
+            begin anew).
     """
 
     output: str
@@ -205,7 +215,9 @@ class Recipe:
         sections = [name for name in ("contrastive", "tokenizer", "mllm") if getattr(self, name) is not None]
         problems = []
         if len(sections) != 1:
-            problems.append(f"exactly one of contrastive, tokenizer, mllm must be given, not {sections or 'none'}")
+            problems.append(
+                f"exactly one of contrastive, tokenizer, mllm must be given, not {sections or 'none'}"
+            )
         if not self.data.sources:
             problems.append("data.sources is empty; name at least one folder of shards")
         if any(source.weight <= 0 for source in self.data.sources.values()):
@@ -213,7 +225,9 @@ class Recipe:
         if self.run.zero_stage not in (0, 1, 2, 3):
             problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2, 3")
         if self.run.precision == "bf16" and self.run.zero_stage == 0:
-            problems.append("run.precision bf16 needs run.zero_stage 1, 2 or 3 (the stage-0 bf16 optimizer drifts)")
+            problems.append(
+                "run.precision bf16 needs run.zero_stage 1, 2 or 3 (the stage-0 bf16 optimizer drifts)"
+            )
         for name in ("steps", "gradient_accumulation_steps", "log_every"):
             if getattr(self.run, name) < 1:
                 problems.append(f"run.{name} is {getattr(self.run, name)}; it must be at least 1")
@@ -240,7 +254,9 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         description="Train by a recipe. Every key of the YAML can be overridden on the command line.",
         epilog="example: dualtoken train train/recipes/nano_mllm.yaml --run.steps 200 --optimizer.lr 1e-3",
     )
-    parser.add_argument("--config", action="config", help="the recipe (may also be given as the first argument)")
+    parser.add_argument(
+        "--config", action="config", help="the recipe (may also be given as the first argument)"
+    )
     parser.add_class_arguments(Recipe)
     if arguments and not arguments[0].startswith("-"):
         if not Path(arguments[0]).is_file():

@@ -37,12 +37,15 @@ class World:
 def join_world(threads: int = 0) -> World:
     """Join the process group; a process started by hand becomes a world of one.
 
-    DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single process.
+    DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
+    process.
     """
     import deepspeed
 
     if "WORLD_SIZE" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()
+        )
     if threads:
         torch.set_num_threads(threads)
     use_cuda = torch.cuda.is_available()

@@ -1,4 +1,5 @@
-"""What a run says while it runs: a progress bar with losses, samples/s and time left; TensorBoard; a JSON-lines log."""
+"""What a run says while it runs: a progress bar with losses, samples/s and time left; TensorBoard; a
+JSON-lines log."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from .distributed import World
 class Monitor:
     """Reports steps on the main rank; silent on the others.
 
-    ``log.jsonl`` holds one object per logged step and is the source of the reference curves; on resume, lines of steps
-    that will be done again are dropped.
+    ``log.jsonl`` holds one object per logged step and is the source of the reference curves; on resume,
+    lines of steps that will be done again are dropped.
     """
 
-    def __init__(self, folder: Path, world: World, total_steps: int, start: int, samples_per_step: int) -> None:
+    def __init__(
+        self, folder: Path, world: World, total_steps: int, start: int, samples_per_step: int
+    ) -> None:
         self.active = world.is_main
         self.samples_per_step = samples_per_step
         self._last = (start, time.perf_counter())
@@ -30,7 +33,9 @@ class Monitor:
         self.path = folder / "log.jsonl"
         self._drop_lines_after(start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
-        self.bar = tqdm(total=total_steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0)
+        self.bar = tqdm(
+            total=total_steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0
+        )
 
     def _drop_lines_after(self, start: int) -> None:
         if not self.path.exists():

@@ -14,7 +14,8 @@ from .config import OptimizerConfig, ScheduleConfig
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
     """Groups by (learning-rate scale, decays or not); frozen parameters are left out.
 
-    The longest key of ``config.lr_scale`` contained in a parameter's name sets its scale. Matrices decay, vectors do not.
+    The longest key of ``config.lr_scale`` contained in a parameter's name sets its scale. Matrices decay,
+    vectors do not.
     """
     members: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -23,7 +24,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
             scale = config.lr_scale[max(matches, key=len)] if matches else 1.0
             members[scale, parameter.ndim >= 2].append(parameter)
     return [
-        {"params": parameters, "lr": config.lr * scale, "weight_decay": config.weight_decay if decays else 0.0}
+        {
+            "params": parameters,
+            "lr": config.lr * scale,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
         for (scale, decays), parameters in members.items()
     ]
 
@@ -47,4 +52,6 @@ def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) ->
 def build_scheduler(
     optimizer: torch.optim.Optimizer, total_steps: int, config: ScheduleConfig
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, config))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, total_steps, config)
+    )

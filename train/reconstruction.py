@@ -10,8 +10,8 @@ def distillation_loss(features: torch.Tensor, target: torch.Tensor) -> torch.Ten
     """L_sem = ‖F − F0‖² − cos(F, F0) per image, shape (B,), shifted by 1 so that a perfect copy gives 0.
 
     Args:
-        features, target: (B, N, C) or (B, C). The squared distance is a mean over all elements, the cosine is over C and
-            averaged over N, as in the released code.
+        features, target: (B, N, C) or (B, C). The squared distance is a mean over all elements, the cosine
+            is over C and averaged over N, as in the released code.
 
     Source: arXiv 2503.14324, the semantic loss.
     """
@@ -21,7 +21,7 @@ def distillation_loss(features: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def gradient_loss(reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of horizontal and vertical finite differences, shape (B,); it keeps edges sharp."""
+    """Mean absolute difference of neighbouring-pixel differences, shape (B,); it keeps edges sharp."""
     error = reconstruction - image
     horizontal = (error[..., :, 1:] - error[..., :, :-1]).abs().flatten(1).mean(1)
     vertical = (error[..., 1:, :] - error[..., :-1, :]).abs().flatten(1).mean(1)

@@ -1,8 +1,9 @@
 """The training loop.
 
-One step: take the step's micro-batches, count their targets over all ranks, run forward and backward through DeepSpeed,
-let it step, log, save. Everything random in a step follows from (seed, rank, step), and the data stream from the step
-number, so a run resumes exactly from a checkpoint that holds only weights, optimizer state and the step.
+One step: take the step's micro-batches, count their targets over all ranks, run forward and backward
+through DeepSpeed, let it step, log, save. Everything random in a step follows from (seed, rank, step), and
+the data stream from the step number, so a run resumes exactly from a checkpoint that holds only weights,
+optimizer state and the step.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def train(recipe: Recipe) -> Path | None:
     """Run a recipe, resuming from its newest checkpoint.
 
-    Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last step.
+    Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last
+    step.
     """
     world = join_world(recipe.run.threads)
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
@@ -78,7 +81,7 @@ def _run_steps(
     meter = LossMeter(world)
     engine.train()
     for step in range(start, stop):
-        objective.before_step(step, lambda at=step: stream.batches(objective, at * accumulation), world.device)
+        objective.before_step(step, partial(stream.batches, objective, step * accumulation), world.device)
         micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
         counts = _global_counts(objective, micro_batches, world)
         for number, batch in enumerate(micro_batches):
@@ -106,7 +109,10 @@ def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> An
     optimizer = build_optimizer(objective, recipe.optimizer)
     scheduler = build_scheduler(optimizer, recipe.run.steps, recipe.schedule)
     engine, *_ = deepspeed.initialize(
-        model=objective, optimizer=optimizer, lr_scheduler=scheduler, config=deepspeed_config(recipe, world.size)
+        model=objective,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        config=deepspeed_config(recipe, world.size),
     )
     return engine
 
@@ -123,9 +129,13 @@ class Stream:
     @classmethod
     def open(cls, recipe: Recipe, world: World) -> Stream:
         configs = recipe.data.sources
-        missing = [f"{name}: {source.path}" for name, source in configs.items() if not Path(source.path).is_dir()]
+        missing = [
+            f"{name}: {source.path}" for name, source in configs.items() if not Path(source.path).is_dir()
+        ]
         if missing:
-            raise UserError(f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare")
+            raise UserError(
+                f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare"
+            )
         sources = [ShardDataset(source.path) for source in configs.values()]
         weights = [source.weight for source in configs.values()]
         return cls(recipe, world, sources, Mixture([len(source) for source in sources], weights, recipe.seed))
@@ -140,7 +150,9 @@ class Stream:
         plan = BatchPlan(
             self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
         )
-        return example_batches(plan, self.sources, objective.prepare, objective.collate, start, data.num_workers)
+        return example_batches(
+            plan, self.sources, objective.prepare, objective.collate, start, data.num_workers
+        )
 
 
 class LossMeter:
@@ -183,7 +195,8 @@ def _global_counts(objective: Objective, batches: list[Batch], world: World) -> 
 
 def _loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
     """Σ weight · total / global count, times what DeepSpeed will divide by (ranks and accumulation)."""
-    return sum(term.weight * divisor / max(counts[name], 1.0) * term.total for name, term in terms.items())
+    shares = [term.total * (term.weight * divisor / max(counts[name], 1.0)) for name, term in terms.items()]
+    return torch.stack(shares).sum()
 
 
 def _seed_micro_batch(seed: int, rank: int, step: int, number: int) -> None:
@@ -192,7 +205,9 @@ def _seed_micro_batch(seed: int, rank: int, step: int, number: int) -> None:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    return {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
+    }
 
 
 def _engine_metrics(engine: Any) -> dict[str, float]:
@@ -207,8 +222,8 @@ def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) ->
     """Write the trained model in its public format, whole or not at all."""
     if world.is_main:
         objective.eval()
-        with atomic_folder(folder) as partial:
-            objective.export(partial, EXPORT_DTYPES[recipe.run.export_dtype])
-            save_resolved(recipe, partial / "recipe.yaml")
+        with atomic_folder(folder) as temporary:
+            objective.export(temporary, EXPORT_DTYPES[recipe.run.export_dtype])
+            save_resolved(recipe, temporary / "recipe.yaml")
     world.barrier()
     return folder

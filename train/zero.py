@@ -10,8 +10,8 @@ from .config import Recipe
 def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """DeepSpeed's JSON for this recipe.
 
-    ``gradient_clipping`` is always explicit (DeepSpeed's default is 1.0, not off); the optimizer is torch's own AdamW, which
-    ZeRO calls untested.
+    ``gradient_clipping`` is always explicit (DeepSpeed's default is 1.0, not off); the optimizer is
+    torch's own AdamW, which ZeRO calls untested.
     """
     run, micro = recipe.run, recipe.data.micro_batch_size
     return {

@@ -46,7 +46,9 @@ def test_ranks_are_disjoint_and_together_complete(window: int) -> None:
     numbers = [
         draw.number
         for rank in range(3)
-        for batch in islice(BatchPlan(mixture, 2, rank, 3, window, lambda draw: draw.index).batches(), batches)
+        for batch in islice(
+            BatchPlan(mixture, 2, rank, 3, window, lambda draw: draw.index).batches(), batches
+        )
         for draw in batch
     ]
     assert sorted(numbers) == list(range(3 * 2 * batches))
@@ -55,7 +57,9 @@ def test_ranks_are_disjoint_and_together_complete(window: int) -> None:
 def test_sorted_windows_put_like_lengths_together() -> None:
     mixture = Mixture([1000], [1], seed=2)
     plan = BatchPlan(mixture, 4, sort_window=16, length=lambda draw: draw.index)
-    spread = [max(d.index for d in batch) - min(d.index for d in batch) for batch in islice(plan.batches(), 16)]
+    spread = [
+        max(d.index for d in batch) - min(d.index for d in batch) for batch in islice(plan.batches(), 16)
+    ]
     assert sum(spread) / len(spread) < 100  # 4 random records of 1000 spread over 600 on average
 
 

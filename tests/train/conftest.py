@@ -1,4 +1,5 @@
-"""A tiny chain of real artefacts: scenes, text tokenizer, SigLIP, dual tokenizer, cached codes. Made once per session."""
+"""A tiny chain of real artefacts: scenes, text tokenizer, SigLIP, dual tokenizer, cached codes. Made once
+per session."""
 
 from __future__ import annotations
 
@@ -30,7 +31,13 @@ VISION = {
     "image_size": 16,
     "patch_size": 4,
 }
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_size": 32}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "projection_size": 32,
+}
 QUANTIZER = {"num_codes": 16, "code_dim": 8, "depth": 2, "shared_codebook": False, "restart_every": 2}
 MODEL = {
     "pixel_layer": 1,
@@ -105,14 +112,24 @@ def _sections(folder: Path) -> dict[str, dict[str, Any]]:
                 "visual_tokenizer": str(folder / "tokenizer"),
                 "text_tokenizer": str(folder / "text"),
                 "model": {
-                    "depth_transformer": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},
+                    "depth_transformer": {
+                        "hidden_size": 32,
+                        "num_layers": 2,
+                        "num_heads": 2,
+                        "intermediate_size": 64,
+                    },
                     "pixel_condition": "semantic",
                     "visual_target_fraction": 0.5,
                 },
                 "shuffle_turns": True,
             },
-            # Micro-batches of one record, in turn drawing, question or plain text: every head is at times without target.
-            "data": {**data(t2i="codes_t2i", vqa="codes_vqa", chat="chat"), "micro_batch_size": 1, "sort_window": 2},
+            # Micro-batches of one record, in turn drawing, question or plain text: every head is at times
+            # without target.
+            "data": {
+                **data(t2i="codes_t2i", vqa="codes_vqa", chat="chat"),
+                "micro_batch_size": 1,
+                "sort_window": 2,
+            },
         },
     }
 
@@ -144,8 +161,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 
 def run_training(arguments: list[str], processes: int = 1) -> str:
-    """Run ``dualtoken train`` in processes of its own; returns what it printed, fails the test on another status than 0."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    """What ``dualtoken train`` printed in processes of its own; another status than 0 fails the test."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
     command = [sys.executable, *launcher, "-m", "dualtoken.scripts.train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)

@@ -21,10 +21,15 @@ from .conftest import Chain, run_training
 def losses(output: Path) -> list[dict[str, float]]:
     """The logged losses of a run, one dict per step."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key == "step" or key.startswith("loss/")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key == "step" or key.startswith("loss/")}
+        for line in lines
+    ]
 
 
-def assert_same_losses(one: list[dict[str, float]], other: list[dict[str, float]], tolerance: float = 0.0) -> None:
+def assert_same_losses(
+    one: list[dict[str, float]], other: list[dict[str, float]], tolerance: float = 0.0
+) -> None:
     assert [line.keys() for line in one] == [line.keys() for line in other]
     for a, b in zip(one, other, strict=True):
         for key in a:
@@ -78,7 +83,14 @@ def test_accumulation_and_ranks_give_the_means_of_the_whole_batch(chain: Chain, 
     for name, (options, processes, data) in variants.items():
         sizes = [w for key, value in data.items() for w in (f"--data.{key}", str(value))]
         recipe = chain.recipe("mllm", tmp_path / name)
-        exact = ["--mllm.model.visual_target_fraction", "1.0", "--mllm.prompt_dropout", "0", "--data.sort_window", "1"]
+        exact = [
+            "--mllm.model.visual_target_fraction",
+            "1.0",
+            "--mllm.prompt_dropout",
+            "0",
+            "--data.sort_window",
+            "1",
+        ]
         run_training([*recipe, *options, *sizes, *exact], processes)
         first[name] = losses(tmp_path / name)[:2]
     assert_same_losses(first["whole"], first["accumulated"], 1e-4)
@@ -100,7 +112,9 @@ def test_exports_load_by_their_public_calls(chain: Chain, tmp_path: Path) -> Non
 
 
 def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: Path) -> None:
-    recipe = parse_recipe([*chain.recipe("mllm", tmp_path / "x"), "--data.sources.chat.path", str(tmp_path / "gone")])
+    recipe = parse_recipe(
+        [*chain.recipe("mllm", tmp_path / "x"), "--data.sources.chat.path", str(tmp_path / "gone")]
+    )
     with pytest.raises(UserError, match="gone"):
         Stream.open(recipe, None)  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()

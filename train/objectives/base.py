@@ -21,18 +21,24 @@ Upcoming = Callable[[], Iterator[Batch]]
 class LossTerm:
     """One loss as a sum over its own targets.
 
-    The loop divides ``total`` by the number of targets of *all* ranks and accumulated micro-batches, so that a term is a
-    true mean whatever the batches hold.
+    The loop divides ``total`` by the number of targets of *all* ranks and accumulated micro-batches, so
+    that a term is a true mean whatever the batches hold.
     """
 
     total: torch.Tensor
     weight: float = 1.0
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model's weights to ``dtype``, but for what it keeps in fp32 itself (the codebooks)."""
+    nn.Module.to(model, dtype)  # PreTrainedModel's own `to` has no usable types
+
+
 class Objective(nn.Module, ABC):
     """A module that holds the trained model and returns its losses; DeepSpeed wraps the objective itself.
 
-    Randomness: the loop seeds torch before every micro-batch from (seed, rank, step, micro-batch), ``prepare`` may only use the draw number.
+    Randomness: the loop seeds torch before every micro-batch from (seed, rank, step, micro-batch),
+    ``prepare`` may only use the draw number.
     """
 
     @abstractmethod
@@ -53,21 +59,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def export(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the trained model, its weights in ``dtype``, in its public format into the existing ``folder``."""
+        """Write the trained model, its weights in ``dtype``, in its public format into the existing
+        ``folder``."""
 
     def initialise_from(self, folder: str) -> None:
         """Start from the weights of an exported folder."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
 
-    def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:  # noqa: B027
+    def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Raise UserError for a source of data that this objective must not be trained on."""
 
     def record_length(self, record: Record) -> int:
         """A rough length for grouping records of like length."""
         return 0
 
-    def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:  # noqa: B027
-        """Called before every optimizer step; ``upcoming()`` gives the micro-batches from this step on, unconsumed."""
+    def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
+        """Called before every optimizer step; ``upcoming()`` gives the micro-batches from this step on,
+        unconsumed."""
 
     def extra_metrics(self) -> dict[str, float]:
         """Further numbers for the log (codebook usage and the like); called when the loop logs."""

@@ -1,8 +1,8 @@
 """A small SigLIP from scratch: the backbone of models that cannot start from released weights.
 
-The loss is open_clip's SigLIP loss. Scenes may add a dense loss: the class (shape and colour) of the object under each
-patch is read from the states that the semantic quantizer will later see. Image-text pairs alone teach a small encoder
-hardly anything about where things are.
+The loss is open_clip's SigLIP loss. Scenes may add a dense loss: the class (shape and colour) of the
+object under each patch is read from the states that the semantic quantizer will later see. Image-text
+pairs alone teach a small encoder hardly anything about where things are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...data_pipelines.records import Record
 from ...data_pipelines.scenes import NUM_PATCH_CLASSES, Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
 from ..config import ContrastiveConfig
-from .base import Batch, LossTerm, Objective
+from .base import Batch, LossTerm, Objective, cast
 
 _IGNORED = -100
 
@@ -42,10 +42,14 @@ class ContrastiveObjective(Objective):
         super().__init__()
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
-        text = {**config.text_config, "vocab_size": len(self.tokenizer), "max_position_embeddings": config.max_text_length}
+        text = {
+            **config.text_config,
+            "vocab_size": len(self.tokenizer),
+            "max_position_embeddings": config.max_text_length,
+        }
         siglip = SiglipConfig(vision_config=config.vision_config, text_config=text)
         self.model = SiglipModel(siglip)
-        vision = siglip.vision_config
+        vision: Any = siglip.vision_config
         self.grid = vision.image_size // vision.patch_size
         self.patch_head = nn.Linear(vision.hidden_size, NUM_PATCH_CLASSES) if config.patch_weight else None
         self.image_processor = DualTokenizerImageProcessor(size=vision.image_size)
@@ -84,12 +88,15 @@ class ContrastiveObjective(Objective):
             counts["patch"] = float((batch["patches"] != _IGNORED).sum())
         return counts
 
-    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, patches: torch.Tensor) -> dict[str, LossTerm]:
+    def forward(self, **batch: Any) -> dict[str, LossTerm]:
+        pixel_values, input_ids, patches = (batch[key] for key in ("pixel_values", "input_ids", "patches"))
         vision = self.model.vision_model(pixel_values=pixel_values, output_hidden_states=True)
         text = self.model.text_model(input_ids=input_ids)
         image_features = nn.functional.normalize(vision.pooler_output, dim=-1)
         text_features = nn.functional.normalize(text.pooler_output, dim=-1)
-        loss = self.siglip_loss(image_features, text_features, self.model.logit_scale.exp(), self.model.logit_bias)
+        loss = self.siglip_loss(
+            image_features, text_features, self.model.logit_scale.exp(), self.model.logit_bias
+        )
         terms = {"contrastive": LossTerm(loss * len(input_ids), self.config.contrastive_weight)}
         if self.patch_head is not None:
             logits = self.patch_head(vision.hidden_states[self.config.patch_layer])
@@ -100,7 +107,8 @@ class ContrastiveObjective(Objective):
         return terms
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
-        self.model.to(dtype).save_pretrained(folder)
+        cast(self.model, dtype)
+        self.model.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -109,7 +117,8 @@ class ContrastiveObjective(Objective):
 
 
 def image_and_caption(record: Record) -> tuple[Any, str]:
-    """The first image and the text that goes with it: the prompt it was drawn for, or the first answer about it."""
-    wanted = "user" if any(role == "assistant" and part["type"] == "image" for role, part in record.parts()) else "assistant"
+    """The first image and its text: the prompt it was drawn for, or the first answer about it."""
+    drawn = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
+    wanted = "user" if drawn else "assistant"
     caption = next(part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
     return record.image_parts()[0]["image"], caption

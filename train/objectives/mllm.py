@@ -1,4 +1,5 @@
-"""The unified model: text, pixel and semantic codes by next-token prediction, on records with cached codes."""
+"""The unified model: text, pixel and semantic codes by next-token prediction, on records with cached
+codes."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...data_pipelines.code_cache import codes_checksum
 from ...data_pipelines.records import Record
@@ -15,7 +17,7 @@ from ...mllm import DualTokenForConditionalGeneration, build_model, build_proces
 from ...tokenizer import DualTokenizer
 from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
-from .base import Batch, LossTerm, Objective
+from .base import Batch, LossTerm, Objective, cast
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -23,7 +25,8 @@ _CHARACTERS_PER_TOKEN = 4
 class MllmObjective(Objective):
     """Trains ``DualTokenForConditionalGeneration``; exports it with its tokenizer as one folder.
 
-    The vision tower is not in memory during training: records carry cached codes, and the model its frozen codebooks.
+    The vision tower is not in memory during training: records carry cached codes, and the model its frozen
+    codebooks.
     """
 
     def __init__(self, config: MllmObjectiveConfig, seed: int) -> None:
@@ -32,7 +35,9 @@ class MllmObjective(Objective):
         visual_tokenizer = DualTokenizer.from_pretrained(config.visual_tokenizer)
         text_tokenizer = config.text_tokenizer or config.llm
         if not isinstance(text_tokenizer, str):
-            raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder")
+            raise UserError(
+                "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
+            )
         self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
         self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
         self.codes_checksum = codes_checksum(visual_tokenizer)
@@ -71,17 +76,22 @@ class MllmObjective(Objective):
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         output = self.model(**batch, reduction="sum")
         model = self.model.config
-        weights = {"text": model.text_loss_weight, "pixel": model.pixel_loss_weight, "semantic": model.semantic_loss_weight}
+        weights = {
+            "text": model.text_loss_weight,
+            "pixel": model.pixel_loss_weight,
+            "semantic": model.semantic_loss_weight,
+        }
         expected = self.target_counts(batch)
         terms = {}
         for name, weight in weights.items():
-            # The heads may train on a random part of the positions; the sum is brought to the size of all of them.
+            # The heads may train on a random part of the positions; the sum is brought to the size of all
+            # of them.
             trained_on = getattr(output.counts, name).clamp(min=1)
             terms[name] = LossTerm(getattr(output.sums, name) * (expected[name] / trained_on), weight)
         return terms
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
-        self.model.to(dtype)
+        cast(self.model, dtype)
         self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
         save_model(self.model, self.processor, folder)
 
@@ -91,10 +101,11 @@ class MllmObjective(Objective):
 
 
 def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """The same question-answer pairs in another order, if the record asks several questions about its first turn's images.
+    """The same question-answer pairs in another order, if the record asks several questions about its
+    first turn's images.
 
-    The images stay at the head of whatever question now comes first. Records of one turn, and records with images
-    elsewhere, come back as they are.
+    The images stay at the head of whatever question now comes first. Records of one turn, and records with
+    images elsewhere, come back as they are.
     """
     images = [part for part in messages[0]["content"] if part["type"] == "image"]
     later = [part for message in messages[1:] for part in message["content"] if part["type"] == "image"]
@@ -107,5 +118,3 @@ def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -
     head = pairs[0][0]
     pairs[0] = [{**head, "content": images + head["content"]}, pairs[0][1]]
     return [message for pair in pairs for message in pair]
-
-

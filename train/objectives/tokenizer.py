@@ -1,12 +1,15 @@
-"""The dual tokenizer: a shallow layer learns to give the picture back, a deep layer keeps the teacher's meaning.
+"""The dual tokenizer: a shallow layer learns to give the picture back, a deep layer keeps the teacher's
+meaning.
 
-The backbone starts as a copy of the teacher. Semantic features after quantization, and the pooled output computed from
-them, are held to the frozen teacher's; the pixel branch reconstructs the image (arXiv 2503.14324, section 3).
+The backbone starts as a copy of the teacher. Semantic features after quantization, and the pooled output
+computed from them, are held to the frozen teacher's; the pixel branch reconstructs the image (arXiv
+2503.14324, section 3).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, SiglipModel
@@ -15,20 +18,21 @@ from ...data_pipelines.records import Record
 from ...tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
 from ..config import TokenizerObjectiveConfig
 from ..reconstruction import distillation_loss, gradient_loss
-from .base import Batch, LossTerm, Objective, Upcoming
+from .base import Batch, LossTerm, Objective, Upcoming, cast
 
 SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment")
 
 
 class TokenizerObjective(Objective):
-    """Trains ``DualTokenizer``; exports it with the teacher's image processor and text tokenizer as one folder."""
+    """Trains ``DualTokenizer``; exports it with the teacher's image processor and text tokenizer as one
+    folder."""
 
     def __init__(self, config: TokenizerObjectiveConfig) -> None:
         super().__init__()
         self.config = config
         teacher = SiglipModel.from_pretrained(config.teacher).eval().requires_grad_(False)
         # Outside the module tree: the teacher is neither trained nor saved nor cast with the student.
-        object.__setattr__(self, "teacher", teacher.vision_model)
+        self._teacher = (teacher.vision_model,)
         model_config = DualTokenizerConfig(
             vision_config=teacher.config.vision_config.to_dict(),
             text_config=teacher.config.text_config.to_dict(),
@@ -70,13 +74,13 @@ class TokenizerObjective(Objective):
         }
         return {name: weight for name, weight in weights.items() if weight}
 
-    def forward(self, pixel_values: torch.Tensor) -> dict[str, LossTerm]:
+    def forward(self, **batch: Any) -> dict[str, LossTerm]:
+        pixel_values = batch["pixel_values"]
         images = len(pixel_values)
         deep = self._num_semantic(images)
         with torch.no_grad():
-            teacher = self.teacher.to(pixel_values.device)(
-                pixel_values=pixel_values[:deep], output_hidden_states=True
-            )
+            encoder = self._teacher[0].to(pixel_values.device)
+            teacher = encoder(pixel_values=pixel_values[:deep], output_hidden_states=True)
         output = self.model(pixel_values, num_semantic=deep)
         reconstruction = output.reconstruction.float()
         error = reconstruction - pixel_values
@@ -93,7 +97,8 @@ class TokenizerObjective(Objective):
         return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
 
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
-        """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next images.
+        """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next
+        images.
 
         Codes that already cover the data need no cold start, which can blow an EMA codebook up.
         """
@@ -114,13 +119,16 @@ class TokenizerObjective(Objective):
         metrics = {}
         for name in ("pixel", "semantic"):
             health = getattr(self.model, f"{name}_quantizer").read_usage()
-            for depth, (usage, perplexity) in enumerate(zip(health.usage, health.perplexity, strict=True), start=1):
+            for depth, (usage, perplexity) in enumerate(
+                zip(health.usage, health.perplexity, strict=True), start=1
+            ):
                 metrics[f"{name}_usage/{depth}"] = float(usage)
                 metrics[f"{name}_perplexity/{depth}"] = float(perplexity)
         return metrics
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
-        self.model.to(dtype).save_pretrained(folder)
+        cast(self.model, dtype)
+        self.model.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         self.text_tokenizer.save_pretrained(folder)
 
