@@ -84,7 +84,7 @@ class RunConfig:
         precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed),
             "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
             fp32 in all of them).
-        zero_stage: DeepSpeed ZeRO stage, 0-3. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
         keep_checkpoints: how many checkpoints stay on disk.
@@ -222,11 +222,11 @@ class Recipe:
             problems.append("data.sources is empty; name at least one folder of shards")
         if any(source.weight <= 0 for source in self.data.sources.values()):
             problems.append("every data.sources.*.weight must be > 0; remove a source that is not wanted")
-        if self.run.zero_stage not in (0, 1, 2, 3):
-            problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2, 3")
+        if self.run.zero_stage not in (0, 1, 2):
+            problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2")
         if self.run.precision == "bf16" and self.run.zero_stage == 0:
             problems.append(
-                "run.precision bf16 needs run.zero_stage 1, 2 or 3 (the stage-0 bf16 optimizer drifts)"
+                "run.precision bf16 needs run.zero_stage 1 or 2 (the stage-0 bf16 optimizer drifts)"
             )
         for name in ("steps", "gradient_accumulation_steps", "log_every"):
             if getattr(self.run, name) < 1:

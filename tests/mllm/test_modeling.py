@@ -75,7 +75,9 @@ def test_sums_add_up_over_batches(model, processor, records):
     torch.testing.assert_close(whole.loss, sum(part.loss for part in parts))
 
 
-def test_padding_side_does_not_matter(model, processor, records):
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_padding_side_does_not_matter(make_model, processor, records, model_type):
+    model = make_model({"model_type": model_type})
     kinds = ["text", "interleaved", "drawing"]
     right = model(**batch_of(processor, records, kinds))
     left = model(**batch_of(processor, records, kinds, padding_side="left"))

@@ -119,8 +119,8 @@ def test_a_trained_llm_keeps_its_weights(visual_tokenizer, text_tokenizer, tmp_p
     llm.save_pretrained(tmp_path)
     model = build_model(tmp_path, visual_tokenizer, text_tokenizer)
     assert model.get_input_embeddings().num_embeddings == len(text_tokenizer)
-    assert torch.equal(model.language_model.model.embed_tokens.weight[:100], llm.model.embed_tokens.weight)
-    kept = model.language_model.state_dict()
+    kept, name = model.language_model.state_dict(), "model.embed_tokens.weight"
+    assert torch.equal(kept[name][:100], llm.state_dict()[name])
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(kept[name], llm.state_dict()[name])
 

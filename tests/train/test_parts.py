@@ -1,0 +1,136 @@
+"""Small parts of training: parameter groups, schedules, turn shuffling, losses, checkpoint bookkeeping."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
+from dualtoken.tokenizer.errors import UserError
+from dualtoken.train.checkpoint import Checkpoints
+from dualtoken.train.config import OptimizerConfig, ScheduleConfig
+from dualtoken.train.distributed import World
+from dualtoken.train.monitors import Monitor
+from dualtoken.train.objectives.base import LossTerm
+from dualtoken.train.objectives.mllm import shuffle_question_turns
+from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
+from dualtoken.train.reconstruction import distillation_loss, gradient_loss
+from dualtoken.train.trainer import LossMeter
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+def test_parameter_groups_hold_every_trained_parameter_once() -> None:
+    decoder = nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))
+    model = nn.ModuleDict({"encoder": nn.Linear(3, 4), "decoder": decoder})
+    model["encoder"].bias.requires_grad_(False)
+    config = OptimizerConfig(lr=1.0, weight_decay=0.1, lr_scale={"decoder": 3.0, "decoder.1": 5.0})
+    groups = parameter_groups(model, config)
+    members = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    by_parameter = {id(p): group for group in groups for p in group["params"]}
+    norm, matrix = model["decoder"][1].weight, model["decoder"][0].weight
+    assert (by_parameter[id(norm)]["lr"], by_parameter[id(norm)]["weight_decay"]) == (5.0, 0.0)
+    assert (by_parameter[id(matrix)]["lr"], by_parameter[id(matrix)]["weight_decay"]) == (3.0, 0.1)
+
+
+@pytest.mark.parametrize(("kind", "end"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
+def test_schedules_warm_up_and_end_where_they_should(kind: Any, end: float) -> None:
+    config = ScheduleConfig(kind=kind, warmup_steps=10, final_ratio=0.1)
+    factors = [learning_rate_factor(step, 100, config) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(end)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+def test_shuffled_turns_keep_every_pair_and_the_images_in_front() -> None:
+    image = image_part("a.png")
+    messages = question_turns([image], [(f"q{n}", f"a{n}") for n in range(5)])
+    shuffled = shuffle_question_turns(messages, random.Random(1))
+    assert shuffled != messages
+    assert shuffled[0]["content"][0] is image
+    texts = [part["text"] for message in shuffled for part in message["content"] if part["type"] == "text"]
+    assert sorted(zip(texts[::2], texts[1::2], strict=True)) == [(f"q{n}", f"a{n}") for n in range(5)]
+    assert sum(part["type"] == "image" for message in shuffled for part in message["content"]) == 1
+    assert messages == question_turns([image], [(f"q{n}", f"a{n}") for n in range(5)])  # left as it was
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user("a red circle"), assistant(image_part("a.png"))],
+        [user(image_part("a.png"), "What?"), assistant("This.")],
+        [user("Hi."), assistant("Hello."), user("Draw."), assistant(image_part("a.png"))],
+        [user(image_part("a.png"), "A?"), assistant("x"), user(image_part("b.png"), "B?"), assistant("y")],
+    ],
+)
+def test_records_whose_turns_depend_on_each_other_are_not_shuffled(messages: list[dict[str, Any]]) -> None:
+    assert shuffle_question_turns(messages, random.Random(0)) == messages
+
+
+def test_losses_vanish_for_a_perfect_copy_and_only_then() -> None:
+    features, image = torch.randn(3, 7, 5), torch.rand(3, 3, 8, 8)
+    assert distillation_loss(features, features).abs().max() < 1e-6
+    assert gradient_loss(image, image).max() == 0
+    assert distillation_loss(features, features.flip(1)).min() > 0.1
+    # A brightness offset has no gradient error; a shifted edge has.
+    assert gradient_loss(image + 0.5, image).max() < 1e-6
+    assert gradient_loss(image.roll(1, -1), image).min() > 0.01
+
+
+def test_the_meter_gives_means_over_targets_not_over_batches() -> None:
+    meter = LossMeter(ALONE)
+    for values in ([1.0, 2.0, 3.0], [10.0]):
+        meter.add({"text": LossTerm(torch.tensor(values).sum())})
+    meter.add_counts({"text": 4.0})
+    assert meter.read() == {"text": 4.0}
+    meter.add({"text": LossTerm(torch.tensor(5.0))})
+    meter.add_counts({"text": 1.0})
+    assert meter.read() == {"text": 5.0}  # reading starts anew
+
+
+class FakeEngine:
+    """Saves a file, loads nothing."""
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "weights.pt").write_text(tag)
+
+    def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict[str, Any]]:
+        return f"{folder}/{tag}", {}
+
+
+def test_checkpoints_are_pruned_and_half_written_ones_are_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", ALONE, keep=2)
+    for step in (10, 20, 30):
+        checkpoints.save(FakeEngine(), step)
+    (tmp_path / "checkpoints" / "step-00000040.partial").mkdir()  # what a killed run leaves
+    assert checkpoints.steps() == [20, 30]
+    assert checkpoints.load_newest(FakeEngine()) == 30
+    checkpoints.save(FakeEngine(), 40)
+    assert checkpoints.steps() == [30, 40]
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, ALONE, keep=1).save(FakeEngine(), 5)
+    other = World(rank=1, local_rank=1, size=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match="1 processes, this run has 2"):
+        Checkpoints(tmp_path, other, keep=1).load_newest(FakeEngine())
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
+    for start, stop in ((0, 6), (3, 8)):
+        monitor = Monitor(tmp_path, ALONE, 8, start, samples_per_step=1)
+        for step in range(start + 1, stop + 1):
+            monitor.log(step, {"text": float(start)}, {})
+        monitor.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [int(line.split('"step": ')[1].split(",")[0]) for line in lines] == list(range(1, 9))
