@@ -13,23 +13,25 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
 
 RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
+RUNS = Path("runs/nano")
 VOCABULARY = 2048
 
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
 DATA: dict[str, list[str]] = {
-    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "32000", "--seed", "1", "--workers", "2"],
-    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "20000", "--seed", "2", "--workers", "2"],
+    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "26000", "--seed", "1", "--workers", "2"],
+    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "16000", "--seed", "2", "--workers", "2"],
     "easyvqa": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "vqa"],
     "easyvqa_t2i": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "t2i"],
-    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64", "--permutations", "2"],
+    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64", "--permutations", "1"],
     "emoji": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "vqa", "--max-image-size", "64"],
     "emoji_t2i": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "t2i", "--max-image-size", "64"],
     "clothing": [
@@ -75,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)"
     )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/nano"), help="working folder (default: runs/nano)"
-    )
+    parser.add_argument("--runs", type=Path, default=RUNS, help="working folder (default: runs/nano)")
     parser.add_argument(
         "--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano"
     )
@@ -94,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
         *_data_steps(args),
         *_held_out_steps(args),
         _text_step(args),
-        _train_step(args, "contrastive"),
-        _train_step(args, "tokenizer"),
+        *(_train_step(args, name) for name in ("contrastive", "tokenizer", "refinement")),
     ]
     steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args), _card_step(args)]
     known = list(dict.fromkeys(step.name for step in steps))
@@ -177,26 +176,31 @@ def _moved(args: argparse.Namespace, name: str) -> list[str]:
     """Overrides that move a recipe's paths from runs/nano to `--runs`."""
     import yaml
 
-    if args.runs == Path("runs/nano"):
+    if args.runs == RUNS:
         return []
     recipe = yaml.safe_load((RECIPES / f"nano_{name}.yaml").read_text())
-    moved = {"output": recipe["output"]}
-    moved |= {f"data.sources.{key}.path": source["path"] for key, source in recipe["data"]["sources"].items()}
-    moved |= {
-        f"{name}.{key}": value
-        for key, value in recipe[name].items()
-        if isinstance(value, str) and value.startswith("runs/nano")
-    }
+    paths = dict(_paths(recipe))
     return [
-        w for key, value in moved.items() for w in (f"--{key}", value.replace("runs/nano", str(args.runs), 1))
+        word
+        for key, path in paths.items()
+        for word in (f"--{key}", path.replace(str(RUNS), str(args.runs), 1))
     ]
+
+
+def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, path) of everything in a recipe that lies in runs/nano."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value.startswith(str(RUNS)):
+            yield prefix + key, value
 
 
 def _code_steps(args: argparse.Namespace) -> list[Step]:
     def tokenize(name: str) -> Callable[[], None]:
         return lambda: _dualtoken(
             "tokenize",
-            *("--tokenizer", str(args.runs / "tokenizer" / "model")),
+            *("--tokenizer", str(args.runs / "refinement" / "model")),
             *("--input", str(args.runs / "data" / name), "--output", str(args.runs / "codes" / name)),
         )
 
@@ -209,7 +213,7 @@ def _model_step(args: argparse.Namespace) -> Step:
         with atomic_folder(args.output) as partial:
             shutil.copytree(args.runs / "mllm" / "model", partial, dirs_exist_ok=True)
             shutil.rmtree(partial / "visual_tokenizer")
-            shutil.copytree(args.runs / "tokenizer" / "model", partial / "visual_tokenizer")
+            shutil.copytree(args.runs / "refinement" / "model", partial / "visual_tokenizer")
 
     return Step("model", args.output, make)
 

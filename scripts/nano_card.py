@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-STEPS = ("contrastive", "tokenizer", "mllm")
+STEPS = ("contrastive", "tokenizer", "refinement", "mllm")
 
 TEMPLATE = Path(__file__).with_name("nano_card.md")
 

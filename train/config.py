@@ -149,7 +149,8 @@ class TokenizerObjectiveConfig:
         semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves
             time where the backbone starts from its teacher, so that the deep branch has little to learn
             and the shallow one a lot.
-        unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means.
+        unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means. None
+            quantizes from the first step with the codebooks as they are (for a run that starts with init_from).
         initialisation_vectors: at least this many feature vectors are collected for the k-means.
     """
 
@@ -163,7 +164,7 @@ class TokenizerObjectiveConfig:
     pixel_commitment_weight: float = 5.0
     semantic_commitment_weight: float = 5.0
     semantic_fraction: float = 1.0
-    unquantized_steps: int = 0
+    unquantized_steps: int | None = 0
     initialisation_vectors: int = 16384
 
 

@@ -74,21 +74,9 @@ class MllmObjective(Objective):
         return {"text": text, "pixel": visual, "semantic": visual}
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
-        output = self.model(**batch, reduction="sum")
-        model = self.model.config
-        weights = {
-            "text": model.text_loss_weight,
-            "pixel": model.pixel_loss_weight,
-            "semantic": model.semantic_loss_weight,
-        }
-        expected = self.target_counts(batch)
-        terms = {}
-        for name, weight in weights.items():
-            # The heads may train on a random part of the positions; the sum is brought to the size of all
-            # of them.
-            trained_on = getattr(output.counts, name).clamp(min=1)
-            terms[name] = LossTerm(getattr(output.sums, name) * (expected[name] / trained_on), weight)
-        return terms
+        sums = self.model(**batch, reduction="sum").sums
+        weights = self.model.config.loss_weights
+        return {name: LossTerm(getattr(sums, name), weight) for name, weight in weights.items()}
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         cast(self.model, dtype)

@@ -103,7 +103,7 @@ class TokenizerObjective(Objective):
         Codes that already cover the data need no cold start, which can blow an EMA codebook up.
         """
         start = self.config.unquantized_steps
-        self.model.set_quantization(step >= start)
+        self.model.set_quantization(start is None or step >= start)
         if step != start:
             return
         images: list[torch.Tensor] = []
