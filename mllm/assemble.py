@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..tokenizer.errors import UserError
+from ..tokenizer.errors import UserError, first_line
 from ..tokenizer.files import atomic_folder
 from .configuration import DualTokenConfig
 from .conversation import ASSISTANT, BOS, END, IMAGE, IMAGE_END, IMAGE_START, PAD, UNCONDITIONAL, USER
@@ -118,7 +118,7 @@ def load_text_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrai
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no text tokenizer at {source}; give its folder or hub id ({_first_line(error)})"
+            f"no text tokenizer at {source}; give its folder or hub id ({first_line(error)})"
         ) from error
 
 
@@ -132,7 +132,7 @@ def _language_model(llm: Any) -> PreTrainedModel | None:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no causal language model at {llm}; give its folder or hub id ({_first_line(error)})"
+            f"no causal language model at {llm}; give its folder or hub id ({first_line(error)})"
         ) from error
 
 
@@ -145,7 +145,7 @@ def _llm_config(llm: Any) -> PreTrainedConfig:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
         raise UserError(
-            f"language model configuration of type {model_type!r}: {_first_line(error)}"
+            f"language model configuration of type {model_type!r}: {first_line(error)}"
         ) from error
 
 
@@ -179,7 +179,3 @@ def _config(
     if unknown:
         raise UserError(f"unknown model settings {unknown}; allowed: {sorted(allowed)}")
     return DualTokenConfig(**derived, **settings)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..tokenizer import DualTokenizer, VisualCodes
-from ..tokenizer.errors import UserError
+from ..tokenizer.errors import UserError, first_line
+from ..tokenizer.files import make_readable
 from .configuration import DualTokenConfig
 from .visual_embedding import FrozenCodebook
 
@@ -89,7 +90,7 @@ class DualTokenStorage(PreTrainedModel):
         result = super().save_pretrained(save_directory, **kwargs)
         # safetensors makes its files private; a saved model is meant to be read like any other file.
         for weights in Path(save_directory).glob("*.safetensors"):
-            weights.chmod(0o666 & ~_umask())
+            make_readable(weights)
         if self.visual_tokenizer is not None and kwargs.get("is_main_process", True):
             self.visual_tokenizer.save_pretrained(Path(save_directory) / VISUAL_TOKENIZER_FOLDER)
         return result
@@ -116,7 +117,7 @@ class DualTokenStorage(PreTrainedModel):
         try:
             loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"cannot load a model from {source}: {_first_line(error)}") from error
+            raise UserError(f"cannot load a model from {source}: {first_line(error)}") from error
         model, info = loaded
         refuse_partial_load(str(source), info)
         if load_visual_tokenizer:
@@ -171,14 +172,3 @@ def _load_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> DualTokenizer
         key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
     }
     return DualTokenizer.from_pretrained(source, subfolder=VISUAL_TOKENIZER_FOLDER, **passed)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _umask() -> int:
-    """The process's umask (it can only be read by setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import SiglipModel
 
 from .configuration import DualTokenizerConfig
-from .errors import UserError
+from .errors import UserError, first_line
 from .files import make_readable
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only")
@@ -92,8 +92,3 @@ def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -
             os.replace(temporary / file, target / file)
         for file in stale:
             (target / file).unlink(missing_ok=True)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut to 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
