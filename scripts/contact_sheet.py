@@ -6,28 +6,28 @@ CELL, GAP, LINE = 256, 8, 20
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
-    """The sheet of rows (text, thumbnails of at most CELL x CELL), each with at least one image."""
+def contact_sheet(rows: list[tuple[str, list[Image.Image]]], cell: int = CELL) -> Image.Image:
+    """The sheet of rows (text, thumbnails of at most cell x cell), each with at least one image."""
     font = ImageFont.load_default(size=14)
     columns = max(len(images) for _, images in rows)
-    width = GAP + columns * (CELL + GAP)
-    sheet = Image.new("RGB", (width, GAP + len(rows) * (LINE + CELL + GAP)), "white")
+    width = GAP + columns * (cell + GAP)
+    sheet = Image.new("RGB", (width, GAP + len(rows) * (LINE + cell + GAP)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (text, images) in enumerate(rows):
-        top = GAP + row * (LINE + CELL + GAP)
+        top = GAP + row * (LINE + cell + GAP)
         pen.text((GAP, top), shortened(text, width - 2 * GAP, font), fill="black", font=font)
         for column, image in enumerate(images):
-            sheet.paste(image, (GAP + column * (CELL + GAP), top + LINE))
+            sheet.paste(image, (GAP + column * (cell + GAP), top + LINE))
     return sheet
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
+def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
     """The image at the size of a cell: enlarged by a whole factor, each pixel a block, or reduced."""
-    factor = CELL // max(image.size)
+    factor = cell // max(image.size)
     if factor > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     reduced = image.copy()
-    reduced.thumbnail((CELL, CELL))
+    reduced.thumbnail((cell, cell))
     return reduced
 
 

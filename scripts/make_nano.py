@@ -23,6 +23,7 @@ from ..tokenizer.files import atomic_folder
 
 RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
 RUNS = Path("runs/nano")
+README = RECIPES.parent.parent / "README.md"
 VOCABULARY = 2048
 
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
@@ -224,11 +225,18 @@ def _card_step(args: argparse.Namespace) -> Step:
     def make() -> None:
         import json
 
-        from .nano_card import write_card
+        from ..mllm import DualTokenPipeline
+        from .nano_card import gallery, update_readme, write_card
 
         command = [sys.executable, "-m", "dualtoken.scripts.evaluate_nano", "--model", str(args.output)]
         subprocess.run([*command, "--heldout", str(args.heldout), "--output", str(evaluation)], check=True)
-        write_card(args.output, args.runs, json.loads(evaluation.read_text()))
+        figures = json.loads(evaluation.read_text())
+        write_card(args.output, args.runs, figures)
+        if README.is_file():
+            update_readme(README, figures)
+        gallery(DualTokenPipeline.from_pretrained(args.output), args.heldout).save(
+            args.output.parent / "nano.png"
+        )
 
     return Step("card", evaluation, make)
 

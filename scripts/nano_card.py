@@ -1,15 +1,34 @@
-"""The nano model's card, written from the files of its training runs and the JSON of its evaluation."""
+"""The nano model's card, the README's table and the gallery: from runs, evaluation and seeds, never by hand."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
+
+from .contact_sheet import contact_sheet, thumbnail
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..mllm import DualTokenPipeline
 
 STEPS = ("contrastive", "tokenizer", "refinement", "mllm")
 
+CELL, COLUMNS = 128, 6
+PROMPTS = (
+    "a red circle",
+    "a yellow star",
+    "a purple square",
+    "a blue square to the left of a yellow triangle",
+    "three green crosses",
+    "sunflower emoji",
+)
+QUESTIONS = ("How many objects are there?", "Is there a circle?")
+BEGIN, END = "<!-- nano figures: begin", "<!-- nano figures: end"
 TEMPLATE = Path(__file__).with_name("nano_card.md")
 
 
@@ -30,6 +49,43 @@ def write_card(model: Path, runs: Path, evaluation: dict[str, Any]) -> None:
         parameters=_parameters(model),
     )
     (model / "README.md").write_text(text)
+
+
+def update_readme(readme: Path, evaluation: dict[str, Any]) -> None:
+    """Put the evaluation's table between the README's two marks."""
+    text = readme.read_text()
+    begin, end = text.index(BEGIN), text.index(END)
+    begin = text.index("-->", begin) + len("-->")
+    readme.write_text(f"{text[:begin]}\n\n{figures_table(evaluation)}\n\n{text[end:]}")
+
+
+def gallery(pipeline: DualTokenPipeline, heldout: Path) -> Image.Image:
+    """Drawings of seed 0 in the order they came, answers, and reconstructions: nothing is picked out."""
+    from ..data_pipelines.scenes import random_scene, render
+    from ..data_pipelines.shards import ShardDataset
+
+    rows = [
+        (
+            f"“{prompt}”",
+            [thumbnail(image, CELL) for image in pipeline.generate_images(prompt, COLUMNS, seed=0)],
+        )
+        for prompt in PROMPTS
+    ]
+    scenes = [render(random_scene(np.random.default_rng(10**9 + n)), 64) for n in range(COLUMNS)]
+    answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
+    told = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
+    rows.append((told, [thumbnail(scene, CELL) for scene in scenes]))
+    for name in ("emoji", "clothing"):
+        dataset = ShardDataset(heldout / name, split="all")
+        images = [
+            dataset[n * len(dataset) // COLUMNS].image_parts()[0]["image"].convert("RGB")
+            for n in range(COLUMNS)
+        ]
+        rows.append((f"{name}, held out", [thumbnail(image, CELL) for image in images]))
+        rows.append(
+            ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images])
+        )
+    return contact_sheet(rows, CELL)
 
 
 def _step(run: Path, name: str) -> dict[str, Any]:

@@ -149,6 +149,7 @@ class TokenizerObjectiveConfig:
         semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time
             where the backbone starts from its teacher, so that the deep branch has little to learn and the
             shallow one a lot.
+        unquantized_steps: steps before quantization begins; the codebooks are then initialised by k-means.
             None quantizes from the first step with the codebooks as they are (a run with init_from).
         initialisation_vectors: at least this many feature vectors are collected for the k-means.
     """
