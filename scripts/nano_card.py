@@ -1,4 +1,4 @@
-"""The nano model's card, the README's table and the gallery: from runs, evaluation and seeds, never by hand."""
+"""The nano model's card, README table and gallery: made from runs, evaluation and seeds, never by hand."""
 
 from __future__ import annotations
 
