@@ -62,7 +62,7 @@ HELD_OUT = {
     "clothing": ("test", 150),
     "caltech": ("test", 100),
 }
-TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "easyvqa_t2i", "nlvr", "emoji", "emoji_t2i", "clothing")
+TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "nlvr", "emoji", "emoji_t2i", "clothing")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,13 @@ def run(args: argparse.Namespace) -> int:
         _text_step(args),
         *(_train_step(args, name) for name in ("contrastive", "tokenizer", "refinement")),
     ]
-    steps += [*_code_steps(args), _train_step(args, "mllm"), _model_step(args), _card_step(args)]
+    steps += [
+        *_code_steps(args),
+        _train_step(args, "mllm"),
+        _train_step(args, "decoder"),
+        _model_step(args),
+        _card_step(args),
+    ]
     known = list(dict.fromkeys(step.name for step in steps))
     if args.until and args.until not in known:
         raise UserError(f"--until {args.until}: unknown step; allowed are {', '.join(known)}")
@@ -214,7 +220,7 @@ def _model_step(args: argparse.Namespace) -> Step:
         with atomic_folder(args.output) as partial:
             shutil.copytree(args.runs / "mllm" / "model", partial, dirs_exist_ok=True)
             shutil.rmtree(partial / "visual_tokenizer")
-            shutil.copytree(args.runs / "refinement" / "model", partial / "visual_tokenizer")
+            shutil.copytree(args.runs / "decoder" / "model", partial / "visual_tokenizer")
 
     return Step("model", args.output, make)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..mllm import DualTokenPipeline
 
-STEPS = ("contrastive", "tokenizer", "refinement", "mllm")
+STEPS = ("contrastive", "tokenizer", "refinement", "mllm", "decoder")
 
 CELL, COLUMNS = 128, 6
 PROMPTS = (

@@ -146,6 +146,8 @@ class TokenizerObjectiveConfig:
         mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences,
             which keeps edges.
         pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
+        trained: parts of the model that are trained, as beginnings of parameter names; None trains all.
+            Codebooks only move when everything is trained.
         semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time
             where the backbone starts from its teacher, so that the deep branch has little to learn and the
             shallow one a lot.
@@ -163,6 +165,7 @@ class TokenizerObjectiveConfig:
     gradient_weight: float = 0.0
     pixel_commitment_weight: float = 5.0
     semantic_commitment_weight: float = 5.0
+    trained: list[str] | None = None
     semantic_fraction: float = 1.0
     unquantized_steps: int | None = 0
     initialisation_vectors: int = 16384

@@ -84,7 +84,7 @@ def test_every_path_of_a_recipe_moves_with_the_runs_folder() -> None:
     class Args:
         runs = Path("elsewhere")
 
-    for name in ("contrastive", "tokenizer", "refinement", "mllm"):
+    for name in ("contrastive", "tokenizer", "refinement", "mllm", "decoder"):
         moved = make_nano._moved(Args(), name)  # type: ignore[arg-type]
         text = (make_nano.RECIPES / f"nano_{name}.yaml").read_text()
         assert len(moved) // 2 == text.count("runs/nano")

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, SiglipModel
 
 from ...data_pipelines.records import Record
 from ...tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from ...tokenizer.errors import UserError
 from ..config import TokenizerObjectiveConfig
 from ..reconstruction import distillation_loss, gradient_loss
 from .base import Batch, LossTerm, Objective, Upcoming, cast
@@ -43,8 +44,19 @@ class TokenizerObjective(Objective):
         self.model.backbone.text_model.requires_grad_(False)
         self.model.backbone.logit_scale.requires_grad_(False)
         self.model.backbone.logit_bias.requires_grad_(False)
+        if config.trained is not None:
+            self._freeze_all_but(config.trained)
         self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
+
+    def _freeze_all_but(self, parts: list[str]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name.startswith(tuple(parts)))
+        for quantizer in (self.model.pixel_quantizer, self.model.semantic_quantizer):
+            quantizer.trainable = False
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            names = sorted({name.split(".")[0] for name, _ in self.model.named_parameters()})
+            raise UserError(f"tokenizer.trained {parts} fits no parameter; its parts are {', '.join(names)}")
 
     def prepare(self, record: Record, draw: int) -> torch.Tensor:
         images = record.image_parts()
