@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The data sets that `make nano` reads.
+DATA ?= data
 PYTEST_ARGS ?= -m "not slow and not gpu" -n 2
 
 # An installation is done again when one of these files changes, and only then.
@@ -34,7 +36,7 @@ lint: $(DEV)
 	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
 
 nano: $(DEV)
-	$(BIN)/python -m dualtoken.scripts.make_nano
+	$(BIN)/python -m dualtoken.scripts.make_nano --data $(DATA)
 
 clean:
 	rm -rf $(VENV) .lint build dist dualtoken.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,43 +1,46 @@
-"""``dualtoken train RECIPE.yaml``: one process by hand, several under ``deepspeed`` or ``torchrun``."""
+"""Train a tokenizer or a model by a recipe: one process by hand, several under deepspeed or torchrun.
+
+Every key of a recipe can be overridden; --recipe-help describes them. A run that was stopped goes on from its newest
+checkpoint when it is started again with the same output.
+
+Examples:
+  dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm --run.steps 200 --optimizer.lr 1e-3
+  torchrun --nproc_per_node 2 -m dualtoken.scripts.train train/recipes/nano_mllm.yaml --run.zero_stage 2
+  deepspeed --module dualtoken.scripts.train train/recipes/nano_mllm.yaml
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-EPILOG = """\
-examples:
-  dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm
-  torchrun --nproc_per_node 2 -m dualtoken.scripts.train train/recipes/nano_mllm.yaml --run.zero_stage 2
-  deepspeed --module dualtoken.scripts.train train/recipes/nano_mllm.yaml
-
-Every key of a recipe can be overridden: --run.steps 200 --optimizer.lr 1e-3. All keys: dualtoken train
---recipe-help. A run that was stopped goes on from its newest checkpoint when it is started again with the
-same output.
-"""
+from ..tokenizer.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "recipe", nargs=argparse.REMAINDER, help="the recipe YAML, then overrides (--section.key value)"
+        "--recipe-help", action="store_true", help="describe every key of a recipe, and leave"
     )
+    # The deepspeed launcher passes it in front; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    parser.add_argument("recipe", nargs="?", help="the recipe, a YAML file")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="--section.key value …")
 
 
 def run(args: argparse.Namespace) -> int:
     from ..train.config import parse_recipe
     from ..train.trainer import train
 
-    # The deepspeed launcher appends its rank as an argument of its own; the environment says the same.
-    arguments = [word for word in args.recipe if not word.startswith("--local_rank")]
-    recipe = parse_recipe(["--help" if word == "--recipe-help" else word for word in arguments])
+    if args.recipe is None and not args.recipe_help:
+        raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
+    recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *args.overrides])
     folder = train(recipe)
-    print(
+    done = (
         f"model: {folder}"
         if folder
         else f"stopped after step {recipe.run.stop_after}; start it again to go on"
     )
+    print(done)
     return 0
 
 
