@@ -1,10 +1,10 @@
-"""Make the nano model from data to folder: prepare, train in three steps, evaluate, write the model card.
+"""Make the nano model from data to folder: prepare, train in five steps, evaluate, write the model card.
 
 Every step is skipped when its result is there, and an interrupted training goes on from its newest
 checkpoint, so the command can simply be started again.
 
 Example:
-  python -m dualtoken.scripts.make_nano --data data --runs runs/nano --output pretrained/nano
+  python -m dualtoken.scripts.make_nano --data data --runs runs/nano --output runs/nano/model
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
 
-RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "train" / "recipes"
 RUNS = Path("runs/nano")
-README = RECIPES.parent.parent / "README.md"
+SHIPPED, HELD_OUT_FOLDER = ROOT / "pretrained" / "nano", ROOT / "pretrained" / "nano_heldout"
 VOCABULARY = 2048
 
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
@@ -80,17 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", type=Path, default=RUNS, help="working folder (default: runs/nano)")
     parser.add_argument(
-        "--output", type=Path, default=Path("pretrained/nano"), help="default: pretrained/nano"
+        "--output", type=Path, help="the finished model (default: model in the working folder)"
     )
-    parser.add_argument(
-        "--heldout", type=Path, default=Path("pretrained/nano_heldout"), help="default: %(default)s"
-    )
+    parser.add_argument("--heldout", type=Path, default=HELD_OUT_FOLDER, help="default: that of the package")
     parser.add_argument(
         "--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model, card)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    args.output = args.output or args.runs / "model"
     steps = [
         *_data_steps(args),
         *_held_out_steps(args),
@@ -238,8 +238,8 @@ def _card_step(args: argparse.Namespace) -> Step:
         subprocess.run([*command, "--heldout", str(args.heldout), "--output", str(evaluation)], check=True)
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
-        if README.is_file():
-            update_readme(README, figures)
+        if args.output.resolve() == SHIPPED:
+            update_readme(ROOT / "README.md", figures)
         gallery(DualTokenPipeline.from_pretrained(args.output), args.heldout).save(
             args.output.parent / "nano.png"
         )

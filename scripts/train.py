@@ -1,7 +1,7 @@
 """Train a tokenizer or a model by a recipe: one process by hand, several under deepspeed or torchrun.
 
-Every key of a recipe can be overridden; --recipe-help describes them. A run that was stopped goes on from its newest
-checkpoint when it is started again with the same output.
+Every key of a recipe can be overridden; --recipe-help describes them. A run that was stopped goes on from its
+newest checkpoint when it is started again with the same output.
 
 Examples:
   dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm --run.steps 200 --optimizer.lr 1e-3
