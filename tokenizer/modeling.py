@@ -281,11 +281,15 @@ class DualTokenizer(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load from a folder or hub id, in eval mode, as transformers does, but strictly.
+        """Load from a folder or hub id, in eval mode, as transformers does, but strictly and in fp32.
+
+        The weights' own format does not matter: codes computed in bf16 are other codes (at the fourth level,
+        a quarter of them). Pass `dtype` for another one.
 
         Raises UserError for something that is no tokenizer, and for missing, unexpected or misshapen weights.
         """
         asked_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("dtype", torch.float32)
         source = str(pretrained_model_name_or_path)
         if kwargs.get("config") is None:
             check_is_tokenizer(pretrained_model_name_or_path, kwargs)

@@ -38,9 +38,9 @@ class MllmObjective(Objective):
             raise UserError(
                 "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
             )
+        self.codes_checksum = codes_checksum(visual_tokenizer)
         self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
         self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
-        self.codes_checksum = codes_checksum(visual_tokenizer)
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
 
     def prepare(self, record: Record, draw: int) -> Any:
