@@ -59,7 +59,7 @@ DATA: dict[str, list[str]] = {
 HELD_OUT = {
     "easyvqa": ("heldout", 400),
     "nlvr": ("heldout", 150),
-    "emoji": ("heldout", 150),
+    "emoji": ("heldout", 148),
     "clothing": ("test", 150),
     "caltech": ("test", 100),
 }
