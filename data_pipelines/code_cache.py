@@ -44,12 +44,13 @@ def codes_checksum(tokenizer: DualTokenizer) -> str:
     return digest.hexdigest()
 
 
-def check_codes_belong(
-    manifest: Mapping[str, Any], tokenizer: DualTokenizer, where: str = "these shards"
-) -> None:
-    """Raise UserError if the cached codes of a manifest are another tokenizer's; shards of images pass."""
+def check_codes_belong(manifest: Mapping[str, Any], checksum: str, where: str = "these shards") -> None:
+    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`.
+
+    Shards of images pass.
+    """
     made_by = manifest.get("tokenizer")
-    if made_by is not None and made_by["checksum"] != codes_checksum(tokenizer):
+    if made_by is not None and made_by["checksum"] != checksum:
         raise UserError(
             f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
             "run `dualtoken tokenize` again with this one."

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from dualtoken.data_pipelines.shards import ShardDataset
 from dualtoken.mllm import DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer
 from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe
+from dualtoken.train.objectives import build_objective
 from dualtoken.train.trainer import Stream
 
 from .conftest import Chain, run_training
@@ -118,3 +121,18 @@ def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: 
     with pytest.raises(UserError, match="gone"):
         Stream.open(recipe, None)  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
+
+
+def test_codes_of_another_tokenizer_are_refused(chain: Chain, tmp_path: Path) -> None:
+    other = DualTokenizer.from_pretrained(chain.folder / "tokenizer")
+    with torch.no_grad():
+        next(other.backbone.parameters()).add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    recipe = parse_recipe(
+        [*chain.recipe("mllm", tmp_path / "x"), "--mllm.visual_tokenizer", str(tmp_path / "other")]
+    )
+    objective = build_objective(recipe)
+    manifest = ShardDataset(chain.folder / "codes_t2i").manifest
+    with pytest.raises(UserError, match="t2i were made by another tokenizer"):
+        objective.check_source("t2i", manifest)
+    objective.check_source("chat", ShardDataset(chain.folder / "chat").manifest)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data_pipelines.code_cache import codes_checksum
+from ...data_pipelines.code_cache import check_codes_belong, codes_checksum
 from ...data_pipelines.records import Record
 from ...mllm import DualTokenForConditionalGeneration, build_model, build_processor, drop_prompt, save_model
 from ...tokenizer import DualTokenizer
@@ -56,11 +56,7 @@ class MllmObjective(Objective):
         return dict(self.processor.collate(examples))
 
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
-        if manifest.get("tokenizer", {}).get("checksum", self.codes_checksum) != self.codes_checksum:
-            raise UserError(
-                f"data.sources.{name} holds codes of another tokenizer than {self.config.visual_tokenizer}; "
-                "make them again with dualtoken tokenize"
-            )
+        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}")
 
     def record_length(self, record: Record) -> int:
         characters = sum(len(text) for text in record.texts())
