@@ -20,11 +20,12 @@ from typing import Any
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
+from .evaluate_nano import HELD_OUT as HELD_OUT_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "train" / "recipes"
 RUNS = Path("runs/nano")
-SHIPPED, HELD_OUT_FOLDER = ROOT / "pretrained" / "nano", ROOT / "pretrained" / "nano_heldout"
+SHIPPED = ROOT / "pretrained" / "nano"
 VOCABULARY = 2048
 
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
