@@ -13,6 +13,8 @@ from torch import Tensor, nn
 # The distances of a chunk of vectors to all codes hold at most this many numbers (64 MB in fp32).
 MAX_DISTANCES = 2**24
 SMOOTHING = 1e-5
+_SEEDING_ROUNDS = 16
+_MAX_CATEGORIES = 2**24  # of torch.multinomial
 
 
 def is_distributed() -> bool:
@@ -52,23 +54,46 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
     """Lloyd's k-means: (M, C) fp32 -> centres (num_codes, C).
 
-    Starts from random vectors; a centre that loses all its vectors moves to a random one. The result depends
-    on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
+    Starts from vectors drawn in rounds, each in proportion to their squared distance to the centres so far
+    (k-means||, arXiv 1203.6402); a centre that loses all its vectors is drawn again in the same way. The
+    result depends on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
     """
     vectors = _at_least(vectors, num_codes, generator)
-    start = torch.randperm(len(vectors), generator=generator, device=generator.device)[:num_codes]
-    centres = vectors[start.to(vectors.device)]
+    centres = vectors.mean(dim=0, keepdim=True)
+    for share in torch.arange(num_codes).tensor_split(min(_SEEDING_ROUNDS, num_codes)):
+        distances = (vectors - centres[nearest_codes(vectors, centres)]).square().sum(dim=1)
+        drawn = draw_by_error(vectors, distances, len(share), generator)
+        centres = drawn if share[0] == 0 else torch.cat((centres, drawn))
     for _ in range(iterations):
         centres = lloyd_step(vectors, centres, generator)
     return centres
 
 
 def lloyd_step(vectors: Tensor, centres: Tensor, generator: torch.Generator) -> Tensor:
-    """One assignment and averaging; empty centres are redrawn from the vectors."""
-    counts, sums = count_and_sum(vectors, nearest_codes(vectors, centres), len(centres))
-    draw = torch.randint(len(vectors), (len(centres),), generator=generator, device=generator.device)
+    """One assignment and averaging; empty centres are redrawn where the error is large."""
+    codes = nearest_codes(vectors, centres)
+    counts, sums = count_and_sum(vectors, codes, len(centres))
+    error = (vectors - centres[codes]).square().sum(dim=1)
     means = sums / counts.clamp(min=1).unsqueeze(1)
-    return torch.where((counts > 0).unsqueeze(1), means, vectors[draw.to(vectors.device)])
+    drawn = draw_by_error(vectors, error, len(centres), generator)
+    return torch.where((counts > 0).unsqueeze(1), means, drawn)
+
+
+def draw_by_error(
+    vectors: Tensor, error: Tensor, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """`count` of the vectors (M, C), with repetition, in proportion to their error (M,).
+
+    Drawing all alike would give most codes to what is most common. In pictures that is the empty background,
+    which one code describes.
+    """
+    error = error.clamp(min=1e-12)  # all described exactly: any will do
+    if len(error) > _MAX_CATEGORIES:
+        error = error[:_MAX_CATEGORIES]
+    draw = torch.multinomial(
+        error if generator is None else error.to(generator.device), count, True, generator=generator
+    )
+    return vectors[draw.to(vectors.device)]
 
 
 def count_and_sum(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class QuantizerConfig:
     shared_codebook: one codebook for all depths (the released models) or one for each depth.
     decay: of the exponential moving averages that train the codebook.
     restart_unused_codes: replace codes whose moving count is below `restart_threshold` x the mean count by
-    random current inputs, every `restart_every` updates.
+    current inputs, drawn in proportion to their quantization error, every `restart_every` updates.
     update_each_depth: for a shared codebook, update after every depth, so that deeper levels already see the
     moved vectors (what the released pixel quantizer does); otherwise once after all depths.
     """

@@ -51,6 +51,7 @@ class DualTokenizerOutput(ModelOutput):
     pixel_commitment_loss, semantic_commitment_loss: fp32 scalars.
     semantic_features: (B, N, hidden), the projected semantic codes that replace the hidden states.
     pooled: (B, hidden), the image embedding made from them, not normalised.
+    pixel_latents, semantic_latents: (B, H, W, C), what the quantizers were given.
     hidden_states: only if asked for: patch embeddings, then the output of every layer (at the semantic layer:
     before quantization).
     """
@@ -61,6 +62,8 @@ class DualTokenizerOutput(ModelOutput):
     semantic_commitment_loss: Tensor | None = None
     semantic_features: Tensor | None = None
     pooled: Tensor | None = None
+    pixel_latents: Tensor | None = None
+    semantic_latents: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -119,10 +122,12 @@ class DualTokenizer(PreTrainedModel):
         which saves most of the encoder's time while the pixel branch learns from all of them.
         """
         shallow = self._encode_states(pixel_values, self._shallow_layers)
-        pixel = self._quantize_pixels(shallow)
+        pixel_latents = self.pixel_features(shallow)
+        pixel = self.pixel_quantizer(pixel_latents)
         states = [state[:num_semantic] for state in shallow]
         states += self.backbone.run_layers(states[-1], self._shallow_layers, self.config.semantic_layer)
-        semantic = self._quantize_semantics(states)
+        semantic_latents = self.semantic_features(states)
+        semantic = self.semantic_quantizer(semantic_latents)
         features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
         rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
         pooled = self.backbone.pool(rest[-1] if rest else features)
@@ -133,6 +138,8 @@ class DualTokenizer(PreTrainedModel):
             semantic_commitment_loss=semantic.commitment_loss,
             semantic_features=features,
             pooled=pooled,
+            pixel_latents=pixel_latents,
+            semantic_latents=semantic_latents,
             hidden_states=tuple(states + rest) if return_hidden_states else None,
         )
 

@@ -8,7 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .codebook import EmaCodebooks, count_and_sum, is_distributed, k_means, lloyd_step, nearest_codes
+from .codebook import (
+    EmaCodebooks,
+    count_and_sum,
+    draw_by_error,
+    is_distributed,
+    k_means,
+    lloyd_step,
+    nearest_codes,
+)
 from .configuration import QuantizerConfig
 from .errors import UserError
 
@@ -138,7 +146,7 @@ class ResidualQuantizer(nn.Module):
         if updating and not self.config.update_each_depth:
             self._update(inputs, chosen, 0)
         if updating and self.codebooks.count_update() % self.config.restart_every == 0:
-            self._restart(inputs)
+            self._restart(inputs, residual)
         return torch.stack(partial), torch.stack(chosen, dim=-1)
 
     @torch.no_grad()
@@ -163,13 +171,20 @@ class ResidualQuantizer(nn.Module):
             self.codebooks.update(counts, sums, depths)
 
     @torch.no_grad()
-    def _restart(self, inputs: list[Tensor]) -> None:
-        """Replace unused codes by random inputs (M, C) of their depth, or of any depth if shared."""
+    def _restart(self, inputs: list[Tensor], left_over: Tensor) -> None:
+        """Replace unused codes by inputs (M, C) of their depth, or of any depth if shared.
+
+        They are drawn in proportion to what their depth left of them: the next depth's input, or `left_over`.
+        """
         if not self.config.restart_unused_codes:
             return
-        pools = [torch.cat(inputs)] if self.config.shared_codebook else inputs
-        draws = [torch.randint(len(pool), (self.config.num_codes,), device=pool.device) for pool in pools]
-        candidates = torch.stack([pool[draw] for pool, draw in zip(pools, draws, strict=True)])
+        errors = [rest.square().sum(dim=1) for rest in (*inputs[1:], left_over)]
+        if self.config.shared_codebook:
+            inputs, errors = [torch.cat(inputs)], [torch.cat(errors)]
+        size = self.config.num_codes
+        candidates = torch.stack(
+            [draw_by_error(x, error, size) for x, error in zip(inputs, errors, strict=True)]
+        )
         if is_distributed():
             dist.broadcast(candidates, src=0)
         self.codebooks.restart(candidates, self.config.restart_threshold)

@@ -120,6 +120,8 @@ class ContrastiveConfig:
         patch_weight: weight of the per-patch class loss at ``patch_layer``; records without a scene are
             left out of it.
         patch_layer: encoder layer whose states are classified (the tokenizer's semantic layer).
+        background_weight: weight of a patch without an object in that loss; most patches have none.
+        consistency_weight: weight of drawing together the states of repeated backgrounds at that layer.
         max_text_length: caption length in tokens; captions are padded to it, as SigLIP expects.
     """
 
@@ -129,6 +131,8 @@ class ContrastiveConfig:
     contrastive_weight: float = 1.0
     patch_weight: float = 0.0
     patch_layer: int = -1
+    background_weight: float = 1.0
+    consistency_weight: float = 0.0
     max_text_length: int = 32
 
 
@@ -146,6 +150,8 @@ class TokenizerObjectiveConfig:
         mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences,
             which keeps edges.
         pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
+        pixel_consistency_weight, semantic_consistency_weight: weight of drawing together what each quantizer
+            gets for patches with equal pixels (semantic: for repeated backgrounds only).
         trained: parts of the model that are trained, as beginnings of parameter names; None trains all.
             Codebooks only move when everything is trained.
         semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time
@@ -165,6 +171,8 @@ class TokenizerObjectiveConfig:
     gradient_weight: float = 0.0
     pixel_commitment_weight: float = 5.0
     semantic_commitment_weight: float = 5.0
+    pixel_consistency_weight: float = 0.0
+    semantic_consistency_weight: float = 0.0
     trained: list[str] | None = None
     semantic_fraction: float = 1.0
     unquantized_steps: int | None = 0

@@ -57,6 +57,29 @@ def test_chunked_search_equals_whole_search(monkeypatch):
     assert torch.equal(codebook.nearest_codes(vectors, book), whole)
 
 
+def test_draws_follow_the_error_not_the_frequency():
+    vectors = torch.arange(1000.0).unsqueeze(1)
+    error = torch.zeros(1000)
+    error[[3, 7]] = torch.tensor([1.0, 3.0])
+    drawn = codebook.draw_by_error(vectors, error, 4000, torch.Generator().manual_seed(0)).flatten()
+    assert set(drawn.tolist()) == {3.0, 7.0}
+    assert (drawn == 7.0).float().mean() == pytest.approx(0.75, abs=0.03)
+    assert codebook.draw_by_error(vectors, torch.zeros(1000), 5).shape == (5, 1)
+
+
+def test_a_common_and_nearly_constant_input_takes_few_codes():
+    """95 % of all patches are an empty background; drawn by frequency they would take some 60 of 64 codes."""
+    background = 0.1 * torch.randn(1900, 8) + 3.0
+    z = torch.cat((background, 2.0 * torch.randn(100, 8))).view(1, 40, 50, 8)
+    quantizer = make(num_codes=64, shared_codebook=False, restart_unused_codes=True, restart_every=5)
+    quantizer.initialise_from(z)
+    for _ in range(20):
+        quantizer.train()(z)
+    codes = quantizer.eval()(z).codes.flatten(0, 2)
+    assert len(codes[:1900, 0].unique()) <= 12
+    assert len(codes[1900:, 0].unique()) >= 40
+
+
 def test_ties_go_to_the_lowest_index():
     book = torch.randn(4, 8)[[0, 1, 1, 0]]
     assert codebook.nearest_codes(book, book).tolist() == [0, 1, 1, 0]
@@ -107,7 +130,8 @@ def test_restart_replaces_unused_codes_with_their_statistics(shared):
     torch.testing.assert_close(books.sums[:, 3:], books.vectors[:, 3:] * books.counts[:, 3:].unsqueeze(-1))
     first = books.vectors[0, 3:]
     if not shared:  # depth 0's inputs are the vectors themselves
-        assert torch.cdist(first, z.flatten(0, 2)).min(dim=1).values.max() < 1e-3
+        distances = torch.cdist(first, z.flatten(0, 2), compute_mode="donot_use_mm_for_euclid_dist")
+        assert distances.min(dim=1).values.max() < 1e-3
 
 
 @both

@@ -20,6 +20,7 @@ from ...data_pipelines.records import Record
 from ...data_pipelines.scenes import NUM_PATCH_CLASSES, Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
 from ..config import ContrastiveConfig
+from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
 from .base import Batch, LossTerm, Objective, cast
 
 _IGNORED = -100
@@ -85,8 +86,17 @@ class ContrastiveObjective(Objective):
     def target_counts(self, batch: Batch) -> dict[str, float]:
         counts = {"contrastive": float(len(batch["input_ids"]))}
         if self.patch_head is not None:
-            counts["patch"] = float((batch["patches"] != _IGNORED).sum())
+            weights = self._patch_weights()[batch["patches"].clamp(min=0)]
+            counts["patch"] = float(weights[batch["patches"] != _IGNORED].sum())
+        if self.config.consistency_weight:
+            counts["consistency"] = float(len(batch["input_ids"]))
         return counts
+
+    def _patch_weights(self) -> torch.Tensor:
+        """Weight of each patch class, (NUM_PATCH_CLASSES,); class 0 is the background."""
+        weights = torch.ones(NUM_PATCH_CLASSES)
+        weights[0] = self.config.background_weight
+        return weights
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         pixel_values, input_ids, patches = (batch[key] for key in ("pixel_values", "input_ids", "patches"))
@@ -98,12 +108,20 @@ class ContrastiveObjective(Objective):
             image_features, text_features, self.model.logit_scale.exp(), self.model.logit_bias
         )
         terms = {"contrastive": LossTerm(loss * len(input_ids), self.config.contrastive_weight)}
+        states = vision.hidden_states[self.config.patch_layer]
         if self.patch_head is not None:
-            logits = self.patch_head(vision.hidden_states[self.config.patch_layer])
             total = nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), patches.flatten(), ignore_index=_IGNORED, reduction="sum"
+                self.patch_head(states).flatten(0, 1).float(),
+                patches.flatten(),
+                weight=self._patch_weights().to(states.device),
+                ignore_index=_IGNORED,
+                reduction="sum",
             )
             terms["patch"] = LossTerm(total, self.config.patch_weight)
+        if self.config.consistency_weight:
+            groups = content_groups(pixel_values, self.grid, BACKGROUND_SHARE)
+            consistency = consistency_loss(states, groups) * len(input_ids)
+            terms["consistency"] = LossTerm(consistency, self.config.consistency_weight)
         return terms
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:

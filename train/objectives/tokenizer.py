@@ -18,10 +18,11 @@ from ...data_pipelines.records import Record
 from ...tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
 from ...tokenizer.errors import UserError
 from ..config import TokenizerObjectiveConfig
+from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
 from ..reconstruction import distillation_loss, gradient_loss
 from .base import Batch, LossTerm, Objective, Upcoming, cast
 
-SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment")
+SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment", "semantic_consistency")
 
 
 class TokenizerObjective(Objective):
@@ -83,6 +84,8 @@ class TokenizerObjective(Objective):
             "gradient": config.gradient_weight,
             "pixel_commitment": config.pixel_commitment_weight,
             "semantic_commitment": config.semantic_commitment_weight,
+            "pixel_consistency": config.pixel_consistency_weight,
+            "semantic_consistency": config.semantic_consistency_weight,
         }
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -106,7 +109,22 @@ class TokenizerObjective(Objective):
             "pixel_commitment": output.pixel_commitment_loss * images,
             "semantic_commitment": output.semantic_commitment_loss * deep,
         }
+        if self.config.pixel_consistency_weight:
+            totals["pixel_consistency"] = self._consistency(output.pixel_latents, pixel_values, 0.0)
+        if self.config.semantic_consistency_weight:
+            totals["semantic_consistency"] = self._consistency(
+                output.semantic_latents, pixel_values[:deep], BACKGROUND_SHARE
+            )
         return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
+
+    def _consistency(
+        self, latents: torch.Tensor, pixel_values: torch.Tensor, minimum_share: float
+    ) -> torch.Tensor:
+        """Sum over images. Inside an object equal pixels may belong to different shapes, so that the
+        semantic branch takes backgrounds only.
+        """
+        groups = content_groups(pixel_values, self.model.config.grid_size[0], minimum_share)
+        return consistency_loss(latents.flatten(1, 2), groups) * len(pixel_values)
 
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
         """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next
