@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .configuration import DecoderConfig
 
 
@@ -53,7 +54,7 @@ class SpatialAttention(nn.Module):
             layer(normed).flatten(2).transpose(1, 2).unsqueeze(1)
             for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return x + self.out(mixed.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
+
 
 class PoolingAttention(nn.Module):
     """Self-attention from `in_dim` to `out_dim` channels.
@@ -33,7 +35,7 @@ class PoolingAttention(nn.Module):
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        heads = attend(query, key, value, self.causal)
         mixed = heads.mean(dim=1) if self.narrowing else heads.transpose(1, 2).flatten(2)
         return self.proj(mixed)
 

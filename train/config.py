@@ -84,6 +84,8 @@ class RunConfig:
         precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed),
             "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
             fp32 in all of them).
+        attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
+            fast, because the backward pass of torch's fused kernel is slow there.
         zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
@@ -98,6 +100,7 @@ class RunConfig:
     steps: int
     gradient_accumulation_steps: int = 1
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     zero_stage: int = 0
     threads: int = 0
     log_every: int = 10

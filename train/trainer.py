@@ -46,6 +46,7 @@ def train(recipe: Recipe) -> Path | None:
     folder = Path(recipe.output)
     stream = Stream.open(recipe, world)
     objective = build_objective(recipe)
+    objective.set_attention(recipe.run.attention)
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
     if recipe.init_from:

@@ -114,6 +114,20 @@ def test_exports_load_by_their_public_calls(chain: Chain, tmp_path: Path) -> Non
     assert tokenizer.config.grid_size == model.visual_tokenizer.config.grid_size
 
 
+@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
+def test_attention_implementations_agree(name: str, chain: Chain, tmp_path: Path) -> None:
+    first = {}
+    for attention in ("sdpa", "eager"):
+        objective = build_objective(parse_recipe(chain.recipe(name, tmp_path / attention)))
+        objective.set_attention(attention)
+        layers = [module for module in objective.modules() if type(module).__name__.endswith("Attention")]
+        used = {module.config._attn_implementation for module in layers if hasattr(module, "config")}
+        assert used == {attention}
+        run_training([*chain.recipe(name, tmp_path / attention), "--run.attention", attention])
+        first[attention] = losses(tmp_path / attention)[:1]
+    assert_same_losses(first["sdpa"], first["eager"], 1e-4)
+
+
 def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: Path) -> None:
     recipe = parse_recipe(
         [*chain.recipe("mllm", tmp_path / "x"), "--data.sources.chat.path", str(tmp_path / "gone")]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ...data_pipelines.records import Record
 
@@ -65,6 +66,12 @@ class Objective(nn.Module, ABC):
     def initialise_from(self, folder: str) -> None:
         """Start from the weights of an exported folder."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
+
+    def set_attention(self, implementation: str) -> None:
+        """Have every transformers model in this objective attend by this implementation."""
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                module.set_attn_implementation(implementation)
 
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Raise UserError for a source of data that this objective must not be trained on."""

@@ -15,7 +15,12 @@ import torch
 from transformers import AutoTokenizer, SiglipModel
 
 from ...data_pipelines.records import Record
-from ...tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from ...tokenizer import (
+    DualTokenizer,
+    DualTokenizerConfig,
+    DualTokenizerImageProcessor,
+    DualTokenizerOutput,
+)
 from ...tokenizer.errors import UserError
 from ..config import TokenizerObjectiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
@@ -93,22 +98,18 @@ class TokenizerObjective(Objective):
         pixel_values = batch["pixel_values"]
         images = len(pixel_values)
         deep = self._num_semantic(images)
-        with torch.no_grad():
-            encoder = self._teacher[0].to(pixel_values.device)
-            teacher = encoder(pixel_values=pixel_values[:deep], output_hidden_states=True)
         output = self.model(pixel_values, num_semantic=deep)
         reconstruction = output.reconstruction.float()
         error = reconstruction - pixel_values
-        target = teacher.hidden_states[self.model.config.semantic_layer].float()
         totals = {
-            "semantic": distillation_loss(output.semantic_features.float(), target).sum(),
-            "pooled": distillation_loss(output.pooled.float(), teacher.pooler_output.float()).sum(),
             "mse": error.pow(2).flatten(1).mean(1).sum(),
             "l1": error.abs().flatten(1).mean(1).sum(),
             "gradient": gradient_loss(reconstruction, pixel_values).sum(),
             "pixel_commitment": output.pixel_commitment_loss * images,
             "semantic_commitment": output.semantic_commitment_loss * deep,
         }
+        if self.config.semantic_weight or self.config.pooled_weight:
+            totals |= self._distillation(output, pixel_values[:deep])
         if self.config.pixel_consistency_weight:
             totals["pixel_consistency"] = self._consistency(output.pixel_latents, pixel_values, 0.0)
         if self.config.semantic_consistency_weight:
@@ -116,6 +117,19 @@ class TokenizerObjective(Objective):
                 output.semantic_latents, pixel_values[:deep], BACKGROUND_SHARE
             )
         return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
+
+    def _distillation(
+        self, output: DualTokenizerOutput, pixel_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """How far the semantic branch is from the teacher on its images, summed over them."""
+        with torch.no_grad():
+            encoder = self._teacher[0].to(pixel_values.device)
+            teacher = encoder(pixel_values=pixel_values, output_hidden_states=True)
+        target = teacher.hidden_states[self.model.config.semantic_layer].float()
+        return {
+            "semantic": distillation_loss(output.semantic_features.float(), target).sum(),
+            "pooled": distillation_loss(output.pooled.float(), teacher.pooler_output.float()).sum(),
+        }
 
     def _consistency(
         self, latents: torch.Tensor, pixel_values: torch.Tensor, minimum_share: float
@@ -148,7 +162,10 @@ class TokenizerObjective(Objective):
     def extra_metrics(self) -> dict[str, float]:
         metrics = {}
         for name in ("pixel", "semantic"):
-            health = getattr(self.model, f"{name}_quantizer").read_usage()
+            quantizer = getattr(self.model, f"{name}_quantizer")
+            if not (quantizer.enabled and quantizer.trainable):
+                continue
+            health = quantizer.read_usage()
             for depth, (usage, perplexity) in enumerate(
                 zip(health.usage, health.perplexity, strict=True), start=1
             ):
