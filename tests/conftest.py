@@ -3,6 +3,8 @@
 import os
 import random
 import sys
+from collections.abc import Callable
+from typing import Any
 
 # Read when torch and the hub client are imported, so they are set before any test module is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,3 +23,37 @@ def fixed_seeds() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable[..., Any]:
+    """tiny_tokenizer(seed, patch_size, **settings): an untrained `DualTokenizer` for images of 16 x 16."""
+
+    def build(seed: int = 0, patch_size: int = 4, **settings: Any) -> Any:
+        import torch
+
+        from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+
+        size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+        quantizer = {"num_codes": 24, "code_dim": 16, "depth": 3, "shared_codebook": False}
+        grid, doublings = 16 // patch_size, patch_size.bit_length() - 1
+        defaults = {
+            "vision_config": {**size, "num_hidden_layers": 3, "image_size": 16, "patch_size": patch_size},
+            "text_config": {**size, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
+            "pixel_layer": 1,
+            "semantic_layer": 2,
+            "shortcut_layer": None,
+            "pixel_quantizer": quantizer,
+            "semantic_quantizer": quantizer,
+            "decoder": {
+                "latent_size": grid,
+                "in_channels": 32,
+                "ch": 32,
+                "ch_mult": [1] * (doublings + 1),
+                "attn_resolutions": [grid],
+            },
+        }
+        torch.manual_seed(seed)
+        return DualTokenizer(DualTokenizerConfig(**(defaults | settings))).eval()
+
+    return build

@@ -9,34 +9,14 @@ from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, im
 from dualtoken.data_pipelines.scenes import random_scene, render
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
 from dualtoken.scripts import cli
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor
 from dualtoken.tokenizer.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> DualTokenizer:
+def tokenizer(tiny_tokenizer) -> DualTokenizer:
     """4 × 4 positions, 3 codes of 24 per branch."""
-    quantizer = {"num_codes": 24, "code_dim": 16, "depth": 3, "shared_codebook": False}
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    return DualTokenizer(
-        DualTokenizerConfig(
-            vision_config={**size, "num_hidden_layers": 3, "image_size": 16, "patch_size": 4},
-            text_config={**size, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
-            pixel_layer=1,
-            semantic_layer=2,
-            shortcut_layer=None,
-            pixel_quantizer=quantizer,
-            semantic_quantizer=quantizer,
-            decoder={
-                "latent_size": 4,
-                "in_channels": 32,
-                "ch": 32,
-                "ch_mult": [1, 1, 2],
-                "attn_resolutions": [4],
-            },
-        )
-    ).eval()
+    return tiny_tokenizer()
 
 
 def picture(seed: int):

@@ -18,7 +18,7 @@ from dualtoken.mllm import (
     save_model,
     train_text_tokenizer,
 )
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.tokenizer import DualTokenizer
 
 ModelFactory = Callable[..., DualTokenForConditionalGeneration]
 WORDS = "a red green blue circle square above below left of the how many colour what is it Two. no yes"
@@ -39,27 +39,12 @@ def text_tokenizer(text_folder: Path):
 
 
 @pytest.fixture(scope="session")
-def visual_tokenizer() -> DualTokenizer:
-    size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    torch.manual_seed(1)
-    return DualTokenizer(
-        DualTokenizerConfig(
-            vision_config={**size, "num_hidden_layers": 3, "image_size": 16, "patch_size": 4},
-            text_config={**size, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
-            pixel_layer=1,
-            semantic_layer=2,
-            shortcut_layer=None,
-            pixel_quantizer={"num_codes": 24, "code_dim": 8, "depth": 3, "shared_codebook": False},
-            semantic_quantizer={"num_codes": 16, "code_dim": 8, "depth": 3, "shared_codebook": True},
-            decoder={
-                "latent_size": 4,
-                "in_channels": 32,
-                "ch": 32,
-                "ch_mult": [1, 1, 1],
-                "attn_resolutions": [],
-            },
-        )
-    ).eval()
+def visual_tokenizer(tiny_tokenizer: Callable[..., DualTokenizer]) -> DualTokenizer:
+    return tiny_tokenizer(
+        seed=1,
+        pixel_quantizer={"num_codes": 24, "code_dim": 8, "depth": 3, "shared_codebook": False},
+        semantic_quantizer={"num_codes": 16, "code_dim": 8, "depth": 3, "shared_codebook": True},
+    )
 
 
 @pytest.fixture

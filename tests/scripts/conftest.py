@@ -1,43 +1,21 @@
 """A model folder that is tiny and untrained, for the commands that load one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SIZE = 16  # side of the images the model sees, in pixels
-
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[..., Any]) -> Path:
     """A saved unified model: 2 x 2 positions, 2 codes of 24 in each branch, a Llama of two layers."""
-    import torch
-
     from dualtoken.mllm import build_model, build_processor, save_model, train_text_tokenizer
-    from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
 
-    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("tiny")
     size = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     quantizer = {"num_codes": 24, "code_dim": 16, "depth": 2}
-    visual_tokenizer = DualTokenizer(
-        DualTokenizerConfig(
-            vision_config={**size, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 8},
-            text_config={**size, "num_hidden_layers": 1, "vocab_size": 40, "max_position_embeddings": 8},
-            pixel_layer=1,
-            semantic_layer=2,
-            shortcut_layer=None,
-            pixel_quantizer=quantizer,
-            semantic_quantizer=quantizer,
-            decoder={
-                "latent_size": 2,
-                "in_channels": 32,
-                "ch": 32,
-                "ch_mult": [1, 1, 1, 1],
-                "num_res_blocks": 1,
-                "attn_resolutions": [2],
-            },
-        )
-    ).eval()
+    visual_tokenizer = tiny_tokenizer(patch_size=8, pixel_quantizer=quantizer, semantic_quantizer=quantizer)
     texts = ["a red circle", "What colour is the circle?", "How many objects are there?", "two blue stars"]
     text_tokenizer = train_text_tokenizer(texts, 300, root / "text")
     model = build_model(
