@@ -37,6 +37,7 @@ EXTRAS = {
         "open_clip_torch>=3.0",
         "peft>=0.17",
         "datasets>=4",
+        "lpips>=0.1.4",
     ],
     "eval": [
         "torchmetrics>=1.5",
@@ -104,7 +105,7 @@ if __name__ == "__main__":
         package_data={
             "dualtoken": ["pretrained/**/*"],
             "dualtoken.scripts": ["nano_card.md"],
-            "dualtoken.train": ["recipes/*.yaml", "zero/*.json"],
+            "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml", "zero/*.json"],
         },
         install_requires=CORE,
         extras_require=EXTRAS,

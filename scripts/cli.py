@@ -38,6 +38,8 @@ COMMANDS = {
     "prepare": Command("prepare", "turn data sets into shards of conversations"),
     "tokenize": Command("tokenize", "replace the images of shards by their codes"),
     "train": Command("train", "train a tokenizer or a model from a recipe"),
+    "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
+    "convert": Command("convert", "make a folder of the released research checkpoints"),
 }
 
 # The extra that brings an optional package, by the name it is imported under.
@@ -47,6 +49,7 @@ EXTRA_OF = {
     "deepspeed": "train",
     "flash_attn": "gpu",
     "liger_kernel": "gpu",
+    "lpips": "train",
     "matplotlib": "eval",
     "open_clip": "train",
     "peft": "train",

@@ -8,7 +8,7 @@ from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .errors import UserError
 from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
 from .processing import DualTokenizerImageProcessor, load_image
-from .residual_vq import CodebookUsage, QuantizerOutput, ResidualQuantizer
+from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
 
 # exist_ok: a test runner may import the package a second time under another name.
 AutoConfig.register(DualTokenizerConfig.model_type, DualTokenizerConfig, exist_ok=True)
@@ -16,7 +16,7 @@ AutoModel.register(DualTokenizerConfig, DualTokenizer, exist_ok=True)
 AutoImageProcessor.register(DualTokenizerConfig, DualTokenizerImageProcessor, exist_ok=True)
 
 __all__ = [
-    "CodebookUsage",
+    "CodebookHealth",
     "DecoderConfig",
     "DualTokenizer",
     "DualTokenizerConfig",

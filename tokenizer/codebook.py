@@ -168,11 +168,12 @@ class EmaCodebooks(nn.Module):
         self.vectors[books] = ema_sums / smoothed.unsqueeze(-1)
 
     @torch.no_grad()
-    def restart(self, candidates: Tensor, threshold: float) -> None:
+    def restart(self, candidates: Tensor, threshold: float) -> Tensor:
         """Replace codes whose moving count is below threshold x mean by candidates (K, N, C).
 
         The candidates are the same on all processes. Counts and sums start anew with them, at twice the
         threshold: a restarted code that stays unused may be replaced again after ln 2 / (1 - decay) updates.
+        Returns the number of replaced codes per book, (K,) int64.
         """
         limit = threshold * self.counts.mean(dim=1, keepdim=True)
         unused = self.counts < limit
@@ -180,6 +181,7 @@ class EmaCodebooks(nn.Module):
         chosen = unused.unsqueeze(-1)
         self.vectors.copy_(torch.where(chosen, candidates, self.vectors))
         self.sums.copy_(torch.where(chosen, candidates * self.counts.unsqueeze(-1), self.sums))
+        return unused.sum(dim=1)
 
     def count_update(self) -> int:
         """Add one to the number of updates and return it."""

@@ -252,7 +252,7 @@ class DualTokenizer(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, ResidualQuantizer):
-            init.zeros_(module.usage_counts)
+            module.reset_health()
 
     @classmethod
     def from_backbone(
@@ -274,13 +274,16 @@ class DualTokenizer(PreTrainedModel):
         checkpoint: str | os.PathLike[str],
         config: str | os.PathLike[str],
         backbone_config: str | os.PathLike[str] | SiglipConfig | None = None,
+        causal: bool = True,
     ) -> DualTokenizer:
         """Load a released research checkpoint (`.pt` or `.safetensors`) with its `config.json`.
 
         backbone_config: folder, file or hub id of the SigLIP configuration; default: what the config names,
-        looked for beside the config file and then on the hub. UserError names missing or left-over weights.
+        looked for beside the config file and then on the hub. causal: whether the projections behind the
+        quantizers were trained causally, as those of the released models were; nothing in the files tells.
+        UserError names missing or left-over weights.
         """
-        official = read_official(Path(checkpoint), Path(config), backbone_config)
+        official = read_official(Path(checkpoint), Path(config), backbone_config, causal)
         model = cls(official.config)
         what = f"weights in {str(checkpoint)!r} do not match the configuration"
         load_exactly(model, official.state_dict, what)

@@ -50,6 +50,8 @@ ATTENTION_RENAMES = {"q": "query", "k": "key", "v": "value", "proj_out": "out"}
 BOOK_PATTERN = re.compile(
     r"^(pixel|semantic)_quantizer\.codebooks\.(\d+)\.(weight|cluster_size_ema|embed_ema)$"
 )
+# "rq" moves its shared codebook after each depth, "rq_ema" once at the end.
+BOTTLENECKS = ("rq", "rq_ema")
 BOOK_BUFFERS = {"weight": "vectors", "cluster_size_ema": "counts", "embed_ema": "sums"}
 
 
@@ -62,25 +64,33 @@ class OfficialCheckpoint:
 
 
 def read_official(
-    checkpoint: Path, config_file: Path, backbone_config: str | os.PathLike[str] | SiglipConfig | None = None
+    checkpoint: Path,
+    config_file: Path,
+    backbone_config: str | os.PathLike[str] | SiglipConfig | None = None,
+    causal: bool = True,
 ) -> OfficialCheckpoint:
     """Read a released checkpoint (`.pt` or `.safetensors`, never unpickling code) and its config.json."""
-    config = read_official_config(config_file, backbone_config)
+    config = read_official_config(config_file, backbone_config, causal)
     state = convert_state_dict(_load_tensors(checkpoint), config)
     return OfficialCheckpoint(config, state)
 
 
 def read_official_config(
-    config_file: Path, backbone_config: str | os.PathLike[str] | SiglipConfig | None = None
+    config_file: Path,
+    backbone_config: str | os.PathLike[str] | SiglipConfig | None = None,
+    causal: bool = True,
 ) -> DualTokenizerConfig:
-    """Translate a released config.json."""
+    """Translate a released config.json. `causal`: see `DualTokenizerConfig.causal_post_projection`."""
     released = _read_json(config_file)
     released = released.get("rqvaesiglip", released)
+    _refuse_older_variants(released, config_file)
     try:
-        decoder, latent = released["ddconfig"], released["decoder_latent_shape"]
+        decoder = released["ddconfig"]
         if backbone_config is None:
             backbone_config = _find_backbone(released["pretrained_model"], config_file)
-        siglip = _siglip_config(backbone_config)
+        siglip: Any = _siglip_config(backbone_config)
+        grid = siglip.vision_config.image_size // siglip.vision_config.patch_size
+        latent = released.get("decoder_latent_shape") or (grid, grid)  # null: as many as there are patches
         return DualTokenizerConfig(
             vision_config=siglip.vision_config,
             text_config=siglip.text_config,
@@ -99,7 +109,7 @@ def read_official_config(
                 "attn_resolutions": decoder["attn_resolutions"],
                 "out_channels": decoder["out_ch"],
             },
-            causal_post_projection=True,  # nothing in the files records it
+            causal_post_projection=causal,
         )
     except KeyError as error:
         raise UserError(
@@ -145,12 +155,41 @@ def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerCon
     """The released per-depth tensors as one (K, N, ...) tensor."""
     branch = name.split("_", 1)[0]
     settings = getattr(config, f"{branch}_quantizer")
-    ordered = [tensors[index][: settings["num_codes"]].float() for index in sorted(tensors)]
+    rows = settings["num_codes"]
+    for tensor in tensors.values():
+        if len(tensor) not in (rows, rows + 1):  # the released vectors have one row of padding
+            raise UserError(
+                f"{name} has {len(tensor)} rows in the checkpoint, but the configuration says n_embed "
+                f"{rows}; take the config.json that was released with it"
+            )
+    ordered = [tensors[index][:rows].float() for index in sorted(tensors)]
     if not settings["shared_codebook"]:
         return torch.stack(ordered)
     if any(not torch.equal(other, ordered[0]) for other in ordered[1:]):
         raise UserError(f"the configuration says depths share a codebook, but {name} differs between them")
     return ordered[0].unsqueeze(0).clone()
+
+
+def _refuse_older_variants(released: Mapping[str, Any], config_file: Path) -> None:
+    """UserError, with the reason, for relatives of the released tokenizers that share their file layout."""
+    branches = [name for name in ("vq_pix", "vq_pixel", "vq_sem", "vq_semantic") if name in released]
+    if not branches and "n_embed" in released:
+        raise UserError(
+            f"{str(config_file)!r} describes a tokenizer with one codebook for pixels and meaning (VILA-U's "
+            "layout); a dual tokenizer has vq_pix and vq_sem"
+        )
+    if len(branches) == 1:
+        raise UserError(
+            f"{str(config_file)!r} has only {branches[0]}: a version with one branch, which cannot become a "
+            "dual tokenizer"
+        )
+    for name in branches:
+        kind = released[name].get("bottleneck_type")
+        if kind not in BOTTLENECKS:
+            raise UserError(
+                f"{str(config_file)!r}: {name} is a {kind!r} bottleneck; only residual quantizers can be "
+                f"read ({' or '.join(BOTTLENECKS)})"
+            )
 
 
 def _quantizer(released: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +200,6 @@ def _quantizer(released: Mapping[str, Any]) -> dict[str, Any]:
         "shared_codebook": released["shared_codebook"],
         "decay": released["decay"],
         "restart_unused_codes": released["restart_unused_codes"],
-        # "rq" moves its shared codebook after each depth, "rq_ema" once at the end.
         "update_each_depth": released["bottleneck_type"] == "rq",
     }
 
@@ -172,6 +210,12 @@ def _any_of(settings: Mapping[str, Any], *names: str) -> Any:
         if name in settings:
             return settings[name]
     raise KeyError(" or ".join(names))
+
+
+def find_backbone(config_file: Path) -> str:
+    """Where the SigLIP of a released config.json is; see `_find_backbone`."""
+    released = _read_json(config_file)
+    return _find_backbone(released.get("rqvaesiglip", released)["pretrained_model"], config_file)
 
 
 def _find_backbone(named: str, config_file: Path) -> str:

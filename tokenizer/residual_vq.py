@@ -31,11 +31,22 @@ class QuantizerOutput:
 
 
 @dataclass
-class CodebookUsage:
-    """Per depth: share of codes used at least once, and perplexity exp(entropy) of the codes; both (D,)."""
+class CodebookHealth:
+    """What training did with the codes since the last reading.
 
+    num_vectors: inputs counted (over all processes). usage: share of codes used at least once; perplexity:
+    exp(entropy) of the codes; error: squared distance left after this depth over the inputs' variance (of
+    this process); all (D,). restarts: codes replaced, per codebook (one if depths share it).
+    """
+
+    num_vectors: int
     usage: Tensor
     perplexity: Tensor
+    error: Tensor
+    restarts: Tensor
+
+
+HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num_local_vectors")
 
 
 class ResidualQuantizer(nn.Module):
@@ -51,6 +62,10 @@ class ResidualQuantizer(nn.Module):
     """
 
     usage_counts: Tensor
+    restart_counts: Tensor
+    squares: Tensor
+    input_sum: Tensor
+    num_local_vectors: Tensor
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
@@ -60,7 +75,13 @@ class ResidualQuantizer(nn.Module):
         books = 1 if config.shared_codebook else config.depth
         self.codebooks = EmaCodebooks(books, config.num_codes, config.code_dim, config.decay)
         usage = torch.zeros(config.depth, config.num_codes, dtype=torch.int64)
+        # Of training steps since the last reading: uses of every code, restarts per codebook, sum of the
+        # inputs and sums of |input|² and of |rest|² after every depth.
         self.register_buffer("usage_counts", usage, persistent=False)
+        self.register_buffer("restart_counts", torch.zeros(books, dtype=torch.int64), persistent=False)
+        self.register_buffer("squares", torch.zeros(config.depth + 1, dtype=torch.float64), persistent=False)
+        self.register_buffer("num_local_vectors", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """(B, H, W, C) -> QuantizerOutput; the commitment loss is the mean over depths of |z - sg(sum so
@@ -93,15 +114,28 @@ class ResidualQuantizer(nn.Module):
         return self.codebooks.vectors.detach().clone()
 
     @torch.no_grad()
-    def read_usage(self, reset: bool = True) -> CodebookUsage:
-        """Usage and perplexity per depth of the codes chosen in training since the last reset."""
+    def read_health(self, reset: bool = True) -> CodebookHealth:
+        """How the codebooks fared in training since the last reset."""
         counts = self.usage_counts.double()
-        share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1.0)
-        entropy = -torch.xlogy(share, share).sum(dim=1)
-        usage = CodebookUsage((counts > 0).float().mean(dim=1), entropy.exp().float())
+        total = counts.sum(dim=1, keepdim=True).clamp(min=1.0)
+        entropy = -torch.xlogy(counts / total, counts / total).sum(dim=1)
+        seen = self.num_local_vectors.clamp(min=1)
+        variance = self.squares[0] / seen - (self.input_sum / seen).square().sum()
+        health = CodebookHealth(
+            num_vectors=int(counts[0].sum()),
+            usage=(counts > 0).float().mean(dim=1),
+            perplexity=entropy.exp().float(),
+            error=(self.squares[1:] / seen / variance.clamp(min=1e-12)).float(),
+            restarts=self.restart_counts.clone(),
+        )
         if reset:
-            self.usage_counts.zero_()
-        return usage
+            self.reset_health()
+        return health
+
+    def reset_health(self) -> None:
+        """Forget what was counted for `read_health`."""
+        for name in HEALTH_BUFFERS:
+            getattr(self, name).zero_()
 
     @torch.no_grad()
     def initialise_from(self, vectors: Tensor, seed: int = 0, iterations: int = 20) -> None:
@@ -143,11 +177,20 @@ class ResidualQuantizer(nn.Module):
             residual = residual - step
             total = total + step
             partial.append(total)
-        if updating and not self.config.update_each_depth:
-            self._update(inputs, chosen, 0)
+        if updating:
+            self._count([*inputs, residual])
+            if not self.config.update_each_depth:
+                self._update(inputs, chosen, 0)
         if updating and self.codebooks.count_update() % self.config.restart_every == 0:
             self._restart(inputs, residual)
         return torch.stack(partial), torch.stack(chosen, dim=-1)
+
+    @torch.no_grad()
+    def _count(self, residuals: list[Tensor]) -> None:
+        """Add the inputs and what every depth left of them, (M, C) each, to the statistics of health."""
+        self.num_local_vectors += len(residuals[0])
+        self.input_sum += residuals[0].sum(dim=0)
+        self.squares += torch.stack([residual.square().sum() for residual in residuals])
 
     @torch.no_grad()
     def _update(self, inputs: list[Tensor], chosen: list[Tensor], first_depth: int) -> None:
@@ -187,7 +230,7 @@ class ResidualQuantizer(nn.Module):
         )
         if is_distributed():
             dist.broadcast(candidates, src=0)
-        self.codebooks.restart(candidates, self.config.restart_threshold)
+        self.restart_counts += self.codebooks.restart(candidates, self.config.restart_threshold)
 
     def _k_means_separate(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
         """(M, C) -> (D, N, C): each depth's book from what the depths before left over."""

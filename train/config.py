@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from ..tokenizer.errors import UserError
+from .discriminator import AdversarialConfig
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class RunConfig:
             fp32 in all of them).
         attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
             fast, because the backward pass of torch's fused kernel is slow there.
+        gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
+            memory. Quantizers are never recomputed.
         zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
@@ -101,6 +104,7 @@ class RunConfig:
     gradient_accumulation_steps: int = 1
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
     zero_stage: int = 0
     threads: int = 0
     log_every: int = 10
@@ -155,8 +159,13 @@ class TokenizerObjectiveConfig:
         pixel_commitment_weight, semantic_commitment_weight: commitment of each quantizer.
         pixel_consistency_weight, semantic_consistency_weight: weight of drawing together what each quantizer
             gets for patches with equal pixels (semantic: for repeated backgrounds only).
-        trained: parts of the model that are trained, as beginnings of parameter names; None trains all.
-            Codebooks only move when everything is trained.
+        perceptual_weight: weight of LPIPS (released: 1).
+        perceptual_weights: file with the weights of LPIPS and its VGG-16; None fetches them.
+        adversarial: PatchGAN discriminator and its settings; None trains without.
+        trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
+            (backbone.vision_model.encoder.layers.[6-9].*); None trains all.
+            A codebook moves where its own name (pixel_quantizer) or that of the projection before it
+            (pixel_projection) is among them.
         semantic_fraction: share of every batch that goes through the semantic branch. Below 1 it saves time
             where the backbone starts from its teacher, so that the deep branch has little to learn and the
             shallow one a lot.
@@ -176,6 +185,9 @@ class TokenizerObjectiveConfig:
     semantic_commitment_weight: float = 5.0
     pixel_consistency_weight: float = 0.0
     semantic_consistency_weight: float = 0.0
+    perceptual_weight: float = 0.0
+    perceptual_weights: str | None = None
+    adversarial: AdversarialConfig | None = None
     trained: list[str] | None = None
     semantic_fraction: float = 1.0
     unquantized_steps: int | None = 0

@@ -26,6 +26,7 @@ class Monitor:
         self.active = world.is_main
         self.samples_per_step = samples_per_step
         self._last = (start, time.perf_counter())
+        self._alarms: set[str] = set()
         if not self.active:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +48,7 @@ class Monitor:
         if self.active:
             self.bar.update()
 
-    def log(self, step: int, losses: dict[str, float], others: dict[str, float]) -> None:
+    def log(self, step: int, losses: dict[str, float], others: dict[str, float], summary: str = "") -> None:
         """Write the metrics of optimizer step ``step`` (the number of steps done)."""
         if not self.active:
             return
@@ -62,7 +63,13 @@ class Monitor:
         for key, value in values.items():
             self.board.add_scalar(key, value, step)
         shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self.bar.set_postfix_str(f"{shown} {rate:.0f} samples/s")
+        self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
+
+    def warn(self, step: int, alarms: dict[str, str]) -> None:
+        """Print alarms that were not there at the last log line."""
+        for key in alarms.keys() - self._alarms:
+            self.message(f"step {step}: warning: {alarms[key]}")
+        self._alarms = set(alarms)
 
     def message(self, text: str) -> None:
         if self.active:

@@ -47,13 +47,15 @@ def train(recipe: Recipe) -> Path | None:
     stream = Stream.open(recipe, world)
     objective = build_objective(recipe)
     objective.set_attention(recipe.run.attention)
+    if recipe.run.gradient_checkpointing:
+        objective.enable_gradient_checkpointing()
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     engine = _initialise_engine(recipe, world, objective)
     checkpoints = Checkpoints(folder / "checkpoints", world, recipe.run.keep_checkpoints)
-    start = checkpoints.load_newest(engine)
+    start = checkpoints.load_newest(engine, objective.load_extra_state)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
@@ -92,13 +94,16 @@ def _run_steps(
             engine.backward(_loss(terms, counts, world.size * accumulation))
             engine.step()
             meter.add(terms)
+        objective.after_step(step)
         meter.add_counts(counts)
         monitor.advance()
         done = step + 1
         if done % run.log_every == 0 or done == stop:
-            monitor.log(done, meter.read(), {**_engine_metrics(engine), **objective.extra_metrics()})
+            metrics = {**_engine_metrics(engine), **objective.extra_metrics()}
+            monitor.log(done, meter.read(), metrics, objective.summary())
+            monitor.warn(done, objective.alarms())
         if done == stop or (run.save_every and done % run.save_every == 0):
-            checkpoints.save(engine, done)
+            checkpoints.save(engine, done, objective.extra_state())
     monitor.close()
     return max(start, stop)
 

@@ -11,12 +11,12 @@ from dualtoken.tokenizer.attention import attend
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_training_and_inference_agree_with_torch(causal: bool) -> None:
-    inputs = [torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3)]
-    reference = F.scaled_dot_product_attention(*inputs, is_causal=causal)
-    trained = attend(*inputs, causal=causal)
+    query, key, value = inputs = [torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3)]
+    reference = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    trained = attend(query, key, value, causal)
     torch.testing.assert_close(trained, reference)
     with torch.no_grad():
-        torch.testing.assert_close(attend(*inputs, causal=causal), reference)
+        torch.testing.assert_close(attend(query, key, value, causal), reference)
     direction = torch.randn_like(reference)
     expected = torch.autograd.grad(reference, inputs, direction)
     for gradient, wanted in zip(torch.autograd.grad(trained, inputs, direction), expected, strict=True):

@@ -106,11 +106,11 @@ def test_moving_averages_against_dense_one_hot(shared):
     torch.testing.assert_close(books.counts, ema_counts)
     torch.testing.assert_close(books.sums, ema_sums)
     torch.testing.assert_close(books.vectors, ema_sums / ema_counts.unsqueeze(-1), rtol=1e-3, atol=1e-4)
-    usage = quantizer.read_usage()
+    health = quantizer.read_health()
     expected = (torch.stack(counts) > 0).float().mean(dim=1)
-    torch.testing.assert_close(usage.usage, expected)
-    assert (usage.perplexity >= 1).all()
-    assert (usage.perplexity <= 16).all()
+    torch.testing.assert_close(health.usage, expected)
+    assert (health.perplexity >= 1).all()
+    assert (health.perplexity <= 16).all()
     assert quantizer.usage_counts.sum() == 0
 
 

@@ -3,12 +3,22 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
 from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import Recipe, parse_recipe, save_resolved
 
-RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "train" / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+STAGES = sorted((FOLDER / "stages").glob("*.yaml"))
+# What the backbones of the large recipes are, because their hub folders are not at hand.
+SIGLIP = {
+    "so400m_384_rvq8": {"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 384, "patch_size": 14},
+    "so400m_256_rvq4": {"hidden_size": 1152, "num_hidden_layers": 27, "image_size": 256, "patch_size": 16},
+    "base_256_rvq4": {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 256, "patch_size": 16},
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -17,6 +27,33 @@ def test_shipped_recipes_parse_and_survive_a_round_trip(path: Path, tmp_path: Pa
     assert isinstance(recipe, Recipe)
     save_resolved(recipe, tmp_path / "resolved.yaml")
     assert parse_recipe([str(tmp_path / "resolved.yaml")]) == recipe
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", SIGLIP)
+def test_stages_lie_over_every_tokenizer(name: str, stage: Path) -> None:
+    whole = parse_recipe([str(FOLDER / f"{name}.yaml")]).tokenizer
+    staged = parse_recipe([str(FOLDER / f"{name}.yaml"), "--config", str(stage)]).tokenizer
+    assert whole is not None
+    assert staged is not None
+    assert whole.adversarial is not None
+    assert staged.adversarial is None
+    assert staged.trained
+    assert staged.model == whole.model
+
+
+@pytest.mark.parametrize("name", SIGLIP)
+def test_large_tokenizers_fit_their_backbones(name: str) -> None:
+    recipe = parse_recipe([str(FOLDER / f"{name}.yaml")])
+    assert recipe.tokenizer is not None
+    heads = {"num_attention_heads": 16 if SIGLIP[name]["hidden_size"] == 1152 else 12}
+    text = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 100}
+    vision = {**SIGLIP[name], **heads, "intermediate_size": 128}
+    config = DualTokenizerConfig(vision_config=vision, text_config=text, **recipe.tokenizer.model)
+    with torch.device("meta"):
+        model = DualTokenizer(config)
+    assert config.grid_size == (config.image_size // SIGLIP[name]["patch_size"],) * 2
+    assert model.pixel_quantizer.codebooks.vectors.shape == (1, 16384, 32)
 
 
 def test_command_line_overrides_the_file() -> None:

@@ -27,7 +27,7 @@ class LossTerm:
     """
 
     total: torch.Tensor
-    weight: float = 1.0
+    weight: float | torch.Tensor = 1.0
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -73,6 +73,12 @@ class Objective(nn.Module, ABC):
             if isinstance(module, PreTrainedModel):
                 module.set_attn_implementation(implementation)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Have the layers of transformers' models recomputed in the backward pass."""
+        for module in self.children():
+            if isinstance(module, PreTrainedModel):
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Raise UserError for a source of data that this objective must not be trained on."""
 
@@ -84,6 +90,24 @@ class Objective(nn.Module, ABC):
         """Called before every optimizer step; ``upcoming()`` gives the micro-batches from this step on,
         unconsumed."""
 
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step, for what is trained beside the model."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """State beside the module's that a checkpoint has to hold; the same on all processes."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `extra_state`."""
+
     def extra_metrics(self) -> dict[str, float]:
         """Further numbers for the log (codebook usage and the like); called when the loop logs."""
+        return {}
+
+    def summary(self) -> str:
+        """A few words beside the losses in the console, about the last `extra_metrics`."""
+        return ""
+
+    def alarms(self) -> dict[str, str]:
+        """What the last `extra_metrics` found wrong: a key for each fault, and a line for the user."""
         return {}

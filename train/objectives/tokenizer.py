@@ -8,6 +8,7 @@ computed from them, are held to the frozen teacher's; the pixel branch reconstru
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ from ...tokenizer import (
     DualTokenizerOutput,
 )
 from ...tokenizer.errors import UserError
+from ..codebook_health import health_alarms, health_metrics, health_summary
 from ..config import TokenizerObjectiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
+from ..discriminator import Adversary
+from ..perceptual import PerceptualLoss
 from ..reconstruction import distillation_loss, gradient_loss
 from .base import Batch, LossTerm, Objective, Upcoming, cast
 
+#: Losses that pull the reconstruction to the image; the adversarial one is weighed against them.
+FIDELITY = ("mse", "l1", "gradient", "perceptual")
 SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment", "semantic_consistency")
 
 
@@ -50,16 +56,27 @@ class TokenizerObjective(Objective):
         self.model.backbone.text_model.requires_grad_(False)
         self.model.backbone.logit_scale.requires_grad_(False)
         self.model.backbone.logit_bias.requires_grad_(False)
+        # The same holds for what judges the reconstruction.
+        perceptual = [PerceptualLoss(config.perceptual_weights)] if config.perceptual_weight else []
+        self._perceptual = tuple(perceptual)
+        self._adversary = Adversary(config.adversarial) if config.adversarial else None
+        self._step = 0
+        self._judged: list[tuple[torch.Tensor, torch.Tensor]] = []
         if config.trained is not None:
             self._freeze_all_but(config.trained)
         self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
+        self._alarms: dict[str, str] = {}
+        self._summary: list[str] = []
 
     def _freeze_all_but(self, parts: list[str]) -> None:
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name.startswith(tuple(parts)))
-        for quantizer in (self.model.pixel_quantizer, self.model.semantic_quantizer):
-            quantizer.trainable = False
+            parameter.requires_grad_(parameter.requires_grad and is_part(name, parts))
+        for branch in ("pixel", "semantic"):
+            # A codebook follows the features before it: it moves where they, or it, are trained.
+            followed = (f"{branch}_quantizer", f"{branch}_projection.")
+            moves = any(is_part(name, parts) for name in followed)
+            getattr(self.model, f"{branch}_quantizer").trainable = moves
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             names = sorted({name.split(".")[0] for name, _ in self.model.named_parameters()})
             raise UserError(f"tokenizer.trained {parts} fits no parameter; its parts are {', '.join(names)}")
@@ -85,6 +102,7 @@ class TokenizerObjective(Objective):
             "semantic": config.semantic_weight,
             "pooled": config.pooled_weight,
             "mse": config.mse_weight,
+            "perceptual": config.perceptual_weight,
             "l1": config.l1_weight,
             "gradient": config.gradient_weight,
             "pixel_commitment": config.pixel_commitment_weight,
@@ -92,19 +110,16 @@ class TokenizerObjective(Objective):
             "pixel_consistency": config.pixel_consistency_weight,
             "semantic_consistency": config.semantic_consistency_weight,
         }
+        if config.adversarial:
+            weights["adversarial"] = config.adversarial.weight
         return {name: weight for name, weight in weights.items() if weight}
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         pixel_values = batch["pixel_values"]
         images = len(pixel_values)
         deep = self._num_semantic(images)
-        output = self.model(pixel_values, num_semantic=deep)
-        reconstruction = output.reconstruction.float()
-        error = reconstruction - pixel_values
+        output = self.model(pixel_values, num_semantic=deep, reconstruct=self._reconstructs())
         totals = {
-            "mse": error.pow(2).flatten(1).mean(1).sum(),
-            "l1": error.abs().flatten(1).mean(1).sum(),
-            "gradient": gradient_loss(reconstruction, pixel_values).sum(),
             "pixel_commitment": output.pixel_commitment_loss * images,
             "semantic_commitment": output.semantic_commitment_loss * deep,
         }
@@ -116,7 +131,67 @@ class TokenizerObjective(Objective):
             totals["semantic_consistency"] = self._consistency(
                 output.semantic_latents, pixel_values[:deep], BACKGROUND_SHARE
             )
-        return {name: LossTerm(totals[name], weight) for name, weight in self._weights().items()}
+        if output.reconstruction is not None:
+            totals |= self._fidelity(output.reconstruction.float(), pixel_values)
+        terms = {
+            name: LossTerm(totals[name], weight)
+            for name, weight in self._weights().items()
+            if name != "adversarial"
+        }
+        if self._adversary is not None:
+            terms["adversarial"] = self._adversarial(
+                self._adversary, terms, output.reconstruction.float(), pixel_values
+            )
+        return terms
+
+    def _reconstructs(self) -> bool:
+        """Whether any loss looks at the decoded image."""
+        return self._adversary is not None or any(name in self._weights() for name in FIDELITY)
+
+    def _fidelity(self, reconstruction: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How far the reconstruction is from the image, summed over images."""
+        error = reconstruction - images
+        totals = {
+            "mse": error.pow(2).flatten(1).mean(1).sum(),
+            "l1": error.abs().flatten(1).mean(1).sum(),
+            "gradient": gradient_loss(reconstruction, images).sum(),
+        }
+        if self._perceptual:
+            totals["perceptual"] = self._perceptual[0](reconstruction, images).sum()
+        return totals
+
+    def _adversarial(
+        self,
+        adversary: Adversary,
+        terms: dict[str, LossTerm],
+        reconstruction: torch.Tensor,
+        images: torch.Tensor,
+    ) -> LossTerm:
+        """What the discriminator says, weighed so that it moves the decoder's last layer as much as the pixel
+        losses do; nothing while it still warms up.
+        """
+        if adversary.trains(self._step):
+            self._judged.append((images, reconstruction.detach()))
+        if not adversary.is_felt(self._step):
+            return LossTerm(reconstruction.new_zeros(()), 0.0)
+        judged = adversary.generator_loss(reconstruction)
+        fidelity = torch.stack([terms[name].total * terms[name].weight for name in FIDELITY if name in terms])
+        weight = adversary.adaptive_weight(
+            fidelity.sum() / len(images), judged.mean(), self.model.pixel_decoder.last_layer
+        )
+        return LossTerm(judged.sum(), weight * adversary.config.weight)
+
+    def after_step(self, step: int) -> None:
+        if self._adversary is not None and self._judged:
+            self._adversary.step(self._judged)
+        self._judged = []
+
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self._adversary is None else self._adversary.state_dict()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self._adversary is not None:
+            self._adversary.load_state_dict(state)
 
     def _distillation(
         self, output: DualTokenizerOutput, pixel_values: torch.Tensor
@@ -126,6 +201,8 @@ class TokenizerObjective(Objective):
             encoder = self._teacher[0].to(pixel_values.device)
             teacher = encoder(pixel_values=pixel_values, output_hidden_states=True)
         target = teacher.hidden_states[self.model.config.semantic_layer].float()
+        assert output.semantic_features is not None
+        assert output.pooled is not None
         return {
             "semantic": distillation_loss(output.semantic_features.float(), target).sum(),
             "pooled": distillation_loss(output.pooled.float(), teacher.pooler_output.float()).sum(),
@@ -147,6 +224,11 @@ class TokenizerObjective(Objective):
         Codes that already cover the data need no cold start, which can blow an EMA codebook up.
         """
         start = self.config.unquantized_steps
+        self._step = step
+        for perceptual in self._perceptual:
+            perceptual.to(device)
+        if self._adversary is not None:
+            self._adversary.to(device)
         self.model.set_quantization(start is None or step >= start)
         if step != start:
             return
@@ -160,18 +242,24 @@ class TokenizerObjective(Objective):
         self.model.initialise_codebooks(torch.cat(images).to(device))
 
     def extra_metrics(self) -> dict[str, float]:
-        metrics = {}
+        judge = {} if self._adversary is None else self._adversary.metrics
+        metrics = {name: float(value) for name, value in judge.items()}
+        self._alarms, self._summary = {}, []
         for name in ("pixel", "semantic"):
             quantizer = getattr(self.model, f"{name}_quantizer")
             if not (quantizer.enabled and quantizer.trainable):
                 continue
-            health = quantizer.read_usage()
-            for depth, (usage, perplexity) in enumerate(
-                zip(health.usage, health.perplexity, strict=True), start=1
-            ):
-                metrics[f"{name}_usage/{depth}"] = float(usage)
-                metrics[f"{name}_perplexity/{depth}"] = float(perplexity)
+            health = quantizer.read_health()
+            metrics |= health_metrics(name, health)
+            self._alarms |= health_alarms(name, health, quantizer.config)
+            self._summary.append(health_summary(name, health))
         return metrics
+
+    def summary(self) -> str:
+        return ", ".join(self._summary)
+
+    def alarms(self) -> dict[str, str]:
+        return self._alarms
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         cast(self.model, dtype)
@@ -181,3 +269,8 @@ class TokenizerObjective(Objective):
 
     def initialise_from(self, folder: str) -> None:
         self.model.load_state_dict(DualTokenizer.from_pretrained(folder).state_dict())
+
+
+def is_part(name: str, parts: list[str]) -> bool:
+    """Whether a parameter's name begins with one of the parts, or fits it as a shell pattern."""
+    return any(name.startswith(part) or fnmatchcase(name, part) for part in parts)

@@ -1,0 +1,175 @@
+"""Where to tap a backbone: how its layers resemble each other, and which should give pixels and meaning.
+
+Prints the suggested shortcut, pixel and semantic layer with the reasons, writes a picture of the
+similarities, and says how sure it is. Images are taken from a folder (with subfolders); a hundred are enough.
+
+Example:
+  dualtoken layers --backbone google/siglip-base-patch16-256 --images photos --output layers.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..tokenizer.errors import UserError
+from .options import add_device_argument, integer, png_path, resolve_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..tokenizer.backbone import TappedSiglip
+    from ..tokenizer.layer_split import LayerSplit
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+BATCH = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command to `parser`."""
+    parser.add_argument("--backbone", required=True, help="folder or hub id of a SigLIP model")
+    parser.add_argument("--images", type=Path, required=True, help="folder with images")
+    parser.add_argument("--output", default="layers.png", help="the picture (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument(
+        "--num-images", type=integer(1), default=200, help="images to look at, at most (default %(default)s)"
+    )
+    parser.add_argument(
+        "--segments", type=integer(2), default=3, help="parts the layers fall into (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and tokens")
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, draw and print. UserError for a folder without images or a backbone that cannot be read."""
+    output = png_path(args.output, "--output")
+    paths = image_paths(args.images, args.num_images, args.seed)
+    device = resolve_device(args.device)
+    import torch
+
+    from ..tokenizer.files import atomic_file
+    from ..tokenizer.layer_split import split_layers
+
+    backbone = load_backbone(args.backbone)
+    torch.nn.Module.to(backbone, device)  # PreTrainedModel's own `to` has no usable types
+    split = split_layers(backbone, batches(paths, backbone, device), args.segments, args.seed)
+    with atomic_file(output) as partial:
+        heat_map(split, str(args.backbone)).savefig(partial, dpi=120)
+    if args.json:
+        with atomic_file(args.json) as partial:
+            partial.write_text(json.dumps(numbers(split), indent=2) + "\n")
+    for reason in split.reasons:
+        print(reason)
+    shortcut = "null" if split.shortcut_layer is None else split.shortcut_layer
+    print(
+        f"shortcut_layer: {shortcut}  pixel_layer: {split.pixel_layer}  "
+        f"semantic_layer: {split.semantic_layer}"
+    )
+    sure = "clear" if split.confidence >= 0.1 else "weak: look at the picture, and try the neighbours too"
+    print(f"confidence {split.confidence:.2f} ({sure}); {output}")
+    return 0
+
+
+def image_paths(folder: Path, count: int, seed: int) -> list[Path]:
+    """At most `count` images of a folder, by chance. UserError if there is none."""
+    import random
+
+    if not folder.is_dir():
+        raise UserError(f"--images {folder} is not a folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"--images {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return random.Random(seed).sample(paths, min(count, len(paths)))
+
+
+def load_backbone(source: str) -> TappedSiglip:
+    """The SigLIP of a folder or hub id, or the one inside a saved tokenizer, in eval mode and fp32."""
+    import transformers
+
+    from ..tokenizer import DualTokenizer
+    from ..tokenizer.backbone import TappedSiglip
+    from ..tokenizer.loading import load_siglip
+
+    transformers.logging.set_verbosity_error()
+    config = Path(source) / "config.json"
+    if config.is_file() and json.loads(config.read_text()).get("model_type") == "dualtoken_tokenizer":
+        return DualTokenizer.from_pretrained(source).backbone.eval()
+    siglip = load_siglip(source)
+    backbone = TappedSiglip(siglip.config)
+    backbone.load_state_dict(siglip.state_dict())
+    return backbone.float().eval()
+
+
+def batches(paths: list[Path], backbone: TappedSiglip, device: str) -> Iterator[torch.Tensor]:
+    """Normalised images, a few at a time, with a progress bar; what is no image is named and left out."""
+    import torch
+    from tqdm import tqdm
+
+    from ..tokenizer import DualTokenizerImageProcessor, load_image
+
+    vision: Any = backbone.config.vision_config
+    processor = DualTokenizerImageProcessor(size=vision.image_size)
+    for start in tqdm(range(0, len(paths), BATCH), unit="batches", disable=None):
+        images: list[torch.Tensor] = []
+        for path in paths[start : start + BATCH]:
+            try:
+                images.append(processor(load_image(path))["pixel_values"])
+            except UserError as error:
+                print(f"skipped {path}: {error}", file=sys.stderr)
+        if images:
+            yield torch.cat(images).to(device)
+
+
+def heat_map(split: LayerSplit, title: str) -> Any:
+    """Both similarities with the segments and taps drawn in, and the pixels' share below them; a Figure."""
+    from matplotlib.figure import Figure
+
+    layers = len(split.pixel_share)
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    for column, (name, matrix) in enumerate((("cosine", split.cosine), ("linear CKA", split.cka))):
+        axes = figure.add_subplot(grid[0, column])
+        shown = axes.imshow(matrix.cpu().numpy(), origin="lower", vmin=0 if column else -0.2, vmax=1)
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        for boundary in split.boundaries:
+            axes.axhline(boundary - 0.5, color="white", linewidth=1)
+            axes.axvline(boundary - 0.5, color="white", linewidth=1)
+        axes.set(title=name, xlabel="layer", ylabel="layer")
+    axes = figure.add_subplot(grid[1, :])
+    axes.plot(range(layers), split.pixel_share.cpu().numpy(), marker="o", color="black")
+    taps = {"shortcut": split.shortcut_layer, "pixel": split.pixel_layer, "semantic": split.semantic_layer}
+    for (name, layer), colour in zip(taps.items(), ("tab:green", "tab:blue", "tab:red"), strict=True):
+        if layer is not None:
+            axes.axvline(layer, color=colour, label=f"{name} layer {layer}")
+    axes.set(
+        xlabel="layer", ylabel="pixels recovered (R²)", ylim=(min(0.0, float(split.pixel_share.min())), 1)
+    )
+    axes.legend(loc="lower left")
+    figure.suptitle(f"{title}: confidence {split.confidence:.2f}")
+    return figure
+
+
+def numbers(split: LayerSplit) -> dict[str, Any]:
+    """Everything measured, for JSON."""
+    return {
+        "shortcut_layer": split.shortcut_layer,
+        "pixel_layer": split.pixel_layer,
+        "semantic_layer": split.semantic_layer,
+        "confidence": split.confidence,
+        "boundaries": list(split.boundaries),
+        "reasons": list(split.reasons),
+        "pixel_share": split.pixel_share.tolist(),
+        "cosine": split.cosine.tolist(),
+        "linear_cka": split.cka.tolist(),
+    }
+
+
+if __name__ == "__main__":
+    from .cli import run_command
+
+    sys.exit(run_command("layers", sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""LPIPS, the learned perceptual distance (arXiv 1801.03924), by the `lpips` package."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..tokenizer.errors import UserError, first_line
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of image pairs in the features of a frozen VGG-16.
+
+    Args:
+        weights: a file with the state dict of `lpips.LPIPS(net="vgg")` (.pt or .safetensors), for machines
+            without network; None lets torchvision fetch VGG-16 and takes the package's own linear layers.
+
+    Raises:
+        UserError: the weights cannot be read, do not fit, or cannot be fetched.
+    """
+
+    def __init__(self, weights: str | None = None) -> None:
+        import lpips
+
+        super().__init__()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it loads
+            try:
+                self.distance = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, pretrained=True)
+            except OSError as error:
+                raise UserError(
+                    f"the weights of VGG-16 cannot be fetched ({first_line(error)}); save the state dict of "
+                    'lpips.LPIPS(net="vgg") elsewhere and name the file in tokenizer.perceptual_weights'
+                ) from error
+        if weights is not None:
+            self._load(Path(weights))
+        self.distance.eval().requires_grad_(False)
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """Two batches (B, 3, S, S) in [-1, 1] -> (B,)."""
+        return self.distance(reconstruction, images).flatten()
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def _load(self, path: Path) -> None:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                state: dict[str, Any] = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            self.distance.load_state_dict(state)
+        except Exception as error:  # torch.load raises many types for broken files
+            raise UserError(
+                f"tokenizer.perceptual_weights {str(path)!r} cannot be used: {first_line(error)}; give the "
+                'state dict of lpips.LPIPS(net="vgg")'
+            ) from error
