@@ -128,6 +128,14 @@ def test_attention_implementations_agree(name: str, chain: Chain, tmp_path: Path
     assert_same_losses(first["sdpa"], first["eager"], 1e-4)
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "mllm"])
+def test_recomputing_layers_changes_nothing(name: str, chain: Chain, tmp_path: Path) -> None:
+    """Nor do codebooks move twice: the later losses would differ."""
+    for folder, value in (("kept", "false"), ("recomputed", "true")):
+        run_training([*chain.recipe(name, tmp_path / folder), "--run.gradient_checkpointing", value])
+    assert_same_losses(losses(tmp_path / "kept"), losses(tmp_path / "recomputed"), 1e-5)
+
+
 def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: Path) -> None:
     recipe = parse_recipe(
         [*chain.recipe("mllm", tmp_path / "x"), "--data.sources.chat.path", str(tmp_path / "gone")]
