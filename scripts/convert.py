@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
     from ..tokenizer.files import atomic_folder
+    from ..tokenizer.official import find_backbone
 
     transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
     tokenizer = DualTokenizer.from_official(args.checkpoint, args.config, args.backbone, not args.not_causal)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with atomic_folder(args.output) as partial:
         tokenizer.save_pretrained(partial)
         DualTokenizerImageProcessor(size=config.image_size).save_pretrained(partial)
-        has_text = save_text_tokenizer(args.backbone or named_backbone(args.config), partial)
+        has_text = save_text_tokenizer(args.backbone or find_backbone(args.config), partial)
     quantizers = [config.pixel_quantizer, config.semantic_quantizer]
     codes = " and ".join(f"{q['depth']} of {q['num_codes']}" for q in quantizers)
     rows, columns = config.grid_size
@@ -62,13 +63,6 @@ def run(args: argparse.Namespace) -> int:
     if not has_text:
         print("no text tokenizer was found beside the backbone: zero-shot use needs one", file=sys.stderr)
     return 0
-
-
-def named_backbone(config: Path) -> str:
-    """Where the backbone that a released config names is found; see `DualTokenizer.from_official`."""
-    from ..tokenizer.official import find_backbone
-
-    return find_backbone(config)
 
 
 def save_text_tokenizer(backbone: str, folder: Path) -> bool:

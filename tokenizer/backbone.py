@@ -8,6 +8,12 @@ from torch import Tensor
 from transformers import SiglipModel
 
 
+def cut_patches(images: Tensor, side: int) -> Tensor:
+    """(B, C, S, S) -> (B, N, C side²): the pixels under each token; what is left at the border is dropped."""
+    patches = images.unfold(2, side, side).unfold(3, side, side)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
 class TappedSiglip(SiglipModel):
     """SiglipModel (same weights, same names) with the vision encoder opened up.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import TappedSiglip
+from .backbone import TappedSiglip, cut_patches
 from .errors import UserError
 
 #: Tokens that the similarities are computed from; more change them by less than a hundredth.
@@ -186,19 +186,13 @@ def _collect(backbone: TappedSiglip, batches: Iterable[Tensor], seed: int) -> tu
         keep = torch.randperm(patches.shape[1], generator=generator)[: max(16, patches.shape[1] // 8)]
         for kept, state in zip(states, hidden, strict=True):
             kept.append(state[:, keep.to(state.device)].flatten(0, 1).float())
-        pixels.append(_patches(images, vision.patch_size)[:, keep.to(images.device)].flatten(0, 1))
+        pixels.append(cut_patches(images, vision.patch_size)[:, keep.to(images.device)].flatten(0, 1))
         if sum(map(len, pixels)) >= MAX_TOKENS:
             break
     found = sum(map(len, pixels))
     if found < MIN_TOKENS:
         raise UserError(f"{found} tokens of images are too few, {MIN_TOKENS} are needed: give more images")
     return [torch.cat(kept)[:MAX_TOKENS] for kept in states], torch.cat(pixels)[:MAX_TOKENS]
-
-
-def _patches(images: Tensor, side: int) -> Tensor:
-    """(B, 3, S, S) -> (B, N, 3 side²), the pixels under each token."""
-    cut = images.unfold(2, side, side).unfold(3, side, side)
-    return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 def _unit_scale(features: Tensor) -> Tensor:

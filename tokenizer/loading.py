@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipModel
 
@@ -92,3 +95,23 @@ def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -
             os.replace(temporary / file, target / file)
         for file in stale:
             (target / file).unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a `.pt` (weights only) or `.safetensors` file."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r} does not exist; give a .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickle raises many types for refused or broken content
+        raise UserError(
+            f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"
+        ) from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint {str(path)!r} holds no state dict of tensors")
+    return state

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig, SiglipConfig
 
 from .configuration import DualTokenizerConfig
 from .errors import UserError
+from .loading import load_tensors
 
 # Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -71,7 +70,7 @@ def read_official(
 ) -> OfficialCheckpoint:
     """Read a released checkpoint (`.pt` or `.safetensors`, never unpickling code) and its config.json."""
     config = read_official_config(config_file, backbone_config, causal)
-    state = convert_state_dict(_load_tensors(checkpoint), config)
+    state = convert_state_dict(load_tensors(checkpoint), config)
     return OfficialCheckpoint(config, state)
 
 
@@ -246,23 +245,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {str(path)!r}: {error}") from None
-
-
-def _load_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The state dict of a `.pt` (weights only) or `.safetensors` file."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {str(path)!r} does not exist; give a .pt or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # pickle raises many types for refused or broken content
-        raise UserError(
-            f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"
-        ) from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"checkpoint {str(path)!r} holds no state dict of tensors")
-    return state

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..tokenizer.backbone import cut_patches
+
 #: Content that fills at least this share of an image is its background.
 BACKGROUND_SHARE = 0.2
 
@@ -23,16 +25,19 @@ def content_groups(pixel_values: Tensor, grid: int, minimum_share: float = 0.0) 
     Patches whose content fills less than `minimum_share` of their own image get -1. With
     BACKGROUND_SHARE only backgrounds are left, not the insides of objects.
     """
-    side = pixel_values.shape[-1] // grid
-    patches = pixel_values.detach().double().unfold(2, side, side).unfold(3, side, side)
-    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    patches = cut_patches(pixel_values.detach().double(), pixel_values.shape[-1] // grid)
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(patches.shape[-1], generator=generator, dtype=torch.float64).to(patches.device)
     signatures = ((patches * weights).sum(-1) * _PRECISION).round().to(torch.int64)
     _, groups = signatures.unique(return_inverse=True)
+    return keep_common(groups, minimum_share)
+
+
+def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
+    """Groups (B, N) without those that fill less than `minimum_share` of their own image: they become -1."""
     images = torch.arange(len(groups), device=groups.device).unsqueeze(1)
     _, member, count = (images * (groups.max() + 1) + groups).unique(return_inverse=True, return_counts=True)
-    return groups.masked_fill(count[member] < minimum_share * grid**2, -1)
+    return groups.masked_fill(count[member] < minimum_share * groups.shape[1], -1)
 
 
 def consistency_loss(features: Tensor, groups: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tokenizer.codebook import is_distributed
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -106,7 +108,7 @@ class Adversary:
         (theirs,) = torch.autograd.grad(generator_loss, last, retain_graph=True)
         ratio = ours.float().norm() / (theirs.float().norm() + 1e-4)
         weight = ratio.clamp(self.config.adaptive_min, self.config.adaptive_max).detach()
-        if is_parallel():
+        if is_distributed():
             dist.all_reduce(weight)
             weight = weight / dist.get_world_size()
         self.metrics["adaptive_weight"] = weight
@@ -140,7 +142,7 @@ class Adversary:
         return F.leaky_relu(margin, self.config.leak).mean()
 
     def _average_gradients(self) -> None:
-        if not is_parallel():
+        if not is_distributed():
             return
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -149,8 +151,3 @@ class Adversary:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def is_parallel() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

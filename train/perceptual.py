@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..tokenizer.errors import UserError, first_line
+from ..tokenizer.loading import load_exactly, load_tensors
 
 
 class PerceptualLoss(nn.Module):
@@ -50,14 +49,8 @@ class PerceptualLoss(nn.Module):
 
     def _load(self, path: Path) -> None:
         try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                state: dict[str, Any] = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            self.distance.load_state_dict(state)
-        except Exception as error:  # torch.load raises many types for broken files
+            load_exactly(self.distance, load_tensors(path), "its weights do not fit")
+        except UserError as error:
             raise UserError(
                 f"tokenizer.perceptual_weights {str(path)!r} cannot be used: {first_line(error)}; give the "
                 'state dict of lpips.LPIPS(net="vgg")'

@@ -25,7 +25,7 @@ from ...tokenizer import (
 from ...tokenizer.errors import UserError
 from ..codebook_health import health_alarms, health_metrics, health_summary
 from ..config import TokenizerObjectiveConfig
-from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
+from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common
 from ..discriminator import Adversary
 from ..perceptual import PerceptualLoss
 from ..reconstruction import distillation_loss, gradient_loss
@@ -125,12 +125,8 @@ class TokenizerObjective(Objective):
         }
         if self.config.semantic_weight or self.config.pooled_weight:
             totals |= self._distillation(output, pixel_values[:deep])
-        if self.config.pixel_consistency_weight:
-            totals["pixel_consistency"] = self._consistency(output.pixel_latents, pixel_values, 0.0)
-        if self.config.semantic_consistency_weight:
-            totals["semantic_consistency"] = self._consistency(
-                output.semantic_latents, pixel_values[:deep], BACKGROUND_SHARE
-            )
+        if self.config.pixel_consistency_weight or self.config.semantic_consistency_weight:
+            totals |= self._consistency(output, pixel_values, deep)
         if output.reconstruction is not None:
             totals |= self._fidelity(output.reconstruction.float(), pixel_values)
         terms = {
@@ -209,13 +205,20 @@ class TokenizerObjective(Objective):
         }
 
     def _consistency(
-        self, latents: torch.Tensor, pixel_values: torch.Tensor, minimum_share: float
-    ) -> torch.Tensor:
-        """Sum over images. Inside an object equal pixels may belong to different shapes, so that the
-        semantic branch takes backgrounds only.
+        self, output: DualTokenizerOutput, pixel_values: torch.Tensor, deep: int
+    ) -> dict[str, torch.Tensor]:
+        """How far equal pixels are from equal features before each quantizer, summed over images.
+
+        Inside an object equal pixels may belong to different shapes, so that the semantic branch takes
+        backgrounds only.
         """
-        groups = content_groups(pixel_values, self.model.config.grid_size[0], minimum_share)
-        return consistency_loss(latents.flatten(1, 2), groups) * len(pixel_values)
+        assert output.pixel_latents is not None
+        assert output.semantic_latents is not None
+        groups = content_groups(pixel_values, self.model.config.grid_size[0])
+        backgrounds = keep_common(groups[:deep], BACKGROUND_SHARE)
+        pixel = consistency_loss(output.pixel_latents.flatten(1, 2), groups)
+        semantic = consistency_loss(output.semantic_latents.flatten(1, 2), backgrounds)
+        return {"pixel_consistency": pixel * len(groups), "semantic_consistency": semantic * deep}
 
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
         """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next
