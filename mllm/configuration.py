@@ -9,6 +9,7 @@ from ..tokenizer.errors import UserError
 from .sampling import ImageSamplingOptions
 
 PIXEL_CONDITIONS = ("none", "semantic")
+SEMANTIC_CONDITIONS = ("none", "pixel")
 VISUAL_POSITIONS = ("none", "learned")
 
 DEFAULT_CODEBOOK = {"num_codes": 512, "code_dim": 16, "depth": 4, "shared_codebook": True}
@@ -27,6 +28,8 @@ class DualTokenConfig(PreTrainedConfig):
         depth_transformer: `{hidden_size, num_layers, num_heads, intermediate_size}` of both visual heads.
         pixel_condition: "none" (the paper: both heads see only the LLM's state) or "semantic": the pixel head
             also sees the semantic codes of the same position, which generation then samples first.
+        semantic_condition: "none" (the paper) or "pixel": the other way round, the semantic head also sees
+            the position's pixel codes. Only one of the two heads can be conditioned.
         shared_classifier: one classifier for all depths (the paper) or one per depth.
         visual_position: "none" (the paper) or "learned": a zero-initialised row and column embedding is added
             to every visual input of the LLM.
@@ -53,6 +56,7 @@ class DualTokenConfig(PreTrainedConfig):
     grid_size: Any = (8, 8)
     depth_transformer: Any = None
     pixel_condition: str = "none"
+    semantic_condition: str = "none"
     shared_classifier: bool = True
     visual_position: str = "none"
     text_loss_weight: float = 1.0
@@ -114,6 +118,16 @@ class DualTokenConfig(PreTrainedConfig):
         if self.pixel_condition not in PIXEL_CONDITIONS:
             raise UserError(
                 f"pixel_condition is {self.pixel_condition!r}; allowed: {', '.join(PIXEL_CONDITIONS)}"
+            )
+        if self.semantic_condition not in SEMANTIC_CONDITIONS:
+            raise UserError(
+                f"semantic_condition is {self.semantic_condition!r}; "
+                f"allowed: {', '.join(SEMANTIC_CONDITIONS)}"
+            )
+        if "none" not in (self.pixel_condition, self.semantic_condition):
+            raise UserError(
+                "pixel_condition is 'semantic' and semantic_condition is 'pixel'; only one branch can be "
+                "sampled first, so set one of them to 'none'"
             )
         if self.visual_position not in VISUAL_POSITIONS:
             raise UserError(

@@ -53,34 +53,22 @@ class ImageGenerator:
         uniforms = self._uniforms(seeds, images_per_prompt, first_image_index).to(prompt.input_ids.device)
         states = self._prefill(prompt, images_per_prompt)
         rows = uniforms.shape[0]
-        pixel_cache = self.model.pixel_head.new_cache(states.shape[0])
-        semantic_cache = self.model.semantic_head.new_cache(states.shape[0])
+        self.pixel_cache = self.model.pixel_head.new_cache(states.shape[0])
+        self.semantic_cache = self.model.semantic_head.new_cache(states.shape[0])
         pixel_depth, semantic_depth = self.model.pixel_head.depth, self.model.semantic_head.depth
         codes = VisualCodes(
             pixel=torch.zeros(rows, positions, pixel_depth, dtype=torch.long, device=states.device),
             semantic=torch.zeros(rows, positions, semantic_depth, dtype=torch.long, device=states.device),
         )
         for position in range(positions):
-            noise = uniforms[:, position]
-            # Semantic first: the pixel head may be conditioned on it. The numbers of each branch are its own
-            # either way.
-            semantic = self._draw_branch(
-                self.model.semantic_head,
-                self.model.semantic_codebook,
-                states,
-                None,
-                noise[:, pixel_depth:],
-                semantic_cache,
-            )
-            condition = self.model.pixel_condition(semantic)
-            pixel = self._draw_branch(
-                self.model.pixel_head,
-                self.model.pixel_codebook,
-                states,
-                None if condition is None else self._for_all_rows(condition),
-                noise[:, :pixel_depth],
-                pixel_cache,
-            )
+            # The numbers of each branch are its own, whichever is drawn first.
+            pixel_noise, semantic_noise = uniforms[:, position].split([pixel_depth, semantic_depth], dim=-1)
+            if self.config.semantic_condition == "pixel":
+                pixel = self._draw_pixel(states, None, pixel_noise)
+                semantic = self._draw_semantic(states, self.model.semantic_condition(pixel), semantic_noise)
+            else:
+                semantic = self._draw_semantic(states, None, semantic_noise)
+                pixel = self._draw_pixel(states, self.model.pixel_condition(semantic), pixel_noise)
             codes.pixel[:, position], codes.semantic[:, position] = pixel, semantic
             if position + 1 < positions:
                 states = self._advance(pixel, semantic, position)
@@ -170,6 +158,18 @@ class ImageGenerator:
             use_cache=True,
         ).last_hidden_state
 
+    def _draw_pixel(self, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
+        model = self.model
+        return self._draw_branch(
+            model.pixel_head, model.pixel_codebook, states, condition, uniforms, self.pixel_cache
+        )
+
+    def _draw_semantic(self, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
+        model = self.model
+        return self._draw_branch(
+            model.semantic_head, model.semantic_codebook, states, condition, uniforms, self.semantic_cache
+        )
+
     def _draw_branch(
         self,
         head: DepthTransformer,
@@ -179,7 +179,12 @@ class ImageGenerator:
         uniforms: Tensor,
         cache: DepthCache,
     ) -> Tensor:
-        """The codes (R, D) of one branch at one position, from states (R | 2R, H) and uniforms (R, D)."""
+        """The codes (R, D) of one branch at one position.
+
+        From states (R | 2R, H), uniforms (R, D) and the other branch's features (R, C), where the head sees
+        them.
+        """
+        condition = None if condition is None else self._for_all_rows(condition)
         logits = head.first_step(states, condition, cache)
         codes: list[Tensor] = []
         code_sum: Tensor | float = 0.0

@@ -94,9 +94,12 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             (rows, columns),
             config.visual_position == "learned",
         )
-        conditioned = config.pixel_condition == "semantic"
-        self.pixel_head = self._new_head(pixel, semantic["code_dim"] if conditioned else None)
-        self.semantic_head = self._new_head(semantic, None)
+        self.pixel_head = self._new_head(
+            pixel, semantic["code_dim"] if config.pixel_condition == "semantic" else None
+        )
+        self.semantic_head = self._new_head(
+            semantic, pixel["code_dim"] if config.semantic_condition == "pixel" else None
+        )
         self._hold_visual_tokenizer(None)
         self.post_init()
 
@@ -114,6 +117,10 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             if self.config.pixel_condition == "semantic"
             else None
         )
+
+    def semantic_condition(self, pixel_codes: Tensor) -> Tensor | None:
+        """What the semantic head sees of the position's pixel codes (..., D): (..., C), or None."""
+        return self.pixel_codebook.embed(pixel_codes) if self.config.semantic_condition == "pixel" else None
 
     # ---- forward
 
@@ -216,7 +223,9 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             pixel=code_log_likelihood(
                 self.pixel_head, states, pixel, self.pixel_codebook, self.pixel_condition(semantic)
             ),
-            semantic=code_log_likelihood(self.semantic_head, states, semantic, self.semantic_codebook),
+            semantic=code_log_likelihood(
+                self.semantic_head, states, semantic, self.semantic_codebook, self.semantic_condition(pixel)
+            ),
         )
 
     # ---- parts of forward
@@ -300,7 +309,12 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             config.pixel_depth_weights,
         )
         semantic_loss = code_loss(
-            self.semantic_head, at, semantic, self.semantic_codebook, None, config.semantic_depth_weights
+            self.semantic_head,
+            at,
+            semantic,
+            self.semantic_codebook,
+            self.semantic_condition(pixel),
+            config.semantic_depth_weights,
         )
         sums = LossTerms(text=text_sum, pixel=pixel_loss.sum * weight, semantic=semantic_loss.sum * weight)
         visual_count = labels.new_tensor(count)

@@ -23,20 +23,21 @@ def draw(model, processor, *texts, **options):
     return model.generate(**prompts(processor, *texts), generation_mode="image", **options)
 
 
-@pytest.mark.parametrize("pixel_condition", ["none", "semantic"])
+@pytest.mark.parametrize("condition", [{}, {"pixel_condition": "semantic"}, {"semantic_condition": "pixel"}])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_image_loop_equals_full_forward_passes(make_model, processor, pixel_condition, scale):
+def test_image_loop_equals_full_forward_passes(make_model, processor, condition, scale):
     """Every code is the one drawn from logits computed without any cache, over the whole sequence at once."""
-    model = make_model(pixel_condition=pixel_condition, visual_position="learned", shared_classifier=False)
+    model = make_model(**condition, visual_position="learned", shared_classifier=False)
     tokens = draw(model, processor, SHORT, guidance_scale=scale, top_p=0.9, truncate_from_level=1)
     codes = model.split_image_tokens(tokens)
     ids = [*prompts(processor, SHORT)["input_ids"][0].tolist(), model.config.image_start_token_id]
     branches = [torch.tensor(ids)] + ([model.unconditional_ids()] if scale != 1.0 else [])
     states = torch.cat([_visual_states(model, branch, codes) for branch in branches])  # (branches x P, H)
     repeated = lambda x: torch.cat([x[0]] * len(branches))  # noqa: E731
-    condition = model.pixel_condition(repeated(codes.semantic))
-    pixel = model.pixel_head(states, repeated(codes.pixel), model.pixel_codebook, condition)
-    semantic = model.semantic_head(states, repeated(codes.semantic), model.semantic_codebook)
+    given = repeated(codes.pixel), repeated(codes.semantic)
+    seen = model.pixel_condition(given[1]), model.semantic_condition(given[0])
+    pixel = model.pixel_head(states, given[0], model.pixel_codebook, seen[0])
+    semantic = model.semantic_head(states, given[1], model.semantic_codebook, seen[1])
     noise = image_uniforms(5, 0, 16, 6)
     options = ImageSamplingOptions(guidance_scale=scale, top_p=0.9, truncate_from_level=1)
     for head, outputs, given, uniforms in (

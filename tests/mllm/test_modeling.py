@@ -19,7 +19,10 @@ def batch_of(processor, records, kinds, **options):
 
 
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("settings", [{}, {"pixel_condition": "semantic", "visual_position": "learned"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"pixel_condition": "semantic", "visual_position": "learned"}, {"semantic_condition": "pixel"}],
+)
 def test_every_parameter_gets_a_gradient_in_every_batch(make_model, processor, records, kinds, settings):
     model = make_model(shared_classifier=False, **settings).train()
     model(**batch_of(processor, records, kinds)).loss.backward()
@@ -141,6 +144,8 @@ def test_slots_and_images_must_fit(model, processor, records):
     "wrong",
     [
         {"pixel_condition": "both"},
+        {"semantic_condition": "semantic"},
+        {"pixel_condition": "semantic", "semantic_condition": "pixel"},
         {"visual_position": "rotary"},
         {"visual_target_fraction": 0.0},
         {"pixel_depth_weights": [1.0]},
