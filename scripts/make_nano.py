@@ -64,7 +64,15 @@ HELD_OUT = {
     "clothing": ("test", 150),
     "caltech": ("test", 100),
 }
-TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "nlvr", "emoji", "emoji_t2i", "clothing")
+# Scenes for the unified model alone: most of its drawing prompts name one object.
+MODEL_DATA: dict[str, list[str]] = {
+    "scenes_t2i_more": [
+        *("scenes", "--task", "t2i", "--count", "30000", "--seed", "4", "--workers", "2"),
+        *("--skills", "single_object=0.6,two_object=0.1,counting=0.1,position=0.1,color_attr=0.1"),
+    ],
+    "scenes_vqa_more": ["scenes", "--task", "vqa", "--count", "32000", "--seed", "3", "--workers", "2"],
+}
+TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "nlvr", "emoji", "emoji_t2i", "clothing", *MODEL_DATA)
 
 
 @dataclass(frozen=True)
@@ -128,10 +136,10 @@ def _dualtoken(*arguments: str) -> None:
 
 def _data_steps(args: argparse.Namespace) -> list[Step]:
     def prepare(name: str) -> Callable[[], None]:
-        arguments = [word.replace("INPUT", str(args.data)) for word in DATA[name]]
+        arguments = [word.replace("INPUT", str(args.data)) for word in (DATA | MODEL_DATA)[name]]
         return lambda: _dualtoken("prepare", *arguments, "--output", str(args.runs / "data" / name))
 
-    return [Step("data", args.runs / "data" / name, prepare(name)) for name in DATA]
+    return [Step("data", args.runs / "data" / name, prepare(name)) for name in (*DATA, *MODEL_DATA)]
 
 
 def _held_out_steps(args: argparse.Namespace) -> list[Step]:

@@ -50,16 +50,21 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW.
+    """AdamW, and Muon for the matrices inside the transformer layers where ``muon_lr`` is given.
 
     Args:
-        lr: peak learning rate.
-        lr_scale: factor on ``lr`` for parameters whose name contains the key (the longest matching key wins).
+        lr: peak learning rate of AdamW.
+        muon_lr: peak learning rate of Muon (0.02 is usual), for the two-dimensional weights of transformer
+            layers; embeddings, classifiers and vectors stay with AdamW. None trains all with AdamW.
+        muon_momentum: of Muon.
+        lr_scale: factor on the rate of parameters whose name contains the key (the longest match wins).
         weight_decay: for matrices; vectors (biases, norms) never decay.
         gradient_clipping: largest global gradient norm; 0 switches clipping off.
     """
 
     lr: float = 1e-3
+    muon_lr: float | None = None
+    muon_momentum: float = 0.95
     lr_scale: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

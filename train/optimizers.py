@@ -1,41 +1,70 @@
-"""Parameter groups, AdamW and the learning-rate schedule."""
+"""Parameter groups, AdamW and Muon, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import nn
 
 from .config import OptimizerConfig, ScheduleConfig
 
+# Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'
+# and the vision and text towers'.
+TRANSFORMER_LAYERS = ".layers."
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Groups by (learning-rate scale, decays or not); frozen parameters are left out.
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups by (Muon or AdamW, learning-rate scale, decays or not); frozen parameters are left out.
 
     The longest key of ``config.lr_scale`` contained in a parameter's name sets its scale. Matrices decay,
-    vectors do not.
+    vectors do not. Groups of AdamW come first. With ``config.muon_lr`` every parameter and group says by
+    ``use_muon`` who trains it, which is how DeepSpeed tells them apart.
     """
-    members: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    members: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matches = [key for key in config.lr_scale if key in name]
             scale = config.lr_scale[max(matches, key=len)] if matches else 1.0
-            members[scale, parameter.ndim >= 2].append(parameter)
-    return [
-        {
+            by_muon = config.muon_lr is not None and parameter.ndim == 2 and TRANSFORMER_LAYERS in name
+            members[by_muon, scale, parameter.ndim >= 2].append(parameter)
+    groups = []
+    for (by_muon, scale, decays), parameters in sorted(members.items(), key=lambda item: item[0][0]):
+        rate = config.muon_lr if by_muon and config.muon_lr is not None else config.lr
+        group: dict[str, Any] = {
             "params": parameters,
-            "lr": config.lr * scale,
+            "lr": rate * scale,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (scale, decays), parameters in members.items()
-    ]
+        if config.muon_lr is not None:
+            group["use_muon"] = by_muon
+            group |= (
+                # "gram" saves time on wide matrices only and wants fp16, which CPUs lack.
+                {"momentum": config.muon_momentum, "ns_method": "standard"}
+                if by_muon
+                else {"betas": config.betas, "eps": config.eps}
+            )
+            for parameter in parameters:
+                parameter.use_muon = by_muon  # type: ignore[attr-defined]
+        groups.append(group)
+    return groups
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, or DeepSpeed's Muon with AdamW beside it; both work at every ZeRO stage."""
     groups = parameter_groups(model, config)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    adamw = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    if config.muon_lr is None:
+        return torch.optim.AdamW(groups, **adamw)
+    # Imported here: DeepSpeed prepares Muon's kernels on import.
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    if not torch.cuda.is_available():
+        # DeepSpeed compiles its Newton-Schulz iteration, which on a CPU takes a C++ compiler.
+        torch.compiler.set_stance("force_eager")
+    return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=adamw)
 
 
 def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:

@@ -40,6 +40,17 @@ def test_parameter_groups_hold_every_trained_parameter_once() -> None:
     assert (by_parameter[id(matrix)]["lr"], by_parameter[id(matrix)]["weight_decay"]) == (3.0, 0.1)
 
 
+def test_muon_trains_the_matrices_of_layers_and_nothing_else() -> None:
+    layers = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})])
+    model = nn.ModuleDict({"tower": nn.ModuleDict({"embed": nn.Embedding(5, 4), "layers": layers})})
+    groups = parameter_groups(model, OptimizerConfig(lr=1.0, muon_lr=0.5, lr_scale={"tower": 2.0}))
+    muon = [group for group in groups if group["use_muon"]]
+    assert [id(p) for group in muon for p in group["params"]] == [id(layers[0]["proj"].weight)]
+    assert [group["lr"] for group in groups] == [2.0, 2.0, 1.0]
+    assert layers[0]["proj"].weight.use_muon
+    assert not model["tower"]["embed"].weight.use_muon
+
+
 @pytest.mark.parametrize(("kind", "end"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
 def test_schedules_warm_up_and_end_where_they_should(kind: Any, end: float) -> None:
     config = ScheduleConfig(kind=kind, warmup_steps=10, final_ratio=0.1)
