@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from dataclasses import dataclass
@@ -54,7 +55,26 @@ def join_world(threads: int = 0) -> World:
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
+    else:
+        _keep_freed_memory()
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library reuse large blocks instead of returning them to the system after every operation.
+
+    Batches of changing length otherwise spend a quarter of a CPU step on page faults. Does nothing where the
+    C library is not glibc.
+    """
+    no_mmap, no_trim, top_pad = (
+        (-4, 0),
+        (-1, 2**31 - 1),
+        (-2, 2**28),
+    )  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        for parameter, value in (no_mmap, no_trim, top_pad):
+            mallopt(parameter, value)
 
 
 def _free_port() -> str:
