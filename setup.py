@@ -51,6 +51,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "pytest-timeout>=2.3",
+        "psutil>=6",
         "ruff>=0.9",
         "mypy>=1.13",
         "pre-commit>=4",

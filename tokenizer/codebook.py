@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .errors import first_line
 
 # The distances of a chunk of vectors to all codes hold at most this many numbers (64 MB in fp32).
 MAX_DISTANCES = 2**24
@@ -39,8 +43,17 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each vector; the lowest index wins a tie.
 
-    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. Memory is bounded by MAX_DISTANCES.
+    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. On NVIDIA GPUs with Triton one kernel that
+    writes no distances; elsewhere `nearest_codes_in_chunks`.
     """
+    fused = _fused_search(vectors.device) if vectors.device.type == "cuda" else None
+    if fused is None:
+        return nearest_codes_in_chunks(vectors, codebook)
+    return fused(vectors, codebook, codebook.square().sum(dim=1))
+
+
+def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest_codes` by plain products on any device; memory is bounded by MAX_DISTANCES."""
     squares = codebook.square().sum(dim=1)
     rows = max(1, MAX_DISTANCES // codebook.shape[0])
     with exact_matmul(vectors.device):
@@ -49,6 +62,26 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
             for chunk in vectors.split(rows)
         ]
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+@cache
+def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The Triton kernel, once it has proved on this device that it works and agrees with the plain search."""
+    try:
+        from .nearest_kernel import nearest_codes_fused
+    except ImportError:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    vectors, codebook = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 300))
+    try:
+        codes = nearest_codes_fused(vectors, codebook, codebook.square().sum(dim=1))
+        agrees = bool(codes.eq(nearest_codes_in_chunks(vectors, codebook)).all())
+        reason = "it disagrees with the plain search"
+    except Exception as error:  # whatever a compiler on an unknown machine may raise
+        agrees, reason = False, first_line(error)
+    if not agrees:
+        warnings.warn(f"the fused code search is not used on {device}: {reason}", stacklevel=2)
+    return nearest_codes_fused if agrees else None
 
 
 def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:

@@ -216,6 +216,11 @@ class DualTokenizer(PreTrainedModel):
                 f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
                 f"{side}, {side}), as DualTokenizerImageProcessor makes them"
             )
+        # In training the loss tells, without waiting for the device.
+        if not self.training and not bool(torch.isfinite(pixel_values).all()):
+            raise UserError(
+                "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
+            )
         patches = self.backbone.embed_patches(pixel_values)
         return [
             patches,

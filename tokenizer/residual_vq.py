@@ -36,7 +36,8 @@ class CodebookHealth:
 
     num_vectors: inputs counted (over all processes). usage: share of codes used at least once; perplexity:
     exp(entropy) of the codes; error: squared distance left after this depth over the inputs' variance (of
-    this process); all (D,). restarts: codes replaced, per codebook (one if depths share it).
+    this process); all (D,). restarts: codes replaced, per codebook (one if depths share it). rank_difference:
+    the largest difference of a number in the codebooks between two processes (0 is right), None for one.
     """
 
     num_vectors: int
@@ -44,6 +45,7 @@ class CodebookHealth:
     perplexity: Tensor
     error: Tensor
     restarts: Tensor
+    rank_difference: float | None
 
 
 HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num_local_vectors")
@@ -115,7 +117,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def read_health(self, reset: bool = True) -> CodebookHealth:
-        """How the codebooks fared in training since the last reset."""
+        """How the codebooks fared since the last reset. With several processes all have to call."""
         counts = self.usage_counts.double()
         total = counts.sum(dim=1, keepdim=True).clamp(min=1.0)
         entropy = -torch.xlogy(counts / total, counts / total).sum(dim=1)
@@ -127,6 +129,7 @@ class ResidualQuantizer(nn.Module):
             perplexity=entropy.exp().float(),
             error=(self.squares[1:] / seen / variance.clamp(min=1e-12)).float(),
             restarts=self.restart_counts.clone(),
+            rank_difference=self._rank_difference() if is_distributed() else None,
         )
         if reset:
             self.reset_health()
@@ -184,6 +187,11 @@ class ResidualQuantizer(nn.Module):
         if updating and self.codebooks.count_update() % self.config.restart_every == 0:
             self._restart(inputs, residual)
         return torch.stack(partial), torch.stack(chosen, dim=-1)
+
+    def _rank_difference(self) -> float:
+        extremes = torch.stack((self.codebooks.vectors, -self.codebooks.vectors))
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return float(extremes.sum(dim=0).max())
 
     @torch.no_grad()
     def _count(self, residuals: list[Tensor]) -> None:

@@ -23,6 +23,8 @@ def health_metrics(branch: str, health: CodebookHealth) -> dict[str, float]:
         for name, column in columns.items()
         for depth, value in enumerate(column.tolist(), start=1)
     }
+    if health.rank_difference is not None:
+        metrics[f"{branch}_rank_difference"] = health.rank_difference
     return metrics | {f"{branch}_restarts": float(health.restarts.sum())}
 
 
@@ -36,6 +38,11 @@ def health_alarms(branch: str, health: CodebookHealth, config: QuantizerConfig) 
     """What is wrong with a branch's codebooks: a stable key for each fault, and a line for the user."""
     alarms: dict[str, str] = {}
     errors = health.error.tolist()
+    if health.rank_difference:
+        alarms[f"{branch}/ranks"] = (
+            f"{branch} codebooks differ between processes by {health.rank_difference:.3g} and will drift "
+            "apart: stop and start again, which resumes from the newest checkpoint with equal ones"
+        )
     if any(not math.isfinite(error) or error > _BLOWN_UP for error in errors):
         alarms[f"{branch}/blown-up"] = (
             f"{branch} codebooks have left the features behind (error {max(errors):.3g} of their variance): "

@@ -94,6 +94,8 @@ class RunConfig:
             fast, because the backward pass of torch's fused kernel is slow there.
         gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
             memory. Quantizers are never recomputed.
+        weight_average: export an exponential moving average of the weights with this decay (0.999, say)
+            instead of the last ones; checkpoints hold both. None exports the last.
         zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
@@ -110,6 +112,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
+    weight_average: float | None = None
     zero_stage: int = 0
     threads: int = 0
     log_every: int = 10

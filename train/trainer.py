@@ -8,8 +8,8 @@ optimizer state and the step.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints
 from .config import Recipe, save_resolved
 from .distributed import World, join_world
+from .loss_meter import LossMeter
 from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
+from .weight_average import WeightAverage
 from .zero import deepspeed_config
 
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -54,28 +56,56 @@ def train(recipe: Recipe) -> Path | None:
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     engine = _initialise_engine(recipe, world, objective)
+    decay = recipe.run.weight_average
+    average = None if decay is None else WeightAverage(objective, decay)
+    beside = BesideEngine(objective, average)
     checkpoints = Checkpoints(folder / "checkpoints", world, recipe.run.keep_checkpoints)
-    start = checkpoints.load_newest(engine, objective.load_extra_state)
+    start = checkpoints.load_newest(engine, beside.load_state_dict)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
-    done = _run_steps(recipe, world, engine, objective, stream, checkpoints, start)
+    done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start)
     if done < recipe.run.steps:
         return None
-    return _export(objective, folder / "model", recipe, world)
+    with nullcontext() if average is None else average.applied():
+        return _export(objective, folder / "model", recipe, world)
+
+
+@dataclass(frozen=True)
+class BesideEngine:
+    """What is trained and saved beside DeepSpeed's engine: parts of the objective, averaged weights."""
+
+    objective: Objective
+    average: WeightAverage | None
+
+    def after_step(self, step: int) -> None:
+        self.objective.after_step(step)
+        if self.average is not None:
+            self.average.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        average = {} if self.average is None else self.average.state_dict()
+        state = {"objective": self.objective.extra_state(), "weight_average": average}
+        return {name: part for name, part in state.items() if part}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "objective" in state:
+            self.objective.load_extra_state(state["objective"])
+        if self.average is not None and "weight_average" in state:
+            self.average.load_state_dict(state["weight_average"])
 
 
 def _run_steps(
     recipe: Recipe,
     world: World,
     engine: Any,
-    objective: Objective,
+    beside: BesideEngine,
     stream: Stream,
     checkpoints: Checkpoints,
     start: int,
 ) -> int:
     """The loop; returns the number of steps that are now done."""
-    run = recipe.run
+    run, objective = recipe.run, beside.objective
     stop = min(run.stop_after or run.steps, run.steps)
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
@@ -94,16 +124,17 @@ def _run_steps(
             engine.backward(_loss(terms, counts, world.size * accumulation))
             engine.step()
             meter.add(terms)
-        objective.after_step(step)
+        beside.after_step(step)
         meter.add_counts(counts)
         monitor.advance()
         done = step + 1
         if done % run.log_every == 0 or done == stop:
             metrics = {**_engine_metrics(engine), **objective.extra_metrics()}
-            monitor.log(done, meter.read(), metrics, objective.summary())
+            monitor.log(done, meter.read(done), metrics, objective.summary())
             monitor.warn(done, objective.alarms())
         if done == stop or (run.save_every and done % run.save_every == 0):
-            checkpoints.save(engine, done, objective.extra_state())
+            meter.check(done)
+            checkpoints.save(engine, done, beside.state_dict())
     monitor.close()
     return max(start, stop)
 
@@ -159,35 +190,6 @@ class Stream:
         return example_batches(
             plan, self.sources, objective.prepare, objective.collate, start, data.num_workers
         )
-
-
-class LossMeter:
-    """Means of every loss term between two log lines, over all ranks; reading costs one all-reduce."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: Counter[str] = Counter()
-
-    def add(self, terms: dict[str, LossTerm]) -> None:
-        """The terms of one local micro-batch."""
-        for name, term in terms.items():
-            total = term.total.detach().double()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-
-    def add_counts(self, counts: dict[str, float]) -> None:
-        """The step's targets over all ranks."""
-        self.counts.update(counts)
-
-    def read(self) -> dict[str, float]:
-        names = sorted(self.sums)
-        totals = self.world.sum(torch.stack([self.sums[name] for name in names])).tolist()
-        means = {name: total / max(self.counts[name], 1.0) for name, total in zip(names, totals, strict=True)}
-        self._reset()
-        return means
 
 
 def _global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:

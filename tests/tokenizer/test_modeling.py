@@ -65,6 +65,11 @@ def test_encode_never_moves_the_codebooks(tiny, images):
     assert not torch.equal(tiny.pixel_quantizer.codebook_tensor(), before)
 
 
+def test_images_that_are_no_numbers_are_refused(tiny, images):
+    with pytest.raises(UserError, match="pixel_values hold"):
+        tiny.eval().encode(images * float("nan"))
+
+
 def test_gradient_checkpointing_changes_nothing(tiny, images):
     other = DualTokenizer(tiny_config())
     other.load_state_dict(tiny.state_dict())

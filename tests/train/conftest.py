@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -166,13 +168,40 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 def run_training(arguments: list[str], processes: int = 1) -> str:
     """What ``dualtoken train`` printed in processes of its own; another status than 0 fails the test."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        if processes > 1
-        else []
+    finished = subprocess.run(
+        _command(arguments, processes), capture_output=True, text=True, env=_environment(), timeout=400
     )
-    command = [sys.executable, *launcher, "-m", "dualtoken.scripts.train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     return finished.stdout
+
+
+def kill_training(arguments: list[str], log: Path, step: int) -> None:
+    """Start a run of two processes and kill them all (SIGKILL) once `log` holds this step."""
+    running = subprocess.Popen(
+        _command(arguments, processes=2),
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 400
+        while not (log.exists() and f'"step": {step},' in log.read_text()):
+            assert running.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, f"step {step} was not reached"
+            time.sleep(0.05)
+    finally:
+        for process in psutil.Process(running.pid).children(recursive=True) if running.poll() is None else []:
+            process.kill()
+        running.kill()
+        running.wait()
+
+
+def _command(arguments: list[str], processes: int) -> list[str]:
+    distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = distributed if processes > 1 else []
+    return [sys.executable, *launcher, "-m", "dualtoken.scripts.train", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

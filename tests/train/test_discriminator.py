@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.discriminator import AdversarialConfig, Adversary, PatchDiscriminator
 
-from .conftest import Chain, run_training
+from .conftest import Chain, kill_training, run_training
 from .test_training import assert_same_losses, losses
 
 SMALL = AdversarialConfig(layers=1, channels=8, lr=2e-3)
@@ -108,6 +109,25 @@ def test_two_processes_train_and_resume_with_a_discriminator(
     run_training([*chain.recipe("tokenizer", resumed), *options, "--run.stop_after", "4"], processes=2)
     run_training([*chain.recipe("tokenizer", resumed), *options], processes=2)
     assert_same_losses(losses(whole), losses(resumed))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_the_middle_goes_on_as_if_nothing_had_happened(chain: Chain, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = [*ADVERSARIAL, "--run.zero_stage", "2", "--run.steps", "200", "--run.save_every", "20"]
+    run_training([*chain.recipe("tokenizer", whole), *options], processes=2)
+    kill_training([*chain.recipe("tokenizer", killed), *options], log=killed / "log.jsonl", step=110)
+    assert not (killed / "model").exists()
+    run_training([*chain.recipe("tokenizer", killed), *options], processes=2)
+    # Steps after the newest checkpoint were logged twice, before and after the kill: with the same losses.
+    again = losses(killed)
+    assert len(again) > 200
+    expected = {line["step"]: line for line in losses(whole)}
+    assert_same_losses([expected[line["step"]] for line in again], again)
+    lines = [json.loads(line) for line in (killed / "log.jsonl").read_text().splitlines()]
+    for branch in ("pixel", "semantic"):
+        assert {line[f"{branch}_rank_difference"] for line in lines} == {0.0}
 
 
 def test_perceptual_weights_come_from_a_local_file(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.checkpoint import Checkpoints
 from dualtoken.train.config import OptimizerConfig, ScheduleConfig
 from dualtoken.train.distributed import World
+from dualtoken.train.loss_meter import LossMeter
 from dualtoken.train.monitors import Monitor
 from dualtoken.train.objectives.base import LossTerm
 from dualtoken.train.objectives.mllm import shuffle_question_turns
 from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
 from dualtoken.train.reconstruction import distillation_loss, gradient_loss
-from dualtoken.train.trainer import LossMeter
+from dualtoken.train.weight_average import WeightAverage
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -101,10 +102,35 @@ def test_the_meter_gives_means_over_targets_not_over_batches() -> None:
     for values in ([1.0, 2.0, 3.0], [10.0]):
         meter.add({"text": LossTerm(torch.tensor(values).sum())})
     meter.add_counts({"text": 4.0})
-    assert meter.read() == {"text": 4.0}
+    assert meter.read(1) == {"text": 4.0}
     meter.add({"text": LossTerm(torch.tensor(5.0))})
     meter.add_counts({"text": 1.0})
-    assert meter.read() == {"text": 5.0}  # reading starts anew
+    assert meter.read(2) == {"text": 5.0}  # reading starts anew
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_named() -> None:
+    meter = LossMeter(ALONE)
+    meter.add({"text": LossTerm(torch.tensor(1.0)), "pixel": LossTerm(torch.tensor(float("nan")))})
+    with pytest.raises(UserError, match=r"^loss/pixel became .* step 7"):
+        meter.check(7)
+
+
+def test_average_of_weights() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, decay=0.5)
+    expected = model.weight.item()
+    for value in (1.0, 3.0, 5.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update()
+        decay = min(0.5, (1 + average.num_updates) / (10 + average.num_updates))
+        expected = decay * expected + (1 - decay) * value
+    restored = WeightAverage(model, decay=0.5)
+    restored.load_state_dict(average.state_dict())
+    with restored.applied():
+        assert model.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 5.0
+    assert restored.num_updates == 3
 
 
 class FakeEngine:

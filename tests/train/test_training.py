@@ -39,13 +39,18 @@ def assert_same_losses(
             assert math.isclose(a[key], b[key], rel_tol=tolerance, abs_tol=tolerance), (key, a, b)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
-def test_each_objective_trains_resumes_and_exports(name: str, chain: Chain, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("contrastive", ["--run.weight_average", "0.9"]), ("tokenizer", []), ("mllm", [])],
+)
+def test_each_objective_trains_resumes_and_exports(
+    name: str, options: list[str], chain: Chain, tmp_path: Path
+) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_training(chain.recipe(name, whole))
-    run_training([*chain.recipe(name, resumed), "--run.stop_after", "3"])
+    run_training([*chain.recipe(name, whole), *options])
+    run_training([*chain.recipe(name, resumed), *options, "--run.stop_after", "3"])
     assert not (resumed / "model").exists()
-    run_training(chain.recipe(name, resumed))
+    run_training([*chain.recipe(name, resumed), *options])
     assert [line["step"] for line in losses(whole)] == [1, 2, 3, 4, 5, 6]
     assert_same_losses(losses(whole), losses(resumed))
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (whole, resumed)]

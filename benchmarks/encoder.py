@@ -1,0 +1,111 @@
+"""Encoding at the released sizes: images to both kinds of codes, against the bare SigLIP forward.
+
+Random weights of the real shapes; both ways run the same vision tower in the same precision. `sizes` says how
+many parameters each part has, and what decoding takes.
+
+Examples:
+  python benchmarks/encoder.py
+  python benchmarks/encoder.py --recipe so400m_256_rvq4
+  python benchmarks/encoder.py --size full      # 32 images at a time in bf16, for a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import compare, costs, report
+from torch import nn
+
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.train.config import parse_recipe
+
+RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
+SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+# (layers and widths, image size, patch size) of the SigLIP 2 that each recipe names.
+BACKBONES = {
+    "so400m_384_rvq8": (SO400M, 384, 14),
+    "so400m_256_rvq4": (SO400M, 256, 16),
+    "base_256_rvq4": (BASE, 256, 16),
+}
+IMAGES = {"small": 1, "full": 32}
+SIGLIP2_VOCABULARY = 256_000
+
+
+def tokenizer_config(recipe: str, text_layers: int | None = None) -> DualTokenizerConfig:
+    """The recipe's tokenizer on its backbone; `text_layers` shortens the text tower, unused by images."""
+    shape, image_size, patch_size = BACKBONES[recipe]
+    text = {**shape, "vocab_size": SIGLIP2_VOCABULARY, "max_position_embeddings": 64}
+    if text_layers is not None:
+        text |= {"num_hidden_layers": text_layers, "vocab_size": 100}
+    settings = parse_recipe([str(RECIPES / f"{recipe}.yaml")]).tokenizer
+    assert settings is not None
+    vision = {**shape, "image_size": image_size, "patch_size": patch_size}
+    return DualTokenizerConfig(vision_config=vision, text_config=text, **settings.model)
+
+
+def build(kind: str, recipe: str, images: int, dtype: torch.dtype) -> Callable[[], Any]:
+    """One pass of `kind` ("dualtoken", "bare SigLIP" or "decode") over the same images."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    config = tokenizer_config(recipe, text_layers=1)
+    with torch.device(device):
+        model = DualTokenizer(config).eval().to(dtype)
+        pixels = torch.randn(images, 3, config.image_size, config.image_size, dtype=dtype)
+        codes = torch.randint(
+            config.pixel_quantizer["num_codes"], (images, *config.grid_size, config.pixel_quantizer["depth"])
+        )
+    calls: dict[str, Callable[[], Any]] = {
+        "dualtoken": lambda: model.encode(pixels),
+        "bare SigLIP": lambda: model.backbone.vision_model(pixel_values=pixels),
+        "decode": lambda: model.decode(codes),
+    }
+
+    def step() -> Any:
+        with torch.inference_mode():
+            return calls[kind]()
+
+    return step
+
+
+def parameters(recipe: str) -> dict[str, float]:
+    """Millions of parameters and codebook entries of each part, from the shapes alone."""
+    with torch.device("meta"):
+        model = DualTokenizer(tokenizer_config(recipe))
+    parts: dict[str, list[nn.Module]] = {
+        "vision tower": [model.backbone.vision_model],
+        "text tower": [model.backbone.text_model],
+        "quantizers": [model.pixel_quantizer, model.semantic_quantizer],
+        "pixel decoder": [model.pixel_decoder],
+    }
+
+    def millions(modules: list[nn.Module]) -> float:
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        return round(sum(tensor.numel() for tensor in tensors) / 1e6, 1)
+
+    return {**{name: millions(modules) for name, modules in parts.items()}, "all": millions([model])}
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--recipe", choices=list(BACKBONES), default="so400m_384_rvq8")
+    parser.add_argument("--size", choices=list(IMAGES), default="small")
+    parser.add_argument("--repeats", type=int, default=2, help="timed passes of each (default: 2)")
+    args = parser.parse_args()
+    dtype, images = (torch.bfloat16 if args.size == "full" else torch.float32), IMAGES[args.size]
+    kinds = ("dualtoken", "bare SigLIP", "decode")
+    measured = costs({k: partial(build, k, args.recipe, images, dtype) for k in kinds}, args.repeats)
+    decode = asdict(measured.pop("decode"))
+    cases = compare(f"encode, {args.recipe}, {images} images", "dualtoken", measured)
+    report("encoder", cases, sizes={"millions": parameters(args.recipe), "decode": decode})
+
+
+if __name__ == "__main__":
+    main()

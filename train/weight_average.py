@@ -1,0 +1,66 @@
+"""An exponential moving average of the trained weights, which is what the run then exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_WARMUP = 10  # steps; before, the average follows the weights more closely
+
+
+class WeightAverage:
+    """Averages of all trained parameters of `model`, in fp32 beside it.
+
+    Every process of a ZeRO run up to stage 2 holds whole weights, so each keeps the same averages.
+
+    Args:
+        decay: share of the old average in the new one; about 1 / (1 - decay) steps are averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.num_updates = model, decay, 0
+        self._averages = [p.detach().float().clone() for p in self._parameters().values()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of one more step."""
+        self.num_updates += 1
+        # Early on the start would weigh too much: (1 + n) / (10 + n) forgets it.
+        decay = min(self.decay, (1 + self.num_updates) / (_WARMUP + self.num_updates))
+        weights = [parameter.detach().float() for parameter in self._parameters().values()]
+        torch._foreach_lerp_(self._averages, weights, 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model with its averages as weights; its own are back afterwards."""
+        parameters = list(self._parameters().values())
+        own = [parameter.detach().clone() for parameter in parameters]
+        self._assign(parameters, self._averages)
+        try:
+            yield
+        finally:
+            self._assign(parameters, own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by parameter name, on the CPU, and how many steps are in them."""
+        named = zip(self._parameters(), self._averages, strict=True)
+        return {"num_updates": self.num_updates, "averages": {name: value.cpu() for name, value in named}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        averages = state["averages"]
+        self.num_updates = state["num_updates"]
+        for own, name in zip(self._averages, self._parameters(), strict=True):
+            own.copy_(averages[name])
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @staticmethod
+    @torch.no_grad()
+    def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
