@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .errors import first_line
 
-# The distances of a chunk of vectors to all codes hold at most this many numbers (64 MB in fp32).
-MAX_DISTANCES = 2**24
+# The distances of a chunk of vectors to all codes hold at most this many numbers: 4 MB in fp32, which a CPU's
+# cache still holds. GPUs want larger products and get 16 times as much.
+MAX_DISTANCES = 2**20
 SMOOTHING = 1e-5
 _SEEDING_ROUNDS = 16
 _MAX_CATEGORIES = 2**24  # of torch.multinomial
@@ -55,7 +56,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
     """`nearest_codes` by plain products on any device; memory is bounded by MAX_DISTANCES."""
     squares = codebook.square().sum(dim=1)
-    rows = max(1, MAX_DISTANCES // codebook.shape[0])
+    limit = MAX_DISTANCES if vectors.device.type == "cpu" else 16 * MAX_DISTANCES
+    rows = max(1, limit // codebook.shape[0])
     with exact_matmul(vectors.device):
         found = [
             torch.addmm(squares, chunk, codebook.t(), alpha=-2.0).argmin(dim=1)
