@@ -29,6 +29,10 @@ POSITIONS = 27 * 27
 class DenseResidualQuantizer(nn.Module):
     """The same arithmetic with every distance and every assignment held as a whole N x K matrix."""
 
+    book: Tensor
+    counts: Tensor
+    sums: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         book = torch.randn(NUM_CODES, CODE_DIM) / CODE_DIM**0.5

@@ -13,7 +13,7 @@ BLOCK_DIM = 32
 
 
 @triton.jit
-def nearest_kernel(
+def nearest_kernel(  # type: ignore[no-untyped-def]  # Triton's own types are not Python's
     vectors,
     codebook,
     squares,

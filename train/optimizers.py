@@ -55,7 +55,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW, or DeepSpeed's Muon with AdamW beside it; both work at every ZeRO stage."""
     groups = parameter_groups(model, config)
-    adamw = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.muon_lr is None:
         return torch.optim.AdamW(groups, **adamw)
     # Imported here: DeepSpeed prepares Muon's kernels on import.
