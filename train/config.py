@@ -55,7 +55,8 @@ class OptimizerConfig:
     Args:
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon (0.02 is usual), for the two-dimensional weights of transformer
-            layers; embeddings, classifiers and vectors stay with AdamW. None trains all with AdamW.
+            layers; embeddings, classifiers and vectors stay with AdamW. None trains all with AdamW. With
+            ZeRO it needs ``gradient_clipping`` 0, as DeepSpeed would clip Muon's updates.
         muon_momentum: of Muon.
         lr_scale: factor on the rate of parameters whose name contains the key (the longest match wins).
         weight_decay: for matrices; vectors (biases, norms) never decay.
@@ -259,6 +260,12 @@ class Recipe:
             problems.append("every data.sources.*.weight must be > 0; remove a source that is not wanted")
         if self.run.zero_stage not in (0, 1, 2):
             problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2")
+        optimizer = self.optimizer
+        if optimizer.muon_lr is not None and self.run.zero_stage and optimizer.gradient_clipping:
+            problems.append(
+                "optimizer.muon_lr with run.zero_stage 1 or 2 needs optimizer.gradient_clipping 0 (DeepSpeed "
+                "would clip Muon's updates there, not the gradients)"
+            )
         if self.run.precision == "bf16" and self.run.zero_stage == 0:
             problems.append(
                 "run.precision bf16 needs run.zero_stage 1 or 2 (the stage-0 bf16 optimizer drifts)"

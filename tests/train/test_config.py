@@ -82,6 +82,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         ({"run": {"steps": 0}}, "run.steps"),
         ({"run": {"steps": 5, "zero_stage": 4}}, "zero_stage"),
         ({"run": {"steps": 5, "precision": "bf16"}}, "bf16"),
+        ({"run": {"steps": 5, "zero_stage": 1}, "optimizer": {"muon_lr": 0.02}}, "gradient_clipping 0"),
         ({"data": {"sources": {}}}, "sources"),
         ({"data": {"sources": {"a": {"path": "x", "weight": 0}}}}, "weight"),
     ],

@@ -57,7 +57,7 @@ def test_each_objective_trains_resumes_and_exports(
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
-MUON = ("--optimizer.muon_lr", "0.02")
+MUON = ("--optimizer.muon_lr", "0.02", "--optimizer.gradient_clipping", "0")
 
 
 @pytest.mark.parametrize(
