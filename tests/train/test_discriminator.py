@@ -124,7 +124,9 @@ def test_a_run_killed_in_the_middle_goes_on_as_if_nothing_had_happened(chain: Ch
     assert_same_losses(losses(whole), losses(killed))
     lines = [json.loads(line) for line in (killed / "log.jsonl").read_text().splitlines()]
     for branch in ("pixel", "semantic"):
-        assert {line[f"{branch}_rank_difference"] for line in lines} == {0.0}
+        # The first steps are not quantized yet.
+        differences = [line.get(f"{branch}_rank_difference") for line in lines]
+        assert set(differences[2:]) == {0.0}
 
 
 def test_perceptual_weights_come_from_a_local_file(tmp_path: Path) -> None:
