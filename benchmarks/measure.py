@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -84,17 +85,11 @@ def _timed(step: Callable[[], Any]) -> float:
 
 
 def _peak_in_own_process(build: Candidate) -> int:
-    kept = {name: os.environ.get(name) for name in RETURN_FREED_MEMORY}
-    os.environ.update(RETURN_FREED_MEMORY)  # read when a process starts
-    try:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(partial(_peak, build, torch.get_num_threads()))
-    finally:
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with (
+        patch.dict(os.environ, RETURN_FREED_MEMORY),  # read when a process starts
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+    ):
+        return pool.apply(partial(_peak, build, torch.get_num_threads()))
 
 
 def _peak(build: Candidate, threads: int) -> int:

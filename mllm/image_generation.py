@@ -7,7 +7,7 @@ guidance every tensor of the model has 2R rows: the R conditional ones, then the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ class ImagePrompt:
     codes: VisualCodes | None = None
 
 
+class Branch(NamedTuple):
+    """What draws the codes of one branch; the cache serves one position after the other."""
+
+    head: DepthTransformer
+    codebook: FrozenCodebook
+    cache: DepthCache
+
+
 class ImageGenerator:
     """Draws images for a batch of prompts. One object serves one call."""
 
@@ -53,9 +61,9 @@ class ImageGenerator:
         uniforms = self._uniforms(seeds, images_per_prompt, first_image_index).to(prompt.input_ids.device)
         states = self._prefill(prompt, images_per_prompt)
         rows = uniforms.shape[0]
-        self.pixel_cache = self.model.pixel_head.new_cache(states.shape[0])
-        self.semantic_cache = self.model.semantic_head.new_cache(states.shape[0])
-        pixel_depth, semantic_depth = self.model.pixel_head.depth, self.model.semantic_head.depth
+        pixels = self._branch(self.model.pixel_head, self.model.pixel_codebook, states)
+        semantics = self._branch(self.model.semantic_head, self.model.semantic_codebook, states)
+        pixel_depth, semantic_depth = pixels.head.depth, semantics.head.depth
         codes = VisualCodes(
             pixel=torch.zeros(rows, positions, pixel_depth, dtype=torch.long, device=states.device),
             semantic=torch.zeros(rows, positions, semantic_depth, dtype=torch.long, device=states.device),
@@ -64,11 +72,11 @@ class ImageGenerator:
             # The numbers of each branch are its own, whichever is drawn first.
             pixel_noise, semantic_noise = uniforms[:, position].split([pixel_depth, semantic_depth], dim=-1)
             if self.config.semantic_condition == "pixel":
-                pixel = self._draw_pixel(states, None, pixel_noise)
-                semantic = self._draw_semantic(states, self.model.semantic_condition(pixel), semantic_noise)
+                pixel = self._draw(pixels, states, None, pixel_noise)
+                semantic = self._draw(semantics, states, self.model.semantic_condition(pixel), semantic_noise)
             else:
-                semantic = self._draw_semantic(states, None, semantic_noise)
-                pixel = self._draw_pixel(states, self.model.pixel_condition(semantic), pixel_noise)
+                semantic = self._draw(semantics, states, None, semantic_noise)
+                pixel = self._draw(pixels, states, self.model.pixel_condition(semantic), pixel_noise)
             codes.pixel[:, position], codes.semantic[:, position] = pixel, semantic
             if position + 1 < positions:
                 states = self._advance(pixel, semantic, position)
@@ -158,32 +166,17 @@ class ImageGenerator:
             use_cache=True,
         ).last_hidden_state
 
-    def _draw_pixel(self, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
-        model = self.model
-        return self._draw_branch(
-            model.pixel_head, model.pixel_codebook, states, condition, uniforms, self.pixel_cache
-        )
+    @staticmethod
+    def _branch(head: DepthTransformer, codebook: FrozenCodebook, states: Tensor) -> Branch:
+        return Branch(head, codebook, head.new_cache(states.shape[0]))
 
-    def _draw_semantic(self, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
-        model = self.model
-        return self._draw_branch(
-            model.semantic_head, model.semantic_codebook, states, condition, uniforms, self.semantic_cache
-        )
-
-    def _draw_branch(
-        self,
-        head: DepthTransformer,
-        codebook: FrozenCodebook,
-        states: Tensor,
-        condition: Tensor | None,
-        uniforms: Tensor,
-        cache: DepthCache,
-    ) -> Tensor:
+    def _draw(self, branch: Branch, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
         """The codes (R, D) of one branch at one position.
 
         From states (R | 2R, H), uniforms (R, D) and the other branch's features (R, C), where the head sees
         them.
         """
+        head, codebook, cache = branch
         condition = None if condition is None else self._for_all_rows(condition)
         logits = head.first_step(states, condition, cache)
         codes: list[Tensor] = []

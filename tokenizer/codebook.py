@@ -48,9 +48,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     writes no distances; elsewhere `nearest_codes_in_chunks`.
     """
     fused = _fused_search(vectors.device) if vectors.device.type == "cuda" else None
-    if fused is None:
-        return nearest_codes_in_chunks(vectors, codebook)
-    return fused(vectors, codebook, codebook.square().sum(dim=1))
+    return (fused or nearest_codes_in_chunks)(vectors, codebook)
 
 
 def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 @cache
-def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The Triton kernel, once it has proved on this device that it works and agrees with the plain search."""
     try:
         from .nearest_kernel import nearest_codes_fused
@@ -76,7 +74,7 @@ def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Te
     generator = torch.Generator().manual_seed(0)
     vectors, codebook = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 300))
     try:
-        codes = nearest_codes_fused(vectors, codebook, codebook.square().sum(dim=1))
+        codes = nearest_codes_fused(vectors, codebook)
         agrees = bool(codes.eq(nearest_codes_in_chunks(vectors, codebook)).all())
         reason = "it disagrees with the plain search"
     except Exception as error:  # whatever a compiler on an unknown machine may raise

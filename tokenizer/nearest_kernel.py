@@ -59,8 +59,8 @@ def nearest_kernel(  # type: ignore[no-untyped-def]  # Triton's own types are no
     tl.store(codes + rows, best_code.to(tl.int64), mask=in_rows)
 
 
-def nearest_codes_fused(vectors: Tensor, codebook: Tensor, squares: Tensor) -> Tensor:
-    """Index of the nearest code: vectors (M, C), codebook (N, C), its squared norms (N,), fp32 -> (M,) int64.
+def nearest_codes_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code: vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64.
 
     Distances are never written to memory.
     """
@@ -70,7 +70,7 @@ def nearest_codes_fused(vectors: Tensor, codebook: Tensor, squares: Tensor) -> T
         nearest_kernel[(triton.cdiv(count, BLOCK_VECTORS),)](
             vectors.contiguous(),
             codebook.contiguous(),
-            squares,
+            codebook.square().sum(dim=1),
             codes,
             count,
             codebook.shape[0],

@@ -23,7 +23,7 @@ for count, num_codes, dim in {sizes}:
     vectors, book = torch.randn(count, dim), torch.randn(num_codes, dim)
     book[num_codes // 2] = book[1]  # a tie
     vectors[:3] = book[1]
-    fused = nearest_codes_fused(vectors, book, book.square().sum(dim=1))
+    fused = nearest_codes_fused(vectors, book)
     assert torch.equal(fused, nearest_codes_in_chunks(vectors, book)), (count, num_codes, dim)
 """
 
