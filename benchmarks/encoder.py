@@ -81,6 +81,7 @@ def parameters(recipe: str) -> dict[str, float]:
     parts: dict[str, list[nn.Module]] = {
         "vision tower": [model.backbone.vision_model],
         "text tower": [model.backbone.text_model],
+        "projections": [part for name, part in model.named_children() if name.endswith("_projection")],
         "quantizers": [model.pixel_quantizer, model.semantic_quantizer],
         "pixel decoder": [model.pixel_decoder],
     }
