@@ -15,6 +15,16 @@ import numpy as np
 import pytest
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test for a GPU is skipped where there is none, also when all tests are asked for."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """Every test starts from the same random state, alone or among others."""
