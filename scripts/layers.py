@@ -1,7 +1,8 @@
 """Where to tap a backbone: how its layers resemble each other, and which should give pixels and meaning.
 
 Prints the suggested shortcut, pixel and semantic layer with the reasons, writes a picture of the
-similarities, and says how sure it is. Images are taken from a folder (with subfolders); a hundred are enough.
+similarities, and says how sure it is. Images are taken from a folder with its subfolders, as files or in
+shards; a hundred are enough.
 
 Example:
   dualtoken layers --backbone google/siglip-base-patch16-256 --images photos --output layers.png
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..tokenizer.backbone import TappedSiglip
     from ..tokenizer.layer_split import LayerSplit
+    from ..tokenizer.processing import ImageSource
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 16
@@ -32,7 +34,7 @@ BATCH = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     parser.add_argument("--backbone", required=True, help="folder or hub id of a SigLIP model")
-    parser.add_argument("--images", type=Path, required=True, help="folder with images")
+    parser.add_argument("--images", type=Path, required=True, help="folder with images or shards")
     parser.add_argument("--output", default="layers.png", help="the picture (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument(
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, draw and print. UserError for a folder without images or a backbone that cannot be read."""
     output = png_path(args.output, "--output")
-    paths = image_paths(args.images, args.num_images, args.seed)
+    images = choose_images(args.images, args.num_images, args.seed)
     device = resolve_device(args.device)
     import torch
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     backbone = load_backbone(args.backbone)
     torch.nn.Module.to(backbone, device)  # PreTrainedModel's own `to` has no usable types
-    split = split_layers(backbone, batches(paths, backbone, device), args.segments, args.seed)
+    split = split_layers(backbone, batches(images, backbone, device), args.segments, args.seed)
     with atomic_file(output) as partial:
         heat_map(split, str(args.backbone)).savefig(partial, dpi=120)
     if args.json:
@@ -75,16 +77,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def image_paths(folder: Path, count: int, seed: int) -> list[Path]:
+def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
     """At most `count` images of a folder, by chance. UserError if there is none."""
     import random
 
+    from ..data_pipelines.shards import MANIFEST, ShardDataset
+
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UserError(f"--images {folder} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return random.Random(seed).sample(paths, min(count, len(paths)))
+    files = sorted(folder.rglob("*"))
+    sources: list[ImageSource] = [path for path in files if path.suffix.lower() in SUFFIXES]
+    for manifest in (path for path in files if path.name == MANIFEST):
+        shards = ShardDataset(manifest.parent, split="all")
+        chosen = random.Random(seed).sample(range(len(shards)), min(count, len(shards)))
+        sources += [part["image"] for n in chosen for part in shards[n].image_parts() if "image" in part]
+    if not sources:
+        raise UserError(f"--images {folder} holds no image ({', '.join(sorted(SUFFIXES))}, or in shards)")
+    return random.Random(seed).sample(sources, min(count, len(sources)))
 
 
 def load_backbone(source: str) -> TappedSiglip:
@@ -105,7 +114,7 @@ def load_backbone(source: str) -> TappedSiglip:
     return backbone.float().eval()
 
 
-def batches(paths: list[Path], backbone: TappedSiglip, device: str) -> Iterator[torch.Tensor]:
+def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> Iterator[torch.Tensor]:
     """Normalised images, a few at a time, with a progress bar; what is no image is named and left out."""
     import torch
     from tqdm import tqdm
@@ -114,13 +123,13 @@ def batches(paths: list[Path], backbone: TappedSiglip, device: str) -> Iterator[
 
     vision: Any = backbone.config.vision_config
     processor = DualTokenizerImageProcessor(size=vision.image_size)
-    for start in tqdm(range(0, len(paths), BATCH), unit="batches", disable=None):
+    for start in tqdm(range(0, len(sources), BATCH), unit="batches", disable=None):
         images: list[torch.Tensor] = []
-        for path in paths[start : start + BATCH]:
+        for source in sources[start : start + BATCH]:
             try:
-                images.append(processor(load_image(path))["pixel_values"])
+                images.append(processor(load_image(source))["pixel_values"])
             except UserError as error:
-                print(f"skipped {path}: {error}", file=sys.stderr)
+                print(f"skipped {source}: {error}", file=sys.stderr)
         if images:
             yield torch.cat(images).to(device)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dualtoken.data_pipelines.scenes import random_scene, render
 from dualtoken.scripts import cli
+from dualtoken.scripts.layers import choose_images
 
 pytest.importorskip("matplotlib")
 
@@ -48,6 +49,19 @@ def test_taps_picture_and_numbers(
     assert "broken.jpg" in output.err
     with Image.open(picture) as image:
         assert image.size[0] > 800
+
+
+def test_images_in_shards_are_found_as_files_are(tmp_path: Path) -> None:
+    from dualtoken.data_pipelines.records import Record, image_part, user
+    from dualtoken.data_pipelines.shards import ShardWriter
+
+    scene = render(random_scene(np.random.default_rng(0)), 32)
+    with ShardWriter(tmp_path / "set" / "shards", source="made for tests", licence="MIT") as writer:
+        for number in range(5):
+            writer.write(Record(id=str(number), messages=[user(image_part(scene))]))
+    scene.save(tmp_path / "set" / "scene.png")
+    assert len(choose_images(tmp_path / "set", 100, seed=0)) == 6
+    assert len(choose_images(tmp_path / "set", 3, seed=0)) == 3
 
 
 @pytest.mark.parametrize(
