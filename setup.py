@@ -46,7 +46,7 @@ EXTRAS = {
         "matplotlib>=3.8",
     ],
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
-    "gpu": ["flash-attn", "liger-kernel", "bitsandbytes"],
+    "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
+from .adapters import LoraSettings, add_lora, merge_adapters
 from .assemble import build_model, build_processor, save_model
 from .configuration import DualTokenConfig
 from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
@@ -27,11 +28,14 @@ __all__ = [
     "DualTokenProcessor",
     "EncodedRecord",
     "ImageSamplingOptions",
+    "LoraSettings",
     "LossTerms",
+    "add_lora",
     "build_model",
     "build_processor",
     "drop_prompt",
     "is_text_to_image",
+    "merge_adapters",
     "normalise_messages",
     "render",
     "resolve_model",

@@ -14,6 +14,7 @@ from transformers import TextStreamer
 from ..tokenizer.errors import UserError
 from .modeling import DualTokenForConditionalGeneration
 from .processing import DualTokenProcessor
+from .quantization import quantized_loading, require_quantization
 from .storage import CONFIG_FILE, is_model_folder
 
 ImageSource = str | Path | Image.Image
@@ -74,7 +75,11 @@ class DualTokenPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = NANO, device: str = "auto", dtype: torch.dtype | str = "auto"
+        cls,
+        name: str | Path = NANO,
+        device: str = "auto",
+        dtype: torch.dtype | str = "auto",
+        quantization: str = "none",
     ) -> "DualTokenPipeline":
         """Load "nano", a folder, or a hub id.
 
@@ -82,19 +87,24 @@ class DualTokenPipeline:
             device: "auto" (cuda, then mps, then cpu), or one of them.
             dtype: of the language model and heads; "auto" is bfloat16 on cuda and float32 elsewhere. The
                 visual tokenizer is always float32: its codes must not depend on the device.
+            quantization: "8bit" or "4bit" quantizes the language model's linear layers with bitsandbytes, for
+                less memory; on cuda only.
 
         Raises:
-            UserError: no such model or device, or a folder that is no model.
+            UserError: no such model or device, a folder that is no model, or quantization that does not work
+                here.
         """
         source, target = resolve_model(name), resolve_device(device)
+        require_quantization(quantization, target)
         if dtype == "auto":
             dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-        model = DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype)
+        placement = quantized_loading(quantization, source, target, dtype)
+        model = DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype, **placement)
         try:
             processor = DualTokenProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise UserError(f"{source} has no usable processor and text tokenizer: {error}") from error
-        return cls(model.to(target), processor)
+        return cls(model if placement else model.to(target), processor)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..tokenizer import DualTokenizer, VisualCodes
 from ..tokenizer.errors import UserError, first_line
 from ..tokenizer.files import make_readable
+from .adapters import has_adapters
 from .configuration import DualTokenConfig
 from .visual_embedding import FrozenCodebook
 
@@ -86,7 +87,13 @@ class DualTokenStorage(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[Any], **kwargs: Any
     ) -> Any:
-        """Save config.json, model*.safetensors and, when there is one, `visual_tokenizer/`."""
+        """Save config.json, model*.safetensors and, when there is one, `visual_tokenizer/`.
+
+        Raises:
+            UserError: the model has adapters, which a plain folder has no place for.
+        """
+        if has_adapters(self):
+            raise UserError("the model has adapters; call merge_adapters(model) before it is saved")
         result = super().save_pretrained(save_directory, **kwargs)
         # safetensors makes its files private; a saved model is meant to be read like any other file.
         for weights in Path(save_directory).glob("*.safetensors"):

@@ -23,6 +23,7 @@ from ..tokenizer.errors import UserError
 from .options import (
     add_device_argument,
     add_model_argument,
+    add_quantization_argument,
     integer,
     load_pipeline,
     resolve_device,
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_argument(parser)
     add_device_argument(parser)
+    add_quantization_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     question = None if args.question is None else text_argument(args.question, "--question")
     images = [load_image(file) for file in args.image]
-    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    pipeline = load_pipeline(args.model, resolve_device(args.device), args.quantization)
     if question is not None:
         print(pipeline.answer(images or None, question, max_new_tokens=args.max_new_tokens))
         return 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+QUANTIZATIONS = ("none", "8bit", "4bit")
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,16 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
+    """`--quantization none|8bit|4bit`."""
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="none",
+        help="load the language model in fewer bits; needs cuda and the extra gpu (default: none)",
+    )
+
+
 def resolve_device(name: str) -> str:
     """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
     from ..mllm.pipeline import resolve_device as resolve
@@ -40,8 +51,8 @@ def resolve_device(name: str) -> str:
     return str(resolve(name))
 
 
-def load_pipeline(model: str, device: str) -> "DualTokenPipeline":
-    """The model named by `--model`, on a resolved device. UserError if it cannot be found or read."""
+def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualTokenPipeline":
+    """The model named by `--model`, on a resolved device. UserError if it cannot be loaded like that."""
     import transformers
 
     from ..mllm import DualTokenPipeline
@@ -51,7 +62,7 @@ def load_pipeline(model: str, device: str) -> "DualTokenPipeline":
     if model == "nano" or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     try:
-        return DualTokenPipeline.from_pretrained(model, device=device)
+        return DualTokenPipeline.from_pretrained(model, device=device, quantization=quantization)
     except OSError as error:  # transformers' answer to a hub id without a network, and to missing files
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--model {model} cannot be loaded: {reason}") from error

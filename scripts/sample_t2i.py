@@ -32,6 +32,7 @@ from .contact_sheet import contact_sheet, thumbnail
 from .options import (
     add_device_argument,
     add_model_argument,
+    add_quantization_argument,
     integer,
     load_pipeline,
     number,
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_argument(parser)
     add_device_argument(parser)
+    add_quantization_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     given = {name: value for name, value in given.items() if value is not None}
     device = resolve_device(args.device)
-    pipeline = load_pipeline(args.model, device)
+    pipeline = load_pipeline(args.model, device, args.quantization)
     settings = {
         "num_images": args.num_images,
         "seed": args.seed,
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         description = {
             "model": args.model,
             "device": device,
+            "quantization": args.quantization,
             "settings": settings,
             "versions": versions(),
             "images": images,

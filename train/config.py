@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ..mllm.adapters import LoraSettings
 from ..tokenizer.errors import UserError
 from .discriminator import AdversarialConfig
 
@@ -55,8 +56,8 @@ class OptimizerConfig:
     Args:
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon (0.02 is usual), for the two-dimensional weights of transformer
-            layers; embeddings, classifiers and vectors stay with AdamW. None trains all with AdamW. With
-            ZeRO it needs ``gradient_clipping`` 0, as DeepSpeed would clip Muon's updates.
+            layers; embeddings, classifiers, vectors and adapters stay with AdamW. None trains all with AdamW.
+            With ZeRO it needs ``gradient_clipping`` 0, as DeepSpeed would clip Muon's updates.
         muon_momentum: of Muon.
         lr_scale: factor on the rate of parameters whose name contains the key (the longest match wins).
         weight_decay: for matrices; vectors (biases, norms) never decay.
@@ -216,6 +217,8 @@ class MllmObjectiveConfig:
         prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free
             guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit.
+        lora: trains low-rank adapters instead of the LLM's weights, beside the projectors, the depth
+            transformers and the special tokens; the exported model has them merged. None trains everything.
     """
 
     llm: str | dict[str, Any]
@@ -224,6 +227,7 @@ class MllmObjectiveConfig:
     model: dict[str, Any] = field(default_factory=dict)
     prompt_dropout: float = 0.1
     shuffle_turns: bool = False
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,13 @@ class Recipe:
             problems.append(
                 "run.precision bf16 needs run.zero_stage 1 or 2 (the stage-0 bf16 optimizer drifts)"
             )
+        if self.mllm is not None and self.mllm.lora is not None:
+            self.mllm.lora.validate()
+            if not isinstance(self.mllm.llm, str) and self.init_from is None:
+                problems.append(
+                    "mllm.lora adapts a trained LLM, but mllm.llm is a configuration of random weights; name "
+                    "a folder or hub id, or give init_from"
+                )
         for name in ("steps", "gradient_accumulation_steps", "log_every"):
             if getattr(self.run, name) < 1:
                 problems.append(f"run.{name} is {getattr(self.run, name)}; it must be at least 1")

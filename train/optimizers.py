@@ -14,6 +14,9 @@ from .config import OptimizerConfig, ScheduleConfig
 # Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'
 # and the vision and text towers'.
 TRANSFORMER_LAYERS = ".layers."
+# Part of the name of every low-rank factor (peft). Muon makes the update of a matrix orthogonal; that of two
+# factors by themselves leaves their product's update anything but that, so they stay with AdamW.
+LOW_RANK_FACTOR = ".lora_"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -28,7 +31,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         if parameter.requires_grad:
             matches = [key for key in config.lr_scale if key in name]
             scale = config.lr_scale[max(matches, key=len)] if matches else 1.0
-            by_muon = config.muon_lr is not None and parameter.ndim == 2 and TRANSFORMER_LAYERS in name
+            whole_matrix = parameter.ndim == 2 and TRANSFORMER_LAYERS in name and LOW_RANK_FACTOR not in name
+            by_muon = config.muon_lr is not None and whole_matrix
             members[by_muon, scale, parameter.ndim >= 2].append(parameter)
     groups = []
     for (by_muon, scale, decays), parameters in sorted(members.items(), key=lambda item: item[0][0]):

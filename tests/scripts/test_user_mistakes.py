@@ -68,6 +68,9 @@ MISTAKES = [
     (["chat", "--question", "Who?", "--device", ABSENT_DEVICE], ABSENT_DEVICE),
     (["quickstart", "--device", ABSENT_DEVICE], ABSENT_DEVICE),
     ([*SAMPLE, "--prompt", "a star", "--device", "tpu"], "tpu"),
+    ([*SAMPLE, "--prompt", "a star", "--device", "cpu", "--quantization", "4bit"], "needs a CUDA device"),
+    (["chat", "--question", "Who?", "--device", "cpu", "--quantization", "8bit"], "needs a CUDA device"),
+    (["chat", "--question", "Who?", "--quantization", "2bit"], "2bit"),
     *[
         ([*arguments, "--model", model], model)
         for arguments in (

@@ -13,7 +13,15 @@ import torch
 
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum
 from ...data_pipelines.records import Record
-from ...mllm import DualTokenForConditionalGeneration, build_model, build_processor, drop_prompt, save_model
+from ...mllm import (
+    DualTokenForConditionalGeneration,
+    add_lora,
+    build_model,
+    build_processor,
+    drop_prompt,
+    merge_adapters,
+    save_model,
+)
 from ...tokenizer import DualTokenizer
 from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
@@ -42,6 +50,7 @@ class MllmObjective(Objective):
         self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
         self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
+        self._add_adapters()
 
     def prepare(self, record: Record, draw: int) -> Any:
         rng = np.random.default_rng((self.seed, draw))
@@ -75,13 +84,23 @@ class MllmObjective(Objective):
         return {name: LossTerm(getattr(sums, name), weight) for name, weight in weights.items()}
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
+        if self.config.lora is not None:
+            # In the wider of both formats, where the sum is rounded least.
+            cast(self.model, torch.promote_types(self.model.dtype, dtype))
+            merge_adapters(self.model)
         cast(self.model, dtype)
         self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
         save_model(self.model, self.processor, folder)
 
     def initialise_from(self, folder: str) -> None:
         trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)
+        merge_adapters(self.model)  # they are new and add nothing; the folder is that of a plain model
         self.model.load_state_dict(trained.state_dict())
+        self._add_adapters()
+
+    def _add_adapters(self) -> None:
+        if self.config.lora is not None:
+            add_lora(self.model, self.config.lora)
 
 
 def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
