@@ -6,6 +6,7 @@ from .adapters import LoraSettings, add_lora, merge_adapters
 from .assemble import build_model, build_processor, save_model
 from .configuration import DualTokenConfig
 from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
+from .image_generation import GenerationCancelled
 from .losses import LossTerms
 from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
 from .pipeline import DualTokenPipeline, resolve_model
@@ -27,6 +28,7 @@ __all__ = [
     "DualTokenPipeline",
     "DualTokenProcessor",
     "EncodedRecord",
+    "GenerationCancelled",
     "ImageSamplingOptions",
     "LoraSettings",
     "LossTerms",

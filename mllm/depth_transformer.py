@@ -18,19 +18,24 @@ from .visual_embedding import FrozenCodebook
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over depth, (T, heads, queries, E) on (T, heads, depths, E); a single query sees all depths.
+    """Causal attention over depth: (T, heads, D, E) each -> (T, heads, D, E).
 
     On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is only
         D x D.
     """
-    single = q.shape[2] == 1
     if q.device.type != "cpu":
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=not single)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if not single:
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return scores.softmax(dim=-1) @ v
+    visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    return scores.masked_fill(~visible, float("-inf")).softmax(dim=-1) @ v
+
+
+def attend_to_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the newest depth: q (T, heads, E) to k and v (T, heads, depths, E) -> (T, heads, E)."""
+    if k.shape[2] == 1:
+        return v[:, :, 0]  # the only weight is 1
+    scores = (k @ q.unsqueeze(-1)) * q.shape[-1] ** -0.5
+    return (scores.softmax(dim=2).transpose(2, 3) @ v).squeeze(2)
 
 
 class DepthBlock(nn.Module):
@@ -48,24 +53,21 @@ class DepthBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """All depths at once: (T, D, W) -> (T, D, W)."""
-        q, k, v = self._heads(x)
-        return self._finish(x, causal_attention(q, k, v))
+        q, k, v = self._heads(x).permute(2, 0, 3, 1, 4).unbind(0)
+        return self._finish(x, causal_attention(q, k, v).transpose(1, 2))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
-        """One depth: (T, 1, W) -> (T, 1, W); writes place `depth` of the (T, heads, D, head width) caches."""
-        q, k, v = self._heads(x)
-        keys[:, :, depth : depth + 1], values[:, :, depth : depth + 1] = k, v
-        past = slice(0, depth + 1)
-        return self._finish(x, causal_attention(q, keys[:, :, past], values[:, :, past]))
+        """One depth: (T, W) -> (T, W); writes place `depth` of the (T, heads, D, head width) caches."""
+        q, k, v = self._heads(x).unbind(1)
+        keys[:, :, depth], values[:, :, depth] = k, v
+        return self._finish(x, attend_to_past(q, keys[:, :, : depth + 1], values[:, :, : depth + 1]))
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        count, depth, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(count, depth, 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+    def _heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (..., W) -> (..., 3, heads, head width)."""
+        return self.qkv(self.norm1(x)).view(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.proj(attended.transpose(1, 2).reshape(x.shape))
+        x = x + self.proj(attended.reshape(x.shape))
         return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
 
 
@@ -77,6 +79,7 @@ class DepthCache:
     ) -> None:
         shape = (layers, 2, count, num_heads, depth, head_width)
         self.states = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once
 
 
 class DepthTransformer(nn.Module):
@@ -167,10 +170,10 @@ class DepthTransformer(nn.Module):
         return first + self.from_condition(condition.to(self.from_condition.weight.dtype))
 
     def _step(self, x: Tensor, depth: int, cache: DepthCache) -> Tensor:
-        x = (x + self.position.weight[depth].to(x.dtype)).unsqueeze(1)
-        for layer, (keys, values) in zip(self._blocks(), cache.states, strict=True):
+        x = x + self.position.weight[depth].to(x.dtype)
+        for layer, (keys, values) in zip(self._blocks(), cache.layers, strict=True):
             x = layer.step(x, keys, values, depth)
-        return self.classify(self.norm(x), depth).squeeze(1)
+        return self.classify(self.norm(x), depth)
 
     def reset(self, std: float) -> None:
         """Unit-size inputs from unit-size states and codes; residual branches scaled down by depth."""

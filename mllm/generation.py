@@ -10,7 +10,7 @@ from transformers import GenerationMixin
 
 from ..tokenizer import VisualCodes
 from ..tokenizer.errors import UserError
-from .image_generation import ImageGenerator, ImagePrompt
+from .image_generation import ImageGenerator, ImagePrompt, Progress
 from .sampling import ImageSamplingOptions
 from .storage import DualTokenStorage
 
@@ -56,8 +56,13 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
                 `decode_image_tokens` turns them into pixels. "interleaved": an `InterleavedOutput`, for one
                 prompt.
             num_return_sequences: answers per prompt.
-            guidance_scale, temperature, top_k, top_p, truncate_from_level: of images, see
-                `ImageSamplingOptions`; the default is the model's own (`config.image_sampling`).
+            guidance_scale, temperature, top_k, top_p, ...: of images, the fields of `ImageSamplingOptions`;
+                the default is the model's own (`config.image_sampling`).
+            compile: of images: True compiles the steps of the drawing loop (`torch.compile`, with CUDA graphs
+                on CUDA); that takes a minute or more at the first drawing of a shape and is kept with the
+                model. A string names another backend.
+            progress: of images: called with (positions done, positions in all) after each; when it returns
+                False the drawing stops with `GenerationCancelled`.
             seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
                 only.
             generator: a torch.Generator from which a missing `seed` is drawn.
@@ -180,6 +185,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         generator: torch.Generator | None = None,
         first_image_index: int = 0,
         do_sample: bool | None = None,
+        compile: bool | str = False,
+        progress: Progress | None = None,
         **kwargs: Any,
     ) -> Tensor:
         for key in TEXT_ONLY_ARGUMENTS:
@@ -194,11 +201,27 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             codes = VisualCodes(pixel=pixel_codes.long(), semantic=semantic_codes.long())
         prompt = self._image_prompt(input_ids, attention_mask, codes)
         seeds = _seeds(seed, generator, input_ids.shape[0])
-        model = cast("DualTokenForConditionalGeneration", self)
-        drawn = ImageGenerator(model, options).generate(
-            prompt, num_return_sequences, seeds, first_image_index
+        rows = input_ids.shape[0] * num_return_sequences
+        longest = max(prompt.input_ids.shape[1], self.unconditional_ids().shape[0])
+        generator_of_images = self._image_generator(
+            options, rows, longest + self.config.num_positions, compile
         )
+        drawn = generator_of_images.generate(prompt, num_return_sequences, seeds, first_image_index, progress)
         return torch.cat([drawn.pixel, drawn.semantic], dim=-1).flatten(1)
+
+    def _image_generator(
+        self, options: ImageSamplingOptions, rows: int, capacity: int, compile: bool | str
+    ) -> ImageGenerator:
+        """A generator for one call, or the kept one whose compiled steps fit."""
+        model = cast("DualTokenForConditionalGeneration", self)
+        if not compile:
+            return ImageGenerator(model, options, rows, capacity)
+        kept: ImageGenerator | None = self.__dict__.get("_compiled_generator")
+        if kept is None or not kept.fits(options, rows, capacity, compile):
+            kept = self.__dict__["_compiled_generator"] = ImageGenerator(
+                model, options, rows, capacity, compile
+            )
+        return kept
 
     def _image_prompt(
         self, input_ids: Tensor, attention_mask: Tensor | None, codes: VisualCodes | None
@@ -235,6 +258,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         streamer: Any = None,
+        compile: bool | str = False,
+        progress: Progress | None = None,
         **kwargs: Any,
     ) -> InterleavedOutput:
         """Text until the model opens an image, the image, and on, until it ends its turn.
@@ -270,7 +295,13 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             if int(input_ids[0, -1]) != start:
                 break
             tokens = self._generate_image(
-                input_ids, seed=image_seed, first_image_index=drawn, **images, **image_kwargs
+                input_ids,
+                seed=image_seed,
+                first_image_index=drawn,
+                compile=compile,
+                progress=progress,
+                **images,
+                **image_kwargs,
             )
             if hasattr(streamer, "put_image"):
                 streamer.put_image(tokens)

@@ -1,11 +1,14 @@
 """The image loop: codes of whole images, position by position and depth by depth.
 
 Shapes: B prompts, R = B x images per prompt, P positions, D depths, N codes, C code dimension, H hidden size.
-    With
-guidance every tensor of the model has 2R rows: the R conditional ones, then the R unconditional ones.
+    With guidance every tensor of the model has 2R rows: the R conditional ones, then the unconditional ones.
+
+A position is two steps: `draw` turns the LLM's states into codes, `advance` turns the codes into the next
+states. Both read and write tensors in place and return nothing, so nothing waits for the host, and each can
+be compiled as one graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,14 +18,19 @@ from torch import Tensor
 from ..tokenizer import VisualCodes
 from . import sampling
 from .depth_transformer import DepthCache, DepthTransformer
-from .kv_cache import PreallocatedCache
 from .sampling import ImageSamplingOptions
+from .step_decoder import StepDecoder
 from .visual_embedding import FrozenCodebook
 
 if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration
 
-FOUR_DIMENSIONAL_MASKS = ("sdpa", "eager")
+# Called after each position with (positions done, positions in all); False stops the drawing.
+Progress = Callable[[int, int], object]
+
+
+class GenerationCancelled(Exception):
+    """A `progress` callback returned False; what was drawn so far is dropped."""
 
 
 @dataclass
@@ -43,74 +51,105 @@ class Branch(NamedTuple):
 
 
 class ImageGenerator:
-    """Draws images for a batch of prompts. One object serves one call."""
+    """Draws `rows` images side by side; a prompt and its image take at most `capacity` places.
 
-    def __init__(self, model: "DualTokenForConditionalGeneration", options: ImageSamplingOptions) -> None:
-        self.model, self.options = model, options
+    `compile`: True compiles both steps (with CUDA graphs on CUDA), a string names a backend of
+    `torch.compile`, False runs them as they are. One object serves any number of calls one after the other.
+    """
+
+    def __init__(
+        self,
+        model: "DualTokenForConditionalGeneration",
+        options: ImageSamplingOptions,
+        rows: int,
+        capacity: int,
+        compile: bool | str = False,
+    ) -> None:
+        self.model, self.options, self.rows = model, options, rows
         self.config = model.config
+        all_rows = 2 * rows if options.guided else rows
+        self.decoder = StepDecoder(model, all_rows, capacity, fixed_shape=bool(compile))
+        pixel, semantic = model.pixel_head, model.semantic_head
+        self.pixels = Branch(pixel, model.pixel_codebook, pixel.new_cache(all_rows))
+        self.semantics = Branch(semantic, model.semantic_codebook, semantic.new_cache(all_rows))
+        self._allocate(all_rows)
+        self.compile = compile
+        self._draw_step, self._advance_step = self._steps(compile)
+
+    def fits(self, options: ImageSamplingOptions, rows: int, capacity: int, compile: bool | str) -> bool:
+        """Whether this object serves such a call as it is."""
+        return (options, rows, compile, self.model.dtype, self.model.device) == (
+            self.options,
+            self.rows,
+            self.compile,
+            self.states.dtype,
+            self.states.device,
+        ) and capacity <= self.decoder.capacity
 
     @torch.no_grad()
     def generate(
-        self, prompt: ImagePrompt, images_per_prompt: int, seeds: Sequence[int], first_image_index: int = 0
+        self,
+        prompt: ImagePrompt,
+        images_per_prompt: int,
+        seeds: Sequence[int],
+        first_image_index: int = 0,
+        progress: Progress | None = None,
     ) -> VisualCodes:
         """Codes (R, P, D) of both branches, the images of each prompt in a row.
 
         Image j of prompt b is drawn from the stream (seeds[b], first_image_index + j).
+
+        Raises:
+            GenerationCancelled: `progress` returned False.
         """
+        self._set_noise(seeds, images_per_prompt, first_image_index)
+        self._prefill(prompt, images_per_prompt)
+        self.position.zero_()
         positions = self.config.num_positions
-        uniforms = self._uniforms(seeds, images_per_prompt, first_image_index).to(prompt.input_ids.device)
-        states = self._prefill(prompt, images_per_prompt)
-        rows = uniforms.shape[0]
-        pixels = self._branch(self.model.pixel_head, self.model.pixel_codebook, states)
-        semantics = self._branch(self.model.semantic_head, self.model.semantic_codebook, states)
-        pixel_depth, semantic_depth = pixels.head.depth, semantics.head.depth
-        codes = VisualCodes(
-            pixel=torch.zeros(rows, positions, pixel_depth, dtype=torch.long, device=states.device),
-            semantic=torch.zeros(rows, positions, semantic_depth, dtype=torch.long, device=states.device),
-        )
-        for position in range(positions):
-            # The numbers of each branch are its own, whichever is drawn first.
-            pixel_noise, semantic_noise = uniforms[:, position].split([pixel_depth, semantic_depth], dim=-1)
-            if self.config.semantic_condition == "pixel":
-                pixel = self._draw(pixels, states, None, pixel_noise)
-                semantic = self._draw(semantics, states, self.model.semantic_condition(pixel), semantic_noise)
-            else:
-                semantic = self._draw(semantics, states, None, semantic_noise)
-                pixel = self._draw(pixels, states, self.model.pixel_condition(semantic), pixel_noise)
-            codes.pixel[:, position], codes.semantic[:, position] = pixel, semantic
-            if position + 1 < positions:
-                states = self._advance(pixel, semantic, position)
-        return codes
+        for position in range(1, positions + 1):
+            self._draw_step()
+            if progress is not None and progress(position, positions) is False:
+                raise GenerationCancelled(f"cancelled after {position} of {positions} positions")
+            if position < positions:
+                self._advance_step()
+        return VisualCodes(pixel=self.pixel_codes.clone(), semantic=self.semantic_codes.clone())
 
-    def _uniforms(self, seeds: Sequence[int], images_per_prompt: int, first: int) -> Tensor:
-        """(R, P, pixel depth + semantic depth) random numbers, drawn before the loop."""
-        per_position = self.model.pixel_head.depth + self.model.semantic_head.depth
-        return torch.stack(
-            [
-                sampling.image_uniforms(seed, first + index, self.config.num_positions, per_position)
-                for seed in seeds
-                for index in range(images_per_prompt)
-            ]
+    # ---- state
+
+    def _allocate(self, all_rows: int) -> None:
+        """The tensors that the steps work on."""
+        positions, device = self.config.num_positions, self.model.device
+        depths = self.pixels.head.depth, self.semantics.head.depth
+        self.states = torch.zeros(
+            all_rows, self.config.text_config.hidden_size, dtype=self.model.dtype, device=device
+        )
+        self.uniforms = torch.zeros(positions, self.rows, sum(depths), device=device)
+        self.scales = sampling.guidance_scales(self.options, positions).to(device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.pixel_codes, self.semantic_codes = (
+            torch.zeros(self.rows, positions, depth, dtype=torch.long, device=device) for depth in depths
         )
 
-    def _prefill(self, prompt: ImagePrompt, images_per_prompt: int) -> Tensor:
-        """Run every prompt once, then copy its cache to each of its images: states (R | 2R, H)."""
+    def _set_noise(self, seeds: Sequence[int], images_per_prompt: int, first: int) -> None:
+        """The random numbers of all images, drawn before the loop."""
+        positions, _, codes = self.uniforms.shape
+        streams = [
+            sampling.image_uniforms(seed, first + index, positions, codes)
+            for seed in seeds
+            for index in range(images_per_prompt)
+        ]
+        self.uniforms.copy_(torch.stack(streams, dim=1))
+
+    def _prefill(self, prompt: ImagePrompt, images_per_prompt: int) -> None:
+        """Run every prompt once; each of its images goes on from there."""
         count = prompt.input_ids.shape[0]
         if self.options.guided:
             prompt = self._with_unconditional(prompt)
-        mask = prompt.attention_mask
-        self.cache = PreallocatedCache(
-            self.config.text_config.num_hidden_layers, mask.shape[1] + self.config.num_positions
-        )
-        embeds = self.model.embed_sequence(prompt.input_ids, prompt.codes)
-        states = self._run(embeds, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0))[:, -1]
-        rows = torch.arange(count, device=mask.device).repeat_interleave(images_per_prompt)
+        rows = torch.arange(count, device=self.states.device).repeat_interleave(images_per_prompt)
         if self.options.guided:
             rows = torch.cat([rows, torch.full_like(rows, count)])
-        self.cache.select_rows(rows)
-        self.next_position_ids = mask.sum(dim=-1)[rows].unsqueeze(1)
-        self._prepare_step_masks(mask[rows])
-        return states[rows]
+        embeds = self.model.embed_sequence(prompt.input_ids, prompt.codes)
+        self.states.copy_(self.decoder.prefill(embeds, prompt.attention_mask, rows))
 
     def _with_unconditional(self, prompt: ImagePrompt) -> ImagePrompt:
         """The prompts with the unconditional one as last row, all left-padded to one length."""
@@ -125,65 +164,57 @@ class ImageGenerator:
         mask[count, length - row.shape[0] :] = 1
         return ImagePrompt(ids, mask, prompt.codes)
 
-    def _prepare_step_masks(self, mask: Tensor) -> None:
-        """One mask for the whole image, sliced at each step: building it anew asks the host about padding."""
-        self.mask = torch.nn.functional.pad(mask, (0, self.config.num_positions), value=1)
-        self.has_padding = not bool(mask.all())
-        text_config = self.config.text_config
-        implementation = self.model.language_model.config._attn_implementation
-        kinds = getattr(text_config, "layer_types", None)
-        full_attention = (
-            set(kinds) == {"full_attention"}
-            if kinds
-            else getattr(text_config, "sliding_window", None) is None
+    # ---- the two steps of a position
+
+    def _steps(self, compile: bool | str) -> tuple[Callable[[], None], Callable[[], None]]:
+        if not compile:
+            return self.draw, self.advance
+        for tensor in (*vars(self).values(), self.pixels.cache.states, self.semantics.cache.states):
+            if isinstance(tensor, Tensor):
+                torch._dynamo.mark_static_address(tensor)  # CUDA graphs may then write to it
+        if isinstance(compile, str):
+            return torch.compile(self.draw, backend=compile), torch.compile(self.advance, backend=compile)
+        mode = "reduce-overhead" if self.states.device.type == "cuda" else None
+        return (
+            torch.compile(self.draw, dynamic=False, mode=mode),
+            torch.compile(self.advance, dynamic=False, mode=mode),
         )
-        self.bias: Tensor | None = None
-        if implementation in FOUR_DIMENSIONAL_MASKS and full_attention:
-            lowest = torch.finfo(self.model.dtype).min
-            bias = torch.zeros(self.mask.shape, dtype=self.model.dtype, device=mask.device)
-            self.bias = bias.masked_fill(self.mask == 0, lowest)[:, None, None, :]
 
-    def _step_mask(self, length: int) -> Tensor | None:
-        if not self.has_padding:
-            return None
-        return self.mask[:, :length] if self.bias is None else self.bias[..., :length]
+    def draw(self) -> None:
+        """The codes of the present position, from the states."""
+        noise = self.uniforms.index_select(0, self.position)[0]
+        # The numbers of each branch are its own, whichever is drawn first.
+        pixel_noise, semantic_noise = noise.split([self.pixels.head.depth, self.semantics.head.depth], dim=-1)
+        if self.config.semantic_condition == "pixel":
+            pixel = self._draw_branch(self.pixels, None, pixel_noise)
+            semantic = self._draw_branch(self.semantics, self.model.semantic_condition(pixel), semantic_noise)
+        else:
+            semantic = self._draw_branch(self.semantics, None, semantic_noise)
+            pixel = self._draw_branch(self.pixels, self.model.pixel_condition(semantic), pixel_noise)
+        self.pixel_codes.index_copy_(1, self.position, pixel.unsqueeze(1))
+        self.semantic_codes.index_copy_(1, self.position, semantic.unsqueeze(1))
 
-    def _advance(self, pixel: Tensor, semantic: Tensor, position: int) -> Tensor:
-        """Feed the codes (R, D) of `position` to the LLM: its next states (R | 2R, H)."""
-        index = torch.full(pixel.shape[:1], position, dtype=torch.long, device=pixel.device)
-        embeds = self._for_all_rows(self.model.embed_codes(pixel, semantic, index)).unsqueeze(1)
-        length = self.cache.get_seq_length() + 1
-        states = self._run(embeds.to(self.model.dtype), self._step_mask(length), self.next_position_ids)
-        self.next_position_ids = self.next_position_ids + 1
-        return states[:, -1]
+    def advance(self) -> None:
+        """Feed the present position's codes to the LLM: the states of the next one."""
+        pixel, semantic = (
+            codes.index_select(1, self.position)[:, 0] for codes in (self.pixel_codes, self.semantic_codes)
+        )
+        embeds = self.model.embed_codes(pixel, semantic, self.position.expand(self.rows))
+        self.states.copy_(self.decoder.advance(self._for_all_rows(embeds)))
+        self.position.add_(1)
 
-    def _run(self, embeds: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
-        return self.model.language_model.base_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    @staticmethod
-    def _branch(head: DepthTransformer, codebook: FrozenCodebook, states: Tensor) -> Branch:
-        return Branch(head, codebook, head.new_cache(states.shape[0]))
-
-    def _draw(self, branch: Branch, states: Tensor, condition: Tensor | None, uniforms: Tensor) -> Tensor:
-        """The codes (R, D) of one branch at one position.
-
-        From states (R | 2R, H), uniforms (R, D) and the other branch's features (R, C), where the head sees
-        them.
-        """
+    def _draw_branch(self, branch: Branch, condition: Tensor | None, uniforms: Tensor) -> Tensor:
+        """The codes (R, D) of one branch, from uniforms (R, D) and the other branch's features (R, C), where
+        the head sees them."""
         head, codebook, cache = branch
         condition = None if condition is None else self._for_all_rows(condition)
-        logits = head.first_step(states, condition, cache)
+        scale = self.scales.index_select(0, self.position)
+        logits = head.first_step(self.states, condition, cache)
         codes: list[Tensor] = []
         code_sum: Tensor | float = 0.0
         for level in range(head.depth):
             if self.options.guided:
-                logits = sampling.guide(logits.float(), self.options.guidance_scale)
+                logits = sampling.guide(logits.float(), scale)
             codes.append(sampling.draw_codes(logits, uniforms[:, level], self.options, level))
             if level + 1 < head.depth:
                 code_sum = code_sum + codebook.embed_depth(codes[-1], level)

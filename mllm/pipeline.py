@@ -145,8 +145,8 @@ class DualTokenPipeline:
 
         Parts are `{"type": "text", "text": ...}` and `{"type": "image", "image": PIL image}`, so that
         `{"role": "assistant", "content": parts}` continues the conversation. With `stream=True` an iterator
-        yields text in small parts and images as they are made. `options`: those of `generate`
-        ("interleaved"), such as `do_sample`, `guidance_scale`, `seed`, `max_images`.
+        yields text in small parts and images as they are made; closing it stops the model. `options`: those
+        of `generate` ("interleaved"), such as `do_sample`, `guidance_scale`, `seed`, `max_images`.
         """
         inputs = self._inputs([messages])
         options = {"do_sample": False, "max_new_tokens": self._at_most(max_new_tokens, inputs), **options}
@@ -163,8 +163,8 @@ class DualTokenPipeline:
             num_images: how many; image i of a seed is the same however many are drawn.
             seed: of the random numbers; None draws one.
             batch_size: images drawn side by side.
-            **options: `guidance_scale`, `temperature`, `top_k`, `top_p`, `truncate_from_level`
-                (see `ImageSamplingOptions`); what is left out is the model's own default.
+            **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingOptions` (what is
+                left out is the model's own default); `compile` and `progress` as in the model's `generate`.
 
         Raises:
             UserError: an empty prompt or an option outside its range.
@@ -251,22 +251,34 @@ class DualTokenPipeline:
     def _stream(self, inputs: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
         """Content parts as a background thread makes them; its error is raised here."""
         parts: queue.Queue[Any] = queue.Queue()
-        streamer = PartStreamer(self, parts)
+        streamer, closed = PartStreamer(self, parts), threading.Event()
 
         def work() -> None:
             try:
-                self.model.generate(**inputs, generation_mode="interleaved", streamer=streamer, **options)
+                self.model.generate(
+                    **inputs,
+                    generation_mode="interleaved",
+                    streamer=streamer,
+                    stopping_criteria=[
+                        lambda ids, scores, **_: ids.new_full(ids.shape[:1], closed.is_set()).bool()
+                    ],
+                    progress=lambda done, total: not closed.is_set(),
+                    **options,
+                )
                 parts.put(None)
             except BaseException as error:
                 parts.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        while (part := parts.get()) is not None:
-            if isinstance(part, BaseException):
-                raise part
-            yield part
-        thread.join()
+        try:
+            while (part := parts.get()) is not None:
+                if isinstance(part, BaseException):
+                    raise part
+                yield part
+        finally:
+            closed.set()
+            thread.join()
 
 
 class PartStreamer(TextStreamer):

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ..tokenizer.errors import UserError
 
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+SAMPLERS = ("inverse_cdf", "gumbel")
+_WORD = 0xFFFFFFFF
+
 
 @dataclass(frozen=True)
 class ImageSamplingOptions:
@@ -20,9 +24,13 @@ class ImageSamplingOptions:
     Args:
         guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling
             and leaves the unconditional branch out, 0.0 ignores the prompt.
+        guidance_schedule: "constant", or how the scale goes from 1 at the image's first position to
+            `guidance_scale` at the last: "linear", or "cosine" (slow at both ends).
         temperature: divides the logits; 0.0 takes the most likely code.
         top_k: draw from the k most likely codes; 0 draws from all.
         top_p: draw from the fewest codes that together have this probability; 1.0 draws from all.
+        sampler: "inverse_cdf" (one random number per code against the cumulative distribution) or "gumbel"
+            (Gumbel-max: the largest of logits plus noise, no distribution is computed).
         truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
             tends to blank images: an object's onset is rarely among the most likely codes.
 
@@ -35,6 +43,8 @@ class ImageSamplingOptions:
     top_k: int = 0
     top_p: float = 1.0
     truncate_from_level: int = 0
+    guidance_schedule: str = "constant"
+    sampler: str = "inverse_cdf"
 
     def __post_init__(self) -> None:
         _require(
@@ -49,6 +59,10 @@ class ImageSamplingOptions:
         )
         _require("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
         _require("truncate_from_level", self.truncate_from_level, self.truncate_from_level >= 0, "0 or more")
+        for name, allowed in (("guidance_schedule", GUIDANCE_SCHEDULES), ("sampler", SAMPLERS)):
+            _require(
+                name, getattr(self, name), getattr(self, name) in allowed, f"one of {', '.join(allowed)}"
+            )
 
     @property
     def guided(self) -> bool:
@@ -71,7 +85,17 @@ def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> T
     return torch.rand(positions, codes, generator=generator)
 
 
-def guide(logits: Tensor, scale: float) -> Tensor:
+def guidance_scales(options: ImageSamplingOptions, positions: int) -> Tensor:
+    """The guidance scale at every position of an image: (positions,) fp32."""
+    if options.guidance_schedule == "constant":
+        return torch.full((positions,), options.guidance_scale)
+    progress = torch.linspace(0.0, 1.0, positions) if positions > 1 else torch.ones(1)
+    if options.guidance_schedule == "cosine":
+        progress = (1.0 - torch.cos(math.pi * progress)) / 2.0
+    return 1.0 + (options.guidance_scale - 1.0) * progress
+
+
+def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance: (2R, N) logits, conditional rows first -> (R, N) of u + s (c - u)."""
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale * (conditional - unconditional)
@@ -94,7 +118,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, level: int) -> Tensor:
     """One code per image: (R, N) guided logits of depth `level` and (R,) uniforms -> (R,) int64.
 
-    Inverse-CDF sampling: one random number per code and no transfer to the host.
+    One random number per code, and no transfer to the host.
     """
     logits = logits.float()
     if options.temperature == 0.0:
@@ -102,6 +126,8 @@ def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, 
     logits = logits / options.temperature
     if options.truncates(level):
         logits = truncate(logits, options.top_k, options.top_p)
+    if options.sampler == "gumbel":
+        return (logits + gumbel_noise(uniforms, logits.shape[-1])).argmax(dim=-1)
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
     # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability
@@ -110,6 +136,22 @@ def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, 
         uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total))
     )
     return (cumulative <= threshold).sum(dim=-1)
+
+
+def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
+    """`count` standard Gumbel numbers out of each uniform: (R,) -> (R, count), fp32.
+
+    A counter-based generator: the number of a class is a hash of the uniform's 24 bits and the class, the
+    same on every device and beside whatever else is drawn. The hash is MurmurHash3's finalizer (Appleby).
+    """
+    key = (uniforms.double() * 2**24).long().unsqueeze(1) * 0x9E3779B1
+    h = (key + torch.arange(count, device=uniforms.device) * 0x85EBCA77) & _WORD
+    for multiplier, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
+        h = ((h ^ (h >> 16)) * multiplier) & _WORD
+        h = h ^ (h >> shift)
+    # 23 bits and a half: never 0 or 1, whose logarithms are infinite.
+    uniform = ((h >> 9).float() + 0.5) / 2**23
+    return -torch.log(-torch.log(uniform))
 
 
 def _require(name: str, value: object, fits: bool, allowed: str) -> None:

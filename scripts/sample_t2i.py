@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION, GRID = "samples.json", "grid.png"
 IMAGE_NAME = re.compile(r"\d{4,}_\d{2,}\.png")
+SAMPLING_OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule", "sampler")
 GRID_ROWS = 32  # a sheet of more prompts would be too big to look at
 
 
@@ -73,6 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         help="draw from the likeliest codes of this joint probability; 1: from all",
     )
+    parser.add_argument(
+        "--guidance-schedule",
+        choices=("constant", "linear", "cosine"),
+        help="keep the guidance, or let it rise from 1 at the first position to --guidance at the last",
+    )
+    parser.add_argument(
+        "--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is drawn from its probabilities"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the drawing loop: a minute or more at the start, then faster (for many images)",
+    )
     add_model_argument(parser)
     add_device_argument(parser)
     add_quantization_argument(parser)
@@ -83,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {args.output} is a file; name a folder")
-    given = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(args, name) for name in SAMPLING_OPTIONS if getattr(args, name) is not None}
     device = resolve_device(args.device)
     pipeline = load_pipeline(args.model, device, args.quantization)
     settings = {
@@ -94,11 +107,12 @@ def run(args: argparse.Namespace) -> int:
         **sampling_options(pipeline, given),
     }
     with staging_folder(output) as folder:
-        images = draw_all(pipeline, prompts, settings, folder)
+        images = draw_all(pipeline, prompts, settings, folder, args.compile)
         description = {
             "model": args.model,
             "device": device,
             "quantization": args.quantization,
+            "compile": args.compile,
             "settings": settings,
             "versions": versions(),
             "images": images,
@@ -134,7 +148,7 @@ def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> di
 
 
 def draw_all(
-    pipeline: "DualTokenPipeline", prompts: list[str], settings: dict[str, Any], folder: Path
+    pipeline: "DualTokenPipeline", prompts: list[str], settings: dict[str, Any], folder: Path, compile: bool
 ) -> list[dict[str, Any]]:
     """Draw every prompt's images and the contact sheet; returns what samples.json says of each image."""
     from tqdm import tqdm
@@ -142,10 +156,14 @@ def draw_all(
     entries: list[dict[str, Any]] = []
     rows: list[tuple[str, list[Image.Image]]] = []
     together = max(1, settings["batch_size"] // settings["num_images"])
-    with tqdm(total=len(prompts) * settings["num_images"], unit="image", disable=None) as progress:
+    batches = -(-len(prompts) // together) * -(-settings["num_images"] // settings["batch_size"])
+    positions = batches * pipeline.model.config.num_positions
+    with tqdm(total=positions, unit="position", disable=None) as bar:
         for start in range(0, len(prompts), together):
             some = prompts[start : start + together]
-            drawn = pipeline.generate_images_many(some, **settings)
+            drawn = pipeline.generate_images_many(
+                some, **settings, compile=compile, progress=lambda done, total: bar.update()
+            )
             for row, (prompt, images) in enumerate(zip(some, drawn, strict=True), start):
                 for index, image in enumerate(images):
                     file = f"{row:04}_{index:02}.png"
@@ -153,7 +171,6 @@ def draw_all(
                     entries.append({"file": file, "prompt": prompt, "seed": settings["seed"], "index": index})
                 if len(rows) < GRID_ROWS:
                     rows.append((prompt, [thumbnail(image) for image in images]))
-                progress.update(len(images))
     contact_sheet(rows).save(folder / GRID)
     return entries
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dualtoken.mllm import ImageSamplingOptions
+from dualtoken.mllm import GenerationCancelled, ImageSamplingOptions
 from dualtoken.mllm.sampling import draw_codes, guide, image_uniforms
 from dualtoken.tokenizer import UserError, VisualCodes
 
@@ -123,6 +123,15 @@ def test_the_unconditional_branch_is_what_training_shows(model, processor, recor
     trained = processor.encode_record(drop_prompt(records["drawing"])).input_ids
     expected = model.unconditional_ids().tolist()
     assert trained[: len(expected)].tolist() == expected
+
+
+def test_progress_counts_positions_and_can_stop(model, processor):
+    seen = []
+    tokens = draw(model, processor, SHORT, progress=lambda *at: seen.append(at))
+    assert seen == [(position, 16) for position in range(1, 17)]
+    with pytest.raises(GenerationCancelled, match="after 3 of 16"):
+        draw(model, processor, SHORT, progress=lambda done, total: done < 3)
+    assert torch.equal(draw(model, processor, SHORT), tokens)
 
 
 def test_image_tokens_decode_to_pixels(model, processor, visual_tokenizer):

@@ -80,6 +80,20 @@ def test_chat_returns_images_in_their_place(pipe, monkeypatch):
     )
 
 
+def test_closing_a_stream_stops_the_model(pipe, monkeypatch):
+    finished = []
+    generate = pipe.model.generate
+    monkeypatch.setattr(pipe.model, "generate", lambda **options: finished.append(generate(**options)))
+    (line,) = pipe.processor.tokenizer.encode("\n", add_special_tokens=False)
+    # The model never ends by itself, and a line is streamed at every step.
+    forced = torch.eye(pipe.model.config.text_config.vocab_size)[line]
+    monkeypatch.setattr(pipe.model, "text_logits", lambda states: forced.expand(*states.shape[:2], -1))
+    stream = pipe.chat([{"role": "user", "content": "a red"}], stream=True, max_new_tokens=200, max_images=0)
+    next(stream)
+    stream.close()
+    assert finished[0].sequences.shape[1] < 150
+
+
 def test_an_error_in_the_background_is_raised(pipe):
     with pytest.raises(UserError, match="temperature"):
         pipe.model.generate(

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from dualtoken.mllm.sampling import ImageSamplingOptions, draw_codes, guide, image_uniforms, truncate
+from dualtoken.mllm.sampling import (
+    ImageSamplingOptions,
+    draw_codes,
+    guidance_scales,
+    guide,
+    gumbel_noise,
+    image_uniforms,
+    truncate,
+)
 from dualtoken.tokenizer import UserError
 
 PLAIN = ImageSamplingOptions(guidance_scale=1.0)
@@ -23,6 +31,8 @@ PLAIN = ImageSamplingOptions(guidance_scale=1.0)
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"truncate_from_level": -1},
+        {"guidance_schedule": "rising"},
+        {"sampler": "dice"},
     ],
 )
 def test_options_outside_their_range_are_named(wrong):
@@ -30,12 +40,36 @@ def test_options_outside_their_range_are_named(wrong):
         ImageSamplingOptions(**wrong)
 
 
-def test_frequencies_follow_the_probabilities():
+@pytest.mark.parametrize(("sampler", "tolerance"), [("inverse_cdf", 1e-3), ("gumbel", 0.015)])
+def test_frequencies_follow_the_probabilities(sampler, tolerance):
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    codes = draw_codes(probabilities.log().expand(20_000, 4), uniforms, PLAIN, 0)
+    options = ImageSamplingOptions(guidance_scale=1.0, sampler=sampler)
+    codes = draw_codes(probabilities.log().expand(20_000, 4), uniforms, options, 0)
     counts = torch.bincount(codes, minlength=4) / 20_000
-    torch.testing.assert_close(counts, probabilities, atol=1e-3, rtol=0)
+    torch.testing.assert_close(counts, probabilities, atol=tolerance, rtol=0)
+
+
+def test_gumbel_noise_is_gumbel_and_its_own_for_each_class():
+    noise = gumbel_noise(torch.rand(300), 1000)
+    assert noise.isfinite().all()
+    # Mean and variance of the standard Gumbel distribution.
+    torch.testing.assert_close(noise.mean(), torch.tensor(0.5772), atol=0.01, rtol=0)
+    torch.testing.assert_close(noise.var(), torch.tensor(math.pi**2 / 6), atol=0.02, rtol=0)
+    columns, rows = torch.corrcoef(noise.t()[:50]), torch.corrcoef(noise[:50])
+    for correlations, count in ((columns, 300), (rows, 1000)):
+        assert correlations.fill_diagonal_(0).abs().max() < 5 / count**0.5
+    assert torch.equal(gumbel_noise(torch.zeros(1), 5), gumbel_noise(torch.zeros(1), 9)[:, :5])
+
+
+def test_guidance_schedules_end_at_the_scale():
+    for schedule, middle in (("constant", 3.0), ("linear", 2.0), ("cosine", 2.0)):
+        options = ImageSamplingOptions(guidance_scale=3.0, guidance_schedule=schedule)
+        scales = guidance_scales(options, 9)
+        assert scales[0] == (3.0 if schedule == "constant" else 1.0)
+        torch.testing.assert_close(scales[[4, 8]], torch.tensor([middle, 3.0]))
+        assert (scales.diff() >= 0).all()
+    assert guidance_scales(options, 1).tolist() == [3.0]
 
 
 def test_the_extreme_random_numbers_draw_possible_codes():
