@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 from .assemble import build_model, build_processor, save_model
+from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
 from .losses import LossTerms
@@ -20,6 +21,7 @@ AutoProcessor.register(DualTokenConfig, DualTokenProcessor, exist_ok=True)
 
 __all__ = [
     "CachedCodes",
+    "ChatFormat",
     "DualTokenConfig",
     "DualTokenForConditionalGeneration",
     "DualTokenOutput",
