@@ -101,11 +101,14 @@ def build_model(
         new = [vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary and token not in known]
         new += [vocabulary[token] for token in VISUAL_TOKENS]
         _fit_vocabulary(language_model, num_tokens, new)
+        # A composite configuration clears the setting in the parts that it is given.
+        attn_implementation = attn_implementation or language_model.config._attn_implementation
     config = _config(text_config, tokenizer, chat_format, codec, settings)
     if language_model is not None:
         # New projectors speak at the volume of the trained embeddings.
         embedding: Any = language_model.get_input_embeddings()
         config.initializer_range = float(embedding.weight.detach().float().std())
+        text_config._name_or_path = ""  # a place on this machine
         for module in language_model.modules():
             module._is_hf_initialized = True  # type: ignore[assignment]  # trained, not to be drawn anew
     model = DualTokenForConditionalGeneration(config, language_model)

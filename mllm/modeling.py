@@ -411,11 +411,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, CodeProjector):
-            # Some language models (Gemma) scale what they look up; projectors speak at that volume.
-            scale = float(getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0))
-            module.reset(self.config.initializer_range * scale)
-        elif isinstance(module, DepthTransformer):
+        if isinstance(module, (CodeProjector, DepthTransformer)):
             module.reset(self.config.initializer_range)
         elif isinstance(module, GridPosition):
             module.reset()

@@ -1,9 +1,7 @@
 """An LLM's own chat template: our rendering is its rendering, in strings and in ids, and is saved."""
 
-import importlib.util
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +10,7 @@ from dualtoken.mllm import ChatFormat, DualTokenProcessor, build_processor
 from dualtoken.mllm.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from dualtoken.mllm.text_tokenizer import add_special_tokens
 
-_spec = importlib.util.spec_from_file_location("chat_templates", Path(__file__).with_name("chat_templates.py"))
-templates = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(templates)
+from . import chat_templates as templates
 
 SAID = ["how many red circle", "Two.", "  is it\n\nleft? ", " yes\n\nno ", "what colour", "a blue square"]
 families = pytest.mark.parametrize("family", templates.FAMILIES)
