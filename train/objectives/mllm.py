@@ -54,13 +54,16 @@ class MllmObjective(Objective):
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
 
     def prepare(self, record: Record, draw: int) -> Any:
+        """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
+        nothing.
+        """
         rng = np.random.default_rng((self.seed, draw))
         messages = record.messages
         if self.config.shuffle_turns:
             messages = shuffle_question_turns(messages, random.Random(draw))
-        if rng.random() < self.config.prompt_dropout:
-            messages = drop_prompt(messages)
         try:
+            if rng.random() < self.config.prompt_dropout:
+                messages = drop_prompt(messages)
             example = self.processor.encode_record(messages)
         except UserError as error:
             raise RecordError(f"Record '{record.id}': {error}") from error
