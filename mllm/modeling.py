@@ -409,9 +409,18 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     def set_output_embeddings(self, value: torch.nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
+    def _initialize_weights(self, module: torch.nn.Module, is_custom_code: bool = False) -> None:
+        # In models from outside itself transformers passes over modules without parameters of their own, so
+        # that projectors and heads would keep the start of their layers. All of ours heed what is loaded.
+        super()._initialize_weights(module, is_custom_code=False)
+
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (CodeProjector, DepthTransformer)):
+        if isinstance(module, CodeProjector):
+            # Some language models (Gemma) scale what they look up; projectors speak at that volume.
+            scale = float(getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0))
+            module.reset(self.config.initializer_range * scale)
+        elif isinstance(module, DepthTransformer):
             module.reset(self.config.initializer_range)
         elif isinstance(module, GridPosition):
             module.reset()

@@ -247,6 +247,16 @@ def test_attention_mistakes_are_named(llm_folder, visual_folder, monkeypatch, na
             DualTokenForConditionalGeneration.from_pretrained(llm_folder, attn_implementation=implementation)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text"])
+def test_projectors_speak_at_the_volume_of_the_embeddings(built, records, name):
+    model, _ = built
+    codes = torch.randint(16, (1, 16, 3))
+    with torch.no_grad():
+        visual = model.embed_codes(codes, codes, torch.arange(16)[None]).std()
+        text = model.get_input_embeddings()(torch.arange(250)).std()
+    assert 0.3 < float(visual / text) < 3
+
+
 @pytest.mark.parametrize("name", ["llama"])
 def test_mistakes_are_named(llm_folder, visual_folder, visual_tokenizer, tmp_path, name):
     build = DualTokenForConditionalGeneration.from_llm
