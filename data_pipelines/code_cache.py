@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..tokenizer.errors import UserError
 from ..tokenizer.modeling import DualTokenizer
 from ..tokenizer.processing import DualTokenizerImageProcessor
+from ..tokenizer.stored import StoredTokenizer
 from .records import Part, Record, RecordError, with_image_parts
 from .shards import ShardDataset, ShardWriter, read_manifest
 
@@ -28,8 +29,8 @@ from .shards import ShardDataset, ShardWriter, read_manifest
 _AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
 
 
-def codes_checksum(tokenizer: DualTokenizer) -> str:
-    """SHA-256 over everything in a tokenizer that its codes depend on.
+def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
+    """SHA-256 over everything in a tokenizer, loaded or in its files, that its codes depend on.
 
     That is the choice of layers and all weights but those of the pixel decoder.
     """
@@ -37,8 +38,10 @@ def codes_checksum(tokenizer: DualTokenizer) -> str:
     facts = {name: getattr(config, name) for name in ("pixel_layer", "semantic_layer", "shortcut_layer")}
     facts["shortcut_weight"] = config.shortcut_weight
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    weights = tokenizer.state_dict()
+    for name in sorted(weights):
         if not name.startswith(_AFTER_THE_CODES):
+            tensor = weights[name]
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoPr
 
 from .adapters import LoraSettings, add_lora, merge_adapters
 from .assemble import build_model, build_processor, save_model
+from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
 from .image_generation import GenerationCancelled
@@ -22,6 +23,7 @@ AutoProcessor.register(DualTokenConfig, DualTokenProcessor, exist_ok=True)
 
 __all__ = [
     "CachedCodes",
+    "ChatFormat",
     "DualTokenConfig",
     "DualTokenForConditionalGeneration",
     "DualTokenOutput",

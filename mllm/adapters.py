@@ -132,7 +132,8 @@ def _special_token_rows(model: "DualTokenForConditionalGeneration") -> dict[str,
     if getattr(output, "bias", None) is not None:
         return {}  # peft leaves an output layer's bias out, so that the logits would silently be others
     names = [name for name in type(config).__dataclass_fields__ if name.endswith("_token_id")]
-    rows = sorted({int(getattr(config, name)) for name in names})
+    # A chat format of the LLM's own leaves the tokens of the turns to it.
+    rows = sorted({int(row) for name in names if (row := getattr(config, name)) is not None})
     # Tied weights are one layer to peft, named by the embedding.
     layers = [embedding] if output.weight is embedding.weight else [embedding, output]
     return {_name_of(llm, layer): rows for layer in layers}

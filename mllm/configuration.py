@@ -40,7 +40,10 @@ class DualTokenConfig(PreTrainedConfig):
             depth heads are trained; 1.0 trains on all. Saves compute; sums are scaled up, so the expected
             loss is unchanged.
         image_sampling: the model's own defaults for drawing images, fields of `ImageSamplingOptions`.
-        *_token_id: ids of the special tokens in the text vocabulary.
+        *_token_id: ids of the special tokens in the text vocabulary; None for those that the language model's
+            own chat format does without.
+        unconditional_prompt_ids: the ids of guidance's unconditional prompt, up to the image; None is that of
+            DualToken's own chat format.
 
     Raises:
         UserError: a value outside its range; the message names the field.
@@ -75,6 +78,7 @@ class DualTokenConfig(PreTrainedConfig):
     image_token_id: Any = None
     image_end_token_id: Any = None
     unconditional_token_id: Any = None
+    unconditional_prompt_ids: list[int] | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

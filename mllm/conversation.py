@@ -6,12 +6,14 @@ the names transformers uses), `{"type": "image", "pixel_codes": ..., "semantic_c
 the visual tokenizer), or `{"type": "unconditional"}`, the learned stand-in for "no prompt" of classifier-free
 guidance.
 
-The template of one turn, `<|image|>` standing once per visual position:
+The template of one turn in DualToken's own format, `<|image|>` standing once per visual position:
 
     <|user|> ... text and <|image_start|><|image|>...<|image_end|> ... <|end|>
     <|assistant|> ... <|end|>
 
-with `<|bos|>` before the first turn. Trained on: everything of an assistant turn after its `<|assistant|>`.
+with `<|bos|>` before the first turn. A language model that has a chat template of its own keeps it: a
+`ChatFormat` holds the strings around the turns. Trained on: the content of an assistant's turn and the token
+that ends it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,29 +21,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..tokenizer.errors import UserError
+from .chat_format import OWN, ChatFormat
+from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, UNCONDITIONAL
 
-BOS, PAD, USER, ASSISTANT, END = "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = (
-    "<|image_start|>",
-    "<|image|>",
-    "<|image_end|>",
-    "<|unconditional|>",
-)
-SPECIAL_TOKENS = (BOS, PAD, USER, ASSISTANT, END, IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
-
-ROLE_TOKENS = {"user": USER, "assistant": ASSISTANT}
+ROLES = ("user", "assistant")
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the sequence: exactly one of `special` (a special token), `text`, `image` (an image part).
+    """A stretch of the sequence: exactly one of `special` (a special token of DualToken), `markup` (a string
+    of a chat template, in which special tokens are parsed), `text` (in which they are not), `image` (an image
+    part).
 
     `is_target` marks what the model is trained to produce.
     """
 
     special: str | None = None
+    markup: str | None = None
     text: str | None = None
     image: Mapping[str, Any] | None = None
     is_target: bool = False
@@ -67,26 +65,38 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
     return normalised
 
 
-def render(messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = False) -> list[Segment]:
+def render(
+    messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = False, chat_format: ChatFormat = OWN
+) -> list[Segment]:
     """The template: a conversation as segments, in order. Training, generation and evaluation all call this.
 
     `add_generation_prompt` appends the opening of an assistant turn, for the model to go on from.
     """
-    segments = [Segment(special=BOS)]
+    segments = _markup(chat_format.start)
     for message in normalise_messages(messages):
-        is_target = message["role"] == "assistant"
-        segments.append(Segment(special=ROLE_TOKENS[message["role"]]))
-        for part in message["content"]:
-            segments.extend(_render_part(part, is_target))
-        segments.append(Segment(special=END, is_target=is_target))
+        turn = _render_assistant if message["role"] == "assistant" else _render_user
+        segments.extend(turn(message["content"], chat_format))
     if add_generation_prompt:
-        segments.append(Segment(special=ASSISTANT))
+        segments.extend(_markup(chat_format.assistant_start))
     return segments
 
 
-def continue_last_message(segments: Sequence[Segment]) -> list[Segment]:
-    """Segments without the final `<|end|>`, so that generation goes on inside the last turn."""
-    return list(segments[:-1]) if segments and segments[-1].special == END else list(segments)
+def continue_last_message(segments: Sequence[Segment], chat_format: ChatFormat = OWN) -> list[Segment]:
+    """Segments without what ends the final turn, so that generation goes on inside it."""
+    answer_end = [*_markup(chat_format.end, True), *_markup(chat_format.assistant_end_rest)]
+    suffix = _markup(chat_format.answer_suffix, True)
+    for ending in ([*suffix, *answer_end], answer_end, _markup(chat_format.user_end)):
+        if ending and list(segments[-len(ending) :]) == ending:
+            return list(segments[: -len(ending)])
+    return list(segments)
+
+
+def segments_text(segments: Iterable[Segment]) -> str:
+    """Segments as one string, an image as a single `<|image|>`."""
+    return "".join(
+        next(part for part in (segment.special, segment.markup, segment.text, IMAGE) if part is not None)
+        for segment in segments
+    )
 
 
 def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -120,8 +130,8 @@ def _normalise_message(index: int, message: Mapping[str, Any]) -> Message:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise UserError(f"message {index} needs the keys 'role' and 'content'")
     role, content = message["role"], message["content"]
-    if role not in ROLE_TOKENS:
-        raise UserError(f"message {index} has role {role!r}; allowed: {', '.join(ROLE_TOKENS)}")
+    if role not in ROLES:
+        raise UserError(f"message {index} has role {role!r}; allowed: {', '.join(ROLES)}")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     elif isinstance(content, Mapping) or not isinstance(content, Iterable):
@@ -162,6 +172,49 @@ def _normalise_image(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
     if source is None:
         raise UserError(f"{where} is of type image and needs 'image' (path or PIL image) or cached codes")
     return {"type": "image", "image": source}
+
+
+def _render_user(content: list[Message], chat_format: ChatFormat) -> list[Segment]:
+    return [
+        *_markup(chat_format.user_start),
+        *_render_content(content, False, chat_format.trim_user),
+        *_markup(chat_format.user_end),
+    ]
+
+
+def _render_assistant(content: list[Message], chat_format: ChatFormat) -> list[Segment]:
+    inner = _render_content(content, True, chat_format.trim_assistant)
+    # Only text has white space around it: an image starts right where the prompt ends.
+    prefix = chat_format.answer_prefix if inner and inner[0].text is not None else ""
+    suffix = chat_format.answer_suffix if inner and inner[-1].text is not None else ""
+    return [
+        *_markup(chat_format.assistant_start),
+        *_markup(prefix, True),
+        *inner,
+        *_markup(suffix, True),
+        *_markup(chat_format.end, True),
+        *_markup(chat_format.assistant_end_rest),
+    ]
+
+
+def _render_content(content: list[Message], is_target: bool, trim: bool) -> list[Segment]:
+    texts = [part["text"] if part["type"] == "text" else None for part in content]
+    if trim and texts and texts[0] is not None:
+        texts[0] = texts[0].lstrip()
+    if trim and texts and texts[-1] is not None:
+        texts[-1] = texts[-1].rstrip()
+    return [
+        segment
+        for part, text in zip(content, texts, strict=True)
+        for segment in _render_part(part if text is None else {**part, "text": text}, is_target)
+    ]
+
+
+def _markup(text: str, is_target: bool = False) -> list[Segment]:
+    """A string of the format; one that is a special token of DualToken's own is a segment of that kind."""
+    if text in SPECIAL_TOKENS:
+        return [Segment(special=text, is_target=is_target)]
+    return [Segment(markup=text, is_target=is_target)] if text else []
 
 
 def _render_part(part: Mapping[str, Any], is_target: bool) -> list[Segment]:

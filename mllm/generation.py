@@ -107,15 +107,14 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     def unconditional_ids(self) -> Tensor:
         """The sequence (L,) that guidance's unconditional branch starts from; training shows it too."""
         config = self.config
-        ids = [
+        ids = config.unconditional_prompt_ids or [
             config.bos_token_id,
             config.user_token_id,
             config.unconditional_token_id,
             config.eos_token_id,
             config.assistant_token_id,
-            config.image_start_token_id,
         ]
-        return torch.tensor(ids, dtype=torch.long)
+        return torch.tensor([*ids, config.image_start_token_id], dtype=torch.long)
 
     # ---- text
 
@@ -137,6 +136,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         """Special tokens that no answer contains."""
         config = self.config
         ids = [config.bos_token_id, config.pad_token_id, config.user_token_id, config.assistant_token_id]
+        # Some language models have none of one kind, or pad with the token that ends a turn.
+        ids = [one for one in ids if one not in (None, config.eos_token_id)]
         ids += [config.image_token_id, config.image_end_token_id, config.unconditional_token_id]
         return ids if allow_image_start else [*ids, config.image_start_token_id]
 

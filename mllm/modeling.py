@@ -6,16 +6,23 @@ D depths, C code dimension, H hidden size, V text vocabulary. Source: DualToken,
 3.3.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ..tokenizer import VisualCodes
+from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
 from .generation import DualTokenGeneration
@@ -79,11 +86,12 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = {"pixel_codebook", "semantic_codebook"}
 
-    def __init__(self, config: DualTokenConfig) -> None:
+    def __init__(self, config: DualTokenConfig, language_model: PreTrainedModel | None = None) -> None:
+        """A new model; a trained `language_model` is taken over as it is."""
         super().__init__(config)
         hidden_size = config.text_config.hidden_size
         pixel, semantic = config.pixel_codebook, config.semantic_codebook
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.pixel_codebook = FrozenCodebook(**pixel)
         self.semantic_codebook = FrozenCodebook(**semantic)
         rows, columns = config.grid_size
@@ -102,6 +110,34 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         )
         self._hold_visual_tokenizer(None)
         self.post_init()
+
+    @classmethod
+    def from_llm(
+        cls,
+        llm: str | Path | Mapping[str, Any] | PreTrainedConfig | PreTrainedModel,
+        visual_tokenizer: str | Path | DualTokenizer | StoredTokenizer,
+        text_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        *,
+        attn_implementation: str | None = None,
+        load_visual_tokenizer: bool = True,
+        **settings: Any,
+    ) -> "DualTokenForConditionalGeneration":
+        """A unified model around any causal language model; see `build_model`, which this calls.
+
+        >>> llm = "Qwen/Qwen2.5-0.5B-Instruct"
+        >>> model = DualTokenForConditionalGeneration.from_llm(llm, "path/to/visual_tokenizer")
+        >>> save_model(model, build_processor("path/to/visual_tokenizer", llm), "path/to/model")
+        """
+        from .assemble import build_model
+
+        return build_model(
+            llm,
+            visual_tokenizer,
+            text_tokenizer,
+            attn_implementation=attn_implementation,
+            load_visual_tokenizer=load_visual_tokenizer,
+            **settings,
+        )
 
     # ---- codes and images
 
@@ -373,9 +409,18 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     def set_output_embeddings(self, value: torch.nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
+    def _initialize_weights(self, module: torch.nn.Module, is_custom_code: bool = False) -> None:
+        # In models from outside itself transformers passes over modules without parameters of their own, so
+        # that projectors and heads would keep the start of their layers. All of ours heed what is loaded.
+        super()._initialize_weights(module, is_custom_code=False)
+
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (CodeProjector, DepthTransformer)):
+        if isinstance(module, CodeProjector):
+            # Some language models (Gemma) scale what they look up; projectors speak at that volume.
+            scale = float(getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0))
+            module.reset(self.config.initializer_range * scale)
+        elif isinstance(module, DepthTransformer):
             module.reset(self.config.initializer_range)
         elif isinstance(module, GridPosition):
             module.reset()

@@ -4,7 +4,7 @@ Shapes: B sequences, L length, I images in order of appearance, P visual positio
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,18 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.processing import load_image
+from .chat_format import OWN, ChatFormat
 from .conversation import (
-    IMAGE,
-    SPECIAL_TOKENS,
     Message,
     Segment,
     continue_last_message,
     has_cached_codes,
     normalise_messages,
     render,
+    segments_text,
 )
-from .text_tokenizer import encode_text
+from .special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
+from .text_tokenizer import encode_segments, special_pattern
 
 IGNORE = -100
 
@@ -62,6 +63,7 @@ class DualTokenProcessor(ProcessorMixin):
         image_processor: the visual tokenizer's `DualTokenizerImageProcessor`.
         tokenizer: text tokenizer that holds DualToken's special tokens.
         num_positions: visual positions of one image, the number of `<|image|>` slots it takes.
+        chat_format: what stands around turns, a `ChatFormat` or its fields; None is DualToken's own.
     """
 
     def __init__(
@@ -70,17 +72,30 @@ class DualTokenProcessor(ProcessorMixin):
         tokenizer: Any = None,
         num_positions: int = 64,
         chat_template: str | None = None,
+        chat_format: ChatFormat | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.num_positions = num_positions
+        self.chat_format = (
+            ChatFormat(**chat_format) if isinstance(chat_format, Mapping) else chat_format or OWN
+        )
         vocabulary = tokenizer.get_vocab()
-        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        needed = SPECIAL_TOKENS if self.chat_format.is_own else VISUAL_TOKENS
+        missing = [token for token in needed if token not in vocabulary]
         if missing:
             raise UserError(
                 f"the text tokenizer lacks {missing}; add them with mllm.text_tokenizer.add_special_tokens"
             )
-        self.special_ids: dict[str, int] = {token: vocabulary[token] for token in SPECIAL_TOKENS}
+        self.special_ids: dict[str, int] = {token: vocabulary[token] for token in needed}
+        self._special = special_pattern(tokenizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As saved in processor_config.json; a format of DualToken's own is left out."""
+        settings = {**super().to_dict(), "chat_format": asdict(self.chat_format)}
+        if self.chat_format.is_own:
+            del settings["chat_format"]
+        return settings
 
     # ---- records
 
@@ -90,15 +105,14 @@ class DualTokenProcessor(ProcessorMixin):
         Raises:
             UserError: the conversation is malformed, or an image is missing, broken or of the wrong size.
         """
-        return self.encode_segments(render(messages))
+        return self.encode_segments(render(messages, chat_format=self.chat_format))
 
     def encode_segments(self, segments: Sequence[Segment]) -> EncodedRecord:
         """The ids of rendered segments, with the mask of targets built at the same time."""
         ids: list[int] = []
         labels: list[int] = []
         images: list[Image.Image | CachedCodes] = []
-        for segment in segments:
-            piece = self._segment_ids(segment)
+        for piece, segment in encode_segments(self.tokenizer, segments, self.num_positions, self._special):
             ids.extend(piece)
             labels.extend(piece if segment.is_target else [IGNORE] * len(piece))
             if segment.image is not None:
@@ -150,9 +164,9 @@ class DualTokenProcessor(ProcessorMixin):
         """One conversation, or a list of them, as model inputs (left-padded), or as text with
         `tokenize=False`.
 
-        The template is fixed (see `mllm.conversation`), `chat_template` must stay None. Returns a
-        BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with `return_dict=False`
-        only the ids.
+        The template is fixed (see `mllm.conversation` and `chat_format`), `chat_template` must stay None.
+        Returns a BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with
+        `return_dict=False` only the ids.
 
         Raises:
             UserError: the conversation is malformed, an image cannot be read, or the template was to be
@@ -161,11 +175,11 @@ class DualTokenProcessor(ProcessorMixin):
         if chat_template is not None:
             raise UserError("DualToken's conversation template is fixed; leave chat_template out")
         conversations = [conversation] if _is_single(conversation) else list(conversation)
-        rendered = [render(messages, add_generation_prompt) for messages in conversations]
+        rendered = [render(messages, add_generation_prompt, self.chat_format) for messages in conversations]
         if continue_final_message:
-            rendered = [continue_last_message(segments) for segments in rendered]
+            rendered = [continue_last_message(segments, self.chat_format) for segments in rendered]
         if not tokenize:
-            texts = ["".join(map(_segment_text, segments)) for segments in rendered]
+            texts = [segments_text(segments) for segments in rendered]
             return texts[0] if _is_single(conversation) else texts
         records = [self.encode_segments(segments) for segments in rendered]
         batch = BatchFeature(self.collate(records, padding_side="left", with_labels=False))
@@ -208,13 +222,6 @@ class DualTokenProcessor(ProcessorMixin):
         raise UserError(f"generation_mode is {generation_mode!r}; allowed: text, image")
 
     # ---- parts
-
-    def _segment_ids(self, segment: Segment) -> list[int]:
-        if segment.special is not None:
-            return [self.special_ids[segment.special]]
-        if segment.text is not None:
-            return encode_text(self.tokenizer, segment.text)
-        return [self.special_ids[IMAGE]] * self.num_positions
 
     def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
         if not has_cached_codes(part):
@@ -264,9 +271,3 @@ def _user_turn(text: str | None, images: Any) -> list[Message]:
     if text is not None:
         parts.append({"type": "text", "text": text})
     return normalise_messages([{"role": "user", "content": parts}])
-
-
-def _segment_text(segment: Segment) -> str:
-    if segment.special is not None:
-        return segment.special
-    return IMAGE if segment.text is None else segment.text

@@ -10,16 +10,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from ..tokenizer import DualTokenizer, VisualCodes
 from ..tokenizer.errors import UserError, first_line
 from ..tokenizer.files import make_readable
+from ..tokenizer.stored import StoredTokenizer
 from .adapters import has_adapters
 from .configuration import DualTokenConfig
 from .visual_embedding import FrozenCodebook
 
 VISUAL_TOKENIZER_FOLDER = "visual_tokenizer"
 CONFIG_FILE = "config.json"
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 class DualTokenStorage(PreTrainedModel):
@@ -61,7 +64,7 @@ class DualTokenStorage(PreTrainedModel):
         """Let go of the visual tokenizer; the codebooks stay, all that training on cached codes needs."""
         self._hold_visual_tokenizer(None)
 
-    def copy_codebooks(self, visual_tokenizer: DualTokenizer) -> None:
+    def copy_codebooks(self, visual_tokenizer: DualTokenizer | StoredTokenizer) -> None:
         """Copy the code vectors of both quantizers.
 
         Raises:
@@ -73,8 +76,9 @@ class DualTokenStorage(PreTrainedModel):
                 f"the visual tokenizer has a grid of {tuple(visual_tokenizer.config.grid_size)} positions, "
                 f"the model one of {tuple(config.grid_size)}; use the tokenizer that the model was built with"
             )
+        weights = visual_tokenizer.state_dict()
         for name in ("pixel", "semantic"):
-            vectors = getattr(visual_tokenizer, f"{name}_quantizer").codebook_tensor()
+            vectors = weights[f"{name}_quantizer.codebooks.vectors"]
             codebook = getattr(self, f"{name}_codebook")
             if vectors.shape != codebook.vectors.shape:
                 raise UserError(
@@ -110,13 +114,16 @@ class DualTokenStorage(PreTrainedModel):
 
         Args:
             load_visual_tokenizer: False saves its memory where only cached codes are used (training).
+            attn_implementation: (keyword) of the language model: "sdpa", "eager" or "flash_attention_2".
 
         Raises:
             UserError: parameters missing from the folder or not belonging to the model (it never loads in
-                part), or no visual tokenizer where one was asked for.
+                part), no visual tokenizer where one was asked for, or an attention that is unknown or not
+                installed.
         """
         source = pretrained_model_name_or_path
         with_info = kwargs.pop("output_loading_info", False)
+        check_attention(kwargs.get("attn_implementation"))
         if Path(str(source)).is_dir() and not is_model_folder(Path(str(source))):
             raise UserError(
                 f"{source} is no DualToken model: it has no {CONFIG_FILE} of model_type 'dualtoken'"
@@ -140,6 +147,19 @@ class DualTokenStorage(PreTrainedModel):
         if self.visual_tokenizer is not None:
             self.visual_tokenizer.to(device=self.device)  # type: ignore[call-arg]
         return result
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raise UserError for an attention that is unknown or not installed; None leaves the choice to
+    transformers.
+    """
+    if implementation is not None and implementation not in ATTENTION:
+        raise UserError(f"attn_implementation is {implementation!r}; allowed: {', '.join(ATTENTION)}")
+    if implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "attn_implementation 'flash_attention_2' needs a CUDA device and the package flash-attn (extra "
+            "'gpu'); install it, or use 'sdpa'"
+        )
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -1,8 +1,11 @@
-"""A small text tokenizer trained with sentencepiece and saved so that `AutoTokenizer` loads it."""
+"""Text tokenizers: their special tokens, conversations as ids, and a small one trained with sentencepiece."""
 
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import sentencepiece
 from tokenizers import Tokenizer, decoders, normalizers
@@ -11,7 +14,10 @@ from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenize
 from transformers.tokenization_utils_base import generate_merges
 
 from ..tokenizer.errors import UserError
-from .conversation import BOS, END, PAD, SPECIAL_TOKENS
+from .chat_format import OWN, ChatFormat
+from .chat_template import special_strings
+from .conversation import Segment
+from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS
 
 UNKNOWN = "<unk>"
 NUM_BYTES = 256
@@ -43,19 +49,81 @@ def train_text_tokenizer(
     return tokenizer
 
 
-def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Add DualToken's special tokens to any tokenizer (an LLM's own); returns how many were new."""
-    tokens: list[str | AddedToken] = [
-        AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS
-    ]
-    added = tokenizer.add_tokens(tokens, special_tokens=True)
-    tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token = BOS, PAD, END
-    return added
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat = OWN) -> int:
+    """Add DualToken's special tokens to any tokenizer (an LLM's own); returns how many were new.
+
+    With a format of its own the tokenizer keeps its bos, pad and eos and gets the visual tokens only, and a
+    pad token where it has none. With DualToken's format all are added and take those places; a chat template
+    of the tokenizer, which would then be wrong, is removed.
+    """
+    wanted: tuple[str, ...] = SPECIAL_TOKENS
+    if not chat_format.is_own:
+        wanted = VISUAL_TOKENS if tokenizer.pad_token is not None else (*VISUAL_TOKENS, PAD)
+        wanted = (*wanted, *_turn_tokens(tokenizer, chat_format))
+    before = len(tokenizer)
+    tokens: list[str | AddedToken] = [AddedToken(token, special=True, normalized=False) for token in wanted]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    if chat_format.is_own:
+        tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token = BOS, PAD, END
+        tokenizer.chat_template = None
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = PAD
+    return len(tokenizer) - before
+
+
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches every special token of a tokenizer."""
+    return re.compile("|".join(map(re.escape, special_strings(tokenizer))))
+
+
+def encode_segments(
+    tokenizer: PreTrainedTokenizerBase,
+    segments: Sequence[Segment],
+    num_positions: int,
+    special: re.Pattern[str],
+) -> Iterator[tuple[list[int], Segment]]:
+    """Ids of a rendered conversation, in pieces; all ids of a piece share the segment's `is_target`.
+
+    A chat template's strings and the text between them are encoded together, so that the ids are those which
+    the language model was trained on. `special` is the tokenizer's `special_pattern`.
+    """
+    for (joins, _), run in groupby(segments, key=lambda s: (_is_written(s), s.is_target)):
+        pieces = list(run)
+        together = "".join((piece.markup or piece.text or "") for piece in pieces)
+        expected = [token for piece in pieces for token in special.findall(piece.markup or "")]
+        # With special tokens in the text (or one that text and markup make up) the pieces stay apart.
+        if joins and any(piece.markup for piece in pieces) and special.findall(together) == expected:
+            yield tokenizer.encode(together, add_special_tokens=False), pieces[0]
+        else:
+            yield from ((_piece_ids(tokenizer, piece, num_positions), piece) for piece in pieces)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of plain text, never a special token: "<|image|>" in a user's text is just characters."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def _is_written(segment: Segment) -> bool:
+    """Whether it is text or markup, which are encoded together."""
+    return segment.text is not None or segment.markup is not None
+
+
+def _piece_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment, num_positions: int) -> list[int]:
+    if segment.markup is not None:
+        return tokenizer.encode(segment.markup, add_special_tokens=False)
+    if segment.text is not None:
+        return encode_text(tokenizer, segment.text)
+    if segment.special is not None:
+        return [cast(int, tokenizer.convert_tokens_to_ids(segment.special))]
+    return [cast(int, tokenizer.convert_tokens_to_ids(IMAGE))] * num_positions
+
+
+def _turn_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> list[str]:
+    """Tokens of the format that the tokenizer does not count as special, as which text could write them."""
+    markup = "".join((chat_format.start, chat_format.user_start, chat_format.user_end))
+    markup += "".join((chat_format.assistant_start, chat_format.end, chat_format.assistant_end_rest))
+    added = (token for token in tokenizer.added_tokens_decoder.values() if not token.special)
+    return [token.content for token in added if token.content.strip() and token.content in markup]
 
 
 def build_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:

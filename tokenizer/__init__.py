@@ -9,6 +9,7 @@ from .errors import UserError
 from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
 from .processing import DualTokenizerImageProcessor, load_image
 from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
+from .stored import StoredTokenizer
 
 # exist_ok: a test runner may import the package a second time under another name.
 AutoConfig.register(DualTokenizerConfig.model_type, DualTokenizerConfig, exist_ok=True)
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizerConfig",
     "QuantizerOutput",
     "ResidualQuantizer",
+    "StoredTokenizer",
     "UserError",
     "VisualCodes",
     "load_image",

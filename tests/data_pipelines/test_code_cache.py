@@ -9,7 +9,7 @@ from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, im
 from dualtoken.data_pipelines.scenes import random_scene, render
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
 from dualtoken.scripts import cli
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from dualtoken.tokenizer.errors import UserError
 
 
@@ -75,6 +75,22 @@ def test_codes_belong_to_their_tokenizer(tokenizer, images, tmp_path):
 def test_the_checksum_survives_saving(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert codes_checksum(DualTokenizer.from_pretrained(tmp_path)) == codes_checksum(tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_files_have_the_checksum_of_the_tokenizer(tiny_tokenizer, tmp_path, dtype):
+    """Whatever the number format and the number of files."""
+    tiny_tokenizer().to(dtype).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded, stored = DualTokenizer.from_pretrained(tmp_path), StoredTokenizer.from_pretrained(tmp_path)
+    assert codes_checksum(stored) == codes_checksum(loaded)
+    state = loaded.state_dict()
+    assert set(stored.state_dict()) == set(state)
+    assert all(torch.equal(stored.state_dict()[name], state[name]) for name in state)
+    assert torch.equal(
+        stored.load().state_dict()["pixel_quantizer.codebooks.vectors"],
+        loaded.pixel_quantizer.codebook_tensor(),
+    )
 
 
 def test_codes_are_not_tokenized_again(tokenizer, images, tmp_path):

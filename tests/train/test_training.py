@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dualtoken.data_pipelines.records import Record, RecordError, assistant, text_part, user
 from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.mllm import DualTokenForConditionalGeneration
+from dualtoken.mllm import ChatFormat, DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer
 from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe
@@ -157,6 +159,32 @@ def test_recomputing_layers_changes_nothing(name: str, chain: Chain, tmp_path: P
     for folder, value in (("kept", "false"), ("recomputed", "true")):
         run_training([*chain.recipe(name, tmp_path / folder), "--run.gradient_checkpointing", value])
     assert_same_losses(losses(tmp_path / "kept"), losses(tmp_path / "recomputed"), 1e-5)
+
+
+def test_records_without_a_target_are_named(chain: Chain, tmp_path: Path) -> None:
+    objective = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
+    for messages in ([user("a circle")], [user("a circle"), assistant("")], [assistant(""), user("?")]):
+        with pytest.raises(RecordError, match="'empty-7' has nothing to learn"):
+            objective.prepare(Record("empty-7", messages), 0)
+    system = {"role": "system", "content": [text_part("x")]}
+    with pytest.raises(RecordError, match="'odd-1': message 0 has role 'system'"):
+        objective.prepare(Record("odd-1", [system, assistant("y")]), 0)
+    objective.prepare(Record("good", [user(""), assistant("y")]), 0)
+
+
+def test_a_resumed_run_keeps_its_chat_format(chain: Chain, tmp_path: Path) -> None:
+    """A template may write today's date; the run's first day counts."""
+    objective: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
+    assert objective.extra_state() == {}
+    objective.processor.chat_format = ChatFormat(start="<|bos|>It is Monday.\n")
+    state = objective.extra_state()
+    resumed: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
+    resumed.load_extra_state(state)
+    assert resumed.processor.chat_format == objective.processor.chat_format
+    drawing = [{"role": "user", "content": [{"type": "unconditional"}]}, assistant("x")]
+    trained = resumed.processor.encode_record(drawing).input_ids.tolist()
+    prompt = resumed.model.unconditional_ids().tolist()[:-1]
+    assert trained[: len(prompt)] == prompt
 
 
 def test_missing_data_is_named_before_anything_is_built(chain: Chain, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import numpy as np
 import torch
 
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum
-from ...data_pipelines.records import Record
+from ...data_pipelines.records import Record, RecordError
 from ...mllm import (
+    ChatFormat,
     DualTokenForConditionalGeneration,
     add_lora,
-    build_model,
     build_processor,
     drop_prompt,
     merge_adapters,
     save_model,
 )
-from ...tokenizer import DualTokenizer
+from ...mllm.assemble import unconditional_prompt_ids
+from ...mllm.processing import IGNORE
+from ...tokenizer import DualTokenizer, StoredTokenizer
 from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
 from .base import Batch, LossTerm, Objective, cast
@@ -40,26 +43,37 @@ class MllmObjective(Objective):
     def __init__(self, config: MllmObjectiveConfig, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
-        visual_tokenizer = DualTokenizer.from_pretrained(config.visual_tokenizer)
+        visual_tokenizer = StoredTokenizer.from_pretrained(config.visual_tokenizer)
         text_tokenizer = config.text_tokenizer or config.llm
         if not isinstance(text_tokenizer, str):
             raise UserError(
                 "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
             )
         self.codes_checksum = codes_checksum(visual_tokenizer)
-        self.model = build_model(config.llm, visual_tokenizer, text_tokenizer, **config.model)
-        self.model.detach_visual_tokenizer()  # codes are cached: the tower would only take memory
+        self.model = DualTokenForConditionalGeneration.from_llm(
+            config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **config.model
+        )
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
         self._add_adapters()
 
     def prepare(self, record: Record, draw: int) -> Any:
+        """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
+        nothing.
+        """
         rng = np.random.default_rng((self.seed, draw))
         messages = record.messages
         if self.config.shuffle_turns:
             messages = shuffle_question_turns(messages, random.Random(draw))
-        if rng.random() < self.config.prompt_dropout:
-            messages = drop_prompt(messages)
-        return self.processor.encode_record(messages)
+        try:
+            if rng.random() < self.config.prompt_dropout:
+                messages = drop_prompt(messages)
+            example = self.processor.encode_record(messages)
+        except UserError as error:
+            raise RecordError(f"Record '{record.id}': {error}") from error
+        # The end of an empty answer is no lesson.
+        if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
+            raise RecordError(f"Record '{record.id}' has nothing to learn: no assistant's turn with content.")
+        return example
 
     def collate(self, examples: list[Any]) -> Batch:
         return dict(self.processor.collate(examples))
@@ -91,6 +105,18 @@ class MllmObjective(Objective):
         cast(self.model, dtype)
         self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
         save_model(self.model, self.processor, folder)
+
+    def extra_state(self) -> dict[str, Any]:
+        """The chat format: what a template computed (a date) must not change when the run goes on."""
+        chat_format = self.processor.chat_format
+        return {} if chat_format.is_own else {"chat_format": asdict(chat_format)}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if "chat_format" in state:
+            self.processor.chat_format = ChatFormat(**state["chat_format"])
+            self.model.config.unconditional_prompt_ids = unconditional_prompt_ids(
+                self.processor.tokenizer, self.processor.chat_format
+            )
 
     def initialise_from(self, folder: str) -> None:
         trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)

@@ -1,0 +1,132 @@
+"""A tokenizer's chat template as fixed strings around turns, found from what it makes of samples.
+
+Nothing of the template's program is read: marked conversations are rendered, the strings between the marks
+are taken, and several other conversations have to come out the same by both ways.
+"""
+
+import logging
+
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenizer.errors import first_line
+from .chat_format import ChatFormat
+from .conversation import Message, render, segments_text
+
+logger = logging.getLogger(__name__)
+
+QUESTION, ANSWER, NEXT = "zqquestionqz", "zqanswerqz", "zqnextqz"
+SAMPLES = (
+    ("What colour is it?", "Red."),
+    ("  Two\n\nlines \n", "\n A list:\n- one\n "),
+    ("{{ braces }} <b>&amp;</b>", "1 < 2 [x]"),
+)
+
+
+class NotReproducible(Exception):
+    """The template is no fixed strings around turns; the message says where."""
+
+
+def derive_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
+    """The template's format, or None: there is none, or (with a warning) none that can be reproduced."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        chat_format = _derive(tokenizer)
+        _verify(tokenizer, chat_format)
+        return chat_format
+    except NotReproducible as error:
+        reason = str(error)
+    except Exception as error:  # a template is a program, and may raise anything
+        reason = first_line(error)
+    logger.warning(
+        "the chat template of %s cannot be used (%s); conversations take DualToken's own format instead",
+        tokenizer.name_or_path or "the text tokenizer",
+        reason,
+    )
+    return None
+
+
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Every special token of a tokenizer, longer ones first."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token))
+
+
+def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    asked = _apply(tokenizer, [QUESTION])
+    before, user_end = _around(asked, QUESTION)
+    assistant_start = _after(_apply(tokenizer, [QUESTION], True), asked, "the generation prompt")
+    # The turn as it stands in history: some templates add to the last answer what they later take away.
+    history = _apply(tokenizer, [QUESTION, ANSWER, NEXT])
+    head, rest = _around(history, ANSWER)
+    answer_prefix = _after(head, before + QUESTION + user_end + assistant_start, "an answered question")
+    turn_end = _around(_apply(tokenizer, [QUESTION, ANSWER]), ANSWER)[1]
+    user_start = _after(_around(rest, NEXT)[0], turn_end, "the end of an answer")
+    if not before.endswith(user_start):
+        raise NotReproducible("the first question is framed in another way than later ones")
+    position, end = _first_special(tokenizer, turn_end)
+    answer_suffix = turn_end[:position]
+    if (answer_prefix + answer_suffix).strip():
+        raise NotReproducible("an answer is framed by more than white space and a special token")
+    return ChatFormat(
+        start=before[: len(before) - len(user_start)],
+        user_start=user_start,
+        user_end=user_end,
+        assistant_start=assistant_start,
+        end=end,
+        assistant_end_rest=turn_end[position + len(end) :],
+        answer_prefix=answer_prefix,
+        answer_suffix=answer_suffix,
+        trim_user=_apply(tokenizer, [f"\n {QUESTION} \n"]) == asked,
+        trim_assistant=_apply(tokenizer, [QUESTION, f"\n {ANSWER} \n", NEXT]) == history,
+    )
+
+
+def _verify(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> None:
+    """Raise NotReproducible unless conversations of one to three questions come out the same by both ways."""
+    contents = [content for pair in SAMPLES for content in pair]
+    for turns in (1, 3, 5):
+        for add_generation_prompt in (False, True):
+            expected = _apply(tokenizer, contents[:turns], add_generation_prompt)
+            segments = render(_messages(contents[:turns]), add_generation_prompt, chat_format)
+            if segments_text(segments) != expected:
+                raise NotReproducible(f"a conversation of {turns} messages is rendered in another way")
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, contents: list[str], add_generation_prompt: bool = False
+) -> str:
+    """The template's rendering of contents, said in turn by user and assistant."""
+    return str(
+        tokenizer.apply_chat_template(
+            _messages(contents), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    )
+
+
+def _messages(contents: list[str]) -> list[Message]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def _around(text: str, mark: str) -> tuple[str, str]:
+    """What stands before and after the one occurrence of `mark`."""
+    if text.count(mark) != 1:
+        raise NotReproducible("a message is left out, repeated or changed")
+    before, _, after = text.partition(mark)
+    return before, after
+
+
+def _after(text: str, start: str, what: str) -> str:
+    """`text` without its beginning `start`."""
+    if not text.startswith(start):
+        raise NotReproducible(f"{what} does not begin as elsewhere")
+    return text[len(start) :]
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, str]:
+    """Place and name of the first special token in `text`; the longest of those that start there."""
+    found = [(text.find(token), token) for token in special_strings(tokenizer) if token in text]
+    if not found:
+        raise NotReproducible("no special token ends an answer")
+    return min(found, key=lambda place: place[0])
