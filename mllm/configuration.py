@@ -11,6 +11,7 @@ from .sampling import ImageSamplingOptions
 PIXEL_CONDITIONS = ("none", "semantic")
 SEMANTIC_CONDITIONS = ("none", "pixel")
 VISUAL_POSITIONS = ("none", "learned")
+VISUAL_BRANCHES = ("both", "pixel", "semantic")
 
 DEFAULT_CODEBOOK = {"num_codes": 512, "code_dim": 16, "depth": 4, "shared_codebook": True}
 DEFAULT_DEPTH_TRANSFORMER = {"hidden_size": 192, "num_layers": 3, "num_heads": 6, "intermediate_size": 512}
@@ -26,6 +27,8 @@ class DualTokenConfig(PreTrainedConfig):
             tokenizer's two residual quantizers; `shared_codebook` says that all depths look up one table.
         grid_size: (rows, columns) of the visual positions of one image.
         depth_transformer: `{hidden_size, num_layers, num_heads, intermediate_size}` of both visual heads.
+        visual_branches: "both" (the paper), or for ablations "pixel" or "semantic" alone: the other branch is
+            neither an input of the LLM nor predicted. Drawing needs the pixel codes.
         pixel_condition: "none" (the paper: both heads see only the LLM's state) or "semantic": the pixel head
             also sees the semantic codes of the same position, which generation then samples first.
         semantic_condition: "none" (the paper) or "pixel": the other way round, the semantic head also sees
@@ -58,6 +61,7 @@ class DualTokenConfig(PreTrainedConfig):
     semantic_codebook: Any = None
     grid_size: Any = (8, 8)
     depth_transformer: Any = None
+    visual_branches: str = "both"
     pixel_condition: str = "none"
     semantic_condition: str = "none"
     shared_classifier: bool = True
@@ -107,18 +111,31 @@ class DualTokenConfig(PreTrainedConfig):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Factor of each loss, by name: text, pixel, semantic."""
-        return {
+        """Factor of each loss that the model has, by name: text, pixel, semantic."""
+        weights = {
             "text": self.text_loss_weight,
             "pixel": self.pixel_loss_weight,
             "semantic": self.semantic_loss_weight,
         }
+        return {name: weight for name, weight in weights.items() if name == "text" or self.has_branch(name)}
+
+    def has_branch(self, name: str) -> bool:
+        """Whether the model reads and predicts the codes of branch "pixel" or "semantic"."""
+        return self.visual_branches in ("both", name)
 
     def _validate(self) -> None:
         unknown = sorted(set(self.image_sampling or {}) - set(ImageSamplingOptions.__dataclass_fields__))
         if unknown:
             raise UserError(f"image_sampling has unknown keys {unknown}; see ImageSamplingOptions")
         ImageSamplingOptions(**(self.image_sampling or {}))
+        if self.visual_branches not in VISUAL_BRANCHES:
+            raise UserError(
+                f"visual_branches is {self.visual_branches!r}; allowed: {', '.join(VISUAL_BRANCHES)}"
+            )
+        if self.visual_branches != "both" and not self.pixel_condition == self.semantic_condition == "none":
+            raise UserError(
+                f"visual_branches is {self.visual_branches!r}; a condition on the other branch needs 'both'"
+            )
         if self.pixel_condition not in PIXEL_CONDITIONS:
             raise UserError(
                 f"pixel_condition is {self.pixel_condition!r}; allowed: {', '.join(PIXEL_CONDITIONS)}"

@@ -192,6 +192,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     ) -> Tensor:
         for key in TEXT_ONLY_ARGUMENTS:
             kwargs.pop(key, None)
+        if not self.config.has_branch("pixel"):
+            raise UserError("this model has no pixel codes (visual_branches: semantic), so it cannot draw")
         if do_sample is False:
             kwargs["temperature"] = 0.0
         options = _sampling_options({**(self.config.image_sampling or {}), **kwargs})
@@ -285,7 +287,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             input_ids = self._transformers_generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                suppress_tokens=self._never_text(drawn < max_images and self._has_room(length)),
+                suppress_tokens=self._never_text(self._may_draw(length) and drawn < max_images),
                 eos_token_id=[config.eos_token_id, start],
                 max_new_tokens=left,
                 streamer=streamer,
@@ -320,8 +322,10 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             semantic_codes=torch.cat(semantic)[given:] if semantic else empty,
         )
 
-    def _has_room(self, length: int) -> bool:
-        """Whether the model's context holds `length` tokens and then a whole image."""
+    def _may_draw(self, length: int) -> bool:
+        """Whether the model draws at all, and its context holds `length` tokens and then a whole image."""
+        if not self.config.has_branch("pixel"):
+            return False
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
         return longest is None or length + self.config.num_positions + 2 <= longest
 

@@ -49,6 +49,11 @@ class Branch(NamedTuple):
     codebook: FrozenCodebook
     cache: DepthCache
 
+    @classmethod
+    def of(cls, head: DepthTransformer | None, codebook: FrozenCodebook, rows: int) -> "Branch | None":
+        """The branch, or None for one that the model does not have."""
+        return None if head is None else cls(head, codebook, head.new_cache(rows))
+
 
 class ImageGenerator:
     """Draws `rows` images side by side; a prompt and its image take at most `capacity` places.
@@ -69,9 +74,8 @@ class ImageGenerator:
         self.config = model.config
         all_rows = 2 * rows if options.guided else rows
         self.decoder = StepDecoder(model, all_rows, capacity, fixed_shape=bool(compile))
-        pixel, semantic = model.pixel_head, model.semantic_head
-        self.pixels = Branch(pixel, model.pixel_codebook, pixel.new_cache(all_rows))
-        self.semantics = Branch(semantic, model.semantic_codebook, semantic.new_cache(all_rows))
+        self.pixels = Branch.of(model.pixel_head, model.pixel_codebook, all_rows)
+        self.semantics = Branch.of(model.semantic_head, model.semantic_codebook, all_rows)
         self._allocate(all_rows)
         self.compile = compile
         self._draw_step, self._advance_step = self._steps(compile)
@@ -119,15 +123,15 @@ class ImageGenerator:
     def _allocate(self, all_rows: int) -> None:
         """The tensors that the steps work on."""
         positions, device = self.config.num_positions, self.model.device
-        depths = self.pixels.head.depth, self.semantics.head.depth
+        self.depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
         self.states = torch.zeros(
             all_rows, self.config.text_config.hidden_size, dtype=self.model.dtype, device=device
         )
-        self.uniforms = torch.zeros(positions, self.rows, sum(depths), device=device)
+        self.uniforms = torch.zeros(positions, self.rows, sum(self.depths), device=device)
         self.scales = sampling.guidance_scales(self.options, positions).to(device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.pixel_codes, self.semantic_codes = (
-            torch.zeros(self.rows, positions, depth, dtype=torch.long, device=device) for depth in depths
+            torch.zeros(self.rows, positions, depth, dtype=torch.long, device=device) for depth in self.depths
         )
 
     def _set_noise(self, seeds: Sequence[int], images_per_prompt: int, first: int) -> None:
@@ -169,7 +173,8 @@ class ImageGenerator:
     def _steps(self, compile: bool | str) -> tuple[Callable[[], None], Callable[[], None]]:
         if not compile:
             return self.draw, self.advance
-        for tensor in (*vars(self).values(), self.pixels.cache.states, self.semantics.cache.states):
+        caches = [branch.cache.states for branch in (self.pixels, self.semantics) if branch is not None]
+        for tensor in (*vars(self).values(), *caches):
             if isinstance(tensor, Tensor):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs may then write to it
         if isinstance(compile, str):
@@ -184,7 +189,7 @@ class ImageGenerator:
         """The codes of the present position, from the states."""
         noise = self.uniforms.index_select(0, self.position)[0]
         # The numbers of each branch are its own, whichever is drawn first.
-        pixel_noise, semantic_noise = noise.split([self.pixels.head.depth, self.semantics.head.depth], dim=-1)
+        pixel_noise, semantic_noise = noise.split(self.depths, dim=-1)
         if self.config.semantic_condition == "pixel":
             pixel = self._draw_branch(self.pixels, None, pixel_noise)
             semantic = self._draw_branch(self.semantics, self.model.semantic_condition(pixel), semantic_noise)
@@ -203,9 +208,12 @@ class ImageGenerator:
         self.states.copy_(self.decoder.advance(self._for_all_rows(embeds)))
         self.position.add_(1)
 
-    def _draw_branch(self, branch: Branch, condition: Tensor | None, uniforms: Tensor) -> Tensor:
+    def _draw_branch(self, branch: Branch | None, condition: Tensor | None, uniforms: Tensor) -> Tensor:
         """The codes (R, D) of one branch, from uniforms (R, D) and the other branch's features (R, C), where
-        the head sees them."""
+        the head sees them. Zeros for a branch that the model does not have.
+        """
+        if branch is None:
+            return torch.zeros_like(uniforms, dtype=torch.long)
         head, codebook, cache = branch
         condition = None if condition is None else self._for_all_rows(condition)
         scale = self.scales.index_select(0, self.position)

@@ -6,7 +6,7 @@ its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A
 per code in both kinds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,9 @@ class LossTerms:
             semantic=self.semantic / counts.semantic.clamp(min=1),
         )
 
-    def weighted(self, text: float, pixel: float, semantic: float) -> Tensor:
-        """The scalar `text * self.text + pixel * self.pixel + semantic * self.semantic`."""
-        return text * self.text + pixel * self.pixel + semantic * self.semantic
+    def weighted(self, weights: Mapping[str, float]) -> Tensor:
+        """The scalar that adds up the losses named in `weights`, each times its weight."""
+        return torch.stack([getattr(self, name) * weight for name, weight in weights.items()]).sum()
 
 
 @dataclass(frozen=True)

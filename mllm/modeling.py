@@ -26,10 +26,11 @@ from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
 from .generation import DualTokenGeneration
-from .losses import LossTerms, code_log_likelihood, code_loss, text_loss
+from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, text_loss
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
 IGNORE = -100
+BRANCHES = ("pixel", "semantic")
 
 
 @dataclass
@@ -67,6 +68,12 @@ class VisualTargets:
     rows: Tensor
     slots: Tensor
 
+    def codes(self, images: VisualCodes) -> VisualCodes:
+        """The targets' codes (T, D), out of those of all images (I, P, D)."""
+        return VisualCodes(
+            pixel=images.pixel.flatten(0, 1)[self.slots], semantic=images.semantic.flatten(0, 1)[self.slots]
+        )
+
 
 class DualTokenForConditionalGeneration(DualTokenGeneration):
     """An LLM with two frozen codebooks, two code projectors and two depth transformers.
@@ -96,18 +103,14 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         self.semantic_codebook = FrozenCodebook(**semantic)
         rows, columns = config.grid_size
         self.visual_embedding = VisualEmbedding(
-            pixel["code_dim"],
-            semantic["code_dim"],
+            pixel["code_dim"] if config.has_branch("pixel") else None,
+            semantic["code_dim"] if config.has_branch("semantic") else None,
             hidden_size,
             (rows, columns),
             config.visual_position == "learned",
         )
-        self.pixel_head = self._new_head(
-            pixel, semantic["code_dim"] if config.pixel_condition == "semantic" else None
-        )
-        self.semantic_head = self._new_head(
-            semantic, pixel["code_dim"] if config.semantic_condition == "pixel" else None
-        )
+        # A branch that an ablation leaves out has no head.
+        self.pixel_head, self.semantic_head = self._new_head("pixel"), self._new_head("semantic")
         self._hold_visual_tokenizer(None)
         self.post_init()
 
@@ -232,8 +235,8 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     def visual_log_likelihood(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> LossTerms:
         """Teacher-forced log-likelihoods in nats of every visual target.
 
-        Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` is
-        empty. Arguments as in `forward`.
+        Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` and a
+        branch that the model does not have are empty. Arguments as in `forward`.
         """
         codes = self._given_codes(
             *(inputs.pop(key, None) for key in ("pixel_values", "pixel_codes", "semantic_codes"))
@@ -250,23 +253,25 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         ).last_hidden_state
         targets = self._visual_targets(input_ids, labels)
         states = states[:, :-1].flatten(0, 1)[targets.rows]
-        pixel, semantic = (
-            codes.pixel.flatten(0, 1)[targets.slots],
-            codes.semantic.flatten(0, 1)[targets.slots],
-        )
-        return LossTerms(
-            text=states.new_zeros(0),
-            pixel=code_log_likelihood(
-                self.pixel_head, states, pixel, self.pixel_codebook, self.pixel_condition(semantic)
-            ),
-            semantic=code_log_likelihood(
-                self.semantic_head, states, semantic, self.semantic_codebook, self.semantic_condition(pixel)
-            ),
-        )
+        chosen = targets.codes(codes)
+        likelihoods = {
+            name: code_log_likelihood(*part)
+            if (part := self._head_inputs(name, states, chosen))
+            else states[:0]
+            for name in BRANCHES
+        }
+        return LossTerms(text=states.new_zeros(0), **likelihoods)
 
     # ---- parts of forward
 
-    def _new_head(self, codebook: dict, condition_dim: int | None) -> DepthTransformer:
+    def _new_head(self, branch: str) -> DepthTransformer | None:
+        if not self.config.has_branch(branch):
+            return None
+        codebook, other = self.config.pixel_codebook, self.config.semantic_codebook
+        conditioned = self.config.pixel_condition == "semantic"
+        if branch == "semantic":
+            codebook, other = other, codebook
+            conditioned = self.config.semantic_condition == "pixel"
         sizes = self.config.depth_transformer
         return DepthTransformer(
             hidden_size=self.config.text_config.hidden_size,
@@ -278,8 +283,20 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             num_heads=sizes["num_heads"],
             intermediate_size=sizes["intermediate_size"],
             shared_classifier=self.config.shared_classifier,
-            condition_dim=condition_dim,
+            condition_dim=other["code_dim"] if conditioned else None,
         )
+
+    def _head_inputs(
+        self, branch: str, states: Tensor, codes: VisualCodes
+    ) -> tuple[DepthTransformer, Tensor, Tensor, FrozenCodebook, Tensor | None] | None:
+        """Head, states (T, H), codes (T, D), codebook, condition of a branch; None where it is left out."""
+        if branch == "pixel":
+            head, own, codebook = self.pixel_head, codes.pixel, self.pixel_codebook
+            condition = self.pixel_condition(codes.semantic)
+        else:
+            head, own, codebook = self.semantic_head, codes.semantic, self.semantic_codebook
+            condition = self.semantic_condition(codes.pixel)
+        return None if head is None else (head, states, own, codebook, condition)
 
     def _given_codes(
         self, pixel_values: Tensor | None, pixel_codes: Tensor | None, semantic_codes: Tensor | None
@@ -323,41 +340,21 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         used = targets.rows.numel()
         if used:
             assert codes is not None, "the slots were matched with the images when they were embedded"
-            at = flat[targets.rows]
-            pixel, semantic = (
-                codes.pixel.flatten(0, 1)[targets.slots],
-                codes.semantic.flatten(0, 1)[targets.slots],
-            )
+            at, chosen = flat[targets.rows], targets.codes(codes)
             weight = count / used
         else:
             # No visual target: one made-up position with weight zero, so that every parameter still gets a
             # gradient.
             at, weight = flat[:1] if self._touch_everything() else flat[:0], 0.0
-            pixel = labels.new_zeros(at.shape[0], self.pixel_head.depth)
-            semantic = labels.new_zeros(at.shape[0], self.semantic_head.depth)
-        config = self.config
-        pixel_loss = code_loss(
-            self.pixel_head,
-            at,
-            pixel,
-            self.pixel_codebook,
-            self.pixel_condition(semantic),
-            config.pixel_depth_weights,
-        )
-        semantic_loss = code_loss(
-            self.semantic_head,
-            at,
-            semantic,
-            self.semantic_codebook,
-            self.semantic_condition(pixel),
-            config.semantic_depth_weights,
-        )
+            chosen = self._made_up_codes(labels, at.shape[0])
+        pixel_loss = self._code_loss("pixel", at, chosen)
+        semantic_loss = self._code_loss("semantic", at, chosen)
         sums = LossTerms(text=text_sum, pixel=pixel_loss.sum * weight, semantic=semantic_loss.sum * weight)
         visual_count = labels.new_tensor(count)
         counts = LossTerms(text=labels.new_tensor(text_count), pixel=visual_count, semantic=visual_count)
         means = sums.means(counts)
         return DualTokenOutput(
-            loss=(means if reduction == "mean" else sums).weighted(**config.loss_weights),
+            loss=(means if reduction == "mean" else sums).weighted(self.config.loss_weights),
             text_loss=means.text,
             pixel_loss=means.pixel,
             semantic_loss=means.semantic,
@@ -366,6 +363,13 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             pixel_depth_losses=pixel_loss.per_depth * weight / max(count, 1),
             semantic_depth_losses=semantic_loss.per_depth * weight / max(count, 1),
         )
+
+    def _code_loss(self, branch: str, states: Tensor, codes: VisualCodes) -> CodeLoss:
+        inputs = self._head_inputs(branch, states, codes)
+        if inputs is None:
+            depth = getattr(codes, branch).shape[-1]
+            return CodeLoss(sum=states.new_zeros(()), per_depth=states.new_zeros(depth))
+        return code_loss(*inputs, getattr(self.config, f"{branch}_depth_weights"))
 
     def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Summed text cross-entropy and the number of its targets."""
@@ -386,10 +390,16 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
 
     def _unused_projectors(self, embeds: Tensor) -> Tensor:
         """Zero that depends on every parameter of the visual embedding."""
-        zeros = torch.zeros(1, max(self.pixel_head.depth, self.semantic_head.depth), dtype=torch.long)
-        zeros = zeros.to(embeds.device)
-        pixel, semantic = zeros[:, : self.pixel_head.depth], zeros[:, : self.semantic_head.depth]
-        return self.embed_codes(pixel, semantic, zeros[:, 0]).sum().to(embeds.dtype) * 0.0
+        position = torch.zeros(1, dtype=torch.long, device=embeds.device)
+        codes = self._made_up_codes(position, 1)
+        return self.embed_codes(codes.pixel, codes.semantic, position).sum().to(embeds.dtype) * 0.0
+
+    def _made_up_codes(self, like: Tensor, count: int) -> VisualCodes:
+        """Codes (count, D) of places that do not exist."""
+        depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
+        return VisualCodes(
+            *(torch.zeros(count, depth, dtype=torch.long, device=like.device) for depth in depths)
+        )
 
     @property
     def _image_id(self) -> int:

@@ -106,23 +106,29 @@ class GridPosition(nn.Module):
 
 
 class VisualEmbedding(nn.Module):
-    """One LLM embedding per visual position: pixel half and semantic half, concatenated."""
+    """One LLM embedding per visual position: pixel half and semantic half, concatenated.
+
+    A branch without a code dimension (None) is left out, and the other one fills the whole embedding.
+    """
 
     def __init__(
         self,
-        pixel_dim: int,
-        semantic_dim: int,
+        pixel_dim: int | None,
+        semantic_dim: int | None,
         hidden_size: int,
         grid_size: tuple[int, int],
         learned_position: bool,
     ) -> None:
         super().__init__()
-        pixel_width = hidden_size // 2
-        self.pixel = CodeProjector(pixel_dim, pixel_width)
-        self.semantic = CodeProjector(semantic_dim, hidden_size - pixel_width)
+        pixel_width = 0 if pixel_dim is None else hidden_size if semantic_dim is None else hidden_size // 2
+        self.pixel = None if pixel_dim is None else CodeProjector(pixel_dim, pixel_width)
+        self.semantic = (
+            None if semantic_dim is None else CodeProjector(semantic_dim, hidden_size - pixel_width)
+        )
         self.position = GridPosition(*grid_size, hidden_size) if learned_position else None
 
     def forward(self, pixel_features: Tensor, semantic_features: Tensor, positions: Tensor) -> Tensor:
         """(..., C) quantized features of both branches and (...) position indices -> (..., H)."""
-        embedding = torch.cat([self.pixel(pixel_features), self.semantic(semantic_features)], dim=-1)
+        branches = ((self.pixel, pixel_features), (self.semantic, semantic_features))
+        embedding = torch.cat([project(x) for project, x in branches if project is not None], dim=-1)
         return embedding if self.position is None else embedding + self.position(positions)

@@ -101,6 +101,15 @@ def test_any_causal_language_model(make_model, processor, llm):
     assert torch.equal(text, model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False))
 
 
+def test_drawing_needs_pixel_codes_only(make_model, processor):
+    tokens = draw(make_model(visual_branches="pixel"), processor, SHORT)
+    codes = make_model().split_image_tokens(tokens)
+    assert codes.semantic.eq(0).all()
+    assert len(codes.pixel.unique()) > 3
+    with pytest.raises(UserError, match="cannot draw"):
+        draw(make_model(visual_branches="semantic"), processor, SHORT)
+
+
 def test_guidance_of_one_is_no_guidance(model, processor, monkeypatch):
     plain = draw(model, processor, LONG, guidance_scale=1.0)
     # The same with both branches computed: u + 1 (c - u) = c.

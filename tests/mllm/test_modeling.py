@@ -68,6 +68,24 @@ def test_losses_equal_a_plain_computation(make_model, processor, records):
     assert (output.counts.text, output.counts.pixel, output.counts.semantic) == (3, 16, 16)
 
 
+@pytest.mark.parametrize(("branches", "other"), [("pixel", "semantic"), ("semantic", "pixel")])
+def test_a_branch_left_out_is_neither_seen_nor_trained(make_model, processor, records, branches, other):
+    model = make_model(visual_branches=branches).train()
+    batch = batch_of(processor, records, ["text", "interleaved", "drawing"])
+    output = model(**batch)
+    output.loss.backward()
+    assert getattr(output, f"{other}_loss") == 0
+    assert getattr(output, f"{branches}_loss") > 0
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(other in name for name, _ in model.named_parameters())
+    batch[f"{other}_codes"] = (batch[f"{other}_codes"] + 1) % 16
+    torch.testing.assert_close(model(**batch).loss, output.loss)
+    text_only = model(**batch_of(processor, records, ["text"]))
+    text_only.loss.backward()  # every parameter has a gradient here too
+    assert len(getattr(model.visual_log_likelihood(**batch), branches)) == 48
+    assert len(getattr(model.visual_log_likelihood(**batch), other)) == 0
+
+
 def test_sums_add_up_over_batches(model, processor, records):
     kinds = ["text", "question", "drawing", "interleaved"]
     whole = model(**batch_of(processor, records, kinds), reduction="sum")
@@ -147,6 +165,8 @@ def test_slots_and_images_must_fit(model, processor, records):
         {"semantic_condition": "semantic"},
         {"pixel_condition": "semantic", "semantic_condition": "pixel"},
         {"visual_position": "rotary"},
+        {"visual_branches": "none"},
+        {"visual_branches": "pixel", "pixel_condition": "semantic"},
         {"visual_target_fraction": 0.0},
         {"pixel_depth_weights": [1.0]},
         {"depth_transformer": {"hidden_size": 30, "num_heads": 4}},

@@ -90,7 +90,8 @@ class MllmObjective(Objective):
         image = self.model.config.image_token_id
         visual = float((targets == image).sum())
         text = float(((targets >= 0) & (targets != image)).sum())
-        return {"text": text, "pixel": visual, "semantic": visual}
+        counts = {"text": text, "pixel": visual, "semantic": visual}
+        return {name: counts[name] for name in self.model.config.loss_weights}
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         sums = self.model(**batch, reduction="sum").sums
