@@ -40,7 +40,7 @@ class Case:
 CASES = {
     "small": (
         Case("depth classifier, one image", 27 * 27 * DEPTH, 1024, 16384, DEPTH),
-        Case("text head, 512 tokens", 512, 512, 131072),
+        Case("text head, 512 tokens", 512, 256, 131072),
     ),
     "full": (
         Case("depth classifier, 8 images", 8 * 27 * 27 * DEPTH, 1024, 16384, DEPTH),
