@@ -7,13 +7,14 @@ The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the c
 before d, projected to W. Attention is causal over depth, so every depth sees h through depth 1.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
+from .linear_cross_entropy import linear_cross_entropy
 from .visual_embedding import FrozenCodebook
 
 
@@ -82,6 +83,22 @@ class DepthCache:
         self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once
 
 
+class CodeClassifier(nn.Linear):
+    """A linear layer without bias that, given targets, returns their cross-entropy instead of the logits."""
+
+    def __init__(self, width: int, num_codes: int) -> None:
+        super().__init__(width, num_codes, bias=False)
+
+    # The loss goes through the module that owns the weight: ZeRO-3 has the weight whole only while this runs.
+    def forward(
+        self, input: Tensor, targets: Tensor | None = None, row_weights: Tensor | None = None
+    ) -> Any:  # Tensor, or tuple[Tensor, Tensor] with targets
+        """Logits (..., W) -> (..., N); or (T, W) and `targets` (T,) as `linear_cross_entropy`."""
+        if targets is None:
+            return super().forward(input)
+        return linear_cross_entropy(input, self.weight, targets, row_weights=row_weights)
+
+
 class DepthTransformer(nn.Module):
     """Predicts the D codes of a visual position from the LLM's state.
 
@@ -118,7 +135,7 @@ class DepthTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.classifiers = nn.ModuleList(
-            nn.Linear(width, num_codes, bias=False) for _ in range(1 if shared_classifier else depth)
+            CodeClassifier(width, num_codes) for _ in range(1 if shared_classifier else depth)
         )
 
     def forward(

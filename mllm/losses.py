@@ -3,17 +3,20 @@
 Every loss is a sum and a count, so that a trainer can divide by the count of *all* ranks and micro-batches.
 The text count is the number of text targets. The count of a visual loss is the number of target positions;
 its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A mean of 1 thus means 1 nat
-per code in both kinds.
+per code in both kinds. Of the logits only a chunk is held at a time (linear_cross_entropy.py).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from .depth_transformer import DepthTransformer
+from .depth_transformer import CodeClassifier, DepthTransformer
+from .liger import liger_cross_entropy
+from .linear_cross_entropy import linear_cross_entropy
 from .visual_embedding import FrozenCodebook
 
 
@@ -46,11 +49,16 @@ class CodeLoss:
     per_depth: Tensor
 
 
-def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy in fp32: (T, V) logits and (T,) ids -> scalar."""
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+def text_loss(head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """Summed cross-entropy of the text head: states (T, H) and ids (T,) -> scalar."""
+    if states.is_cuda and states.requires_grad and len(states) and _is_plain_linear(head):
+        fused = liger_cross_entropy(states.device)
+        if fused is not None:
+            return fused(states, head.weight, targets, head.bias, softcap)
+    return _cross_entropy(head, states, targets, softcap=softcap)[0]
 
 
+@torch.no_grad()
 def code_log_likelihood(
     head: DepthTransformer,
     states: Tensor,
@@ -58,20 +66,12 @@ def code_log_likelihood(
     codebook: FrozenCodebook,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """log P(code_d | code_<d, h) of given codes: (T, H) states and (T, D) codes -> (T, D), in fp32 nats."""
+    """log P(code_d | code_<d, h) of given codes: (T, H) states and (T, D) codes -> (T, D), in fp32 nats.
+
+    For evaluation: without gradients.
+    """
     outputs = head(states, codes, codebook, condition)
-    if len(head.classifiers) == 1:
-        logits = head.classify(outputs, 0).float()
-        return -functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(
-            codes.shape
-        )
-    by_depth = [
-        -functional.cross_entropy(
-            head.classify(outputs[:, depth], depth).float(), codes[:, depth], reduction="none"
-        )
-        for depth in range(codes.shape[1])
-    ]
-    return torch.stack(by_depth, dim=1)
+    return -_code_cross_entropy(head, outputs, codes, outputs.new_ones(head.depth))[1]
 
 
 def code_loss(
@@ -83,8 +83,60 @@ def code_loss(
     depth_weights: Sequence[float] | None = None,
 ) -> CodeLoss:
     """Weighted cross-entropy of a visual head over its target positions (see the module's docstring)."""
-    per_depth = -code_log_likelihood(head, states, codes, codebook, condition).sum(dim=0)
-    weights = (
-        torch.ones_like(per_depth) if depth_weights is None else per_depth.new_tensor(list(depth_weights))
+    weights = torch.tensor(depth_weights or [1.0] * head.depth, dtype=torch.float32, device=states.device)
+    outputs = head(states, codes, codebook, condition)
+    total, losses = _code_cross_entropy(head, outputs, codes, weights / weights.sum())
+    return CodeLoss(sum=total, per_depth=losses.sum(dim=0))
+
+
+def _code_cross_entropy(
+    head: DepthTransformer, outputs: Tensor, codes: Tensor, depth_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum over all codes with their depth's weight, and each code's loss (T, D), detached."""
+    if len(head.classifiers) == 1:
+        weights = depth_weights.expand(codes.shape).flatten()
+        total, losses = _cross_entropy(head.classifiers[0], outputs.flatten(0, 1), codes.flatten(), weights)
+        return total, losses.view(codes.shape)
+    by_depth = [
+        _cross_entropy(
+            classifier, outputs[:, depth], codes[:, depth], depth_weights[depth].expand(len(codes))
+        )
+        for depth, classifier in enumerate(head.classifiers)
+    ]
+    return torch.stack([total for total, _ in by_depth]).sum(), torch.stack(
+        [losses for _, losses in by_depth], dim=1
     )
-    return CodeLoss(sum=(per_depth * weights).sum() / weights.sum(), per_depth=per_depth.detach())
+
+
+def _cross_entropy(
+    head: nn.Module,
+    states: Tensor,
+    targets: Tensor,
+    row_weights: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` of whatever module makes the logits."""
+    if isinstance(head, CodeClassifier):
+        return head(states, targets, row_weights)
+    if _is_plain_linear(head):
+        return linear_cross_entropy(
+            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
+        )
+    logits = soft_capped(head(states), softcap).float()
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits squashed into (-cap, cap), as some LLMs do; None: as they are."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the module's weight says all about it.
+
+    Adapters and quantized layers are other classes; ZeRO-3, which holds a weight only while its module runs,
+    and device maps show as hooks. These are called as they are.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked

@@ -26,7 +26,7 @@ from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
 from .generation import DualTokenGeneration
-from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, text_loss
+from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_loss
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
 IGNORE = -100
@@ -227,9 +227,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
 
     def text_logits(self, states: Tensor) -> Tensor:
         """Logits of the text vocabulary: (..., H) -> (..., V)."""
-        logits = self.language_model.get_output_embeddings()(states)
-        cap = getattr(self.config.text_config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return soft_capped(self.language_model.get_output_embeddings()(states), self._softcap)
 
     @torch.no_grad()
     def visual_log_likelihood(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> LossTerms:
@@ -374,9 +372,8 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Summed text cross-entropy and the number of its targets."""
         rows = ((targets != IGNORE) & (targets != self._image_id)).nonzero().squeeze(1)
-        if rows.numel():
-            return text_loss(self.text_logits(states[rows]), targets[rows]), rows.numel()
-        return self.text_logits(states[:1]).float().sum() * 0.0, 0
+        head = self.language_model.get_output_embeddings()
+        return text_loss(head, states[rows], targets[rows], self._softcap), rows.numel()
 
     def _visual_targets(self, input_ids: Tensor, labels: Tensor) -> VisualTargets:
         is_image = input_ids.eq(self._image_id)
@@ -404,6 +401,10 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     @property
     def _image_id(self) -> int:
         return int(self.config.image_token_id)
+
+    @property
+    def _softcap(self) -> float | None:
+        return getattr(self.config.text_config, "final_logit_softcapping", None)
 
     # ---- transformers' conventions
 

@@ -1,0 +1,166 @@
+"""Cross-entropy of a linear classifier that never holds more logits than a chunk of rows needs.
+
+Logits are made, used and dropped chunk by chunk. The gradients are computed in the same pass, while a chunk's
+logits are there, and only scaled in the backward pass. That takes no second product for the logits, and the
+backward pass needs no weight, which ZeRO-3 has partitioned again by then. It also means that the rows' shares
+in the loss must be known beforehand: they are the argument `row_weights`.
+
+Shapes: T rows, W width, N classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+# The logits of a chunk are at most this many numbers, 32 MB in fp32: with fewer rows, reading and writing the
+# weight's gradient once for each chunk would take longer than the products. GPUs want larger products.
+MAX_LOGITS = 2**23
+_GPU_FACTOR = 4
+
+
+def linear_cross_entropy(
+    states: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sum(row_weights * losses)` and `losses`, the cross-entropies of `states @ weight.T + bias`.
+
+    Only the sum has gradients: to states, weight and bias, as far as they want any. Its backward pass runs
+    once. Without a row the sum is 0 and the gradients are zeros. Products are done in the dtype that
+    `nn.Linear` would use, autocast included; the softmax and sums over chunks in fp32 (fp64 for fp64).
+
+    Args:
+        states: (T, W); weight: (N, W); bias: (N,) or None.
+        targets: (T,) int64 classes; there is no index that is left out.
+        row_weights: (T,) factors without gradients; None: all one.
+        softcap: c of logits `c * tanh(logits / c)`; None: logits as they are.
+        chunk_rows: rows whose logits are held at once; None: by device and sizes.
+
+    Returns:
+        The scalar sum and the detached losses (T,), in nats.
+    """
+    rows = chunk_rows or _rows_at_once(weight, states.device)
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(states, weight, bias, targets, row_weights, softcap, rows)
+    losses, _ = _run(states, weight, bias, targets, row_weights, softcap, rows, (False, False, False))
+    return _total(losses, row_weights), losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        row_weights: Tensor | None,
+        softcap: float | None,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[:3]
+        losses, gradients = _run(states, weight, bias, targets, row_weights, softcap, rows, wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(losses)
+        return _total(losses, row_weights), losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, as a copy of the weight's gradient would be the largest tensor of all. Autograd notices
+        # the change and refuses a second backward pass.
+        scaled = [None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)
+
+
+def _rows_at_once(weight: Tensor, device: torch.device) -> int:
+    num_classes, width = weight.shape
+    limit = MAX_LOGITS if device.type == "cpu" else _GPU_FACTOR * MAX_LOGITS
+    # A quarter of the width makes a chunk's logits a quarter of the weight: little beside its gradient.
+    return max(limit // num_classes, width // 4, 1)
+
+
+def _run(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    softcap: float | None,
+    rows: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Losses (T,) and the sum's gradients to states, weight and bias; None for those that are not wanted."""
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    precise = torch.promote_types(dtype, torch.float32)
+    matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+    summed = precise if len(states) > rows else dtype  # a single product needs no more digits than it has
+    losses = states.new_empty(len(states), dtype=precise)
+    to_states = torch.zeros_like(states) if wanted[0] else None
+    to_weight = torch.zeros_like(weight, dtype=summed) if wanted[1] else None
+    to_bias = torch.zeros_like(bias, dtype=summed) if wanted[2] and bias is not None else None
+    for start in range(0, len(states), rows):
+        chunk = slice(start, start + rows)
+        inputs = states[chunk].to(dtype)
+        losses[chunk], gradient = _rows_loss(
+            functional.linear(inputs, matrix, offset).to(precise),
+            targets[chunk],
+            None if row_weights is None else row_weights[chunk].to(precise),
+            softcap,
+            any(wanted),
+        )
+        if gradient is None:
+            continue
+        gradient = gradient.to(dtype)
+        if to_states is not None:
+            to_states[chunk] = gradient @ matrix
+        if to_weight is not None:
+            _add_product(to_weight, gradient.t(), inputs)
+        if to_bias is not None:
+            to_bias.add_(gradient.sum(dim=0, dtype=summed))
+        del gradient  # before the next chunk's logits come
+    if to_weight is not None:
+        to_weight = to_weight.to(weight.dtype)
+    if to_bias is not None and bias is not None:
+        to_bias = to_bias.to(bias.dtype)
+    return losses, [to_states, to_weight, to_bias]
+
+
+def _rows_loss(
+    logits: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Losses (t,) of logits (t, N), and the weighted sum's gradient to them, which takes their place."""
+    target, slope = targets.unsqueeze(1), None
+    if softcap is not None:
+        squashed = logits.div_(softcap).tanh_()
+        logits, slope = squashed * softcap, squashed.square_().neg_().add_(1.0)
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    at_target = logits.gather(1, target)
+    sums = logits.exp_().sum(dim=1, keepdim=True)
+    losses = (sums.log() - at_target).squeeze(1)
+    if not with_gradient:
+        return losses, None
+    # A row's loss has the gradient p - [class is the target] to its logits.
+    share = torch.ones_like(sums) if row_weights is None else row_weights.unsqueeze(1)
+    gradient = logits.mul_(share / sums).scatter_add_(1, target, -share)
+    return losses, gradient if slope is None else gradient.mul_(slope)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _total(losses: Tensor, row_weights: Tensor | None) -> Tensor:
+    return (losses if row_weights is None else losses * row_weights).sum()
