@@ -9,6 +9,7 @@ be compiled as one graph.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,12 +111,16 @@ class ImageGenerator:
         self._prefill(prompt, images_per_prompt)
         self.position.zero_()
         positions = self.config.num_positions
-        for position in range(1, positions + 1):
-            self._draw_step()
-            if progress is not None and progress(position, positions) is False:
-                raise GenerationCancelled(f"cancelled after {position} of {positions} positions")
-            if position < positions:
-                self._advance_step()
+        with ExitStack() as stack:
+            for position in range(1, positions + 1):
+                self._draw_step()
+                if progress is not None and progress(position, positions) is False:
+                    raise GenerationCancelled(f"cancelled after {position} of {positions} positions")
+                if position < positions:
+                    self._advance_step()
+                if position == 1 and self.compile:
+                    # The tensors stay the same until the end: they were checked once, and need not be again.
+                    stack.enter_context(torch.compiler.set_stance("default", skip_guard_eval_unsafe=True))
         return VisualCodes(pixel=self.pixel_codes.clone(), semantic=self.semantic_codes.clone())
 
     # ---- state

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..tokenizer.errors import UserError
+from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
 
 if TYPE_CHECKING:
@@ -84,13 +85,14 @@ class StepDecoder:
         return states
 
     def _run(self, embeds: Tensor, mask: object, position_ids: Tensor, cache: object) -> Tensor:
-        return self.model.language_model.base_model(
-            inputs_embeds=embeds.to(self.model.dtype),
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        with few_rows(embeds.device):
+            return self.model.language_model.base_model(
+                inputs_embeds=embeds.to(self.model.dtype),
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
 
     def _growing_mask(self) -> Tensor | None:
         """What a step passes on about padding: nothing, a finished mask, or (sliding windows) a 2-D one."""

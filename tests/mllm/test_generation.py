@@ -1,5 +1,7 @@
 """Generation: cached == uncached, batch == single, image i of a seed is always the same, guidance, modes."""
 
+import re
+
 import pytest
 import torch
 
@@ -188,6 +190,43 @@ def test_several_answers_keep_each_prompts_images(model, processor, image, other
     # top_k=1 samples the greedy token in every copy.
     copies = model.generate(**inputs, max_new_tokens=6, do_sample=True, top_k=1, num_return_sequences=2)
     assert torch.equal(copies, greedy.repeat_interleave(2, dim=0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    ],
+    ids=["beams", "several beams", "penalties"],
+)
+def test_transformers_own_ways_of_search_are_the_same_in_a_batch(
+    model, processor, image, other_image, options
+):
+    conversations = questions(image, other_image)
+    options = {"max_new_tokens": 6, "do_sample": False, **options}
+    batch = model.generate(
+        **processor.apply_chat_template(conversations, add_generation_prompt=True), **options
+    )
+    answers = options.get("num_return_sequences", 1)
+    texts = processor.post_process_multimodal_output(batch[:, -6:])
+    for number, conversation in enumerate(conversations):
+        inputs = processor.apply_chat_template(conversation, add_generation_prompt=True)
+        alone = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        mine = texts[number * answers : (number + 1) * answers]
+        assert processor.post_process_multimodal_output(alone) == mine
+
+
+def test_an_answer_ends_at_a_stop_string(model, processor, image):
+    inputs = processor.apply_chat_template(questions(image, image)[0], add_generation_prompt=True)
+    prompt = inputs["input_ids"].shape[1]
+    options = {"do_sample": True, "seed": 3, "temperature": 2.0, "tokenizer": processor.tokenizer}
+    whole = model.generate(**inputs, max_new_tokens=20, **options)
+    word = re.findall("[a-z]{2,}", processor.tokenizer.decode(whole[0, prompt:]))[0]
+    stopped = model.generate(**inputs, max_new_tokens=20, stop_strings=word, **options)
+    assert stopped.shape[1] < whole.shape[1]
+    assert re.search(f"{word}[a-z]*$", processor.tokenizer.decode(stopped[0, prompt:]))
 
 
 def test_text_holds_no_image_tokens(model, processor):

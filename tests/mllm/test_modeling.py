@@ -118,6 +118,36 @@ def test_a_fraction_of_the_targets_keeps_counts_and_expected_sums(make_model, pr
     assert len({part.sums.pixel.item() for part in parts}) > 1
 
 
+@pytest.mark.parametrize(
+    "llm",
+    [
+        {},
+        {"attn_implementation": "eager"},
+        {"model_type": "qwen2"},
+        {"model_type": "mistral", "sliding_window": 6},
+        {"model_type": "gemma2", "head_dim": 12, "sliding_window": 6, "attn_implementation": "eager"},
+    ],
+    ids=["llama", "llama eager", "qwen2", "mistral", "gemma2"],
+)
+def test_packed_equals_separate(make_model, processor, records, llm):
+    """Documents behind one another in one row, told apart by positions that begin anew."""
+    model = make_model({"num_key_value_heads": 2, **llm}, semantic_condition="pixel").train()
+    kinds = ["question", "text", "drawing", "interleaved"]
+    separate = [model(**batch_of(processor, records, [kind]), reduction="sum") for kind in kinds]
+    documents = [batch_of(processor, records, [kind]) for kind in kinds]
+    packed = {
+        key: torch.cat([document[key] for document in documents], dim=1) for key in ("input_ids", "labels")
+    } | {
+        key: torch.cat([document[key] for document in documents if key in document])
+        for key in ("pixel_codes", "semantic_codes")
+    }
+    positions = torch.cat([torch.arange(document["input_ids"].shape[1]) for document in documents])
+    output = model(**packed, position_ids=positions[None], reduction="sum")
+    torch.testing.assert_close(output.loss, sum(one.loss for one in separate))
+    joined = model(**packed, reduction="sum")  # without the positions the documents see each other
+    assert not torch.isclose(joined.loss, output.loss)
+
+
 def test_pixel_values_equal_their_cached_codes(model, processor, image, other_image):
     messages = [
         {"role": "user", "content": [{"type": "image", "image": image}, "and"]},
