@@ -1,0 +1,113 @@
+"""What a benchmark is: items, exact prompts, and a pure scoring function by the official rule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from ..tokenizer.errors import UserError
+
+ImageSource = Path | Image.Image
+# How a model is asked: a free answer (prediction: str), the likelihood of given choices (prediction: one
+# log-likelihood per choice), or drawings of a prompt (prediction: file names below the output folder).
+KINDS = ("answer", "choose", "draw")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question or prompt.
+
+    `prompt` is word for word what the model is asked; `target` is what scoring needs and the model never
+    sees (JSON values only). `choices` are the texts whose likelihood is compared, of kind "choose".
+    """
+
+    id: str
+    prompt: str
+    images: tuple[ImageSource, ...] = ()
+    target: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one benchmark.
+
+    `metrics` by name, in the unit of the official table; None where a figure cannot be had, with the reason
+    in `notes`. `headline` names the one to quote. `unparsed` counts predictions that hold no answer by the
+    official rule. `correct` says for each item id what it scored, for looking at single cases.
+    """
+
+    headline: str
+    metrics: Mapping[str, float | None]
+    unparsed: int = 0
+    notes: tuple[str, ...] = ()
+    correct: Mapping[str, float] = field(default_factory=dict)
+
+
+class Benchmark(ABC):
+    """Base of all benchmarks; a subclass in `eval/benchmarks/`, registered with `@register`, is all it takes.
+
+    Class attributes:
+        name: on the command line; summary: one line for `dualtoken eval list`.
+        kind: "answer", "choose" or "draw".
+        splits: name -> official number of items (None: any number); the first is the default.
+        generation: settings of the answers or drawings that belong to the benchmark's rule.
+        images_per_prompt: drawings of each prompt, of kind "draw".
+        source: where its official files are, for the message when they are missing.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    kind: ClassVar[str] = "answer"
+    splits: ClassVar[Mapping[str, int | None]]
+    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 32}
+    images_per_prompt: ClassVar[int] = 1
+    source: ClassVar[str] = ""
+
+    @abstractmethod
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """All items of a split, in the official order, from the folder `root` of official files.
+
+        None means what comes with the package, for the benchmarks that do. Images stay paths where they are
+        files. UserError for a missing file, which names it.
+        """
+
+    @abstractmethod
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """The official score of `predictions` (item id -> prediction), all items having one.
+
+        `folder` holds the drawings, of kind "draw". No model and no randomness.
+        """
+
+    def image_name(self, index: int, number: int) -> str:
+        """Where drawing `number` of the item at `index` is written, below the output folder."""
+        return f"images/{index:05}_{number:02}.png"
+
+    def write_layout(self, items: Sequence[Item], folder: Path) -> None:
+        """Write what an official scorer expects beside the drawings. Nothing, unless overridden."""
+        return
+
+    def split_or_default(self, split: str | None) -> str:
+        """The split meant; UserError for one that the benchmark does not have."""
+        if split is None:
+            return next(iter(self.splits))
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        return split
+
+    def need_file(self, root: Path | None, *names: str) -> Path:
+        """The first of `names` that exists below `root`. UserError that says what to put where."""
+        if root is None:
+            raise UserError(f"{self.name} needs --data, the folder of its official files{self._where()}")
+        for name in names:
+            if (root / name).exists():
+                return root / name
+        raise UserError(f"{self.name}: {root} holds no {' or '.join(names)}{self._where()}")
+
+    def _where(self) -> str:
+        return f" ({self.source})" if self.source else ""

@@ -1,0 +1,1 @@
+"""One file for each benchmark or family: a loader of the official files, the official prompt, a score."""

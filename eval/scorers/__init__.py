@@ -1,0 +1,1 @@
+"""Official scoring rules as pure functions of strings and numbers."""
