@@ -1,8 +1,8 @@
 """Imports between the package's folders run one way only, and inside the package they are relative.
 
 * tokenizer ◀ mllm ◀ data_pipelines ◀ train
-* eval imports tokenizer, mllm and data_pipelines (held-out shards, the judge of scenes); scripts and benchmarks
-  import any of these
+* eval imports tokenizer, mllm and data_pipelines (held-out shards, the judge of scenes)
+* scripts and benchmarks import any of these
 * nothing imports scripts or tests
 """
 
