@@ -17,25 +17,21 @@ import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import __version__
+from ..eval.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, drawing_prompts, normalise, single_questions
 from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..data_pipelines.records import Record
     from ..mllm import DualTokenPipeline
 
-HELD_OUT = Path(__file__).resolve().parent.parent / "pretrained" / "nano_heldout"
-# Seeds of the held-out scenes; the second is for tuning sampling settings and takes no part in the figures.
-EVALUATION_SEED, TUNING_SEED = 10**9 + 7, 10**9 + 1_000_003
 CODE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 
 
@@ -138,16 +134,6 @@ class CodeMeter:
 # ---- answers
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One question on its own, as a user would ask it."""
-
-    images: list[Any]
-    question: str
-    answer: str
-    kind: str
-
-
 def answer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> dict[str, Any]:
     """Exact-match accuracy (percent) of greedy answers, by set, and by kind of question for scenes."""
     result = {}
@@ -171,34 +157,18 @@ def answer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> d
     return result
 
 
-def single_questions(record: Record) -> Iterator[Asked]:
-    """The turns of a record as questions without history; descriptions are left out."""
-    images = [part["image"] for part in record.image_parts()]
-    kinds = record.metadata.get("kinds") or ["question"] * (len(record.messages) // 2)
-    for kind, ask, reply in zip(kinds, record.messages[::2], record.messages[1::2], strict=True):
-        question = next(part["text"] for part in ask["content"] if part["type"] == "text")
-        if kind != "caption":
-            yield Asked(images, question, reply["content"][0]["text"], kind)
-
-
-def normalise(answer: str) -> str:
-    return answer.strip().strip(".").lower()
-
-
 # ---- drawings
 
 
 def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sampling: Any) -> dict[str, Any]:
     """Per skill, percent of drawings that show exactly what was asked for, and with the right colours."""
-    from ..data_pipelines.convert_scenes import SceneOptions, scene_record
     from ..data_pipelines.scene_checker import check
     from ..data_pipelines.scene_language import SKILLS
 
     result: dict[str, Any] = {}
     for skill in (skill for skill in SKILLS if skill != "colors"):
-        options = SceneOptions(seed=seed, task="t2i", skills={skill: 1.0})
         count = drawings if skill == "single_object" else (drawings + 1) // 2
-        records = [scene_record(options, index) for index in range(count)]
+        records = drawing_prompts(skill, count, seed)
         prompts = [record.texts()[0] for record in records]
         drawn = pipeline.generate_images_many(prompts, 1, list(range(count)), batch_size=32, **sampling)
         verdicts = [check(r.metadata["spec"], images[0]) for r, images in zip(records, drawn, strict=True)]
@@ -213,28 +183,6 @@ def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sam
             "drawings": count,
         }
     return result
-
-
-# ---- data
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Data that no training has seen: sets in a folder of shards, and scenes of reserved seeds."""
-
-    folder: Path
-
-    def scenes(self, count: int) -> list[Record]:
-        from ..data_pipelines.convert_scenes import SceneOptions, scene_record
-
-        options = SceneOptions(seed=EVALUATION_SEED, task="vqa")
-        return [scene_record(options, index) for index in range(count)]
-
-    def records(self, name: str) -> list[Record]:
-        from ..data_pipelines.shards import ShardDataset
-
-        dataset = ShardDataset(self.folder / name, split="all")
-        return [dataset[index] for index in range(len(dataset))]
 
 
 def percent(values: Sequence[bool]) -> float:

@@ -1,0 +1,177 @@
+"""Benchmarks in two steps: `predict` asks a model, `score` applies the official rule without one.
+
+`run` does both. Predictions are kept in OUTPUT/BENCHMARK/SPLIT with a manifest of all that produced them. A
+run that was stopped goes on when it is started again, and several processes (torchrun) share the work; the
+predictions are the same.
+
+Examples:
+  dualtoken eval list
+  dualtoken eval run --model nano --benchmarks easyvqa,nlvr,scenes,scenes-t2i --output results/nano
+  torchrun --nproc-per-node 8 -m dualtoken.scripts.evaluate predict --model my-model --benchmarks pope \
+      --data pope --output results
+  dualtoken eval score --benchmarks pope --data pope --output results
+  dualtoken eval report results/nano results/other --output report
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..tokenizer.errors import UserError
+from .options import (
+    add_device_argument,
+    add_model_argument,
+    add_quantization_argument,
+    integer,
+    load_pipeline,
+    resolve_device,
+)
+
+if TYPE_CHECKING:
+    from ..eval import Benchmark
+    from ..eval.runner import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command to `parser`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="every benchmark with its splits")
+    for action, summary in (
+        ("run", "predict and score"),
+        ("predict", "ask a model, resumable, alone or as one of several processes"),
+        ("score", "score finished predictions; loads no model"),
+    ):
+        one = actions.add_parser(action, help=summary, description=summary)
+        one.add_argument("--benchmarks", required=True, help="names with commas between them")
+        one.add_argument("--output", type=Path, required=True, help="folder of predictions and results")
+        one.add_argument("--data", type=Path, help="folder of the benchmarks' official files")
+        one.add_argument("--split", help="default: the benchmark's first")
+        if action != "score":
+            add_prediction_arguments(one)
+    report = actions.add_parser("report", help="tables and a chart of results, several models side by side")
+    report.add_argument("results", type=Path, nargs="+", help="folders with results")
+    report.add_argument("--output", type=Path, help="folder for report.md, report.json and report.png")
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of actions that ask a model."""
+    add_model_argument(parser)
+    parser.add_argument("--batch-size", type=integer(1), default=16, help="items at a time (default: 16)")
+    parser.add_argument("--limit", type=integer(1), help="only so many items, without a headline figure")
+    parser.add_argument("--seed", type=integer(0), default=0, help="of drawings (default: 0)")
+    add_device_argument(parser)
+    add_quantization_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action. UserError for unknown benchmarks, missing files, and predictions that do not fit."""
+    if args.action == "list":
+        return list_benchmarks()
+    if args.action == "report":
+        return report(args)
+    from ..eval import get_benchmark
+
+    benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",") if name.strip()]
+    if not benchmarks:
+        raise UserError("--benchmarks is empty; name at least one (dualtoken eval list)")
+    settings = make_settings(args)
+    if args.action in ("run", "predict"):
+        predict_all(args, benchmarks, settings)
+    if args.action in ("run", "score") and settings.rank == 0:
+        score_all(args, benchmarks, settings)
+    return 0
+
+
+def make_settings(args: argparse.Namespace) -> Settings:
+    """The runner's settings; rank and number of processes are those that torchrun sets."""
+    from ..eval.runner import Settings
+
+    shared: dict[str, Any] = {"root": args.data, "split": args.split}
+    if args.action == "score":
+        return Settings(**shared)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.action == "run" and world > 1:
+        raise UserError("with several processes use `predict`, and `score` once they have ended")
+    return Settings(
+        **shared,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        seed=args.seed,
+        rank=rank,
+        world=world,
+    )
+
+
+def predict_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings) -> None:
+    """Predictions of every benchmark; the data are looked at before the model is loaded."""
+    from ..eval.manifest import checkpoint_checksum
+    from ..eval.predictor import PipelinePredictor
+    from ..eval.runner import load_items, predict
+    from ..mllm import resolve_model
+
+    for benchmark in benchmarks:
+        load_items(benchmark, settings)
+    device = resolve_device(args.device)
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    predictor = PipelinePredictor(load_pipeline(args.model, device, args.quantization))
+    folder = Path(resolve_model(args.model))
+    checksum = checkpoint_checksum(folder) if folder.is_dir() else args.model
+    for benchmark in benchmarks:
+        predict(benchmark, predictor, args.output, settings, args.model, checksum, device.partition(":")[0])
+
+
+def score_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings) -> None:
+    """Results of every benchmark; a line each."""
+    from ..eval.runner import score
+
+    for benchmark in benchmarks:
+        result = score(benchmark, args.output, settings)
+        headline = result["headline"] or {"no headline figure, items": result["n"]}
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in headline.items() if value is not None)
+        print(f"{benchmark.name} ({result['split']}): {figures or 'no figure'}  [{result['n']} items]")
+        for note in result["notes"]:
+            print(f"  {note}")
+
+
+def list_benchmarks() -> int:
+    """Print every benchmark: name, splits with the official number of items, what it is."""
+    from ..eval import benchmark_names, get_benchmark
+
+    for name in benchmark_names():
+        benchmark = get_benchmark(name)
+        splits = ", ".join(f"{split} ({count or 'any'})" for split, count in benchmark.splits.items())
+        print(f"{name:22} {benchmark.summary}\n{'':22} {splits}")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print the table; with --output also write it, its numbers and a chart."""
+    from ..eval.reports import bar_chart, collect_results, markdown, table
+
+    results = collect_results(args.results)
+    text = markdown(results)
+    print(text, end="")
+    if args.output:
+        from ..tokenizer.files import atomic_file
+
+        args.output.mkdir(parents=True, exist_ok=True)
+        with atomic_file(args.output / "report.md") as partial:
+            partial.write_text(text, encoding="utf-8")
+        with atomic_file(args.output / "report.json") as partial:
+            numbers = {"table": table(results), "results": results}
+            partial.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(args.output / "report.png") as partial:
+            bar_chart(results).savefig(partial, dpi=120)
+    return 0
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["eval", *sys.argv[1:]]))
