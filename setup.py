@@ -45,6 +45,8 @@ EXTRAS = {
         "open_clip_torch>=3.0",
         "matplotlib>=3.8",
     ],
+    # Hundreds of tasks beside our own; brings some eighty packages.
+    "lmms": ["lmms-eval>=0.7"],
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
     "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
     "dev": [
@@ -110,7 +112,10 @@ if __name__ == "__main__":
         },
         install_requires=CORE,
         extras_require=EXTRAS,
-        entry_points={"console_scripts": ["dualtoken = dualtoken.scripts.cli:main"]},
+        entry_points={
+            "console_scripts": ["dualtoken = dualtoken.scripts.cli:main"],
+            "lmms_eval.models": ["dualtoken = dualtoken.eval.lmms:manifest"],
+        },
         classifiers=[
             "Development Status :: 3 - Alpha",
             "Intended Audience :: Science/Research",

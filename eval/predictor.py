@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from PIL import Image
 
 from ..mllm import DualTokenPipeline
 from ..tokenizer.processing import load_image
 from .benchmark import Item
+from .likelihood import answer_likelihoods
 
 
 class Predictor(Protocol):
@@ -38,26 +38,15 @@ class PipelinePredictor:
         asked = [(list(item.images) or None, item.prompt) for item in items]
         return self.pipeline.answer_many(asked, batch_size=len(asked), **settings)
 
-    @torch.inference_mode()
     def choose(self, items: Sequence[Item]) -> list[list[float]]:
-        model, processor = self.pipeline.model, self.pipeline.processor
         likelihoods: list[list[float]] = []
         for item in items:
             images = [{"type": "image", "image": image} for image in map(load_image, item.images)]
             question = {"role": "user", "content": [*images, {"type": "text", "text": item.prompt}]}
-            records = [
-                processor.encode_record([question, {"role": "assistant", "content": choice}])
-                for choice in item.choices
+            answered: list[list[dict[str, Any]]] = [
+                [question, {"role": "assistant", "content": choice}] for choice in item.choices
             ]
-            device = self.pipeline.device
-            batch = {name: value.to(device) for name, value in processor.collate(records).items()}
-            labels = batch.pop("labels")
-            logits = model(**batch).logits[:, :-1].float()
-            targets = labels[:, 1:]
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
-            )
-            likelihoods.append((-losses.view(targets.shape).sum(dim=1)).tolist())
+            likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
         return likelihoods
 
     def draw(
