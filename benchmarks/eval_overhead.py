@@ -1,0 +1,59 @@
+"""What the evaluation harness adds to the model's own time: `predict` against the bare batches.
+
+nano answers the first easy-VQA questions, once by the harness (loading and checking the data, manifest, files
+on disk) and once by `answer_many` on the same batches.
+
+Examples:
+  python benchmarks/eval_overhead.py
+  python benchmarks/eval_overhead.py --questions 1198
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import compare, costs, report
+
+from dualtoken.eval import get_benchmark
+from dualtoken.eval.predictor import PipelinePredictor
+from dualtoken.eval.runner import Settings, load_items, predict
+from dualtoken.mllm import DualTokenPipeline
+
+BATCH = 16
+
+
+def build(kind: str, questions: int) -> Callable[[], Any]:
+    """Answering once: "harness" or "model alone"."""
+    benchmark, settings = get_benchmark("easyvqa"), Settings(batch_size=BATCH, limit=questions)
+    predictor = PipelinePredictor(DualTokenPipeline.from_pretrained("nano"))
+    items = load_items(benchmark, settings)
+
+    def harness() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            predict(benchmark, predictor, Path(folder), settings)
+
+    def alone() -> None:
+        for start in range(0, len(items), BATCH):
+            predictor.answer(items[start : start + BATCH], benchmark.generation)
+
+    return harness if kind == "harness" else alone
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--questions", type=int, default=320)
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default: 3)")
+    args = parser.parse_args()
+    kinds = ("harness", "model alone")
+    measured = costs({kind: partial(build, kind, args.questions) for kind in kinds}, args.repeats)
+    report("eval_overhead", compare(f"{args.questions} answers", "harness", measured))
+
+
+if __name__ == "__main__":
+    main()
