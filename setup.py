@@ -44,6 +44,7 @@ EXTRAS = {
         "scikit-image>=0.24",
         "open_clip_torch>=3.0",
         "matplotlib>=3.8",
+        "pyarrow>=17",
     ],
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
     "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
