@@ -392,8 +392,8 @@ def test_mathvista_needs_the_judge_only_for_what_rules_leave(tmp_path):
     items = get_benchmark("mathvista").load(tmp_path, "testmini")
     assert items[0].images == (tmp_path / "images/1.jpg",)
     assert items[0].prompt == (
-        "Hint: Please answer the question requiring a floating-point number with one decimal place and provide"
-        " the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How long? (Unit: cm)"
+        "Hint: Please answer the question requiring a floating-point number with one decimal place and"
+        " provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How long? (Unit: cm)"
     )
     assert items[1].prompt.endswith("Question: How long?\nChoices:\n(A) 12\n(B) 14")
     by_rules = scored("mathvista", items, ["3.5", "14"], tmp_path)
