@@ -8,7 +8,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..tokenizer.errors import UserError, first_line
 from .benchmark import Item
+from .encoded_image import EncodedImage
 
 # Images in base64 are fields of megabytes; csv's own limit is 128 KB.
 _FIELD_LIMIT = 1 << 30
@@ -87,9 +87,9 @@ def read_parquet(paths: Sequence[Path], needed: Sequence[str]) -> Iterator[dict[
 
 
 def image_from_bytes(content: bytes, what: str) -> Image.Image:
-    """An image whose pixels are decoded on first use; `what` names it in the message of a broken one."""
+    """An image that is decoded when used; `what` names it in the message of one that is no image."""
     try:
-        return Image.open(BytesIO(content))
+        return EncodedImage(content)
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{what}: not an image ({first_line(error)})") from error
 
