@@ -12,8 +12,8 @@ class EncodedImage(Image.Image):
     """A PIL image that keeps its file's bytes and decodes them anew for every use.
 
     An ordinary image keeps its pixels once it was looked at, so that the items of a benchmark whose
-    images come in its table would end up decoded at once, gigabytes of them. Raises what `Image.open` raises if the bytes
-    are no image; broken pixels show on use, as with a file.
+    images come in its table would end up decoded at once, gigabytes of them. Raises what `Image.open` raises
+    if the bytes are no image; broken pixels show on use, as with a file.
     """
 
     def __init__(self, content: bytes) -> None:
