@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBER_WORDS)}}
@@ -68,6 +69,12 @@ def map_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)
+def _normal_form(text: str) -> str:
+    """Both steps. Kept, because people give the same few thousand answers over and over."""
+    return map_words(strip_punctuation(text))
+
+
 def leave_one_out(answer: str, human: Sequence[str]) -> float:
     """The mean over the people of min(1, how many of the *others* gave `answer` / 3).
 
@@ -90,7 +97,7 @@ def vqa_accuracy(prediction: str, human: Sequence[str]) -> float:
         text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *human)
     )
     if len(set(people)) > 1:
-        prediction, *people = (map_words(strip_punctuation(text)) for text in (prediction, *people))
+        prediction, *people = (_normal_form(text) for text in (prediction, *people))
     return leave_one_out(prediction.lower(), [text.lower() for text in people])
 
 
@@ -101,7 +108,7 @@ def evalai_answer(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    return map_words(strip_punctuation(text))
+    return _normal_form(text)
 
 
 def textvqa_accuracy(prediction: str, human: Sequence[str]) -> float:
