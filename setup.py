@@ -44,6 +44,7 @@ EXTRAS = {
         "scikit-image>=0.24",
         "open_clip_torch>=3.0",
         "matplotlib>=3.8",
+        "pyarrow>=17",
     ],
     # Hundreds of tasks beside our own; brings some eighty packages.
     "lmms": ["lmms-eval>=0.7"],

@@ -1,0 +1,112 @@
+"""MMBench: every question is asked with its options in every rotation. Liu et al., arXiv 2307.06281."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..benchmark import Benchmark, Item, Score
+from ..files import distinct, image_from_base64, read_tsv
+from ..registry import register
+from ..score_tables import accuracy_table, no_keys
+from ..scorers.averages import percent
+from ..scorers.multiple_choice import LETTERS, circular_accuracy, mmbench_option
+
+FILES = {
+    "dev-en": "MMBench_DEV_EN.tsv",
+    "dev-cn": "MMBench_DEV_CN.tsv",
+    "dev-20230712": "mmbench_dev_20230712.tsv",
+    "test-en": "MMBench_TEST_EN.tsv",
+    "test-cn": "MMBench_TEST_CN.tsv",
+}
+# Rotation k of question i has index i + k · 1,000,000.
+ROTATION = 1_000_000
+# A shorter image cell is not an image in base64 but the index of the row that holds it.
+SHORTEST_IMAGE = 64
+
+
+@register
+class MMBench(Benchmark):
+    """Multiple choice under circular evaluation; the TSV holds the rotations as rows of their own."""
+
+    name = "mmbench"
+    summary = "multiple choice, right only in all rotations (circular accuracy)"
+    # Rows, rotations included; of the first there are 1,164 questions.
+    splits: ClassVar[Mapping[str, int | None]] = {
+        "dev-en": 4329,
+        "dev-cn": 4329,
+        "dev-20230712": 4377,
+        "test-en": 6666,
+        "test-cn": 6666,
+    }
+    source = "github.com/open-compass/MMBench, the TSV files"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
+        path = self.need_file(root, FILES[split])
+        rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
+        images = {row["index"]: row["image"] for row in rows}
+        items = []
+        for row in rows:
+            cell = (
+                row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
+            )
+            options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+            items.append(
+                Item(
+                    id=row["index"],
+                    prompt=mmbench_prompt(row["question"], row.get("hint", ""), options),
+                    images=(image_from_base64(cell, f"{path}, index {row['index']}"),),
+                    target=_target(row, options),
+                )
+            )
+        return distinct(items, path)
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows."""
+        if any(not item.target["answer"] for item in items):
+            return no_keys("test", "the MMBench evaluation server")
+        picked = {
+            item.id: mmbench_option(str(predictions[item.id]), item.target["options"]) for item in items
+        }
+        right = {item.id: picked[item.id] == item.target["answer"] for item in items}
+        circular = circular_accuracy(right, {item.id: item.target["question"] for item in items})
+        first_rows = {item.target["question"]: item for item in reversed(items)}
+        divisions = {
+            name: {question: [str(row.target[name])] for question, row in first_rows.items()}
+            for name in ("category", "l2-category")
+            if all(row.target[name] for row in first_rows.values())
+        }
+        unparsed = sum(letter is None for letter in picked.values())
+        notes = (
+            (f"{unparsed} answers name no option by rule; without a judge they are wrong",)
+            if unparsed
+            else ()
+        )
+        table = accuracy_table(circular, divisions, unparsed, notes)
+        one_pass = percent(float(right[question]) for question in circular if question in right)
+        return Score(
+            headline="accuracy",
+            metrics={**table.metrics, "accuracy_one_pass": one_pass},
+            unparsed=unparsed,
+            notes=notes,
+            correct={key: float(value) for key, value in right.items()},
+        )
+
+
+def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
+    """Hint (if any), question, options and request, a line each."""
+    lines = [f"Hint: {hint}"] if hint else []
+    lines += [f"Question: {question}", "Options:", *(f"{letter}. {text}" for letter, text in options.items())]
+    return "\n".join([*lines, "Please select the correct answer from the options above."])
+
+
+def _target(row: Mapping[str, str], options: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "question": str(int(row["index"]) % ROTATION),
+        "answer": row.get("answer", ""),
+        "options": dict(options),
+        "category": row.get("category", ""),
+        "l2-category": row.get("l2-category", "") or row.get("L2-category", ""),
+    }

@@ -1,0 +1,59 @@
+"""POPE: is an object in the image? Li et al., arXiv 2305.10355."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..benchmark import Benchmark, Item, Score
+from ..files import distinct, field, image_folder, read_json_lines
+from ..registry import register
+from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
+
+
+@register
+class Pope(Benchmark):
+    """Yes-no questions about objects in COCO val2014 images, with three ways to choose absent objects."""
+
+    name = "pope"
+    summary = "object hallucination: yes-no questions on COCO images (F1)"
+    splits: ClassVar[Mapping[str, int | None]] = {"adversarial": 3000, "popular": 3000, "random": 3000}
+    source = "github.com/AoiDragon/POPE, output/coco; images: COCO val2014"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """Questions word for word, as the official script asks them."""
+        name = f"coco_pope_{split}.json"
+        path = self.need_file(root, name, f"coco/{name}", f"output/coco/{name}")
+        assert root is not None  # need_file refused it
+        images = image_folder(root, "val2014", "images", "coco/val2014")
+        items = [
+            Item(
+                id=str(field(row, "question_id", path)),
+                prompt=field(row, "text", path),
+                images=(images / field(row, "image", path),),
+                target={"label": field(row, "label", path)},
+            )
+            for row in read_json_lines(path)
+        ]
+        return distinct(items, path)
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """The table of POPE, by whose rule every answer is a yes or a no.
+
+        Answers with neither word are counted as unparsed; the rule takes them for yes.
+        """
+        texts = {item.id: str(predictions[item.id]) for item in items}
+        answers = {key: pope_answer(text) for key, text in texts.items()}
+        labels = {item.id: str(item.target["label"]) for item in items}
+        neither = sum(not pope_says_either(text) for text in texts.values())
+        notes = (
+            (f"{neither} answers hold neither yes nor no and count as yes, as officially",) if neither else ()
+        )
+        return Score(
+            headline="f1",
+            metrics=binary_scores(list(answers.values()), list(labels.values())),
+            unparsed=neither,
+            notes=notes,
+            correct={key: float(answer == labels[key]) for key, answer in answers.items()},
+        )

@@ -1,0 +1,80 @@
+"""ScienceQA: school questions, half of them with an image. Lu et al., arXiv 2209.09513."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..benchmark import Benchmark, Item, Score
+from ..files import distinct, field, image_folder, read_json
+from ..prompts import OPTION_LETTER
+from ..registry import register
+from ..score_tables import choice_table
+from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
+
+SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+YOUNGEST_OF_UPPER_GRADES = 7
+
+
+@register
+class ScienceQa(Benchmark):
+    """Multiple choice with an optional image and hint; "-image" splits hold the questions with an image."""
+
+    name = "scienceqa"
+    summary = "school questions, multiple choice (accuracy; -image splits are the SQA-I of tables)"
+    splits: ClassVar[Mapping[str, int | None]] = {
+        "test": 4241,
+        "test-image": 2017,
+        "val": 4241,
+        "val-image": 2097,
+    }
+    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 64}
+    source = "github.com/lupantech/ScienceQA, data/scienceqa and its images"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """The official zero-shot format QCM (question, context, options) with the request for a letter."""
+        path = self.need_file(root, "problems.json")
+        assert root is not None  # need_file refused it
+        name, _, only_images = split.partition("-")
+        order = field(read_json(self.need_file(root, "pid_splits.json")), name, path)
+        problems = read_json(path)
+        images = image_folder(root, f"images/{name}", name)
+        items = []
+        for key in order:
+            problem = field(problems, key, path)
+            if only_images and not problem["image"]:
+                continue
+            files = (images / key / problem["image"],) if problem["image"] else ()
+            items.append(Item(key, scienceqa_prompt(problem), files, _target(problem)))
+        return distinct(items, path)
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Accuracy over all, and by the columns of the official table: subject, context, grade."""
+        picked = {
+            item.id: scienceqa_option(str(predictions[item.id]), item.target["choices"]) for item in items
+        }
+        divisions = {
+            name: {item.id: item.target[name] for item in items} for name in ("subject", "context", "grade")
+        }
+        return choice_table(picked, {item.id: item.target["answer"] for item in items}, divisions)
+
+
+def scienceqa_prompt(problem: Mapping[str, Any]) -> str:
+    """Question, context ("N/A" without a hint) and options in one line, with double blanks made single."""
+    options = " ".join(f"({letter}) {text}" for letter, text in letters_for(problem["choices"]).items())
+    context = problem["hint"].strip() or "N/A"
+    text = f"Question: {problem['question']}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
+    return text.replace("  ", " ").strip()
+
+
+def _target(problem: Mapping[str, Any]) -> dict[str, Any]:
+    grade = int(problem["grade"].removeprefix("grade"))
+    contexts = {"TXT": bool(problem["hint"]), "IMG": bool(problem["image"])}
+    return {
+        "answer": LETTERS[problem["answer"]],
+        "choices": len(problem["choices"]),
+        "subject": [SUBJECTS.get(problem["subject"], problem["subject"])],
+        "context": [name for name, there in contexts.items() if there] or ["NO"],
+        "grade": ["G7-12" if grade >= YOUNGEST_OF_UPPER_GRADES else "G1-6"],
+    }

@@ -1,0 +1,102 @@
+"""SEED-Bench, the questions on images, in two ways that are two benchmarks. Li et al., arXiv 2307.16125."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..benchmark import Benchmark, Item, Score
+from ..files import distinct, field, image_folder, read_json
+from ..prompts import option_letter
+from ..registry import register
+from ..score_tables import choice_table
+from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
+
+COLUMNS = ("choice_a", "choice_b", "choice_c", "choice_d")
+
+
+class _SeedBench(Benchmark):
+    """What both ways share: the file, its image questions (dimensions 1 to 9) and the table."""
+
+    splits: ClassVar[Mapping[str, int | None]] = {"image": 14233}
+    source = "huggingface.co/datasets/AILab-CVC/SEED-Bench: SEED-Bench.json, SEED-Bench-image.zip"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """The image questions in the file's order; the questions on videos are left out."""
+        path = self.need_file(root, "SEED-Bench.json")
+        assert root is not None  # need_file refused it
+        images = image_folder(root, "SEED-Bench-image", "images")
+        content = read_json(path)
+        names = {number: name for name, number in content.get("question_type", {}).items()}
+        items = []
+        for row in field(content, "questions", path):
+            if field(row, "data_type", path) != "image":
+                continue
+            kind = field(row, "question_type_id", path)
+            items.append(
+                self.make_item(
+                    str(field(row, "question_id", path)),
+                    row["question"],
+                    tuple(str(field(row, column, path)) for column in COLUMNS),
+                    images / row["data_id"],
+                    {"answer": row["answer"], "dimension": names.get(kind, str(kind))},
+                )
+            )
+        return distinct(items, path)
+
+    @abstractmethod
+    def make_item(
+        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+    ) -> Item:
+        """One question, in the form in which this way asks it."""
+
+    @abstractmethod
+    def pick(self, prediction: Any) -> str | None:
+        """The option a prediction picks."""
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Accuracy over all image questions (not the mean of the dimensions), and of each dimension."""
+        return choice_table(
+            {item.id: self.pick(predictions[item.id]) for item in items},
+            {item.id: item.target["answer"] for item in items},
+            {"dimension": {item.id: [item.target["dimension"]] for item in items}},
+        )
+
+
+@register
+class SeedBenchLikelihood(_SeedBench):
+    """The official way: the option whose text the model finds likeliest as the answer."""
+
+    name = "seedbench"
+    summary = "multiple choice by the likelihood of the options' texts, the official way"
+    kind = "choose"
+
+    def make_item(
+        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+    ) -> Item:
+        """The prompt of the official interface; the options are not in it."""
+        return Item(key, f"Question: {question}\nAnswer:", (image,), target, choices)
+
+    def pick(self, prediction: Any) -> str | None:
+        """The option of the greatest log-likelihood."""
+        return likeliest(prediction)
+
+
+@register
+class SeedBenchLetter(_SeedBench):
+    """The way of LLaVA-1.5 and its successors: the model reads the options and writes a letter."""
+
+    name = "seedbench-letter"
+    summary = "multiple choice by the letter written; not comparable with seedbench"
+
+    def make_item(
+        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+    ) -> Item:
+        """Question, options and the request for a letter."""
+        return Item(key, option_letter(question, letters_for(choices)), (image,), target)
+
+    def pick(self, prediction: Any) -> str | None:
+        """The answer if it is one letter and nothing else."""
+        return exact_letter(str(prediction))

@@ -1,0 +1,45 @@
+"""TextVQA: questions whose answer is read in the image. Singh et al., arXiv 1904.08920."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..benchmark import Benchmark, Item, Score
+from ..files import distinct, field, image_folder, read_json
+from ..prompts import short_answer
+from ..registry import register
+from ..score_tables import accuracy_table, no_keys
+from ..scorers.vqa_accuracy import textvqa_accuracy
+
+
+@register
+class TextVqa(Benchmark):
+    """Reading in images of OpenImages, without OCR tokens in the prompt."""
+
+    name = "textvqa"
+    summary = "reading text in images, no OCR hints (soft accuracy over ten people)"
+    splits: ClassVar[Mapping[str, int | None]] = {"val": 5000, "test": 5734}
+    source = "textvqa.org/dataset: TextVQA_0.5.1_*.json and the images"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """Questions with the request for a short answer."""
+        path = self.need_file(root, f"TextVQA_0.5.1_{split}.json")
+        assert root is not None  # need_file refused it
+        # The images of val are among those of train.
+        images = image_folder(root, "test_images" if split == "test" else "train_images", "images")
+        items = []
+        for row in field(read_json(path), "data", path):
+            target = {"answers": row["answers"]} if row.get("answers") else {}
+            image = images / f"{field(row, 'image_id', path)}.jpg"
+            items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
+        return distinct(items, path)
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Accuracy by EvalAI's normalisation."""
+        if any("answers" not in item.target for item in items):
+            return no_keys("test", "the EvalAI challenge of TextVQA")
+        return accuracy_table(
+            {item.id: textvqa_accuracy(str(predictions[item.id]), item.target["answers"]) for item in items}
+        )

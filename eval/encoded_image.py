@@ -1,0 +1,59 @@
+"""Images out of tables (TSV, parquet) that do not pile up in memory."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+
+class EncodedImage(Image.Image):
+    """A PIL image that keeps its file's bytes and decodes them anew for every use.
+
+    An ordinary image keeps its pixels once it was looked at, so that the items of a benchmark whose
+    images come in its table would end up decoded at once, gigabytes of them. Raises what `Image.open` raises
+    if the bytes are no image; broken pixels show on use, as with a file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self._content = content
+        with Image.open(BytesIO(content)) as opened:
+            self.format, self._mode, self._size, self.info = (
+                opened.format,
+                opened.mode,
+                opened.size,
+                opened.info,
+            )
+
+    def decode(self) -> Image.Image:
+        """The image as an ordinary one, with its pixels."""
+        image = Image.open(BytesIO(self._content))
+        image.load()
+        return image
+
+    @property
+    def im(self) -> Any:
+        """The pixels, for Pillow's own methods other than those below."""
+        return self.decode().im
+
+    @im.setter
+    def im(self, im: Any) -> None:
+        raise AttributeError("an EncodedImage cannot be changed; use its copy()")
+
+    def load(self) -> Any:
+        """Decode, and forget: what this image returns elsewhere is decoded again."""
+        return self.decode().load()
+
+    def copy(self) -> Image.Image:
+        """An ordinary image of its own."""
+        return self.decode().copy()
+
+    def convert(self, *args: Any, **kwargs: Any) -> Image.Image:
+        """As of an ordinary image."""
+        return self.decode().convert(*args, **kwargs)
+
+    def transpose(self, *args: Any, **kwargs: Any) -> Image.Image:
+        """As of an ordinary image."""
+        return self.decode().transpose(*args, **kwargs)

@@ -1,0 +1,135 @@
+"""Which option a free answer picks: the rules of MMBench, ScienceQA, SEED-Bench and MMMU, each on its own.
+
+None means that the rule finds no option. Official scripts then ask GPT or draw at random; here the answer is
+wrong and counted as unparsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+    "Failed to obtain answer via API",
+)
+_MMBENCH_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+# An answer of more words than this reads as a sentence, in which a bare "A" may be the article.
+_LETTER_ANSWER_WORDS = 3
+
+
+def letters_for(options: Sequence[str]) -> dict[str, str]:
+    """Option texts by their letters, A onwards."""
+    return dict(zip(LETTERS, options, strict=False))
+
+
+def mmbench_option(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter that MMBench's rules find in an answer: by letter, else by the option's text.
+
+    By letter: after blanking . ( ) [ ] , : ; ! * # { } exactly one option letter, a capital, stands as a word
+    of its own ("(B)", "Answer: B", "B. a dog"). A bare "A" in an answer of more than three words is the
+    article and not a letter. By text: the lower-cased answer contains the text of exactly one option and is
+    at most twice as long as all options together. Refusals pick nothing. Source: open-compass/VLMEvalKit,
+    vlmeval/utils/matching_util.py (can_infer); the guard for "A" is that of OpenCompass's eval_mmbench.py
+    (VLMEvalKit has it under VERBOSE only, and drops "A. a cat sits" with it).
+    """
+    if any(refusal in answer for refusal in REFUSALS):
+        return None
+    words = answer.translate(_MMBENCH_BLANKS).split()
+    if "Z" in words and not any(letter in words for letter in options):
+        return None  # "Z" is how MMBench's judge says that no option is meant
+    return _letter_alone(answer, words, options) or _text_inside(answer, options)
+
+
+def _letter_alone(answer: str, words: Sequence[str], options: Mapping[str, str]) -> str | None:
+    found = [letter for letter in options if letter in words]
+    if len(found) != 1:
+        return None
+    article = found[0] == "A" and len(words) > _LETTER_ANSWER_WORDS and "A" in answer.split()
+    return None if article else found[0]
+
+
+def _text_inside(answer: str, options: Mapping[str, str]) -> str | None:
+    if len(answer) > 2 * sum(len(text) for text in options.values()):
+        return None
+    found = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def circular_accuracy(right: Mapping[str, bool], question_of: Mapping[str, str]) -> dict[str, float]:
+    """1 for each question of which every rotation is right, else 0.
+
+    `right` and `question_of` are by row id; a question's rows are its rotations. Source: Liu et al.,
+    arXiv 2307.06281, section 4.1 (CircularEval).
+    """
+    questions: dict[str, bool] = {}
+    for row, is_right in right.items():
+        question = question_of[row]
+        questions[question] = questions.get(question, True) and is_right
+    return {question: float(is_right) for question, is_right in questions.items()}
+
+
+def scienceqa_option(answer: str, count: int) -> str | None:
+    """The letter of a ScienceQA answer with `count` choices.
+
+    The whole answer is a letter; or it starts with a letter, a full stop and a blank; or it says "The answer
+    is X". Line breaks count as ". ". Letters are capitals; one past the choices picks nothing. Source:
+    lupantech/ScienceQA, models/run_gpt3.py ("The answer is X."), as extended for chat models in
+    haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
+    """
+    text = answer.replace("\n", ". ")
+    if re.fullmatch(r"\s*[A-E]\s*", text):
+        letter = text.strip()
+    elif re.match(r"[A-E]\. ", text):
+        letter = text[0]
+    else:
+        said = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
+        if said is None:
+            return None
+        letter = said[1]
+    return letter if letter in LETTERS[:count] else None
+
+
+def exact_letter(answer: str, options: Sequence[str] = LETTERS[:4]) -> str | None:
+    """The answer if it is an option's letter and nothing else; "A." and "a" are not.
+
+    Source: haotian-liu/LLaVA, scripts/convert_seed_for_submission.py (SEED-Bench by letter).
+    """
+    return answer.strip() if answer.strip() in list(options) else None
+
+
+def mmmu_option(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter of an MMMU multiple-choice answer.
+
+    , . ! ? ; : ' are trimmed off the ends. Letters in brackets, "(B)", go before letters between blanks, " B
+    "; only if there are neither, and the answer has more than five words, are the options' texts searched,
+    without regard to case. Of several finds the one that occurs last wins. Source: MMMU-Benchmark/MMMU,
+    eval/eval_utils.py, parse_multi_choice_response, which draws at random where this gives None.
+    """
+    for mark in ",.!?;:'":
+        answer = answer.strip(mark)
+    answer = f" {answer} "
+    for pattern in ("({})", " {} "):
+        places = {letter: answer.rfind(pattern.format(letter)) for letter in options}
+        if max(places.values(), default=-1) >= 0:
+            return max(places, key=lambda letter: places[letter])
+    if len(answer.split()) <= 5:
+        return None
+    places = {letter: answer.lower().rfind(text.lower()) for letter, text in options.items()}
+    return max(places, key=lambda letter: places[letter]) if max(places.values(), default=-1) >= 0 else None
+
+
+def likeliest(log_likelihoods: Sequence[float], options: Sequence[str] = LETTERS) -> str | None:
+    """The letter of the greatest log-likelihood, the first of equals; None if one is not a number.
+
+    Source: AILab-CVC/SEED-Bench, eval.py (the option of the smallest loss; losses are sums over an option's
+    tokens, so log-likelihoods are not divided by length).
+    """
+    values = list(log_likelihoods)
+    if not values or any(value != value for value in values):
+        return None
+    return options[values.index(max(values))]

@@ -1,0 +1,112 @@
+"""Yes-or-no answers. POPE and MME read the same answer differently; each rule has its own function."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from .averages import percent, ratio
+
+MME_PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def _pope_words(text: str) -> list[str]:
+    return text.split(".")[0].replace(",", "").split(" ")
+
+
+def pope_answer(text: str) -> str:
+    """POPE's reading of an answer, "yes" or "no"; there is no third outcome.
+
+    Only the part before the first full stop counts; commas go, and the rest is cut at single blanks. One of
+    the words "No", "no" and "not" makes it "no". Everything else is "yes": "NO", "nothing", "no!" and the
+    empty answer too. Source: AoiDragon/POPE, evaluate.py.
+    """
+    return "no" if {"No", "no", "not"} & set(_pope_words(text)) else "yes"
+
+
+def pope_says_either(text: str) -> bool:
+    """Whether an answer holds a yes or a no at all; one without either scores as "yes" all the same."""
+    yes = any(word.lower().strip("!?:;\"'") == "yes" for word in text.split(".")[0].replace(",", " ").split())
+    return yes or pope_answer(text) == "no"
+
+
+def binary_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float | None]:
+    """Accuracy, precision, recall, F1 and share of "yes", in per cent, with "yes" the positive class.
+
+    None where the figure does not exist (no answer "yes" has no precision); the official script divides by
+    zero there. Source: AoiDragon/POPE, evaluate.py; Li et al., arXiv 2305.10355.
+    """
+    pairs = list(zip(answers, labels, strict=True))
+    true_yes = sum(answer == label == "yes" for answer, label in pairs)
+    said_yes = sum(answer == "yes" for answer, _ in pairs)
+    is_yes = sum(label == "yes" for _, label in pairs)
+    precision, recall = ratio(true_yes, said_yes), ratio(true_yes, is_yes)
+    return {
+        "accuracy": percent([answer == label for answer, label in pairs]),
+        "precision": None if precision is None else 100 * precision,
+        "recall": None if recall is None else 100 * recall,
+        # 2PR / (P + R), written so that it exists where P or R alone is 0.
+        "f1": None if not true_yes else 200 * true_yes / (said_yes + is_yes),
+        "yes_ratio": percent([answer == "yes" for answer, _ in pairs]),
+    }
+
+
+def mme_answer(text: str) -> str:
+    """MME's reading of an answer, "yes", "no" or "other".
+
+    The answer is lower-cased. It is "yes" if its first four characters hold "yes", else "no" if they hold
+    "no", else "other", which is wrong. So "Not at all", "Know" and " No" are "no", and "I think no" is
+    "other". Source: MME's eval_tool/calculation.py; Fu et al., arXiv 2306.13394.
+    """
+    head = text.lower()[:4]
+    return "yes" if "yes" in head else "no" if "no" in head else "other"
+
+
+@dataclass(frozen=True)
+class MMERow:
+    """One question of MME: `answer` as `mme_answer` gives it, `label` "yes" or "no"."""
+
+    task: str
+    image: Hashable
+    answer: str
+    label: str
+
+
+def mme_scores(rows: Sequence[MMERow]) -> dict[str, float | None]:
+    """MME's table: the score of each task, and the sums "perception" (of 10) and "cognition" (of 4).
+
+    A task's score is 100 × accuracy (of questions) + 100 × accuracy+ (of images whose questions are all
+    right), so 200 at most; perception is 2000 at most and cognition 800. A sum is None unless all of its
+    tasks are there. Source: MME's eval_tool/calculation.py.
+    """
+    by_task: dict[str, list[MMERow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    scores = {task: _task_score(task_rows) for task, task_rows in by_task.items()}
+
+    def total(tasks: Sequence[str]) -> float | None:
+        return sum(scores[task] for task in tasks) if all(task in scores for task in tasks) else None
+
+    sums = {"perception": total(MME_PERCEPTION), "cognition": total(MME_COGNITION)}
+    return {**sums, **{f"task/{task}": score for task, score in scores.items()}}
+
+
+def _task_score(rows: Sequence[MMERow]) -> float:
+    images: dict[Hashable, bool] = {}
+    for row in rows:
+        images[row.image] = images.get(row.image, True) and row.answer == row.label
+    return 100 * sum(row.answer == row.label for row in rows) / len(rows) + 100 * sum(images.values()) / len(
+        images
+    )
