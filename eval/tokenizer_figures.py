@@ -474,9 +474,10 @@ def _batches(
     sources: ImageSet, batch_size: int, skipped: list[list[str]], progress: bool
 ) -> Iterator[list[Sample]]:
     """This process's share in batches of readable images; the others are noted in `skipped`."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, world = _place()
     total = len(range(rank, len(sources), world))
-    bar = tqdm(sources.part(rank, world), total=total, unit="images", disable=not progress or rank > 0)
+    hidden = None if progress and rank == 0 else True  # None: shown on a terminal only
+    bar = tqdm(sources.part(rank, world), total=total, unit="images", disable=hidden)
     waiting: list[Sample] = []
     for sample in bar:
         if sample.image is None:
@@ -537,14 +538,18 @@ def center_square(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _place() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _of_all_processes(state: Any) -> list[Any]:
-    if not _distributed():
+    _, world = _place()
+    if world == 1:
         return [state]
-    states: list[Any] = [None] * dist.get_world_size()
+    states: list[Any] = [None] * world
     dist.all_gather_object(states, state)
     return states
 
