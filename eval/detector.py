@@ -100,7 +100,9 @@ class LocalDetector:
             shown = np.asarray(mask.cpu()) > 0
             if shown.any():
                 rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
-                box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+                left, right = float(columns[0]), float(columns[-1] + 1)
+                top, bottom = float(rows[0]), float(rows[-1] + 1)
                 name = self._names[segment["label_id"]]
-                detections.append(Detection(name, segment["score"], tuple(map(float, box)), shown))
+                box = (left, top, right, bottom)
+                detections.append(Detection(name, segment["score"], box, shown))
         return detections

@@ -100,8 +100,8 @@ def grid_of_four(paths: Sequence[Path]) -> Image.Image:
     """Four images of one size as two rows of two."""
     images = []
     for path in paths:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
+        with Image.open(path) as file:
+            images.append(file.convert("RGB"))
     width, height = images[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for number, image in enumerate(images):
