@@ -26,7 +26,7 @@ from ..tokenizer.errors import UserError, first_line
 from .options import add_device_argument, add_model_argument, integer, resolve_device
 
 if TYPE_CHECKING:
-    from ..tokenizer import DualTokenizer
+    from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     from ..eval.image_sets import open_images
     from ..eval.tokenizer_figures import METRICS, FigureOptions, measure_tokenizer
-    from ..tokenizer import DualTokenizerImageProcessor
     from ..tokenizer.files import atomic_file
 
     asked = METRICS if args.metrics is None else args.metrics.split(",")
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         text_tokenizer=text_tokenizer(folder),
         crop=args.crop,
     )
-    processor = DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    processor = image_processor(folder)
     with processes(device) as (rank, own_device):
         import torch
 
@@ -106,6 +105,16 @@ def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
     inside = folder / "visual_tokenizer"
     source = str(inside if inside.is_dir() else folder if folder.is_dir() else model)
     return DualTokenizer.from_pretrained(source), source
+
+
+def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
+    """The saved image processor, or None where there is none: then the tokenizer's size decides."""
+    from ..tokenizer import DualTokenizerImageProcessor
+
+    try:
+        return DualTokenizerImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        return None
 
 
 def text_tokenizer(source: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ SKILLS = {"basic": [0, 2], "counting": [1]}
 
 
 @pytest.fixture(autouse=True)
-def _no_local_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_local_models() -> Iterator[None]:
     use_local_models(LocalModels())
     yield
     use_local_models(None)
@@ -310,14 +311,8 @@ def tiny_mask2former(folder: Path, names: list[str]) -> Path:
         SwinConfig,
     )
 
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
+    size = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2}
+    backbone = SwinConfig(**size, out_features=["stage1", "stage2", "stage3", "stage4"])
     config = Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=32,
