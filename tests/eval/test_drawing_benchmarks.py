@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -311,8 +312,9 @@ def tiny_mask2former(folder: Path, names: list[str]) -> Path:
         SwinConfig,
     )
 
-    size = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2}
-    backbone = SwinConfig(**size, out_features=["stage1", "stage2", "stage3", "stage4"])
+    size: dict[str, Any] = {"image_size": 64, "embed_dim": 8, "window_size": 2}
+    size |= {"depths": [1] * 4, "num_heads": [1] * 4, "out_features": [f"stage{n}" for n in range(1, 5)]}
+    backbone = SwinConfig(**size)
     config = Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=32,
