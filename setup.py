@@ -41,7 +41,9 @@ EXTRAS = {
     ],
     "eval": [
         "torchmetrics>=1.5",
+        "torch-fidelity>=0.4",  # the Inception of FID, which torchmetrics wraps
         "scikit-image>=0.24",
+        "lpips>=0.1.4",
         "open_clip_torch>=3.0",
         "matplotlib>=3.8",
         "pyarrow>=17",

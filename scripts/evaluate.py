@@ -10,6 +10,7 @@ Examples:
   torchrun --nproc-per-node 8 -m dualtoken.scripts.evaluate predict --model my-model --benchmarks pope \
       --data pope --output results
   dualtoken eval score --benchmarks pope --data pope --output results
+  dualtoken eval tokenizer --model nano --images photos
   dualtoken eval report results/nano results/other --output report
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tokenizer.errors import UserError
+from . import evaluate_tokenizer
 from .options import (
     add_device_argument,
     add_model_argument,
@@ -53,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--split", help="default: the benchmark's first")
         if action != "score":
             add_prediction_arguments(one)
+        if action != "predict":
+            add_scoring_arguments(one)
+    tokenizer = actions.add_parser(
+        "tokenizer",
+        help="measure a visual tokenizer on images: PSNR, SSIM, rFID, codes, zero-shot, retrieval",
+        description=evaluate_tokenizer.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate_tokenizer.add_arguments(tokenizer)
     report = actions.add_parser("report", help="tables and a chart of results, several models side by side")
     report.add_argument("results", type=Path, nargs="+", help="folders with results")
     report.add_argument("--output", type=Path, help="folder for report.md, report.json and report.png")
@@ -68,12 +79,25 @@ def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization_argument(parser)
 
 
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """The models from disk that some scores need; without one such a score is null, with the reason."""
+    for name, what in (
+        ("clip", "folder of a CLIP, for CLIPScore"),
+        ("detector", "folder of an object detector with the names of COCO"),
+        ("judge", "folder of a model that answers questions about images"),
+        ("inception", "torch-fidelity's Inception weights, for FID"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, help=f"{what}; only for the scores that need it")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the action. UserError for unknown benchmarks, missing files, and predictions that do not fit."""
     if args.action == "list":
         return list_benchmarks()
     if args.action == "report":
         return report(args)
+    if args.action == "tokenizer":
+        return evaluate_tokenizer.run(args)
     from ..eval import get_benchmark
 
     benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",") if name.strip()]
@@ -128,8 +152,14 @@ def predict_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings:
 
 def score_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings) -> None:
     """Results of every benchmark; a line each."""
+    from ..eval.local_models import LocalModels, use_local_models
     from ..eval.runner import score
 
+    named = {
+        name: path for name in ("clip", "detector", "judge", "inception") if (path := getattr(args, name))
+    }
+    if named:
+        use_local_models(LocalModels(**named, device=resolve_device("auto")))
     for benchmark in benchmarks:
         result = score(benchmark, args.output, settings)
         headline = result["headline"] or {"no headline figure, items": result["n"]}

@@ -131,7 +131,7 @@ def test_a_run_killed_in_the_middle_goes_on_as_if_nothing_had_happened(chain: Ch
 
 def test_perceptual_weights_come_from_a_local_file(tmp_path: Path) -> None:
     lpips = pytest.importorskip("lpips")
-    from dualtoken.train.perceptual import PerceptualLoss
+    from dualtoken.tokenizer.perceptual import PerceptualLoss
 
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     torch.save(reference.state_dict(), tmp_path / "lpips.pt")

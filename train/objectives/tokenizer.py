@@ -23,11 +23,11 @@ from ...tokenizer import (
     DualTokenizerOutput,
 )
 from ...tokenizer.errors import UserError
+from ...tokenizer.perceptual import PerceptualLoss
 from ..codebook_health import health_alarms, health_metrics, health_summary
 from ..config import TokenizerObjectiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common
 from ..discriminator import Adversary
-from ..perceptual import PerceptualLoss
 from ..reconstruction import distillation_loss, gradient_loss
 from .base import Batch, LossTerm, Objective, Upcoming, cast
 

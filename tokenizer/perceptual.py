@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..tokenizer.errors import UserError, first_line
-from ..tokenizer.loading import load_exactly, load_tensors
+from .errors import UserError, first_line
+from .loading import load_exactly, load_tensors
 
 
 class PerceptualLoss(nn.Module):
@@ -18,22 +18,24 @@ class PerceptualLoss(nn.Module):
     Args:
         weights: a file with the state dict of `lpips.LPIPS(net="vgg")` (.pt or .safetensors), for machines
             without network; None lets torchvision fetch VGG-16 and takes the package's own linear layers.
+        setting: what the user names that file with, for the messages.
 
     Raises:
         UserError: the weights cannot be read, do not fit, or cannot be fetched.
     """
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: str | None = None, setting: str = "tokenizer.perceptual_weights") -> None:
         import lpips
 
         super().__init__()
+        self._setting = setting
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it loads
             try:
                 self.distance = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, pretrained=True)
             except OSError as error:
                 raise UserError(
                     f"the weights of VGG-16 cannot be fetched ({first_line(error)}); save the state dict of "
-                    'lpips.LPIPS(net="vgg") elsewhere and name the file in tokenizer.perceptual_weights'
+                    f'lpips.LPIPS(net="vgg") elsewhere and name the file in {setting}'
                 ) from error
         if weights is not None:
             self._load(Path(weights))
@@ -52,6 +54,6 @@ class PerceptualLoss(nn.Module):
             load_exactly(self.distance, load_tensors(path), "its weights do not fit")
         except UserError as error:
             raise UserError(
-                f"tokenizer.perceptual_weights {str(path)!r} cannot be used: {first_line(error)}; give the "
+                f"{self._setting} {str(path)!r} cannot be used: {first_line(error)}; give the "
                 'state dict of lpips.LPIPS(net="vgg")'
             ) from error

@@ -1,0 +1,127 @@
+"""GenEval (arXiv 2310.11513): objects, counts, colours and positions of 553 prompts, four drawings of each.
+
+The drawings are written in the official layout, so the official scorer runs on the output folder unchanged.
+The own score applies the official rule to another detector and another CLIP, and so has another name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..benchmark import Item
+from ..drawings import Drawing, DrawingBenchmark, Figures, item_means
+from ..json_lines import read_json_lines
+from ..local_models import local_clip, local_detector, missing
+from ..metrics.clip_score import LocalClip
+from ..registry import register
+from ..scorers.geneval import COLORS, TAGS, Detection, is_correct, kept_objects, summary
+
+_NAME = "geneval-own-detector"
+_BACKGROUND = "#999"  # what the official script puts around an object before its colour is named
+
+
+@register
+class GenEval(DrawingBenchmark):
+    """The official prompts and layout; an own score where a local detector is given."""
+
+    name: ClassVar[str] = "geneval"
+    summary: ClassVar[str] = "objects, counts, colours and positions in drawings (official layout)"
+    splits = {"test": 553}
+    images_per_prompt: ClassVar[int] = 4
+    source: ClassVar[str] = "github.com/djghosh13/geneval, folder prompts"
+    headline: ClassVar[str] = _NAME
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        path = self.need_file(root, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
+        rows = read_json_lines(path, ("tag", "include", "prompt"))
+        return [Item(f"{number:05}", row["prompt"], target=row) for number, row in enumerate(rows)]
+
+    def image_name(self, index: int, number: int) -> str:
+        return f"{index:05}/samples/{number:04}.png"
+
+    def write_layout(self, items: Sequence[Item], folder: Path) -> None:
+        for item in items:
+            place = folder / item.id
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "metadata.jsonl").write_text(json.dumps(dict(item.target)), encoding="utf-8")
+
+    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        detector, clip = local_detector(), local_clip()
+        if detector is None:
+            official = "run the official evaluate_images.py on the output folder, or name a detector"
+            return Figures({_NAME: None}, [f"{_NAME} is null: {missing('detector')}; {official}"])
+        detector.require(sorted({demand["class"] for d in drawings for demand in d.item.target["include"]}))
+        by_tag: dict[str, list[bool]] = {}
+        by_item: dict[str, list[float]] = {}
+        notes = [f"{_NAME}: the official rule on detections of {detector.name}, not the official score"]
+        colorless = set()
+        for drawing in drawings:
+            metadata = drawing.item.target
+            if clip is None and _asks_for_colors(metadata):
+                colorless.add(metadata["tag"])
+                continue
+            image = drawing.open()
+            objects = kept_objects(detector(image), metadata["tag"])
+            right = is_correct(objects, metadata, _ColorNames(clip, image))
+            by_tag.setdefault(metadata["tag"], []).append(right)
+            by_item.setdefault(drawing.item.id, []).append(float(right))
+        return Figures(_metrics(by_tag, colorless, notes), notes, item_means(by_item))
+
+
+def _asks_for_colors(metadata: Any) -> bool:
+    return any("color" in demand for demand in metadata["include"])
+
+
+def _metrics(by_tag: dict[str, list[bool]], colorless: set[str], notes: list[str]) -> dict[str, float | None]:
+    """The overall score first, then that of every tag."""
+    shares: dict[str, float | None] = dict(summary(by_tag)) if by_tag else {}
+    overall = shares.pop("overall", None)
+    if colorless:
+        overall = None
+        names = ", ".join(sorted(colorless))
+        notes.append(f"{_NAME} and its parts {names} are null: colours are named by CLIP, {missing('clip')}")
+    tags = [tag for tag in TAGS if tag in shares or tag in colorless]
+    return {_NAME: overall} | {f"{_NAME}/{tag}": shares.get(tag) for tag in tags}
+
+
+class _ColorNames:
+    """Colours of objects by CLIP: cut out on grey, compared with GenEval's three prompts of each colour."""
+
+    def __init__(self, clip: LocalClip | None, image: Image.Image) -> None:
+        self._clip, self._image = clip, image
+
+    def __call__(self, found: Sequence[Detection], name: str) -> list[str]:
+        assert self._clip is not None  # prompts of colours are left out without one
+        features = self._clip.encode_images([self._cut(detection) for detection in found])
+        nearest = (features @ _color_classifier(self._clip, name)).argmax(dim=1)
+        return [COLORS[number] for number in nearest.tolist()]
+
+    def _cut(self, detection: Detection) -> Image.Image:
+        image = self._image
+        if detection.mask is not None:
+            grey = Image.new("RGB", image.size, _BACKGROUND)
+            image = Image.composite(image, grey, Image.fromarray(detection.mask))
+        left, top, right, bottom = (round(edge) for edge in detection.box)
+        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+
+
+@cache
+def _color_classifier(clip: LocalClip, name: str) -> Tensor:
+    """Embeddings (E, colours), each the normalised mean of its prompts."""
+    forms = (
+        "a photo of a {color} {name}",
+        "a photo of a {color}-colored {name}",
+        "a photo of a {color} object",
+    )
+    prompts = [[form.format(color=color, name=name) for form in forms] for color in COLORS]
+    means = torch.stack([clip.encode_texts(three).mean(dim=0) for three in prompts])
+    return F.normalize(means, dim=-1).T

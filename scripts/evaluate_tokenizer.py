@@ -1,0 +1,184 @@
+"""Measure a visual tokenizer on images: reconstruction, codes, and what its embeddings know.
+
+Images come from a folder, a webdataset tar, shards, a HF dataset on disk, or the hub (hf:OWNER/NAME).
+Figures: psnr, ssim (both variants in use), lpips, rfid, codebook, zero_shot (for images with classes) and
+retrieval (for images with captions). Weights are never fetched: without its file LPIPS or rFID is null and
+the reason is told.
+
+Under torchrun every process measures its share; the figures are those of one process.
+
+Example:
+  dualtoken eval tokenizer --model nano --images photos --output figures.json
+  dualtoken eval tokenizer --model nano --images imagenet/val --crop center \\
+    --fid-weights pt_inception-2015-12-05-6726825d.pth --lpips-weights lpips_vgg.pt
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..tokenizer.errors import UserError, first_line
+from .options import add_device_argument, add_model_argument, integer, resolve_device
+
+if TYPE_CHECKING:
+    from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command to `parser`."""
+    add_model_argument(parser)
+    parser.add_argument(
+        "--images", required=True, help="folder, tar, shards, HF dataset on disk, or hf:OWNER/NAME"
+    )
+    parser.add_argument("--split", help="split of shards or of a HF dataset (default: all, or the only one)")
+    parser.add_argument("--metrics", help="the figures wanted, separated by commas (default: all)")
+    parser.add_argument("--output", type=Path, help="also write the result here, as JSON")
+    parser.add_argument(
+        "--crop",
+        choices=("none", "center"),
+        default="none",
+        help="center cuts the middle square, as papers do on ImageNet; none squeezes (default: none)",
+    )
+    parser.add_argument("--classes", help="file with a class name on every line, or imagenet")
+    parser.add_argument("--templates", type=Path, help="file with a prompt on every line, {} for the class")
+    parser.add_argument("--lpips-weights", type=Path, help='state dict of lpips.LPIPS(net="vgg")')
+    parser.add_argument(
+        "--fid-weights", type=Path, help="torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+    )
+    parser.add_argument("--batch-size", type=integer(1), default=32, help="(default %(default)s)")
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write. UserError for what is missing or cannot be read."""
+    device = resolve_device(args.device)
+    from ..eval.image_sets import open_images
+    from ..eval.tokenizer_figures import METRICS, FigureOptions, measure_tokenizer
+    from ..tokenizer.files import atomic_file
+
+    asked = METRICS if args.metrics is None else args.metrics.split(",")
+    metrics = [name.strip() for name in asked if name.strip()]
+    images = open_images(args.images, args.split)
+    tokenizer, folder = load_tokenizer(args.model)
+    options = FigureOptions(
+        lpips_weights=args.lpips_weights,
+        fid_weights=args.fid_weights,
+        classes=class_names(args.classes),
+        templates=lines(args.templates, "--templates") if args.templates else None,
+        text_tokenizer=text_tokenizer(folder),
+        crop=args.crop,
+    )
+    processor = image_processor(folder)
+    with processes(device) as (rank, own_device):
+        import torch
+
+        torch.nn.Module.to(tokenizer, own_device)  # PreTrainedModel's own `to` has no usable types
+        result = measure_tokenizer(
+            tokenizer, images, metrics, args.batch_size, progress=True, options=options, processor=processor
+        )
+    if rank:
+        return 0
+    result["settings"]["model"] = str(args.model)
+    if args.output:
+        with atomic_file(args.output) as partial:
+            partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print("\n".join(summary(result)))
+    return 0
+
+
+def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
+    """The tokenizer of `--model`, a model's or its own folder or a hub id, and where it was found."""
+    import transformers
+
+    from ..mllm.pipeline import PRETRAINED_FOLDER
+    from ..tokenizer import DualTokenizer
+
+    transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    folder = PRETRAINED_FOLDER / "nano" if model == "nano" else Path(model).expanduser()
+    inside = folder / "visual_tokenizer"
+    source = str(inside if inside.is_dir() else folder if folder.is_dir() else model)
+    return DualTokenizer.from_pretrained(source), source
+
+
+def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
+    """The saved image processor, or None where there is none: then the tokenizer's size decides."""
+    from ..tokenizer import DualTokenizerImageProcessor
+
+    try:
+        return DualTokenizerImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        return None
+
+
+def text_tokenizer(source: str) -> Any:
+    """The tokenizer of its text side, or None where the folder has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def class_names(given: str | None) -> list[str] | None:
+    """The names of `--classes`."""
+    if given is None:
+        return None
+    if given == "imagenet":
+        from ..eval.metrics.zero_shot import imagenet_classes
+
+        return imagenet_classes()
+    return lines(Path(given), "--classes")
+
+
+def lines(path: Path, option: str) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path} cannot be read: {first_line(error)}") from error
+    if not found:
+        raise UserError(f"{option} {path} is empty")
+    return found
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[int, str]]:
+    """This process's rank and device; under torchrun the process group lives as long as the block."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, device
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")  # what is exchanged lies on the CPU
+    try:
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+        yield dist.get_rank(), own
+    finally:
+        dist.destroy_process_group()
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The figures for the console: one a line, then how many images, then the notes."""
+    shown = []
+    for name, value in result["figures"].items():
+        if isinstance(value, list):
+            text = " ".join(f"{number:.4g}" for number in value)
+        else:
+            text = "null" if value is None else f"{value:.4f}"
+        shown.append(f"{name:<24} {text}")
+    images = f"{result['n']} of {result['n_expected']} images"
+    return [*shown, images, *(f"note: {note}" for note in result["notes"])]
+
+
+if __name__ == "__main__":
+    from .cli import run_module
+
+    sys.exit(run_module("evaluate_tokenizer", "dualtoken eval tokenizer", sys.argv[1:]))
