@@ -111,7 +111,7 @@ class FolderSource(Source):
     def _image_name(self, row: Any) -> str | None:
         if not isinstance(row, dict):
             return None
-        names = FILE_FIELDS if self.image_field is None else (self.image_field,)
+        names: tuple[str, ...] = FILE_FIELDS if self.image_field is None else (self.image_field,)
         found = next((row[name] for name in names if row.get(name)), None)
         return found if isinstance(found, str) else None
 

@@ -95,7 +95,7 @@ class WebDatasetSource(Source):
 def tar_samples(tar: Path) -> Iterator[TarSample]:
     """The samples of a tar, one after the other; only headers are read.
 
-    Raises tarfile.TarError at damage, after the samples before it.
+    Raises tarfile.TarError at damage, after the samples before it; the last one may lack members.
     """
     size = tar.stat().st_size
     if size == 0:
@@ -118,7 +118,7 @@ def tar_samples(tar: Path) -> Iterator[TarSample]:
         with tar.open("rb") as file:
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no further sample and no end mark at byte {archive.offset}")
+                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
 
 
 def find_tars(patterns: Sequence[str]) -> list[Path]:

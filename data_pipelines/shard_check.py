@@ -89,7 +89,7 @@ def check_shard(folder: Path, shard: dict[str, Any], *, max_pixels: int = MAX_PI
         for number, sample in enumerate(tar_samples(path), start=1):
             faults.extend(check_sample(sample, number - 1, max_pixels))
     except (tarfile.TarError, OSError, EOFError) as error:
-        faults.append(Fault(path.name, f"behind {number} whole records", f"damaged tar ({one_line(error)})"))
+        faults.append(Fault(path.name, f"behind {number} records", f"damaged tar ({one_line(error)})"))
     else:
         if number != shard["records"]:
             reason = f"has {number} records, the manifest says {shard['records']}"
