@@ -21,6 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,9 @@ def _converted(chunks: Iterator[_Chunk], source: Source, workers: int) -> Iterat
     if workers == 1:
         yield (_convert_chunk(source, chunk) for chunk in chunks)
         return
-    # Not fork: libraries in this process may hold threads and locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(source,))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=worker_context(), initializer=_start_worker, initargs=(source,)
+    )
     try:
         yield ordered_results(pool, _convert_in_worker, chunks, 2 * workers + 2)
     except BrokenProcessPool as error:
@@ -205,6 +206,18 @@ def _converted(chunks: Iterator[_Chunk], source: Source, workers: int) -> Iterat
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def worker_context() -> BaseContext:
+    """How worker processes start: from a server that has imported this package once, where there is one.
+
+    Not fork: libraries in this process may hold threads and locks. Spawning imports torch in every worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def ordered_results(

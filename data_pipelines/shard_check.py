@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .convert import MAX_PIXELS, one_line, stored_image
-from .convert_run import die_with_parent, ordered_results
+from .convert_run import die_with_parent, ordered_results, worker_context
 from .convert_webdataset import TarSample, tar_samples
 from .records import Record, RecordError
 from .sample_codec import CODE_PARTS, decode_record
@@ -66,7 +65,7 @@ def each_shard(
         yield from map(function, shards)
         return
     pool = ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=get_context("spawn"), initializer=die_with_parent
+        min(workers, len(shards)), mp_context=worker_context(), initializer=die_with_parent
     )
     try:
         yield from ordered_results(pool, function, shards, 2 * workers)

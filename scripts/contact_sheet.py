@@ -75,6 +75,6 @@ def wrapped(text: str, width: int, lines: int, font: Font) -> list[str]:
             while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
                 taken += 1
             rest = len(done) == lines - 1
-            done.append(shortened(" ".join(words if rest else words[:taken]), width, font))
+            done.append(shortened(" ".join(words if rest else words[:taken])[:width], width, font))
             words = words[taken:]
     return done

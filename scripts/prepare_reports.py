@@ -147,6 +147,6 @@ def _card_text(record: Record) -> str:
     """The record's id and task, then its turns; an image is shown as a mark."""
     lines = [f"{record.id} [{record.task()}]"]
     for message in record.messages:
-        parts = [part["text"] if part["type"] == "text" else "▣" for part in message["content"]]
+        parts = [part["text"] if part["type"] == "text" else "<image>" for part in message["content"]]
         lines.append(f"{message['role']}: {' '.join(parts)}")
     return "\n".join(lines)[:_CARD_TEXT]
