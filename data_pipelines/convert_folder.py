@@ -81,11 +81,11 @@ class FolderSource(Source):
                 yield Sample(name, (name, None))
             return
         for number, row in enumerate(self._rows(self.captions), start=1):
-            name = self._image_name(row)
-            if name is None:
+            named = self._image_name(row)
+            if named is None:
                 yield Rejected(f"line {number}", "it names no image")
             else:
-                yield Sample(name, (name, find_caption(row, self.caption_field)))
+                yield Sample(named, (named, find_caption(row, self.caption_field)))
 
     def records(self, payload: tuple[str, Any]) -> Iterator[tuple[Record, str]]:
         name, caption = payload

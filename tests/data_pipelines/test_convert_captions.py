@@ -2,22 +2,26 @@
 
 import io
 import json
+import pickle
 import random
 import struct
 import tarfile
 import zlib
+from functools import partial
 
 import pytest
 from PIL import Image
 
-from dualtoken.data_pipelines.convert import ImageOptions, OutputOptions, stored_image
+from dualtoken.data_pipelines.convert import ImageList, ImageOptions, OutputOptions, stored_image
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
 from dualtoken.data_pipelines.convert_folder import FolderSource
 from dualtoken.data_pipelines.convert_hf import Columns, HuggingFaceSource, mark_images, unified_turns
-from dualtoken.data_pipelines.convert_llava import prepare_llava
+from dualtoken.data_pipelines.convert_llava import LlavaSource, prepare_llava
 from dualtoken.data_pipelines.convert_run import REJECTED, write_source
+from dualtoken.data_pipelines.convert_sets import ListSource, _labels_entry
 from dualtoken.data_pipelines.convert_webdataset import WebDatasetSource, find_tars, tar_samples
 from dualtoken.data_pipelines.records import RecordError
+from dualtoken.data_pipelines.sample_codec import encode_record
 from dualtoken.data_pipelines.shards import ShardDataset
 from dualtoken.tokenizer.errors import UserError
 
@@ -369,3 +373,30 @@ def test_an_image_over_the_limit_is_refused_before_it_is_decoded():
         stored_image(huge_png(20_000), "x")
     with pytest.raises(RecordError, match="at most 100 are"):
         stored_image(picture(), "x", None, 100)
+
+
+# --- worker processes ---
+
+
+def test_sources_travel_to_worker_processes(tmp_path, rows):
+    """What a source makes of a payload is the same after both were pickled."""
+    (tmp_path / "a.jpg").write_bytes(picture())
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "meta.jsonl").write_text(json.dumps({"file": "a.jpg", "label": "cat"}))
+    write_tar(tmp_path / "a.tar", [("0", {"jpg": picture(), "txt": b"a cat"})])
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "cat"}]
+    (tmp_path / "l.json").write_text(json.dumps([{"image": "a.jpg", "conversations": talk}]))
+    rows.to_parquet(tmp_path / "d.parquet")
+    labels = partial(_labels_entry, task="vqa", question="?", max_image_size=None)
+    sources = [
+        FolderSource(tmp_path),
+        WebDatasetSource([tmp_path / "a.tar"]),
+        LlavaSource(tmp_path / "l.json", tmp_path),
+        HuggingFaceSource(str(tmp_path / "d.parquet"), columns=Columns(caption="caption")),
+        ListSource(ImageList(tmp_path), labels, "labels"),
+    ]
+    for source in sources:
+        sample = next(source.samples())
+        (here,) = source.records(sample.payload)
+        there, payload = pickle.loads(pickle.dumps((source, sample.payload)))
+        assert encode_record(next(iter(there.records(payload)))[0]) == encode_record(here[0])
