@@ -59,7 +59,11 @@ class FolderSource(Source):
         elif not self.captions.is_file():
             raise UserError(f"--captions {self.captions} is not a file.")
         self.name = self.folder.resolve().name
+        self._found: list[Path] | None = None
         self.records_per_sample = self.options.records_per_sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": None}
 
     def settings(self) -> dict[str, Any]:
         fields = {"image_field": self.image_field, "caption_field": self.caption_field}
@@ -73,6 +77,9 @@ class FolderSource(Source):
         for path in self._images():
             digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+    def total(self) -> int | None:
+        return len(self._images()) if self.captions is None else None
 
     def samples(self) -> Iterator[Sample | Rejected]:
         if self.captions is None:
@@ -95,8 +102,10 @@ class FolderSource(Source):
         yield from self.options.records(record_id, image, captions, {"file": name})
 
     def _images(self) -> list[Path]:
-        found = self.folder.rglob("*")
-        return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        if self._found is None:
+            every = self.folder.rglob("*")
+            self._found = sorted(p for p in every if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        return self._found
 
     def _caption_beside(self, name: str) -> Any:
         image = self.folder / name

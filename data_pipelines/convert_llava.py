@@ -44,6 +44,10 @@ class LlavaSource(Source):
         if not self.image_folder.is_dir():
             raise UserError(f"--image-folder {self.image_folder} is not a folder.")
         self.name = self.path.name
+        self._entries: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_entries": None}
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)
@@ -51,8 +55,16 @@ class LlavaSource(Source):
     def fingerprint(self) -> str:
         return file_checksum(self.path)
 
+    def total(self) -> int:
+        if is_json_list(self.path):
+            self._entries = list(read_entries(self.path))  # parsed as a whole anyway
+            return len(self._entries)
+        with self.path.open("rb") as file:
+            return sum(bool(line.strip()) for line in file)
+
     def samples(self) -> Iterator[Sample]:
-        for number, entry in enumerate(read_entries(self.path), start=1):
+        entries = read_entries(self.path) if self._entries is None else self._entries
+        for number, entry in enumerate(entries, start=1):
             yield Sample(_entry_name(number, entry), (number, entry))
 
     def records(self, payload: tuple[int, Any]) -> Iterator[tuple[Record, str]]:
@@ -77,11 +89,7 @@ def prepare_llava(
 def read_entries(path: Path) -> Iterator[Any]:
     """The entries of a JSON list, or of JSON lines one by one; a broken line stays text, for a rejection."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        if start != "[":
+        if not is_json_list(path):
             yield from (_parse_line(line) for line in file if line.strip())
             return
         try:
@@ -89,6 +97,14 @@ def read_entries(path: Path) -> Iterator[Any]:
         except ValueError as error:
             raise UserError(f"--input {path} is not valid JSON ({error}).") from error
     yield from entries
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether the first character that is no white space opens a list."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        while (character := file.read(1)).isspace():
+            pass
+        return character == "["
 
 
 def _parse_line(line: str) -> Any:

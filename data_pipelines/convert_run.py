@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -244,6 +245,7 @@ def _start_worker(source: Source) -> None:
 
 def die_with_parent() -> None:
     """End this worker process when its parent is gone: a killed one cannot say so, and it would wait."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

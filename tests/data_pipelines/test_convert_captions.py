@@ -87,6 +87,7 @@ def test_captions_beside_the_images(tmp_path, output):
     (folder / "sub/c.json").write_text(json.dumps({"caption": ["a fish", "two fish"]}))
     for name, text in {"empty": " \n", "cut": "x", "big": "x"}.items():
         (folder / f"{name}.txt").write_text(text)
+    assert FolderSource(folder).total() == 7
     manifest = write_source(FolderSource(folder, licence="CC0"), output)
     assert manifest["licence"] == "CC0"
     question = ("user", ["IMAGE", "Describe the image."])
@@ -347,6 +348,7 @@ def test_broken_llava_entries_are_named(tmp_path, output):
     path = tmp_path / "d.jsonl"
     path.write_bytes("".join(json.dumps(e) + "\n" for e in entries).encode() + b'{"id": "\xff", cut\n')
     manifest = prepare_llava(path, output)
+    assert LlavaSource(path, tmp_path).total() == 10
     assert [record.id for record in read(output)] == ["good", "roles"]
     assert read(output)[0].metadata == {"kind": "extra", "images": ["a.jpg"]}
     assert turns(read(output)[1])[0] == ("user", ["IMAGE", "what?"])
