@@ -1,7 +1,6 @@
-"""From any source to shards: the one driver that all converters share.
+"""What converters have in common: image files checked and made smaller, lists of images, rejected samples.
 
-A converter is a generator of `Accepted` records and `Rejected` samples; `write_items` stores the first and
-counts and names the second, so one corrupt sample never stops a run.
+The driver that turns their records into shards is `convert_run`.
 """
 
 from __future__ import annotations
@@ -10,32 +9,27 @@ import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from ..tokenizer.errors import UserError
-from .records import EncodedImage, Record, RecordError
-from .sample_codec import EncodedSample
-from .shards import ShardWriter, read_manifest
+from ..tokenizer.processing import DECODING_ERRORS, load_image
+from .records import EncodedImage, RecordError
 
 META = "meta.jsonl"
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _JPEG_QUALITY = 95
+#: Images of more pixels are refused before they are decoded.
+MAX_PIXELS = 64_000_000
 
-
-@dataclass(frozen=True)
-class Accepted:
-    """A record, or one already encoded, and the split it belongs to."""
-
-    record: Record | EncodedSample
-    split: str = "train"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,6 @@ class Rejected:
     reason: str
 
 
-Item = Accepted | Rejected
-
-
 @dataclass(frozen=True)
 class OutputOptions:
     """Where and how shards are written."""
@@ -57,61 +48,51 @@ class OutputOptions:
     shard_size: int = 10_000
     overwrite: bool = False
     progress: bool = True
+    workers: int = 1
 
 
-def write_items(
-    items: Iterable[Item],
-    output: OutputOptions,
-    *,
-    source: str,
-    licence: str,
-    settings: Mapping[str, Any],
-    total: int | None = None,
-) -> dict[str, Any]:
-    """Write all items to a folder of shards and return its manifest.
+@dataclass(frozen=True)
+class ImageOptions:
+    """What every converter of image files lets the user set.
 
-    Raises UserError when nothing at all could be used: that is a wrong input, not a few corrupt samples.
+    max_size: the shorter side is reduced to so many pixels (None: kept). max_pixels: an image of more pixels
+    is refused before it is decoded. held_out: share of the images for the split "heldout", by their names.
     """
-    writer = ShardWriter(
-        output.folder,
-        source=source,
-        licence=licence,
-        settings=settings,
-        shard_size=output.shard_size,
-        overwrite=output.overwrite,
-    )
-    with writer:
-        for item in tqdm(items, total=total, unit="records", disable=not output.progress, mininterval=1.0):
-            if isinstance(item, Rejected):
-                writer.reject(item.sample, item.reason)
-            elif isinstance(item.record, Record):
-                writer.write(item.record, item.split)
-            else:
-                writer.write_encoded(item.record, item.split)
-        if not writer.num_records:
-            reason = writer.manifest()["rejected"]["samples"][:1]
-            raise UserError(
-                f"No sample of {source} could be used{': ' + reason[0]['reason'] if reason else ''}."
-            )
-    return read_manifest(output.folder)
+
+    max_size: int | None = None
+    max_pixels: int = MAX_PIXELS
+    held_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_size is not None and self.max_size < 8:
+            raise UserError(f"--max-image-size must be at least 8, got {self.max_size}.")
+        if self.max_pixels < 64:
+            raise UserError(f"--max-pixels must be at least 64, got {self.max_pixels}.")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"--held-out is a share from 0 to below 1, got {self.held_out}.")
+
+    def stored(self, data: bytes, name: str) -> EncodedImage:
+        """`stored_image` with these limits."""
+        return stored_image(data, name, self.max_size, self.max_pixels)
+
+    def split(self, name: str) -> str:
+        """The split of everything about the image or conversation `name`."""
+        return "heldout" if stable_fraction(name) < self.held_out else "train"
 
 
 # --- sources with a list of images ----------------------------------------
 
 
 class ImageList:
-    """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout.
+    """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout. Picklable.
 
     Every line of the list is an object whose "file" names the image.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            self._read: Callable[[str], bytes] = lambda name: (self.path / name).read_bytes()
-        elif self.path.is_file() and zipfile.is_zipfile(self.path):
-            self._read = zipfile.ZipFile(self.path).read
-        else:
+        self._zip: zipfile.ZipFile | None = None
+        if not self.path.is_dir() and not (self.path.is_file() and zipfile.is_zipfile(self.path)):
             raise UserError(f"--input {path} is neither a zip nor a folder: expected one that holds {META}.")
         try:
             lines = self._read(META).decode("utf-8").splitlines()
@@ -120,6 +101,16 @@ class ImageList:
             raise UserError(f"--input {path} holds no {META}.") from error
         except ValueError as error:
             raise UserError(f"{META} in {path} is not JSON lines ({error}).") from error
+
+    def _read(self, name: str) -> bytes:
+        if self.path.is_dir():
+            return (self.path / name).read_bytes()
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.path)
+        return self._zip.read(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None, "rows": []}  # rows travel one by one
 
     def require(self, *fields: str) -> None:
         """Raise UserError unless the rows have these fields: the wrong converter for this input."""
@@ -138,23 +129,28 @@ class ImageList:
         return stored_image(data, name, max_size)
 
 
-def stored_image(data: bytes, name: str, max_size: int | None = None) -> EncodedImage:
+def stored_image(
+    data: bytes, name: str, max_size: int | None = None, max_pixels: int = MAX_PIXELS
+) -> EncodedImage:
     """An image file for a shard: decoded once to be sure it is whole, and made smaller when it is too big.
 
     The shorter side becomes at most `max_size` pixels. An image that is small enough keeps its own bytes.
-    Raises RecordError with the reason.
+    More than `max_pixels` pixels are refused before anything is decoded. Raises RecordError with the reason.
     """
-    # Here and not above: it needs torch, which scene generation in many processes does not.
-    from ..tokenizer.processing import load_image
-
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            kind = opened.format or ""
-            image = load_image(opened)
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that the limit here refuses or allows.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                kind = opened.format or ""
+                image = load_image(opened, max_pixels)
     except UnidentifiedImageError:
         raise RecordError(f"image '{name}': no image, or of an unknown format") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecordError(f"image '{name}': {_one_line(error)}") from error
+    except Image.DecompressionBombError:
+        raise RecordError(f"image '{name}': more than {max_pixels} pixels") from None
+    except DECODING_ERRORS as error:
+        reason = one_line(error).removeprefix("image the given image ")
+        raise RecordError(f"image '{name}': {reason}") from error
     shorter = min(image.size)
     if (max_size is None or shorter <= max_size) and kind in _EXTENSIONS:
         return EncodedImage(data, _EXTENSIONS[kind])
@@ -185,15 +181,18 @@ def stable_fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def rejecting(sample: str, build: Callable[[], Iterable[Item]]) -> Iterator[Item]:
+def rejecting(sample: str, build: Callable[[], Iterable[T]]) -> Iterator[T | Rejected]:
     """The items of `build()`, then one `Rejected` when it meets something it cannot use."""
     try:
         yield from build()
     except RecordError as error:
-        yield Rejected(sample, _one_line(error))
+        yield Rejected(sample, one_line(error))
+    except OSError as error:
+        yield Rejected(sample, f"cannot be read ({error.strerror or one_line(error)})")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        yield Rejected(sample, f"malformed entry ({type(error).__name__}: {_one_line(error)})")
+        yield Rejected(sample, f"malformed entry ({type(error).__name__}: {one_line(error)})")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
     return " ".join(str(error).split())

@@ -6,26 +6,21 @@ different splits.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .convert import (
-    Accepted,
-    ImageList,
-    Item,
-    OutputOptions,
-    encode_image,
-    rejecting,
-    shrink,
-    stable_fraction,
-    write_items,
-)
+from .convert import ImageList, OutputOptions, encode_image, shrink, stable_fraction
+from .convert_run import Sample, Source, write_source
 from .records import Record, RecordError, assistant, image_part, question_turns, user
 from .scene_language import article
 
@@ -38,6 +33,7 @@ NLVR_BOXES: tuple[tuple[int, int], ...] = ((0, 100), (150, 250), (300, 400))
 _NLVR_SPLITS = {"train1000": "train", "hidden": "train", "dev": "heldout"}
 
 _Path = str | os.PathLike[str]
+_Item = tuple[Record, str]
 
 
 def _generator(text: str) -> np.random.Generator:
@@ -49,10 +45,35 @@ def _wants(task: str, kind: str) -> bool:
     return task in (kind, "all")
 
 
-def _convert(images: ImageList, entry: Callable[[dict[str, Any]], Iterator[Item]]) -> Iterator[Item]:
-    for number, row in enumerate(images.rows, start=1):
-        name = str(row.get("file", f"line {number}"))
-        yield from rejecting(name, lambda row=row: entry(row))  # type: ignore[misc]
+@dataclass
+class ListSource(Source):
+    """A list of images as a source: a sample is a row, `entry(images, row)` makes its records."""
+
+    images: ImageList
+    entry: Callable[..., Iterator[_Item]]
+    name: str
+    licence: str
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.records_per_sample = 2 if self.given.get("task") == "all" else 1
+
+    def settings(self) -> dict[str, Any]:
+        return self.given
+
+    def fingerprint(self) -> str:
+        rows = json.dumps(self.images.rows, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def total(self) -> int:
+        return len(self.images.rows)
+
+    def samples(self) -> Iterator[Sample]:
+        for number, row in enumerate(self.images.rows, start=1):
+            yield Sample(str(row.get("file", f"line {number}")), row)
+
+    def records(self, payload: dict[str, Any]) -> Iterator[_Item]:
+        return self.entry(self.images, payload)
 
 
 # --- easy-VQA ----------------------------------------
@@ -76,29 +97,37 @@ def prepare_easyvqa(
         -min(EASYVQA_HELD_OUT, len(images.rows) // 2 + 1)
     ]
 
-    def entry(row: dict[str, Any]) -> Iterator[Item]:
-        image = image_part(images.image(row["file"], max_image_size))
-        number = _image_number(row)
-        split = "heldout" if number >= border else "train"
-        pairs = [(str(question), str(answer)) for question, answer in row["qa"]]
-        if _wants(task, "vqa"):
-            order = _generator(row["file"]).permutation(len(pairs))[:questions_per_image].tolist()
-            messages = question_turns([image], [pairs[i] for i in order])
-            yield Accepted(Record(f"easyvqa-{number}", messages, {"task": "vqa"}), split)
-        if _wants(task, "t2i"):
-            prompt = _easyvqa_phrase(pairs)
-            yield Accepted(
-                Record(f"easyvqa-t2i-{number}", [user(prompt), assistant(image)], {"task": "t2i"}), split
-            )
-
-    return write_items(
-        _convert(images, entry),
-        output,
-        source="easy-VQA",
-        licence="MIT",
-        settings={"task": task, "questions_per_image": questions_per_image, "max_image_size": max_image_size},
-        total=len(images.rows) * (2 if task == "all" else 1),
+    entry = partial(
+        _easyvqa_entry,
+        border=border,
+        task=task,
+        questions_per_image=questions_per_image,
+        max_image_size=max_image_size,
     )
+    settings = {"task": task, "questions_per_image": questions_per_image, "max_image_size": max_image_size}
+    return write_source(ListSource(images, entry, "easy-VQA", "MIT", settings), output)
+
+
+def _easyvqa_entry(
+    images: ImageList,
+    row: dict[str, Any],
+    *,
+    border: int,
+    task: str,
+    questions_per_image: int,
+    max_image_size: int | None,
+) -> Iterator[_Item]:
+    image = image_part(images.image(row["file"], max_image_size))
+    number = _image_number(row)
+    split = "heldout" if number >= border else "train"
+    pairs = [(str(question), str(answer)) for question, answer in row["qa"]]
+    if _wants(task, "vqa"):
+        order = _generator(row["file"]).permutation(len(pairs))[:questions_per_image].tolist()
+        messages = question_turns([image], [pairs[i] for i in order])
+        yield (Record(f"easyvqa-{number}", messages, {"task": "vqa"}), split)
+    if _wants(task, "t2i"):
+        prompt = _easyvqa_phrase(pairs)
+        yield (Record(f"easyvqa-t2i-{number}", [user(prompt), assistant(image)], {"task": "t2i"}), split)
 
 
 def _image_number(row: dict[str, Any]) -> int:
@@ -145,30 +174,26 @@ def prepare_nlvr(
     images.rows = [row for row in images.rows if int(row["perm"]) < permutations]
     images.rows.sort(key=lambda row: (str(row.get("split")), str(row.get("id")), str(row.get("perm"))))
 
-    def entry(row: dict[str, Any]) -> Iterator[Item]:
-        split = _NLVR_SPLITS.get(row["split"])
-        if split is None:
-            raise RecordError(f"unknown split '{row['split']}'")
-        label = str(row["label"]).lower()
-        if label not in ("true", "false"):
-            raise RecordError(f"label '{row['label']}' is neither true nor false")
-        boxes = _nlvr_boxes(images.image(row["file"]).open().convert("RGB"), max_image_size)
-        parts = [image_part(encode_image(box)) for box in boxes]
-        sentence = " ".join(str(row["sentence"]).split()).rstrip(". ")
-        metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
-        record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
-        yield Accepted(
-            Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata),
-            split,
-        )
+    entry = partial(_nlvr_entry, max_image_size=max_image_size)
+    settings = {"max_image_size": max_image_size, "permutations": permutations}
+    return write_source(ListSource(images, entry, "NLVR", "CC-BY-4.0", settings), output)
 
-    return write_items(
-        _convert(images, entry),
-        output,
-        source="NLVR",
-        licence="CC-BY-4.0",
-        settings={"max_image_size": max_image_size, "permutations": permutations},
-        total=len(images.rows),
+
+def _nlvr_entry(images: ImageList, row: dict[str, Any], *, max_image_size: int | None) -> Iterator[_Item]:
+    split = _NLVR_SPLITS.get(row["split"])
+    if split is None:
+        raise RecordError(f"unknown split '{row['split']}'")
+    label = str(row["label"]).lower()
+    if label not in ("true", "false"):
+        raise RecordError(f"label '{row['label']}' is neither true nor false")
+    boxes = _nlvr_boxes(images.image(row["file"]).open().convert("RGB"), max_image_size)
+    parts = [image_part(encode_image(box)) for box in boxes]
+    sentence = " ".join(str(row["sentence"]).split()).rstrip(". ")
+    metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
+    record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
+    yield (
+        Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata),
+        split,
     )
 
 
@@ -191,29 +216,36 @@ def prepare_emoji(
     images = ImageList(path)
     images.require("file", "style", "emoji", "name")
 
-    def entry(row: dict[str, Any]) -> Iterator[Item]:
-        image = image_part(images.image(row["file"], max_image_size))
-        split = "heldout" if stable_fraction(row["emoji"]) < EMOJI_HELD_OUT else "train"
-        name = str(row["name"]).strip()
-        if not name:
-            raise RecordError("it has no name")
-        metadata = {"emoji": row["emoji"], "style": row["style"], "group": row.get("group")}
-        record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
-        if _wants(task, "vqa"):
-            messages = [user(image, "What is this?"), assistant(name)]
-            yield Accepted(Record(record_id, messages, {"task": "vqa", **metadata}), split)
-        if _wants(task, "t2i"):
-            messages = [user(f"{name} emoji"), assistant(image)]
-            yield Accepted(Record(f"{record_id}-t2i", messages, {"task": "t2i", **metadata}), split)
-
-    return write_items(
-        _convert(images, entry),
+    entry = partial(_emoji_entry, task=task, max_image_size=max_image_size)
+    settings = {"task": task, "max_image_size": max_image_size}
+    return write_source(
+        ListSource(
+            images,
+            entry,
+            "Noto Emoji and region flags",
+            "Apache-2.0 and OFL-1.1 (emoji), public domain (flags), MIT (names)",
+            settings,
+        ),
         output,
-        source="Noto Emoji and region flags",
-        licence="Apache-2.0 and OFL-1.1 (emoji), public domain (flags), MIT (names)",
-        settings={"task": task, "max_image_size": max_image_size},
-        total=len(images.rows) * (2 if task == "all" else 1),
     )
+
+
+def _emoji_entry(
+    images: ImageList, row: dict[str, Any], *, task: str, max_image_size: int | None
+) -> Iterator[_Item]:
+    image = image_part(images.image(row["file"], max_image_size))
+    split = "heldout" if stable_fraction(row["emoji"]) < EMOJI_HELD_OUT else "train"
+    name = str(row["name"]).strip()
+    if not name:
+        raise RecordError("it has no name")
+    metadata = {"emoji": row["emoji"], "style": row["style"], "group": row.get("group")}
+    record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
+    if _wants(task, "vqa"):
+        messages = [user(image, "What is this?"), assistant(name)]
+        yield (Record(record_id, messages, {"task": "vqa", **metadata}), split)
+    if _wants(task, "t2i"):
+        messages = [user(f"{name} emoji"), assistant(image)]
+        yield (Record(f"{record_id}-t2i", messages, {"task": "t2i", **metadata}), split)
 
 
 # --- photos with labels ----------------------------------------
@@ -233,30 +265,24 @@ def prepare_labels(
     images = ImageList(path)
     images.require("file", "label")
 
-    def entry(row: dict[str, Any]) -> Iterator[Item]:
-        image = image_part(images.image(row["file"], max_image_size))
-        label = str(row["label"]).strip()
-        if not label:
-            raise RecordError("it has no label")
-        split = str(row.get("split", "train"))
-        record_id = Path(row["file"]).with_suffix("").as_posix()
-        if _wants(task, "vqa"):
-            record = Record(
-                record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label}
-            )
-            yield Accepted(record, split)
-        if _wants(task, "t2i"):
-            prompt = f"a photo of {article(label)} {label}"
-            record = Record(
-                f"{record_id}-t2i", [user(prompt), assistant(image)], {"task": "t2i", "label": label}
-            )
-            yield Accepted(record, split)
+    entry = partial(_labels_entry, task=task, question=question, max_image_size=max_image_size)
+    settings = {"task": task, "question": question, "max_image_size": max_image_size}
+    return write_source(ListSource(images, entry, source or Path(path).stem, licence, settings), output)
 
-    return write_items(
-        _convert(images, entry),
-        output,
-        source=source or Path(path).stem,
-        licence=licence,
-        settings={"task": task, "question": question, "max_image_size": max_image_size},
-        total=len(images.rows) * (2 if task == "all" else 1),
-    )
+
+def _labels_entry(
+    images: ImageList, row: dict[str, Any], *, task: str, question: str, max_image_size: int | None
+) -> Iterator[_Item]:
+    image = image_part(images.image(row["file"], max_image_size))
+    label = str(row["label"]).strip()
+    if not label:
+        raise RecordError("it has no label")
+    split = str(row.get("split", "train"))
+    record_id = Path(row["file"]).with_suffix("").as_posix()
+    if _wants(task, "vqa"):
+        record = Record(record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label})
+        yield (record, split)
+    if _wants(task, "t2i"):
+        prompt = f"a photo of {article(label)} {label}"
+        record = Record(f"{record_id}-t2i", [user(prompt), assistant(image)], {"task": "t2i", "label": label})
+        yield (record, split)

@@ -67,6 +67,22 @@ class Record:
         """Every text, in order of appearance."""
         return [part["text"] for _, part in self.parts() if part["type"] == "text"]
 
+    def has_target(self) -> bool:
+        """Whether a model learns something from it: an assistant turn holds an image or a word."""
+        return any(
+            role == "assistant" and (part["type"] == "image" or bool(part["text"].strip()))
+            for role, part in self.parts()
+        )
+
+    def task(self) -> str:
+        """ "t2i" where an image is drawn, "vqa" where images are only looked at, else "text"; or as its
+        metadata says.
+        """
+        if isinstance(named := self.metadata.get("task"), str):
+            return named
+        roles = {role for role, part in self.parts() if part["type"] == "image"}
+        return "t2i" if "assistant" in roles else "vqa" if roles else "text"
+
     def validate(self) -> Record:
         """Return the record itself, or raise RecordError that says which part breaks the schema and how."""
         if not isinstance(self.id, str) or not self.id:

@@ -20,7 +20,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,11 +42,12 @@ _OPEN_FILES = 64
 # --- writing ----------------------------------------
 
 
-class _OpenShard:
+class OpenShard:
     """A tar being written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, split: str) -> None:
         self.path = path
+        self.split = split
         self.records = 0
         self.images = 0
         self._tar = tarfile.TarFile(path, "w", format=tarfile.USTAR_FORMAT)
@@ -60,8 +61,18 @@ class _OpenShard:
         self.records += 1
         self.images += sample.num_images
 
-    def close(self) -> None:
+    def finish(self) -> dict[str, Any]:
+        """Close the tar, keep its index beside it and return its entry of the manifest."""
         self._tar.close()
+        save_index(self.path, build_index(self.path))
+        return {
+            "file": self.path.name,
+            "split": self.split,
+            "records": self.records,
+            "images": self.images,
+            "bytes": self.path.stat().st_size,
+            "sha256": file_checksum(self.path),
+        }
 
 
 class ShardWriter:
@@ -94,7 +105,7 @@ class ShardWriter:
         self._description = {"source": source, "licence": licence, "settings": dict(settings or {})}
         self._extra = dict(extra or {})
         self._shard_size = shard_size
-        self._open: dict[str, _OpenShard] = {}
+        self._open: dict[str, OpenShard] = {}
         self._finished: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
         self._next_key = 0
@@ -131,7 +142,7 @@ class ShardWriter:
         shard = self._open.get(split)
         if shard is None:
             number = sum(done["split"] == split for done in self._finished)
-            shard = self._open[split] = _OpenShard(self._temporary / f"{split}-{number:05d}.tar")
+            shard = self._open[split] = OpenShard(self._temporary / f"{split}-{number:05d}.tar", split)
         shard.add(f"{self._next_key:08d}", sample)
         self._next_key += 1
         if shard.records >= self._shard_size:
@@ -151,44 +162,44 @@ class ShardWriter:
 
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` says, about the shards finished so far."""
-        splits: Counter[str] = Counter()
-        for shard in self._finished:
-            splits[shard["split"]] += shard["records"]
-        counts = {
-            "records": sum(splits.values()),
-            "images": sum(shard["images"] for shard in self._finished),
-            "splits": dict(splits),
-            "rejected": len(self._rejected),
-        }
-        return {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            **self._description,
-            **self._extra,
-            "counts": counts,
-            "shards": sorted(self._finished, key=lambda shard: shard["file"]),
-            "rejected": {"reasons": dict(_reason_counts(self._rejected)), "samples": self._rejected},
-        }
+        return build_manifest({**self._description, **self._extra}, self._finished, self._rejected)
 
     def _close(self, split: str) -> None:
-        shard = self._open.pop(split)
-        shard.close()
-        save_index(shard.path, build_index(shard.path))
-        with shard.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._finished.append(
-            {
-                "file": shard.path.name,
-                "split": split,
-                "records": shard.records,
-                "images": shard.images,
-                "bytes": shard.path.stat().st_size,
-                "sha256": digest,
-            }
-        )
+        self._finished.append(self._open.pop(split).finish())
 
 
-def _reason_counts(rejected: Sequence[Mapping[str, str]]) -> Counter[str]:
+def build_manifest(
+    description: Mapping[str, Any],
+    shards: Sequence[Mapping[str, Any]],
+    rejected: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """A manifest from the finished shards' entries and the rejected samples, each {"sample", "reason"}."""
+    splits: Counter[str] = Counter()
+    for shard in shards:
+        splits[shard["split"]] += shard["records"]
+    counts = {
+        "records": sum(splits.values()),
+        "images": sum(shard["images"] for shard in shards),
+        "splits": dict(splits),
+        "rejected": len(rejected),
+    }
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        **description,
+        "counts": counts,
+        "shards": sorted(shards, key=lambda shard: shard["file"]),
+        "rejected": {"reasons": dict(reason_counts(rejected)), "samples": list(rejected)},
+    }
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason_counts(rejected: Iterable[Mapping[str, str]]) -> Counter[str]:
     """How often each reason occurs, with the names and numbers of single samples left out."""
     return Counter(re.sub(r"'[^']*'|\d+", "…", item["reason"]).strip(" .") for item in rejected)
 
@@ -309,6 +320,5 @@ def verify_shards(folder: str | os.PathLike[str]) -> None:
         path = Path(folder) / shard["file"]
         if not path.is_file():
             raise UserError(f"Shard {path} is missing: prepare the data again.")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                raise UserError(f"Shard {path} differs from its manifest: prepare the data again.")
+        if file_checksum(path) != shard["sha256"]:
+            raise UserError(f"Shard {path} differs from its manifest: prepare the data again.")

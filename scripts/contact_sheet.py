@@ -38,3 +38,43 @@ def shortened(text: str, width: int, font: Font) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: int = CELL) -> Image.Image:
+    """Cards (text, images) in a grid: the first image as large as fits, up to three more beside each other
+    below, and the text wrapped under them; what does not fit is cut off with "…".
+    """
+    font = ImageFont.load_default(size=13)
+    small, lines = cell // 3, 7
+    height = cell + small + lines * LINE
+    rows = -(-len(cards) // columns)
+    sheet = Image.new("RGB", (GAP + columns * (cell + GAP), GAP + rows * (height + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (text, images) in enumerate(cards):
+        left = GAP + number % columns * (cell + GAP)
+        top = GAP + number // columns * (height + GAP)
+        pen.rectangle((left - 2, top - 2, left + cell + 1, top + height + 1), outline="lightgrey")
+        if images:
+            sheet.paste(thumbnail(images[0], cell), (left, top))
+        for place, image in enumerate(images[1:4]):
+            sheet.paste(thumbnail(image, small - 2), (left + place * small, top + cell))
+        text_top = top + (cell + small if len(images) > 1 else cell if images else 0)
+        room = (top + height - text_top) // LINE
+        for line, words in enumerate(wrapped(text, cell, room, font)):
+            pen.text((left, text_top + line * LINE), words, fill="black", font=font)
+    return sheet
+
+
+def wrapped(text: str, width: int, lines: int, font: Font) -> list[str]:
+    """The text in at most `lines` lines of `width` pixels, broken between words where it can be."""
+    done: list[str] = []
+    for paragraph in text.splitlines():
+        words = paragraph.split()
+        while words and len(done) < lines:
+            taken = 1
+            while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
+                taken += 1
+            rest = len(done) == lines - 1
+            done.append(shortened(" ".join(words if rest else words[:taken])[:width], width, font))
+            words = words[taken:]
+    return done

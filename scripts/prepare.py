@@ -1,12 +1,16 @@
-"""Make shards for training and evaluation from procedural scenes or from data sets.
+"""Make shards for training and evaluation from procedural scenes or from data sets; check and count them.
 
-Every kind has options of its own: ``dualtoken prepare scenes --help``.
+Every kind has options of its own: ``dualtoken prepare llava --help``. A run that was stopped goes on when the
+same command is given again. A sample that cannot be used is left out, counted and named; it stops nothing.
 
 Examples:
+  dualtoken prepare folder --input photos --output data/photos --task all
+  dualtoken prepare llava --input llava.json --image-folder images --output data/llava --workers 8
+  dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion --task t2i
+  dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
   dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa
-  dualtoken prepare scenes --output data/scenes-t2i --task t2i --skills single_object=0.7,position=0.3
-  dualtoken prepare emoji --input emoji_128.zip --output data/emoji --task t2i --max-image-size 64
-  dualtoken prepare llava --input llava.json --image-folder images --output data/llava
+  dualtoken prepare check data/llava
+  dualtoken prepare stats data/llava --sheet llava.png
 """
 
 from __future__ import annotations
@@ -16,9 +20,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..data_pipelines.convert import OutputOptions
+from ..data_pipelines.convert import MAX_PIXELS, ImageOptions, OutputOptions
+from ..data_pipelines.convert_captions import TASKS as CAPTION_TASKS
+from ..data_pipelines.convert_captions import CaptionOptions
+from ..data_pipelines.convert_run import REJECTED, Source, write_source
 from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
 from ..tokenizer.errors import UserError
+from . import prepare_reports
+from .options import integer
 
 EXAMPLES = {
     "scenes": "dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa",
@@ -27,6 +36,12 @@ EXAMPLES = {
     "emoji": "dualtoken prepare emoji --input emoji_128.zip --output data/emoji --max-image-size 64",
     "labels": "dualtoken prepare labels --input clothing_128.zip --output data/clothing --max-image-size 64",
     "llava": "dualtoken prepare llava --input llava.json --image-folder images --output data/llava",
+    "folder": """dualtoken prepare folder --input photos --output data/photos --task all
+  dualtoken prepare folder --input coco/train2017 --captions captions.jsonl --output data/coco --task t2i""",
+    "webdataset": """dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion
+  dualtoken prepare webdataset --task t2i --input cc3m 'cc12m/*.tar' --output data/cc --workers 8""",
+    "hf": """dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
+  dualtoken prepare hf --input downloads/flickr --caption-column caption --output data/flickr""",
 }
 KINDS = {
     "scenes": "generate procedural scenes (nothing is downloaded)",
@@ -35,20 +50,38 @@ KINDS = {
     "emoji": "emoji with their names (file, style, emoji, name)",
     "labels": "photos with one label each (file, label, split)",
     "llava": "conversations in LLaVA's JSON or JSON lines",
+    "folder": "images with captions beside them or in a CSV, TSV or JSON lines file",
+    "webdataset": "WebDataset tars as img2dataset writes them (image, txt, json)",
+    "hf": "a Hugging Face data set: hub id, parquet files, or a folder of save_to_disk",
 }
+REPORTS = {
+    "check": "is a folder of shards whole? Names file, record and fault; exit status 2 when there is one",
+    "stats": "counts and sizes of a folder of shards, and a picture of some records",
+}
+REPORT_EXAMPLES = {
+    "check": "dualtoken prepare check data/llava --workers 4",
+    "stats": """dualtoken prepare stats data/llava
+  dualtoken prepare stats data/llava --json > llava.json
+  dualtoken prepare stats data/llava --sheet llava.png --samples 24""",
+}
+#: The kinds whose images can be limited and held out.
+OPEN_KINDS = ("folder", "llava", "webdataset", "hf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, what in KINDS.items():
+    for kind, what in (KINDS | REPORTS).items():
         sub = kinds.add_parser(
             kind,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"Example:\n  {EXAMPLES[kind]}",
+            epilog=f"Example:\n  {(EXAMPLES | REPORT_EXAMPLES)[kind]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if kind in REPORTS:
+            prepare_reports.add_arguments(sub, kind)
+            continue
         _add_output_arguments(sub)
         if kind == "scenes":
             _add_scene_arguments(sub)
@@ -61,6 +94,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=int, default=10_000, help="records per shard (default %(default)s)"
     )
+    parser.add_argument("--workers", type=integer(1), default=1, help="processes (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -93,11 +127,16 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.questions_per_image,
         help="turns of one vqa record (default %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
 
 
 def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
-    parser.add_argument("--input", type=Path, required=True, help="the data set")
+    if kind == "webdataset":
+        inputs = "tars, folders of tars, globs ('a/*.tar') or ranges ('a/{00000..00099}.tar')"
+        parser.add_argument("--input", nargs="+", required=True, metavar="TARS", help=inputs)
+    elif kind == "hf":
+        parser.add_argument("--input", required=True, help="hub id, folder, or parquet, JSON or CSV file")
+    else:
+        parser.add_argument("--input", type=Path, required=True, help="the data set")
     parser.add_argument(
         "--max-image-size",
         type=int,
@@ -127,18 +166,79 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
     if kind == "llava":
         parser.add_argument("--image-folder", type=Path, default=None, help="default: beside the JSON")
-        parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
+    if kind in OPEN_KINDS:
+        _add_open_arguments(parser, kind)
+
+
+def _add_open_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="refuse images of more pixels before decoding them (default %(default)s)",
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.0, help="share for the split heldout, by name (default 0)"
+    )
+    parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
+    if kind == "llava":
+        return
+    parser.add_argument(
+        "--task",
+        choices=CAPTION_TASKS,
+        default="caption",
+        help="image to caption, caption to image, or both (default %(default)s)",
+    )
+    parser.add_argument(
+        "--question", default=CaptionOptions().question, help="asked for a caption (default: %(default)s)"
+    )
+    columns = "column" if kind == "hf" else "column of the list or field of the JSON"
+    parser.add_argument("--caption-column", default=None, help=f"{columns} with the caption (default: usual)")
+    if kind == "folder":
+        parser.add_argument(
+            "--captions", type=Path, default=None, help="CSV, TSV or JSON lines that name the images"
+        )
+    if kind in ("folder", "hf"):
+        parser.add_argument(
+            "--image-column", default=None, help="with the image; hf: several, by commas (default: usual)"
+        )
+    if kind == "hf":
+        _add_hf_arguments(parser)
+
+
+def _add_hf_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default=None, help="configuration (subset) of the data set")
+    parser.add_argument("--split", default="train", help="split to read (default %(default)s)")
+    parser.add_argument("--revision", default=None, help="commit, branch or tag on the hub")
+    parser.add_argument("--no-streaming", action="store_true", help="download all of it first")
+    parser.add_argument("--question-column", default=None, help="column with a question about the image")
+    parser.add_argument("--answer-column", default=None, help="column with its answer")
+    parser.add_argument(
+        "--conversations-column", default=None, help="column with turns (from, value) or (role, content)"
+    )
+    parser.add_argument("--id-column", default=None, help="column with a name for the record")
+    parser.add_argument(
+        "--image-folder", type=Path, default=Path(), help="where columns that name files are looked up"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the shards and print where they are. Raises UserError for a mistake in the arguments."""
-    output = OutputOptions(args.output, args.shard_size, args.overwrite, progress=not args.no_progress)
+    """Make the shards and print where they are, or report about them.
+
+    Raises UserError for a mistake in the arguments.
+    """
+    if args.kind in REPORTS:
+        return prepare_reports.run(args)
+    output = OutputOptions(
+        args.output, args.shard_size, args.overwrite, progress=not args.no_progress, workers=args.workers
+    )
     manifest = _prepare(args, output)
     counts = manifest["counts"]
     print(f"{counts['records']} records, {counts['images']} images in {args.output} ({_splits(counts)})")
     if counts["rejected"]:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in manifest["rejected"]["reasons"].items())
-        print(f"{counts['rejected']} samples rejected ({reasons}); the manifest names them", file=sys.stderr)
+        names = args.output / REJECTED
+        print(f"{counts['rejected']} samples rejected ({reasons}); {names} names them", file=sys.stderr)
     return 0
 
 
@@ -152,16 +252,14 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
             parse_weights(args.skills),
             args.questions_per_image,
         )
-        return prepare_scenes(options, output, args.workers)
-    from ..data_pipelines import convert_llava, convert_sets
+        return prepare_scenes(options, output)
+    if args.kind in OPEN_KINDS:
+        return write_source(_open_source(args), output)
+    from ..data_pipelines import convert_sets
 
     if args.max_image_size is not None and args.max_image_size < 8:
         raise UserError(f"--max-image-size must be at least 8, got {args.max_image_size}.")
     common = {"max_image_size": args.max_image_size, "output": output}
-    if args.kind == "llava":
-        return convert_llava.prepare_llava(
-            args.input, image_folder=args.image_folder, licence=args.licence, **common
-        )
     if args.kind == "easyvqa":
         return convert_sets.prepare_easyvqa(
             args.input, task=args.task, questions_per_image=args.questions_per_image, **common
@@ -172,6 +270,42 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
         return convert_sets.prepare_emoji(args.input, task=args.task, **common)
     return convert_sets.prepare_labels(
         args.input, task=args.task, question=args.question, source=args.source, licence=args.licence, **common
+    )
+
+
+def _open_source(args: argparse.Namespace) -> Source:
+    from ..data_pipelines import convert_folder, convert_hf, convert_llava, convert_webdataset
+
+    images = ImageOptions(args.max_image_size, args.max_pixels, args.held_out)
+    if args.kind == "llava":
+        folder = args.image_folder or args.input.parent
+        return convert_llava.LlavaSource(args.input, folder, args.licence, images)
+    options = CaptionOptions(args.task, args.question, images)
+    if args.kind == "folder":
+        return convert_folder.FolderSource(
+            args.input, args.captions, args.image_column, args.caption_column, args.licence, options
+        )
+    if args.kind == "webdataset":
+        tars = convert_webdataset.find_tars(args.input)
+        return convert_webdataset.WebDatasetSource(tars, args.caption_column, args.licence, options)
+    columns = convert_hf.Columns(
+        images=tuple(args.image_column.split(",")) if args.image_column else None,
+        conversations=args.conversations_column,
+        question=args.question_column,
+        answer=args.answer_column,
+        caption=args.caption_column,
+        id=args.id_column,
+    )
+    return convert_hf.HuggingFaceSource(
+        args.input,
+        args.config,
+        args.split,
+        args.revision,
+        not args.no_streaming,
+        columns,
+        args.image_folder,
+        args.licence,
+        options,
     )
 
 

@@ -41,7 +41,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        _replace_folder(temporary, target)
+        replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -51,7 +51,7 @@ def make_readable(path: Path) -> None:
     os.chmod(path, 0o666 & ~_umask())
 
 
-def _replace_folder(source: Path, target: Path) -> None:
+def replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`; a folder already there is moved aside first and deleted last."""
     if not target.exists():
         os.replace(source, target)

@@ -1,9 +1,13 @@
 """`dualtoken prepare`: what it makes, what it prints, and its exit status."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
 from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.scripts import cli
+from dualtoken.scripts import cli, prepare
 from dualtoken.scripts.prepare import KINDS, parse_weights
 from dualtoken.tokenizer.errors import UserError
 
@@ -29,6 +33,14 @@ def test_scenes_from_the_command_line(tmp_path, capsys):
         (["scenes", "--count", "0"], "--count"),
         (["labels", "--input", "missing.zip"], "missing.zip"),
         (["llava", "--input", "missing.json"], "missing.json"),
+        (["folder", "--input", "missing"], "missing"),
+        (["folder", "--input", ".", "--captions", "missing.csv"], "missing.csv"),
+        (["folder", "--input", ".", "--max-image-size", "2"], "--max-image-size"),
+        (["folder", "--input", ".", "--held-out", "1.5"], "--held-out"),
+        (["folder", "--input", ".", "--workers", "0"], "too small"),
+        (["folder", "--input", ".", "--question", " "], "--question"),
+        (["webdataset", "--input", "{00..01}.tar"], "00.tar"),
+        (["hf", "--input", "nobody/nothing"], "nobody/nothing"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys, arguments, word):
@@ -51,3 +63,18 @@ def test_weights_are_parsed():
     assert parse_weights("a=0.5, b = 2,c") == {"a": 0.5, "b": 2.0, "c": 1.0}
     with pytest.raises(UserError, match="name=weight"):
         parse_weights("a=x")
+
+
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+GUIDE_LINES = re.findall(r"^dualtoken (prepare .+)$", GUIDE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", GUIDE_LINES)
+def test_the_guides_command_lines_parse(line):
+    _, *arguments = shlex.split(line)
+    cli.command_parser(prepare, "dualtoken prepare").parse_args(arguments)
+
+
+def test_the_guide_shows_every_source_of_a_users_own_data():
+    shown = {line.split()[1] for line in GUIDE_LINES}
+    assert shown >= {*prepare.OPEN_KINDS, *prepare.REPORTS, "scenes", "labels"}

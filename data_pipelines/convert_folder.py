@@ -1,0 +1,144 @@
+"""A folder of images with captions to shards.
+
+The captions stand beside the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in one list
+that names the files: CSV, TSV, JSON lines or a JSON list.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..tokenizer.errors import UserError
+from .convert import Rejected
+from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
+from .convert_llava import read_entries, read_image
+from .convert_run import Sample, Source
+from .records import Record, RecordError
+from .shards import file_checksum
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
+#: Lists that are taken without being asked for, as Hugging Face's image folders name them.
+DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+
+
+@dataclass
+class FolderSource(Source):
+    """The images of `folder` and of the folders in it.
+
+    captions: a list that names the images relative to `folder`; None takes `metadata.jsonl`, `metadata.csv`
+    or `metadata.tsv` in the folder, and without one of these the files beside the images. `image_field` and
+    `caption_field` name the columns of the list (None: the usual names).
+    """
+
+    folder: Path
+    captions: Path | None = None
+    image_field: str | None = None
+    caption_field: str | None = None
+    licence: str = "unknown"
+    options: CaptionOptions = field(default_factory=CaptionOptions)
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise UserError(f"--input {self.folder} is not a folder of images.")
+        if self.captions is None:
+            found = (self.folder / name for name in DEFAULT_LISTS)
+            self.captions = next((path for path in found if path.is_file()), None)
+        elif self.captions.suffix.lower() not in _LIST_SUFFIXES:
+            raise UserError(
+                f"--captions {self.captions}: give a file that ends in {', '.join(_LIST_SUFFIXES)}."
+            )
+        elif not self.captions.is_file():
+            raise UserError(f"--captions {self.captions} is not a file.")
+        self.name = self.folder.resolve().name
+        self._found: list[Path] | None = None
+        self.records_per_sample = self.options.records_per_sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": None}
+
+    def settings(self) -> dict[str, Any]:
+        fields = {"image_field": self.image_field, "caption_field": self.caption_field}
+        captions = "beside the images" if self.captions is None else self.captions.name
+        return {"captions": captions, **fields, **asdict(self.options)}
+
+    def fingerprint(self) -> str:
+        if self.captions is not None:
+            return file_checksum(self.captions)
+        digest = hashlib.sha256()
+        for path in self._images():
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def total(self) -> int | None:
+        return len(self._images()) if self.captions is None else None
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        if self.captions is None:
+            for path in self._images():
+                name = path.relative_to(self.folder).as_posix()
+                yield Sample(name, (name, None))
+            return
+        for number, row in enumerate(self._rows(self.captions), start=1):
+            named = self._image_name(row)
+            if named is None:
+                yield Rejected(f"line {number}", "it names no image")
+            else:
+                yield Sample(named, (named, find_caption(row, self.caption_field)))
+
+    def records(self, payload: tuple[str, Any]) -> Iterator[tuple[Record, str]]:
+        name, caption = payload
+        captions = caption_list(self._caption_beside(name) if self.captions is None else caption)
+        image = read_image(self.folder, name, self.options.images)
+        record_id = Path(name).with_suffix("").as_posix()
+        yield from self.options.records(record_id, image, captions, {"file": name})
+
+    def _images(self) -> list[Path]:
+        if self._found is None:
+            every = self.folder.rglob("*")
+            self._found = sorted(p for p in every if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        return self._found
+
+    def _caption_beside(self, name: str) -> Any:
+        image = self.folder / name
+        for suffix in (".txt", ".caption"):
+            if (file := image.with_suffix(suffix)).is_file():
+                return file.read_text(encoding="utf-8-sig")
+        file = image.with_suffix(".json")
+        if not file.is_file():
+            raise RecordError("no caption beside it (.txt, .caption or .json)")
+        return find_caption(json.loads(file.read_text(encoding="utf-8-sig")), self.caption_field)
+
+    def _image_name(self, row: Any) -> str | None:
+        if not isinstance(row, dict):
+            return None
+        names: tuple[str, ...] = FILE_FIELDS if self.image_field is None else (self.image_field,)
+        found = next((row[name] for name in names if row.get(name)), None)
+        return found if isinstance(found, str) else None
+
+    def _rows(self, path: Path) -> Iterator[Any]:
+        if path.suffix.lower() in (".json", ".jsonl"):
+            yield from read_entries(path)
+            return
+        csv.field_size_limit(sys.maxsize)
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            columns = list(rows.fieldnames or [])
+            self._require(columns, "--image-column", self.image_field, FILE_FIELDS)
+            self._require(columns, "--caption-column", self.caption_field, CAPTION_FIELDS)
+            yield from rows
+
+    def _require(self, columns: list[str], option: str, name: str | None, usual: tuple[str, ...]) -> None:
+        if not set(columns) & ({name} if name else set(usual)):
+            wanted = f"'{name}'" if name else f"named {', '.join(usual)}"
+            raise UserError(
+                f"{self.captions} has no column {wanted}: give {option} as one of {', '.join(columns)}."
+            )

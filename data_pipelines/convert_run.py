@@ -1,0 +1,407 @@
+"""The driver that all converters share: a source in, a folder of shards out, over many processes.
+
+The samples of a source are cut into units of a fixed number. A unit makes one shard for each split and, when
+its shards are whole, one journal; a run that was killed goes on behind the last journal and ends in the same
+bytes as an uninterrupted one, whatever the number of processes. Until the end everything lies in
+`OUTPUT.partial`, so `OUTPUT` is never half there.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_file, replace_folder
+from .convert import OutputOptions, Rejected, rejecting
+from .records import Record, RecordError
+from .sample_codec import EncodedSample, encode_record
+from .shards import MANIFEST, OpenShard, build_manifest, read_manifest
+
+REJECTED = "rejected.jsonl"
+#: So many rejected samples are named in the manifest itself; `rejected.jsonl` beside it names all.
+NAMED_IN_MANIFEST = 1000
+_CHUNK = 32  # samples that travel to a worker process together
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One entry of a source: its name for messages, and whatever its `records` needs. Picklable."""
+
+    name: str
+    payload: Any
+
+
+class Source:
+    """What a converter implements; it travels to worker processes, so it must be picklable.
+
+    `name` and `licence` go to the manifest, and `settings` (any JSON) too: equal settings and an equal
+    `fingerprint` of the input must mean equal records.
+    """
+
+    name: str = ""
+    licence: str = "unknown"
+    #: Records that one sample becomes: a unit is as many samples as fill a shard.
+    records_per_sample: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what the records are."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Changes when the input changes, so that an unfinished run is not continued with other data."""
+        return ""
+
+    def total(self) -> int | None:
+        """How many samples there are, where it is known beforehand."""
+        return None
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        """Every sample, always in the same order."""
+        raise NotImplementedError
+
+    def samples_from(self, start: int) -> Iterator[Sample | Rejected]:
+        """The samples without the first `start`; a source may have a faster way than passing over them."""
+        return itertools.islice(self.samples(), start, None)
+
+    def records(self, payload: Any) -> Iterable[tuple[Record, str]]:
+        """(record, split) of one sample, in a worker process. Raises RecordError for one that is unusable."""
+        raise NotImplementedError
+
+
+def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
+    """Convert all of `source` to a folder of shards and return its manifest.
+
+    Goes on with `OUTPUT.partial` where a run with equal settings was stopped. Raises UserError when the
+    output exists, when another run has the same output, when an unfinished run had other settings, when the
+    disk is full, and when not one sample could be used: that is a wrong input, not a few corrupt samples.
+    """
+    target = Path(output.folder)
+    if target.exists() and not output.overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"Output {target} exists already: give another folder or pass --overwrite.")
+    if output.shard_size < 1 or output.workers < 1:
+        raise UserError(
+            f"--shard-size and --workers must be at least 1, got {output.shard_size} and {output.workers}."
+        )
+    with _only_run(target) as folder:
+        work = _Work(folder, source, output)
+        try:
+            _convert(work, source, output)
+            if not any(journal["shards"] for journal in work.journals):
+                raise _nothing_usable(source, work.journals)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"No space left on the disk of {target}: free some and give the same command again; "
+                f"{len(work.journals)} finished units are kept in {folder}."
+            ) from error
+        except UserError:
+            if not any(journal["shards"] for journal in work.journals):
+                shutil.rmtree(folder)  # a wrong input: there is nothing to go on with
+            raise
+        work.finish(target)
+    return read_manifest(target)
+
+
+def _nothing_usable(source: Source, journals: list[dict[str, Any]]) -> UserError:
+    rejected = [item for journal in journals for item in journal["rejected"]]
+    reason = f": {rejected[0]['sample']}: {rejected[0]['reason']}" if rejected else ": it is empty"
+    return UserError(f"No sample of {source.name} could be used{reason}.")
+
+
+def _convert(work: _Work, source: Source, output: OutputOptions) -> None:
+    unit_size = max(1, output.shard_size // source.records_per_sample)
+    done = sum(journal["samples"] for journal in work.journals)
+    with tqdm(
+        total=source.total(), initial=done, unit="samples", disable=not output.progress, mininterval=1.0
+    ) as bar:
+        chunks = _chunks(source.samples_from(done), unit_size, len(work.journals))
+        with _converted(chunks, source, output.workers) as converted:
+            for number, results in itertools.groupby(converted, key=lambda chunk: chunk.unit):
+                unit = _Unit(work.shards, number)
+                for chunk in results:
+                    unit.add(chunk)
+                    bar.update(chunk.samples)
+                work.keep(unit)
+
+
+# --- conversion in worker processes ----------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    unit: int
+    samples: list[Sample | Rejected]
+
+
+@dataclass(frozen=True)
+class _Converted:
+    unit: int
+    samples: int
+    results: list[tuple[EncodedSample, str] | Rejected]
+
+
+def _chunks(samples: Iterator[Sample | Rejected], unit_size: int, first: int) -> Iterator[_Chunk]:
+    for number in itertools.count(first):
+        unit = itertools.islice(samples, unit_size)
+        empty = True
+        while chunk := list(itertools.islice(unit, _CHUNK)):
+            empty = False
+            yield _Chunk(number, chunk)
+        if empty:
+            return
+
+
+def _convert_chunk(source: Source, chunk: _Chunk) -> _Converted:
+    results: list[tuple[EncodedSample, str] | Rejected] = []
+    for sample in chunk.samples:
+        if isinstance(sample, Rejected):
+            results.append(sample)
+        else:
+            results.extend(rejecting(sample.name, lambda sample=sample: _encode(source, sample)))  # type: ignore[misc]
+    return _Converted(chunk.unit, len(chunk.samples), results)
+
+
+def _encode(source: Source, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
+    for record, split in source.records(sample.payload):
+        record.validate()
+        if not record.has_target():
+            raise RecordError("nothing to learn: no assistant turn with text or an image")
+        yield encode_record(record), split
+
+
+@contextmanager
+def _converted(chunks: Iterator[_Chunk], source: Source, workers: int) -> Iterator[Iterator[_Converted]]:
+    """The converted chunks in order, made by `workers` processes (1: by this one)."""
+    if workers == 1:
+        yield (_convert_chunk(source, chunk) for chunk in chunks)
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=worker_context(), initializer=_start_worker, initargs=(source,)
+    )
+    try:
+        yield ordered_results(pool, _convert_in_worker, chunks, 2 * workers + 2)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process died, perhaps for lack of memory: give the same command again to go on, "
+            "with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def worker_context() -> BaseContext:
+    """How worker processes start: from a server that has imported this package once, where there is one.
+
+    Not fork: libraries in this process may hold threads and locks. Spawning imports torch in every worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def ordered_results(
+    pool: ProcessPoolExecutor, function: Callable[[Any], Any], tasks: Iterable[Any], window: int
+) -> Iterator[Any]:
+    """Like `pool.map`, with at most `window` tasks on their way: tasks may be many, and results large."""
+    pending: deque[Future[Any]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(function, task))
+        if len(pending) >= window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+_worker_source: Source | None = None
+
+
+def _start_worker(source: Source) -> None:
+    global _worker_source
+    _worker_source = source
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """End this worker process when its parent is gone: a killed one cannot say so, and it would wait."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _convert_in_worker(chunk: _Chunk) -> _Converted:
+    assert _worker_source is not None
+    return _convert_chunk(_worker_source, chunk)
+
+
+# --- the unfinished output ----------------------------------------
+
+
+class _Unit:
+    """The shards that one unit of samples makes: one for each split it has."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.samples = 0
+        self.rejected: list[dict[str, str]] = []
+        self._folder = folder
+        self._shards: dict[str, OpenShard] = {}
+        self._records = 0
+
+    def add(self, chunk: _Converted) -> None:
+        self.samples += chunk.samples
+        for result in chunk.results:
+            if isinstance(result, Rejected):
+                self.rejected.append({"sample": result.sample, "reason": result.reason})
+                continue
+            sample, split = result
+            if split not in self._shards:
+                self._shards[split] = OpenShard(self._folder / f"{split}-{self.number:05d}.tar", split)
+            self._shards[split].add(f"{self.number:05d}{self._records:06d}", sample)
+            self._records += 1
+
+    def journal(self) -> dict[str, Any]:
+        shards = [shard.finish() for shard in self._shards.values()]
+        return {"samples": self.samples, "shards": shards, "rejected": self.rejected}
+
+
+class _Work:
+    """`OUTPUT.partial`: the plan of a run, the shards of its finished units, and their journals."""
+
+    def __init__(self, folder: Path, source: Source, output: OutputOptions) -> None:
+        self.folder = folder
+        self.shards = folder / "shards"
+        self._units = folder / "units"
+        self._source = source
+        self._agree(
+            {
+                "source": source.name,
+                "licence": source.licence,
+                "settings": source.settings(),
+                "shard_size": output.shard_size,
+                "input": source.fingerprint(),
+            },
+            output.overwrite,
+        )
+        self.shards.mkdir(exist_ok=True)
+        self._units.mkdir(exist_ok=True)
+        self.journals = self._finished_units()
+        self._remove_unfinished()
+
+    def keep(self, unit: _Unit) -> None:
+        journal = unit.journal()
+        with atomic_file(self._units / f"{unit.number:05d}.json") as temporary:
+            temporary.write_text(json.dumps(journal, ensure_ascii=False), encoding="utf-8")
+        self.journals.append(journal)
+
+    def finish(self, target: Path) -> None:
+        """Write the manifest and let the shards become `target`."""
+        rejected = [item for journal in self.journals for item in journal["rejected"]]
+        manifest = build_manifest(
+            {
+                "source": self._source.name,
+                "licence": self._source.licence,
+                "settings": self._source.settings(),
+            },
+            [shard for journal in self.journals for shard in journal["shards"]],
+            rejected,
+        )
+        del manifest["rejected"]["samples"][NAMED_IN_MANIFEST:]
+        if rejected:
+            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in rejected)
+            (self.shards / REJECTED).write_text(lines, encoding="utf-8")
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        (self.shards / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        replace_folder(self.shards, target)
+        shutil.rmtree(self.folder)
+
+    def _agree(self, plan: Mapping[str, Any], overwrite: bool) -> None:
+        """Continue only what was begun with the same plan; an unreadable plan or no shards: begin again."""
+        file = self.folder / "plan.json"
+        plan = json.loads(json.dumps(plan))
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        if before is not None and before != plan:
+            other = sorted(key for key in plan if before.get(key) != plan[key])
+            if not overwrite:
+                raise UserError(
+                    f"{self.folder} holds an unfinished run with another {' and '.join(other)}: give the "
+                    "same command as before to finish it, or pass --overwrite to begin again."
+                )
+            before = None
+        if before is None:
+            shutil.rmtree(self.shards, ignore_errors=True)
+            shutil.rmtree(self._units, ignore_errors=True)
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(plan, ensure_ascii=False, indent=2), encoding="utf-8")
+
+    def _finished_units(self) -> list[dict[str, Any]]:
+        """The journals of the first units, up to one whose shards are not all there."""
+        journals: list[dict[str, Any]] = []
+        for number in itertools.count():
+            try:
+                journal = json.loads((self._units / f"{number:05d}.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return journals
+            paths = [(self.shards / shard["file"], shard["bytes"]) for shard in journal["shards"]]
+            if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
+                return journals
+            journals.append(journal)
+        raise AssertionError
+
+    def _remove_unfinished(self) -> None:
+        """Delete what belongs to no finished unit: the shard that was open, later journals, stray files."""
+        tars = {shard["file"] for journal in self.journals for shard in journal["shards"]}
+        known = tars | {Path(name).with_suffix(".index.json").name for name in tars}
+        journals = {f"{number:05d}.json" for number in range(len(self.journals))}
+        for folder, names in ((self.shards, known), (self._units, journals)):
+            for path in folder.iterdir():
+                if path.name not in names:
+                    path.unlink()
+
+
+@contextmanager
+def _only_run(target: Path) -> Iterator[Path]:
+    """`TARGET.partial`, locked; raises UserError while another process writes there."""
+    folder = target.with_name(target.name + ".partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"Another run is writing to {folder}: wait for it, or give another --output."
+        ) from None
+    try:
+        yield folder
+    finally:
+        lock.release()

@@ -1,0 +1,152 @@
+"""`dualtoken prepare check` and `dualtoken prepare stats`: reports about a folder of shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..data_pipelines.convert import MAX_PIXELS
+from ..data_pipelines.records import Record, RecordError
+from ..data_pipelines.shards import ShardDataset, read_manifest
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_file
+from .contact_sheet import card_sheet
+from .options import integer, png_path
+
+_SHOWN_FAULTS = 100
+_SHOWN_REASONS = 20
+_CARD_TEXT = 600
+
+
+def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add the arguments of the report `kind` to its parser."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of shards")
+    parser.add_argument("--workers", type=integer(1), default=1, help="processes (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if kind == "check":
+        parser.add_argument(
+            "--max-pixels", type=int, default=MAX_PIXELS, help="most pixels of an image (default %(default)s)"
+        )
+        parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+        return
+    parser.add_argument("--sheet", default=None, metavar="PNG", help="also draw a sheet of records")
+    parser.add_argument(
+        "--samples", type=integer(1), default=24, help="records on the sheet (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=integer(0), default=0, help="which records (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report. Exit status 2 when `check` finds a fault."""
+    return _check(args) if args.kind == "check" else _stats(args)
+
+
+# --- check ----------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    from ..data_pipelines.shard_check import check_shards
+
+    shards = len(read_manifest(args.folder)["shards"])
+    faults = []
+    results = check_shards(args.folder, max_pixels=args.max_pixels, workers=args.workers)
+    for _, found in tqdm(results, total=shards, unit="shards", disable=args.no_progress, mininterval=1.0):
+        faults.extend(found)
+    if args.json:
+        print(json.dumps({"shards": shards, "faults": [vars(fault) for fault in faults]}, ensure_ascii=False))
+        return 2 if faults else 0
+    for fault in faults[:_SHOWN_FAULTS]:
+        print(fault)
+    if len(faults) > _SHOWN_FAULTS:
+        print(f"… and {len(faults) - _SHOWN_FAULTS} more: --json lists them all")
+    if faults:
+        files = len({fault.file for fault in faults})
+        print(f"{args.folder}: {len(faults)} faults in {files} files", file=sys.stderr)
+        return 2
+    print(f"{args.folder}: {shards} shards, no fault")
+    return 0
+
+
+# --- stats ----------------------------------------
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from ..data_pipelines.shard_statistics import statistics
+
+    sheet = None if args.sheet is None else png_path(args.sheet, "--sheet")
+    facts = statistics(args.folder, args.workers)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else table(facts))
+    if sheet is not None:
+        picture = sample_sheet(args.folder, args.samples, args.seed)
+        with atomic_file(sheet) as temporary:
+            picture.save(temporary)
+        print(f"wrote {sheet}", file=sys.stderr)
+    return 0
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The statistics as lines of text."""
+    rows = [
+        ("source", facts["source"]),
+        ("licence", facts["licence"]),
+        ("records", f"{facts['records']} ({_counts(facts['splits'])})"),
+        ("shards", f"{facts['shards']}, {facts['bytes'] / 1e6:.1f} MB"),
+        ("tasks", _counts(facts["tasks"])),
+        ("images", f"{facts['images']} ({_counts(facts['image_formats'] or facts['codes'])})"),
+        ("images per record", _counts(facts["images_per_record"], "{1} with {0}")),
+        ("image width", _spread(facts["image_width"])),
+        ("image height", _spread(facts["image_height"])),
+        ("turns per record", _spread(facts["turns_per_record"])),
+    ]
+    for role, about in facts["roles"].items():
+        counted = f"{about['turns']} turns, {about['texts']} texts, {about['images']} images"
+        rows += [(role, counted), ("  characters", _spread(about["characters_per_text"]))]
+        rows += [("  words", _spread(about["words_per_text"]))]
+    rows.append(("unreadable", "; ".join(facts["unreadable"][:_SHOWN_REASONS]) or "none"))
+    rows.append(("rejected", str(facts["rejected"]["samples"])))
+    reasons = sorted(facts["rejected"]["reasons"].items(), key=lambda item: -item[1])
+    rows += [(f"  {number}", reason) for reason, number in reasons[:_SHOWN_REASONS]]
+    return "\n".join(f"{name:<18} {value}".rstrip() for name, value in rows)
+
+
+def _counts(counts: dict[str, int], form: str = "{0} {1}") -> str:
+    return ", ".join(form.format(name, number) for name, number in counts.items()) or "none"
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    return "none" if values is None else ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def sample_sheet(folder: Path, samples: int, seed: int) -> Image.Image:
+    """A sheet of randomly chosen records with their images and texts. UserError when none can be read."""
+    dataset = ShardDataset(folder, "all")
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:samples]
+    cards = [card for index in sorted(chosen.tolist()) if (card := _card(dataset, index))]
+    if not cards:
+        raise UserError(f"No record of {folder} can be shown: run `dualtoken prepare check {folder}`.")
+    return card_sheet(cards, columns=min(6, len(cards)))
+
+
+def _card(dataset: ShardDataset, index: int) -> tuple[str, list[Image.Image]] | None:
+    try:
+        record = dataset[index]
+        images = [part["image"].convert("RGB") for part in record.image_parts() if "image" in part]
+    except (RecordError, OSError, ValueError, SyntaxError):
+        return None
+    return _card_text(record), images
+
+
+def _card_text(record: Record) -> str:
+    """The record's id and task, then its turns; an image is shown as a mark."""
+    lines = [f"{record.id} [{record.task()}]"]
+    for message in record.messages:
+        parts = [part["text"] if part["type"] == "text" else "<image>" for part in message["content"]]
+        lines.append(f"{message['role']}: {' '.join(parts)}")
+    return "\n".join(lines)[:_CARD_TEXT]

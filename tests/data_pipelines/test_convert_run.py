@@ -1,0 +1,156 @@
+"""A run that is killed, full or wrong: what is finished stays, and going on makes the same bytes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+import dualtoken
+from dualtoken.data_pipelines import convert_run
+from dualtoken.data_pipelines.convert import OutputOptions, Rejected
+from dualtoken.data_pipelines.convert_captions import CaptionOptions
+from dualtoken.data_pipelines.convert_folder import FolderSource
+from dualtoken.data_pipelines.convert_run import Sample, Source, write_source
+from dualtoken.data_pipelines.records import Record, assistant, user
+from dualtoken.data_pipelines.shards import read_manifest
+from dualtoken.scripts import cli
+from dualtoken.tokenizer.errors import UserError
+
+
+class Numbers(Source):
+    """Sample n is a text; every seventh is rejected, every fifth held out; `stop` raises at a sample."""
+
+    name = "numbers"
+
+    def __init__(self, count=50, stop=None):
+        self.count, self.stop = count, stop
+
+    def settings(self):
+        return {"count": self.count}
+
+    def samples(self):
+        for number in range(self.count):
+            if number == self.stop:
+                raise KeyboardInterrupt
+            yield Rejected(f"n{number}", "seventh") if number % 7 == 6 else Sample(f"n{number}", number)
+
+    def records(self, payload):
+        split = "heldout" if payload % 5 == 4 else "train"
+        yield Record(f"n{payload}", [user("which?"), assistant(str(payload))]), split
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def options(folder, **settings):
+    return OutputOptions(folder, **{"shard_size": 8, "progress": False, **settings})
+
+
+@pytest.mark.parametrize("stop", [0, 3, 8, 31, 49])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, stop):
+    write_source(Numbers(), options(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=stop), options(tmp_path / "cut"))
+    assert not (tmp_path / "cut").exists()
+    finished = tmp_path / "cut.partial" / "shards" / "train-00000.tar"
+    before = finished.stat().st_mtime_ns if stop > 8 else None
+    write_source(Numbers(), options(tmp_path / "cut"))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    if before is not None:
+        assert (tmp_path / "cut" / "train-00000.tar").stat().st_mtime_ns == before, "not made again"
+    assert not (tmp_path / "cut.partial").exists()
+
+
+def test_a_finished_shard_that_is_lost_is_made_again(tmp_path):
+    write_source(Numbers(), options(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=40), options(tmp_path / "cut"))
+    (tmp_path / "cut.partial" / "shards" / "train-00001.tar").unlink()
+    write_source(Numbers(), options(tmp_path / "cut"))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_other_settings_do_not_continue_a_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=40), options(tmp_path / "cut"))
+    with pytest.raises(UserError, match=r"another settings: .*--overwrite"):
+        write_source(Numbers(count=60), options(tmp_path / "cut"))
+    with pytest.raises(UserError, match="another shard_size"):
+        write_source(Numbers(), options(tmp_path / "cut", shard_size=9))
+    write_source(Numbers(count=60), options(tmp_path / "cut", overwrite=True))
+    assert read_manifest(tmp_path / "cut")["settings"] == {"count": 60}
+
+
+def test_two_runs_do_not_share_an_output(tmp_path):
+    (tmp_path / "x.partial").mkdir()
+    with FileLock(tmp_path / "x.partial" / "lock"), pytest.raises(UserError, match="Another run"):
+        write_source(Numbers(), options(tmp_path / "x"))
+    write_source(Numbers(), options(tmp_path / "x"))
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
+    write_source(Numbers(), options(tmp_path / "whole"))
+    add = convert_run.OpenShard.add
+
+    def full(self, key, sample):
+        if key.startswith("00003"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, key, sample)
+
+    monkeypatch.setattr(convert_run.OpenShard, "add", full)
+    with pytest.raises(UserError, match="3 finished units are kept"):
+        write_source(Numbers(), options(tmp_path / "cut"))
+    monkeypatch.undo()
+    write_source(Numbers(), options(tmp_path / "cut"))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_every_sample_is_counted_once(tmp_path):
+    manifest = write_source(Numbers(), options(tmp_path / "n"))
+    counts = manifest["counts"]
+    assert counts["records"] + counts["rejected"] == 50
+    assert counts["rejected"] == 7
+    assert manifest["rejected"]["reasons"] == {"seventh": 7}
+    assert [item["sample"] for item in manifest["rejected"]["samples"]][:2] == ["n6", "n13"]
+
+
+def test_killed_in_the_middle_then_resumed_with_other_processes(tmp_path):
+    """SIGKILL while two workers run: none of them stays, and one process finishes to the same bytes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(160):
+        Image.effect_noise((320, 240), number + 1).save(photos / f"{number:04d}.png")
+        (photos / f"{number:04d}.txt").write_text(f"noise {number}")
+    (photos / "0100.png").write_bytes(b"broken")
+    arguments = ["folder", "--input", str(photos), "--max-image-size", "200", "--shard-size", "8"]
+    command = ["prepare", *arguments, "--task", "all", "--no-progress", "--output"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(dualtoken.__file__).parents[1])}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dualtoken.scripts.cli", *command, str(tmp_path / "cut"), "--workers", "2"],
+        env=environment,
+    )
+    units = tmp_path / "cut.partial" / "units"
+    while run.poll() is None and len(list(units.glob("0*.json"))) < 2:
+        time.sleep(0.005)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert cli.main([*command, str(tmp_path / "cut")]) == 0
+    output = options(tmp_path / "whole", shard_size=8)
+    limited = replace(CaptionOptions("all").images, max_size=200)
+    write_source(FolderSource(photos, options=CaptionOptions("all", images=limited)), output)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert read_manifest(tmp_path / "cut")["counts"]["rejected"] == 1
