@@ -4,8 +4,8 @@ A command is a module beside this one with a docstring (its help: what it does, 
 `add_arguments(parser)` and a function `run(args) -> int`. Only the chosen command's module is imported, so
 `dualtoken --help` does not wait for torch.
 
-Exit status: 0; 2 for a user's mistake, told in one line on stderr; 130 when interrupted; 143 for a training run
-that saved on SIGTERM; 1 with a traceback for anything else.
+Exit status: 0; 2 for a user's mistake, told in one line on stderr; 130 when interrupted; 143 for a training
+run that saved on SIGTERM; 1 with a traceback for anything else.
 """
 
 import argparse

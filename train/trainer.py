@@ -64,9 +64,8 @@ def train(recipe: Recipe) -> Path | None:
     decay = recipe.run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
     beside = BesideEngine(objective, average)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", world, recipe.run.keep_checkpoints, recipe.run.keep_best
-    )
+    run = recipe.run
+    checkpoints = Checkpoints(folder / "checkpoints", world, run.keep_checkpoints, run.keep_best)
     start = checkpoints.load_newest(engine, beside.load_state_dict)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
