@@ -40,7 +40,7 @@ COMMANDS = {
     "tokenize": Command("tokenize", "replace the images of shards by their codes"),
     "train": Command("train", "train a tokenizer or a model from a recipe"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
-    "convert": Command("convert", "make a folder of the released research checkpoints"),
+    "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 
 # The extra that brings an optional package, by the name it is imported under.

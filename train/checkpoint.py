@@ -27,6 +27,7 @@ from .distributed import World
 STATE = "state.json"
 BESIDE = "beside_engine.pt"
 BEST = "best.json"
+RECIPE = "recipe.yaml"
 _OLD_BESIDE = "objective.pt"  # its name in checkpoints written before the weight average was in it
 _NAME = re.compile(r"step-(\d{8})$")
 _PARTIAL = ".partial"
@@ -137,7 +138,7 @@ class Checkpoints:
         """The step to go on from, or what is wrong; names damaged checkpoints, removes leftovers."""
         for leftover in self.folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self._all_steps()):
             wrong = fault(self.path(step))
             if wrong is None:
@@ -180,6 +181,9 @@ class Checkpoints:
         }
 
         def write() -> None:
+            recipe = self.folder.parent / RECIPE
+            if recipe.is_file():  # so that a checkpoint by itself is enough to export the model
+                shutil.copyfile(recipe, partial / RECIPE)
             if beside:
                 torch.save(beside, partial / BESIDE)
             files = sorted(path for path in partial.rglob("*") if path.is_file())

@@ -26,6 +26,7 @@ from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints
 from .config import Recipe, save_resolved
 from .distributed import World, join_world
+from .export import export_checkpoint
 from .loss_meter import LossMeter
 from .loss_window import LossWindow
 from .monitors import Monitor
@@ -76,6 +77,8 @@ def train(recipe: Recipe) -> Path | None:
         raise RunStopped(done, request.signum)
     if done < recipe.run.steps:
         return None
+    if recipe.run.zero_stage == 3:
+        return _export_from_files(checkpoints.path(done), folder / "model", recipe, world)
     with nullcontext() if average is None else average.applied():
         return _export(objective, folder / "model", recipe, world)
 
@@ -246,6 +249,14 @@ def _engine_metrics(engine: Any) -> dict[str, float]:
     if norm is not None:  # DeepSpeed does not compute it at fp32 stage 0
         metrics["gradient_norm"] = float(norm)
     return metrics
+
+
+def _export_from_files(checkpoint: Path, folder: Path, recipe: Recipe, world: World) -> Path:
+    """At stage 3 no process holds whole weights: the model is made of the last checkpoint's files."""
+    if world.is_main:
+        export_checkpoint(checkpoint, recipe, folder)
+    world.barrier()
+    return folder
 
 
 def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) -> Path:
