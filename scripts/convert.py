@@ -1,9 +1,10 @@
 """Turn a checkpoint of another layout into a folder that `from_pretrained` loads.
 
 `official` reads the tokenizers released with the paper: a .pt or .safetensors file and its config.json. The
-folder gets the weights as safetensors, the configuration, the image processor and, where the backbone's folder
-has one, the text tokenizer. `checkpoint` reads a checkpoint of `dualtoken train`, of any ZeRO stage; it needs
-neither a GPU nor the data, and gives the model that the run exports at its end. Nothing in a file is executed.
+folder gets the weights as safetensors, the configuration, the image processor and, where the backbone's
+folder has one, the text tokenizer. `checkpoint` reads a checkpoint of `dualtoken train`, of any ZeRO stage;
+it needs neither a GPU nor the data, and gives the model that the run exports at its end. Nothing in a file is
+executed.
 
 Examples:
   dualtoken convert official epoch_20.pt --config config.json --output so400m-384-rvq8

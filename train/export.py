@@ -44,7 +44,7 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
         steps, best = checkpoints.steps(), checkpoints.best()
         wanted = (best or {}).get("step") if step == "best" else (step or (steps[-1] if steps else None))
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
-            there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
             raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
         found = checkpoints.path(int(wanted))
     wrong = fault(found)
