@@ -138,6 +138,8 @@ class Checkpoints:
         """The step to go on from, or what is wrong; names damaged checkpoints, removes leftovers."""
         for leftover in self.folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for torn in self.folder.glob(f".{Path(BEST).stem}-*"):
+            torn.unlink(missing_ok=True)
         damaged: list[str] = []
         for step in reversed(self._all_steps()):
             wrong = fault(self.path(step))

@@ -17,8 +17,6 @@ from torch import Tensor
 from ..tokenizer.errors import UserError
 from .saved_state import MASTER, OptimizerState, load_file, saved_weights
 
-# AdamW's. Muon's momentum is not divided like the weights.
-_DIVIDED = {MASTER, "exp_avg", "exp_avg_sq"}
 Part = tuple[str, int, int]  # parameter's name, first number, count
 
 
@@ -35,13 +33,11 @@ def load_resharded(engine: Any, folder: Path, stage: int) -> None:
             "changed from or to another one: set it as it was, or give another output folder"
         )
     saved = OptimizerState(folder, stage)
-    for name in saved.shapes:
-        other = set(saved.divided_keys(name)) - _DIVIDED
-        if other:
-            raise UserError(
-                f"{folder}: the optimizer's {', '.join(sorted(other))} cannot be divided anew, only what "
-                "AdamW keeps; start as many processes as then, with the same run.zero_stage"
-            )
+    if saved.others:
+        raise UserError(
+            f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be divided anew, only what "
+            "AdamW keeps; start as many processes as then, with the same run.zero_stage"
+        )
     _load_module(engine, saved_weights(folder, stage))
     (_load_stage_3 if now == 3 else _load_stage_1_or_2)(engine, saved)
     _load_counters(engine, load_file(next(iter(sorted(folder.glob("*mp_rank_00_model_states.pt"))))))

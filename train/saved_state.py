@@ -19,19 +19,22 @@ from ..tokenizer.errors import UserError, first_line
 
 #: Key of a parameter's fp32 master weights beside those of its optimizer state.
 MASTER = "fp32"
+#: Keys with as many numbers as the parameter, divided as it is: AdamW's moments. Muon's momentum is not.
+DIVIDED = (MASTER, "exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
 
 
 class OptimizerState:
     """Every trained parameter's fp32 master weights and optimizer state, of ZeRO stage 1, 2 or 3.
 
-    A key of a parameter is either *divided* (as many numbers as the parameter has, in pieces of all ranks'
-    files) or *common* (the step number).
+    A key of a parameter is either in `DIVIDED`, with pieces in all ranks' files, or in ``common``, one number
+    for all of it (the step); names of tensors that are neither are in ``others``.
     """
 
     def __init__(self, folder: Path, stage: int) -> None:
         self._pieces: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.common: dict[str, dict[str, Any]] = defaultdict(dict)
+        self.others: set[str] = set()
         self.shapes = {
             name: shape
             for group in _model_state(folder, stage)["param_shapes"]
@@ -48,8 +51,10 @@ class OptimizerState:
 
     def _take(self, name: str, flat: dict[str, Any], start: int, length: int) -> None:
         for key, value in flat.items():
-            if isinstance(value, Tensor) and value.dim():
+            if key in DIVIDED:
                 self._pieces[name][key].append(value.narrow(0, start, length))
+            elif isinstance(value, Tensor) and value.dim():
+                self.others.add(key)
             else:
                 self.common[name][key] = value
 

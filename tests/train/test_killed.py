@@ -41,17 +41,21 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_a_signal_to_one_process_ends_the_run_with_a_checkpoint(
+def test_a_signal_ends_the_run_with_a_checkpoint(
     number: signal.Signals, processes: int, chain: Chain, tmp_path: Path
 ) -> None:
+    """To every process of the run, those that load data among them; or to one of two ranks only."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    options = ["--run.steps", "120", "--run.save_every", "1000"]
+    options = ["--run.steps", "120", "--run.save_every", "1000", "--data.num_workers", str(2 - processes)]
     running = start_training([*chain.recipe("contrastive", stopped), *options], processes)
     try:
         log = stopped / "log.jsonl"
         wait_for(lambda: log.exists() and log.read_text().count("\n") >= 3, running)
-        workers = psutil.Process(running.pid).children() if processes > 1 else [psutil.Process(running.pid)]
-        workers[-1].send_signal(number)
+        process = psutil.Process(running.pid)
+        asked = process.children()[-1:] if processes > 1 else [process, *process.children(recursive=True)]
+        assert len(asked) > 1 or processes > 1
+        for one in asked:
+            one.send_signal(number)
         _, errors = running.communicate(timeout=200)
     finally:
         running.kill()
