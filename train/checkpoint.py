@@ -301,5 +301,7 @@ def _attempt(action: Callable[[], Any]) -> str | None:
     try:
         action()
     except (OSError, RuntimeError) as error:
-        return first_line(error)
+        reason = first_line(error)
+        # How torch says that fewer bytes arrived than it wrote.
+        return f"a file could not be written in full: {reason}" if "inline_container" in reason else reason
     return None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from dualtoken.scripts.cli import users_mistake
 from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.checkpoint import BESIDE, STATE, Checkpoints, JudgedBy, fault
 from dualtoken.train.distributed import World
@@ -161,6 +162,12 @@ def test_errors_of_every_part_of_saving_are_told_in_one_line(
         with pytest.raises(UserError, match="step 20 could not be written"):
             checkpoints.save(FakeEngine(), 20)
     assert checkpoints.steps() == [10]
+
+
+def test_a_full_disk_is_told_in_one_line_wherever_it_is_met() -> None:
+    error = OSError(28, "No space left on device", "run/log.jsonl")
+    assert users_mistake(error) == "the disk is full: run/log.jsonl; make room and start again"
+    assert users_mistake(OSError(5, "Input/output error", "run/log.jsonl")) is None
 
 
 def test_another_batch_is_refused(tmp_path: Path) -> None:
