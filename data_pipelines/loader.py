@@ -4,6 +4,7 @@ processes if asked."""
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,8 +66,19 @@ def example_batches(
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=False,
+        worker_init_fn=ignore_stop_signals,
     )
     return iter(loader)
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Leave SIGTERM and SIGINT to the training process, which still needs its workers for the step at hand.
+
+    They reach workers as well where a scheduler or a terminal signals every process; workers end with their
+    loader.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ A command is a module beside this one with a docstring (its help: what it does, 
 `add_arguments(parser)` and a function `run(args) -> int`. Only the chosen command's module is imported, so
 `dualtoken --help` does not wait for torch.
 
-Exit status: 0; 2 for a user's mistake, told in one line on stderr; 130 when interrupted; 1 with a traceback
-for anything else.
+Exit status: 0; 2 for a user's mistake, told in one line on stderr; 130 when interrupted; 143 for a training
+run that saved on SIGTERM; 1 with a traceback for anything else.
 """
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -40,7 +41,7 @@ COMMANDS = {
     "train": Command("train", "train a tokenizer or a model from a recipe"),
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
-    "convert": Command("convert", "make a folder of the released research checkpoints"),
+    "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 
 # The extra that brings an optional package, by the name it is imported under.
@@ -146,6 +147,8 @@ def users_mistake(error: Exception) -> str | None:
             "torch and torchvision are builds that do not fit together (one for CPU, one for CUDA):"
             " reinstall both from one source, or remove torchvision, which the core does not need"
         )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full: {error.filename or error.strerror}; make room and start again"
     from ..tokenizer.errors import UserError  # here, because it imports torch
 
     return str(error) if isinstance(error, UserError) else None

@@ -1,11 +1,14 @@
 """Turn a checkpoint of another layout into a folder that `from_pretrained` loads.
 
-`official` reads the tokenizers released with the paper: a .pt or .safetensors file and its config.json.
-Nothing in a .pt file is executed. The folder gets the weights as safetensors, the configuration, the image
-processor and, where the backbone's folder has one, the text tokenizer.
+`official` reads the tokenizers released with the paper: a .pt or .safetensors file and its config.json. The
+folder gets the weights as safetensors, the configuration, the image processor and, where the backbone's
+folder has one, the text tokenizer. `checkpoint` reads a checkpoint of `dualtoken train`, of any ZeRO stage;
+it needs neither a GPU nor the data, and gives the model that the run exports at its end. Nothing in a file is
+executed.
 
-Example:
+Examples:
   dualtoken convert official epoch_20.pt --config config.json --output so400m-384-rvq8
+  dualtoken convert checkpoint runs/mllm --step 4000 --output mllm-4000
 """
 
 from __future__ import annotations
@@ -16,27 +19,44 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizer.errors import UserError
-
-KINDS = ("official",)
+from .options import integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
-    parser.add_argument("kind", choices=KINDS, help="what the checkpoint is")
-    parser.add_argument("checkpoint", type=Path, help="the .pt or .safetensors file")
-    parser.add_argument("--config", type=Path, required=True, help="its config.json")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument(
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    official = kinds.add_parser("official", help="a tokenizer released with the paper")
+    official.add_argument("checkpoint", type=Path, help="the .pt or .safetensors file")
+    official.add_argument("--config", type=Path, required=True, help="its config.json")
+    official.add_argument(
         "--backbone",
         help="folder or hub id of the SigLIP whose configuration (and text tokenizer) belongs to it "
         "(default: what the config names, beside it or on the hub)",
     )
-    parser.add_argument(
+    official.add_argument(
         "--not-causal",
         action="store_true",
         help="the projections behind the quantizers see all positions (the released models' do not)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    trained = kinds.add_parser("checkpoint", help="a checkpoint of dualtoken train")
+    trained.add_argument("checkpoint", type=Path, help="output folder of a run, or one of its checkpoints")
+    trained.add_argument(
+        "--step", type=step, help="which checkpoint of a run: a step, or best (default: the newest)"
+    )
+    trained.add_argument(
+        "--average", action="store_true", help="the averaged weights (run.weight_average), not the last ones"
+    )
+    trained.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="of the weights (default: the recipe's run.export_dtype)"
+    )
+    for kind in (official, trained):
+        kind.add_argument("--output", type=Path, required=True, help="folder to make")
+        kind.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+
+
+def step(text: str) -> int | str:
+    """An argparse type: the number of a step, or "best"."""
+    return "best" if text == "best" else integer(1)(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,11 +65,26 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output {args.output} exists; choose another name or give --overwrite")
     import transformers
 
+    transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
+    return convert_official(args) if args.kind == "official" else convert_checkpoint(args)
+
+
+def convert_checkpoint(args: argparse.Namespace) -> int:
+    """A checkpoint of a training run."""
+    from ..train.export import export_checkpoint, find_checkpoint, recipe_of
+
+    checkpoint = find_checkpoint(args.checkpoint, args.step)
+    export_checkpoint(checkpoint, recipe_of(checkpoint), args.output, args.dtype, args.average)
+    print(f"{args.output}: the model of {checkpoint}" + (", averaged" if args.average else ""))
+    return 0
+
+
+def convert_official(args: argparse.Namespace) -> int:
+    """A released tokenizer."""
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
     from ..tokenizer.files import atomic_folder
     from ..tokenizer.official import find_backbone
 
-    transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
     tokenizer = DualTokenizer.from_official(args.checkpoint, args.config, args.backbone, not args.not_causal)
     config = tokenizer.config
     with atomic_folder(args.output) as partial:

@@ -1,7 +1,8 @@
 """Train a tokenizer or a model by a recipe: one process by hand, several under deepspeed or torchrun.
 
 Every key of a recipe can be overridden; --recipe-help describes them. A run that was stopped goes on from its
-newest checkpoint when it is started again with the same output.
+newest checkpoint when it is started again with the same output. SIGTERM and SIGINT (Ctrl-C) end a run after a
+step and a checkpoint, with status 143 and 130; a second signal ends it at once.
 
 Examples:
   dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm --run.steps 200 --optimizer.lr 1e-3
@@ -29,12 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..train.config import parse_recipe
+    from ..train.stop_request import RunStopped
     from ..train.trainer import train
 
     if args.recipe is None and not args.recipe_help:
         raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
     recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *args.overrides])
-    folder = train(recipe)
+    try:
+        folder = train(recipe)
+    except RunStopped as stopped:
+        print(f"{stopped}, with a checkpoint; start it again to go on", file=sys.stderr)
+        return 128 + stopped.signum
     done = (
         f"model: {folder}"
         if folder

@@ -101,7 +101,9 @@ class RunConfig:
         zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
-        keep_checkpoints: how many checkpoints stay on disk.
+        keep_checkpoints: how many of the newest checkpoints stay on disk.
+        keep_best: the checkpoint with the lowest loss stays besides (the validation loss where there is one,
+            else the mean training loss since the checkpoint before); ``checkpoints/best.json`` names it.
         export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a
             tokenizer that is to ship in bf16 must be exported in bf16 before codes are cached with it.
         stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
@@ -120,6 +122,7 @@ class RunConfig:
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
+    keep_best: bool = True
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     stop_after: int = 0
 

@@ -26,11 +26,14 @@ from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints
 from .config import Recipe, save_resolved
 from .distributed import World, join_world
+from .export import export_checkpoint
 from .loss_meter import LossMeter
+from .loss_window import LossWindow
 from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
+from .stop_request import RunStopped, StopRequest
 from .weight_average import WeightAverage
 from .zero import deepspeed_config
 
@@ -42,6 +45,9 @@ def train(recipe: Recipe) -> Path | None:
 
     Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last
     step.
+
+    Errors:
+        RunStopped when SIGTERM or SIGINT ended the run early, after a checkpoint.
     """
     world = join_world(recipe.run.threads)
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
@@ -59,14 +65,20 @@ def train(recipe: Recipe) -> Path | None:
     decay = recipe.run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
     beside = BesideEngine(objective, average)
-    checkpoints = Checkpoints(folder / "checkpoints", world, recipe.run.keep_checkpoints)
+    run = recipe.run
+    checkpoints = Checkpoints(folder / "checkpoints", world, run.keep_checkpoints, run.keep_best)
     start = checkpoints.load_newest(engine, beside.load_state_dict)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
-    done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start)
+    with StopRequest(world) as request:
+        done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, request)
+    if request.stopping and done < recipe.run.steps:
+        raise RunStopped(done, request.signum)
     if done < recipe.run.steps:
         return None
+    if recipe.run.zero_stage == 3:
+        return _export_from_files(checkpoints.path(done), folder / "model", recipe, world)
     with nullcontext() if average is None else average.applied():
         return _export(objective, folder / "model", recipe, world)
 
@@ -91,8 +103,11 @@ class BesideEngine:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "objective" in state:
             self.objective.load_extra_state(state["objective"])
-        if self.average is not None and "weight_average" in state:
-            self.average.load_state_dict(state["weight_average"])
+        if self.average is not None:
+            if "weight_average" in state:
+                self.average.load_state_dict(state["weight_average"])
+            else:
+                self.average.restart()
 
 
 def _run_steps(
@@ -103,6 +118,7 @@ def _run_steps(
     stream: Stream,
     checkpoints: Checkpoints,
     start: int,
+    request: StopRequest,
 ) -> int:
     """The loop; returns the number of steps that are now done."""
     run, objective = recipe.run, beside.objective
@@ -111,20 +127,25 @@ def _run_steps(
     samples = recipe.data.micro_batch_size * accumulation * world.size
     monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
     batches = stream.batches(objective, start * accumulation)
-    meter = LossMeter(world)
+    meter, window = LossMeter(world), LossWindow(world)
     engine.train()
     for step in range(start, stop):
         objective.before_step(step, partial(stream.batches, objective, step * accumulation), world.device)
         micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
         counts = _global_counts(objective, micro_batches, world)
+        if request.agreed():  # asked here, where the ranks have just waited for each other
+            stop = step + 1
         for number, batch in enumerate(micro_batches):
             _seed_micro_batch(recipe.seed, world.rank, step, number)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16_autocast"):
                 terms = engine(**batch)
-            engine.backward(_loss(terms, counts, world.size * accumulation))
+            loss = _loss(terms, counts, world.size * accumulation)
+            window.add(loss, world.size * accumulation)
+            engine.backward(loss)
             engine.step()
             meter.add(terms)
         beside.after_step(step)
+        window.end_step()
         meter.add_counts(counts)
         monitor.advance()
         done = step + 1
@@ -134,7 +155,11 @@ def _run_steps(
             monitor.warn(done, objective.alarms())
         if done == stop or (run.save_every and done % run.save_every == 0):
             meter.check(done)
-            checkpoints.save(engine, done, beside.state_dict())
+            # Few steps since the last one, as when a signal came, make no fair comparison.
+            judged = None if request.stopping else window.read()
+            checkpoints.save(engine, done, beside.state_dict(), judged)
+        if done == stop:
+            break
     monitor.close()
     return max(start, stop)
 
@@ -224,6 +249,14 @@ def _engine_metrics(engine: Any) -> dict[str, float]:
     if norm is not None:  # DeepSpeed does not compute it at fp32 stage 0
         metrics["gradient_norm"] = float(norm)
     return metrics
+
+
+def _export_from_files(checkpoint: Path, folder: Path, recipe: Recipe, world: World) -> Path:
+    """At stage 3 no process holds whole weights: the model is made of the last checkpoint's files."""
+    if world.is_main:
+        export_checkpoint(checkpoint, recipe, folder)
+    world.barrier()
+    return folder
 
 
 def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) -> Path:

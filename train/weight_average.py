@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,11 +56,16 @@ class WeightAverage:
         for own, name in zip(self._averages, self._parameters(), strict=True):
             own.copy_(averages[name])
 
+    def restart(self) -> None:
+        """Begin anew from the model's present weights (those of a checkpoint that holds no averages)."""
+        self.num_updates = 0
+        self._assign(self._averages, list(self._parameters().values()))
+
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @staticmethod
     @torch.no_grad()
-    def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+    def _assign(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)

@@ -4,6 +4,8 @@ per session."""
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -173,6 +175,26 @@ def run_training(arguments: list[str], processes: int = 1) -> str:
     )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     return finished.stdout
+
+
+def start_training(
+    arguments: list[str], processes: int = 1, largest_file: int | None = None
+) -> subprocess.Popen[str]:
+    """``dualtoken train`` on its way; no process of it may write a file of more than `largest_file` bytes."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+
+    return subprocess.Popen(
+        _command(arguments, processes),
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
 
 
 def kill_training(arguments: list[str], log: Path, step: int) -> None:

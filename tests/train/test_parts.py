@@ -13,7 +13,6 @@ from torch import nn
 
 from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
 from dualtoken.tokenizer.errors import UserError
-from dualtoken.train.checkpoint import Checkpoints
 from dualtoken.train.config import OptimizerConfig, ScheduleConfig
 from dualtoken.train.distributed import World
 from dualtoken.train.loss_meter import LossMeter
@@ -131,36 +130,6 @@ def test_average_of_weights() -> None:
         assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == 5.0
     assert restored.num_updates == 3
-
-
-class FakeEngine:
-    """Saves a file, loads nothing."""
-
-    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        (Path(folder) / tag).mkdir()
-        (Path(folder) / tag / "weights.pt").write_text(tag)
-
-    def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict[str, Any]]:
-        return f"{folder}/{tag}", {}
-
-
-def test_checkpoints_are_pruned_and_half_written_ones_are_passed_over(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", ALONE, keep=2)
-    for step in (10, 20, 30):
-        checkpoints.save(FakeEngine(), step)
-    (tmp_path / "checkpoints" / "step-00000040.partial").mkdir()  # what a killed run leaves
-    assert checkpoints.steps() == [20, 30]
-    assert checkpoints.load_newest(FakeEngine()) == 30
-    checkpoints.save(FakeEngine(), 40)
-    assert checkpoints.steps() == [30, 40]
-    assert not list((tmp_path / "checkpoints").glob("*.partial"))
-
-
-def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, ALONE, keep=1).save(FakeEngine(), 5)
-    other = World(rank=1, local_rank=1, size=2, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="1 processes, this run has 2"):
-        Checkpoints(tmp_path, other, keep=1).load_newest(FakeEngine())
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:

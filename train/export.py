@@ -1,0 +1,113 @@
+"""From a checkpoint of any ZeRO stage to the model's public one-folder format, in one process on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..tokenizer.errors import UserError
+from ..tokenizer.files import atomic_folder
+from .checkpoint import RECIPE, STATE, Checkpoints, fault, read_beside
+from .config import Recipe, parse_recipe, save_resolved
+from .distributed import World
+from .objectives import Objective, build_objective
+from .saved_state import saved_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
+    """The folder of one checkpoint, whole.
+
+    Args:
+        path: a run's output folder, or one checkpoint in it.
+        step: which one of a run; "best" takes the one with the lowest loss, None the newest.
+
+    Errors:
+        UserError for a folder that is neither, a step that is not there, or a damaged checkpoint.
+    """
+    if not (path / "checkpoints").is_dir():
+        if not (path / STATE).is_file():
+            raise UserError(
+                f"{path} is neither the output folder of a run (with checkpoints/) nor a checkpoint (step-…)"
+            )
+        if step is not None:
+            raise UserError(f"{path} is one checkpoint; --step chooses among those of a run's output folder")
+        found = path
+    else:
+        checkpoints = Checkpoints(path / "checkpoints", World(0, 0, 1, torch.device("cpu")), keep=1)
+        steps, best = checkpoints.steps(), checkpoints.best()
+        wanted = (best or {}).get("step") if step == "best" else (step or (steps[-1] if steps else None))
+        if wanted is None or not checkpoints.path(int(wanted)).is_dir():
+            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
+            raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
+        found = checkpoints.path(int(wanted))
+    wrong = fault(found)
+    if wrong is not None:
+        raise UserError(f"checkpoint {found} is incomplete: {wrong}; take another one by --step")
+    return found
+
+
+def recipe_of(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was written by (kept in it, or in its run's folder)."""
+    for folder in (checkpoint, checkpoint.parent.parent):
+        if (folder / RECIPE).is_file():
+            return parse_recipe([str(folder / RECIPE)])
+    raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
+
+
+def export_checkpoint(
+    checkpoint: Path, recipe: Recipe, output: Path, dtype: str | None = None, average: bool = False
+) -> None:
+    """Write the model of a checkpoint as the run itself exports it at its end; ``output`` is replaced.
+
+    Args:
+        dtype: "fp32" or "bf16"; None takes ``run.export_dtype``.
+        average: the averaged weights (``run.weight_average``) instead of the last ones.
+
+    Errors:
+        UserError when there are no averages, or the recipe builds another model than was trained.
+    """
+    beside = read_beside(checkpoint)
+    averages = beside.get("weight_average", {}).get("averages")
+    if average and averages is None:
+        raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
+    stage = json.loads((checkpoint / STATE).read_text()).get("zero_stage", recipe.run.zero_stage)
+    objective = build_objective(_without_judges(recipe))
+    if recipe.run.precision == "bf16":  # the weights that the run computes with
+        objective.bfloat16()
+    _load(objective, saved_weights(checkpoint, stage), checkpoint)
+    if average:
+        _assign(dict(objective.named_parameters()), averages)
+    objective.load_extra_state(beside.get("objective", {}))
+    objective.eval()
+    with atomic_folder(output) as temporary:
+        objective.export(temporary, DTYPES[dtype or recipe.run.export_dtype])
+        save_resolved(recipe, temporary / RECIPE)
+
+
+def _without_judges(recipe: Recipe) -> Recipe:
+    """The recipe without the networks that only judge a tokenizer in training and need files of their own."""
+    if recipe.tokenizer is None:
+        return recipe
+    tokenizer = dataclasses.replace(recipe.tokenizer, perceptual_weight=0.0, adversarial=None)
+    return dataclasses.replace(recipe, tokenizer=tokenizer)
+
+
+def _load(objective: Objective, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    try:
+        objective.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{checkpoint} does not fit the model of its recipe: {reason}") from error
+
+
+@torch.no_grad()
+def _assign(parameters: dict[str, nn.Parameter], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
