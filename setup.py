@@ -24,6 +24,7 @@ CORE = [
     "pillow>=10",
     "scipy>=1.11",
     "webdataset>=1.0",
+    "fsspec>=2024.2",
     "jsonargparse[signatures]>=4.49",
     "pyyaml>=6",
     "tqdm>=4.66",
