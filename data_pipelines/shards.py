@@ -37,6 +37,8 @@ from .tar_index import TarIndex, build_index, load_index, load_remote_indexes, s
 
 logger = logging.getLogger(__name__)
 
+Source = str | os.PathLike[str] | Location
+
 MANIFEST = "manifest.json"
 FORMAT = "dualtoken-shards"
 FORMAT_VERSION = 1
@@ -85,6 +87,7 @@ class ShardWriter:
         shard_size: int = 10_000,
         overwrite: bool = False,
         extra: Mapping[str, Any] | None = None,
+        first_key: int = 0,
     ) -> None:
         self.folder = Path(folder)
         if (
@@ -101,7 +104,7 @@ class ShardWriter:
         self._open: dict[str, _OpenShard] = {}
         self._finished: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
-        self._next_key = 0
+        self._first_key = self._next_key = first_key
 
     def __enter__(self) -> ShardWriter:
         self._context = atomic_folder(self.folder)
@@ -147,7 +150,7 @@ class ShardWriter:
 
     @property
     def num_records(self) -> int:
-        return self._next_key
+        return self._next_key - self._first_key
 
     @property
     def num_rejected(self) -> int:
@@ -214,11 +217,11 @@ class ShardDataset:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        source: Source | Sequence[Source],
         split: str = "train",
         tolerant: bool = False,
     ) -> None:
-        sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        sources = [source] if isinstance(source, (str, os.PathLike, Location)) else list(source)
         self.split = split
         self.manifests: list[dict[str, Any]] = []
         self.shards: list[Path | Location] = []
@@ -342,7 +345,7 @@ def _surviving_index(shard: Path, records: int) -> TarIndex:
     return TarIndex(np.concatenate([index.offsets, lost]), np.concatenate([index.lengths, lost]))
 
 
-def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
+def read_manifest(folder: Source) -> dict[str, Any]:
     """The manifest of a folder of shards, local or behind a URL.
 
     Raises UserError when there is none, it cannot be read, or it is of another format.

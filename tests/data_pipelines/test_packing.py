@@ -52,14 +52,13 @@ def collate(rows: list[list[Example]], length: int) -> list[list[tuple[str, int]
     return [[(example.name, example.draw) for example in row] for row in rows]
 
 
-def stream(
-    plan: WindowPlan = WindowPlan(), cursor: tuple[int, int] = (0, 0), **options: Any
-) -> PackedBatches:
+def stream(plan: WindowPlan | None = None, cursor: tuple[int, int] = (0, 0), **options: Any) -> PackedBatches:
     sources = options.pop("sources", [Numbered(number, size) for number, size in enumerate(SIZES)])
     mixture = Mixture([len(source) for source in sources], [2.0, 1.0][: len(sources)], seed=4)
+    packing = Packing(LENGTH, WINDOW)
     settings = {"rows": ROWS, "prepare": prepare, **options}
     return PackedBatches(
-        mixture, plan, Packing(LENGTH, WINDOW), sources, collate=collate, cursor=cursor, **settings
+        mixture, plan or WindowPlan(), packing, sources, collate=collate, cursor=cursor, **settings
     )
 
 

@@ -1,9 +1,9 @@
-"""The run's data: packed batches teach what separate records teach, resume exactly, and lost shards are counted."""
+"""The run's data: packed batches teach what separate records do, resume exactly; lost shards are counted."""
 
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,15 @@ def bounded_attention(
     assert attention_mask is None
     batch, heads, length, size = query.shape
     groups = heads // key.shape[1]
-    flat = [t.transpose(1, 2).reshape(batch * length, -1, size) for t in (query, key, value)]
-    flat[1:] = [t.repeat_interleave(groups, dim=1) for t in flat[1:]]
+    q, k, v = (
+        t.transpose(1, 2).reshape(batch * length, -1, size).transpose(0, 1) for t in (query, key, value)
+    )
+    k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
     bounds = given["cu_seq_lens_q"].tolist()
-    assert given["max_length_q"] == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    assert given["max_length_q"] == max(b - a for a, b in pairwise(bounds))
     documents = [
-        scaled_dot_product_attention(*(t[a:b].transpose(0, 1) for t in flat), is_causal=True, scale=scaling)
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        scaled_dot_product_attention(q[:, a:b], k[:, a:b], v[:, a:b], is_causal=True, scale=scaling)
+        for a, b in pairwise(bounds)
     ]
     return torch.cat(documents, dim=1).transpose(0, 1).reshape(batch, length, heads, size), None
 

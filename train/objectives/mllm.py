@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data_pipelines.code_cache import check_codes_belong, codes_checksum
+from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError
 from ...mllm import (
     ChatFormat,
@@ -86,7 +86,8 @@ class MllmObjective(Objective):
         return batch
 
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
-        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}")
+        preprocessing = preprocessing_checksum(self.processor.image_processor)
+        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
 
     def record_length(self, record: Record) -> int:
         characters = sum(len(text) for text in record.texts())
