@@ -130,11 +130,8 @@ class StreamStatistics:
             figures |= {
                 f"share/{name}": n / records.sum() for name, n in zip(self.names, records, strict=True)
             }
-        if tokens.sum() and positions:
-            fill = tokens.sum() / positions
+        if tokens.sum():
             figures |= {
-                "fill_share": fill,
-                "padding_share": 1.0 - fill,
                 "length_mean": tokens.sum() / records.sum(),
                 "length_p50": _percentile(histogram, 0.5),
                 "length_p95": _percentile(histogram, 0.95),
@@ -142,6 +139,9 @@ class StreamStatistics:
             figures |= {
                 f"token_share/{name}": n / tokens.sum() for name, n in zip(self.names, tokens, strict=True)
             }
+        if positions and tokens.sum():
+            fill = tokens.sum() / positions
+            figures |= {"fill_share": fill, "padding_share": 1.0 - fill}
         return {name: float(value) for name, value in figures.items()}
 
 
