@@ -33,7 +33,7 @@ from PIL import Image
 from dualtoken.data_pipelines.code_cache import tokenize_shards
 from dualtoken.data_pipelines.convert_scenes import question_turns
 from dualtoken.data_pipelines.loader import PackedBatches, Packing, example_batches
-from dualtoken.data_pipelines.mixture import BatchPlan, Mixture
+from dualtoken.data_pipelines.mixture import BatchPlan, Draw, Mixture
 from dualtoken.data_pipelines.packing import WindowPlan
 from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
 from dualtoken.data_pipelines.scene_language import describe
@@ -61,7 +61,7 @@ class Size:
     steps: int
 
 
-SIZES = {"small": Size(192, 512, 256, 64, 2), "full": Size(4096, 8192, 512, 2048, 50)}
+SIZES = {"small": Size(192, 1024, 128, 64, 2), "full": Size(4096, 8192, 512, 2048, 50)}
 
 
 # --- data ----------------------------------------
@@ -180,14 +180,20 @@ def stack(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images))
 
 
+class OneEpoch(BatchPlan):
+    """A plan that ends after one epoch, as webdataset does: workers of an endless one read ahead of it."""
+
+    def batches(self, start: int = 0) -> Iterator[list[Draw]]:
+        return islice(super().batches(start), sum(self.mixture.lengths) // self.micro_batch_size)
+
+
 def read_shards(folder: Path) -> Callable[[], None]:
     """One epoch of all images through our loader, workers started anew."""
     dataset = ShardDataset(folder / "raw")
-    plan = BatchPlan(Mixture([len(dataset)], [1.0], 0), BATCH)
+    plan = OneEpoch(Mixture([len(dataset)], [1.0], 0), BATCH)
 
     def step() -> None:
-        stream = example_batches(plan, [dataset], first_image, stack, num_workers=WORKERS)
-        for _ in islice(stream, len(dataset) // BATCH):
+        for _ in example_batches(plan, [dataset], first_image, stack, num_workers=WORKERS):
             pass
 
     return step
