@@ -72,7 +72,7 @@ def write_data(folder: Path, size: Size) -> None:
     codes made up, which are as long and as much to compute."""
     rng = np.random.default_rng(0)
     write(folder / "raw", size.raw, lambda: messages("t2i", rng, size.side), size.raw // (2 * WORKERS))
-    write(folder / "vqa-images", size.records, lambda: messages("vqa", rng, size.side))
+    write(folder / "vqa-images", size.records, lambda: messages("vqa", rng, 2 * size.side))
     tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer")
     tokenize_shards(tokenizer, folder / "vqa-images", folder / "vqa", progress=False)
     for name in ("caption", "t2i", "chat"):
