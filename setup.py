@@ -26,6 +26,7 @@ CORE = [
     "webdataset>=1.0",
     "braceexpand>=0.1.7",
     "filelock>=3.12",
+    "fsspec>=2024.2",
     "jsonargparse[signatures]>=4.49",
     "pyyaml>=6",
     "tqdm>=4.66",

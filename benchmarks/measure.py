@@ -44,14 +44,19 @@ def machine() -> str:
 def costs(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, Cost]:
     """Every candidate's cost. Times are taken in turns, so that a slow moment hits all alike."""
     peaks = {name: _peak_in_own_process(build) for name, build in candidates.items()}
-    steps = {name: build() for name, build in candidates.items()}
+    seconds = timed_in_turns({name: build() for name, build in candidates.items()}, repeats)
+    return {name: Cost(seconds[name], peaks[name]) for name in candidates}
+
+
+def timed_in_turns(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median seconds of every step, after one that does not count."""
     for step in steps.values():
         _timed(step)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
             times[name].append(_timed(step))
-    return {name: Cost(statistics.median(times[name]), peaks[name]) for name in steps}
+    return {name: statistics.median(times[name]) for name in steps}
 
 
 def compare(case: str, ours: str, measured: Mapping[str, Cost]) -> list[dict[str, Any]]:

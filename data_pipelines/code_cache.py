@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from ..tokenizer.processing import DualTokenizerImageProcessor
 from ..tokenizer.stored import StoredTokenizer
 from .records import Part, Record, RecordError, with_image_parts
 from .shards import ShardDataset, ShardWriter, read_manifest
+from .shared_work import Share, SharedWork
+from .storage import locate
+from .views import ViewOptions
+from .views import views as record_views
 
 # Weights that only turn codes into images: training them further leaves all codes as they are.
 _AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
@@ -47,16 +53,40 @@ def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
     return digest.hexdigest()
 
 
-def check_codes_belong(manifest: Mapping[str, Any], checksum: str, where: str = "these shards") -> None:
-    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`.
+def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
+    """SHA-256 over what happens to an image before the tokenizer sees it: size, filter, normalisation."""
+    facts = {
+        "size": processor.side,
+        "resample": "bicubic",
+        "mean": [float(value) for value in processor.image_mean],
+        "std": [float(value) for value in processor.image_std],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_codes_belong(
+    manifest: Mapping[str, Any],
+    checksum: str,
+    where: str = "these shards",
+    preprocessing: str | None = None,
+) -> None:
+    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
+    images prepared otherwise than this `preprocessing_checksum` says (where both are known).
 
     Shards of images pass.
     """
     made_by = manifest.get("tokenizer")
-    if made_by is not None and made_by["checksum"] != checksum:
+    if made_by is None:
+        return
+    if made_by["checksum"] != checksum:
         raise UserError(
             f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
             "run `dualtoken tokenize` again with this one."
+        )
+    if preprocessing is not None and made_by.get("preprocessing", preprocessing) != preprocessing:
+        raise UserError(
+            f"The codes in {where} are of images prepared with another size or normalisation "
+            f"({made_by['preprocessing'][:12]}…): run `dualtoken tokenize` again with this tokenizer."
         )
 
 
@@ -71,11 +101,23 @@ def tokenize_shards(
     shard_size: int = 50_000,
     overwrite: bool = False,
     progress: bool = True,
-) -> dict[str, Any]:
+    views: ViewOptions | None = None,
+    share: Share | None = None,
+    decoders: int = 1,
+) -> dict[str, Any] | None:
     """Write the records of `source` with codes, uint16 (H, W, D), for images; returns the new manifest.
 
-    Splits, ids, texts and metadata stay. Records with an image that cannot be read are rejected and named.
-    Raises UserError when `source` holds codes already.
+    Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
+    and metadata stay; `views` adds crops and mirror images. Records with an image that cannot be read are
+    rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on with the shards that
+    are not in it; all calls with equal arguments write the same bytes.
+
+    Args:
+        share: this process's part when several work on one output; all but the main one return None.
+        decoders: threads that decode images ahead of the tokenizer.
+
+    Raises:
+        UserError: `source` holds codes already, `output` exists, or there is unfinished work of another kind.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
@@ -85,34 +127,77 @@ def tokenize_shards(
     processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
     # nn.Module's own `to`: that of PreTrainedModel has no usable types.
     torch.nn.Module.to(tokenizer.eval(), device)
-    encoder = _Encoder(tokenizer, processor, batch_size, torch.device(device))
-    writer = ShardWriter(
-        output,
+    encoder = _Encoder(
+        tokenizer, processor, batch_size, torch.device(device), views or ViewOptions(), decoders
+    )
+    share = share or Share()
+    description = {
+        **{key: manifest[key] for key in ("format", "version", "source", "licence", "settings")},
+        "tokenizer": _describe(tokenizer, processor),
+        "rejected_before": manifest["rejected"]["reasons"],
+    }
+    plan = {
+        "input": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest(),
+        "tokenizer": description["tokenizer"]["checksum"],
+        "preprocessing": description["tokenizer"]["preprocessing"],
+        "views": asdict(encoder.views),
+        "shard_size": shard_size,
+    }
+    work = SharedWork(Path(output), plan, share, overwrite)
+    work.begin()
+    shards = manifest["shards"]
+    before = np.cumsum([0] + [shard["records"] for shard in shards])
+    with tqdm(
+        total=manifest["counts"]["records"],
+        unit="records",
+        disable=not (progress and share.is_main),
+        mininterval=1.0,
+    ) as bar:
+        own = work.own(len(shards))
+        bar.update(sum(shards[n]["records"] for n in range(len(shards)) if work.is_finished(n)))
+        for number in own:
+            work.clean(number)
+            dataset = ShardDataset(locate(source) / shards[number]["file"])
+            first_key = int(before[number]) * encoder.views.copies
+            with _part_writer(work.part(number), manifest, shard_size, first_key) as writer:
+                _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)
+        if not share.is_main:
+            return None
+
+        def show(finished: int) -> None:
+            bar.n = max(bar.n, round(manifest["counts"]["records"] * finished / max(len(shards), 1)))
+            bar.refresh()
+
+        work.wait_for_all(len(shards), show)
+    return work.finish(len(shards), description)
+
+
+def _part_writer(folder: Path, manifest: Mapping[str, Any], shard_size: int, first_key: int) -> ShardWriter:
+    return ShardWriter(
+        folder,
         source=manifest["source"],
         licence=manifest["licence"],
         settings=manifest["settings"],
         shard_size=shard_size,
-        overwrite=overwrite,
-        extra={
-            "tokenizer": _describe(tokenizer, processor),
-            "rejected_before": manifest["rejected"]["reasons"],
-        },
+        overwrite=True,
+        first_key=first_key,
     )
-    bar = tqdm(total=manifest["counts"]["records"], unit="records", disable=not progress, mininterval=1.0)
-    with writer, bar:
-        for shard in manifest["shards"]:
-            records = _readable(ShardDataset(Path(source) / shard["file"]), encoder, writer)
-            for batch in _batches(records, batch_size):
-                for record in encoder.encode(batch):
-                    writer.write(record, shard["split"])
-                bar.update(len(batch))
-    return read_manifest(output)
+
+
+def _tokenize_shard(
+    dataset: ShardDataset, split: str, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+) -> None:
+    """All records of one shard, in batches of their own: what another shard holds cannot change them."""
+    for batch in _batches(_readable(dataset, encoder, writer, bar), encoder.batch_size):
+        for record in encoder.encode(batch):
+            writer.write(record, split)
 
 
 def _describe(tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor) -> dict[str, Any]:
     config = tokenizer.config
     return {
         "checksum": codes_checksum(tokenizer),
+        "preprocessing": preprocessing_checksum(processor),
         "image_size": processor.side,
         "grid_size": list(config.grid_size),
         "pixel_quantizer": dict(config.pixel_quantizer),
@@ -134,11 +219,16 @@ class _Encoder:
     processor: DualTokenizerImageProcessor
     batch_size: int
     device: torch.device
+    views: ViewOptions
+    decoders: int
 
-    def load(self, record: Record) -> _Loaded:
-        """Decode and resize a record's images. Raises RecordError."""
+    def load(self, record: Record) -> list[_Loaded]:
+        """Decode and resize the images of a record's views. Raises RecordError."""
         try:
-            return _Loaded(record, [self.processor.resize(part["image"]) for part in record.image_parts()])
+            return [
+                _Loaded(view, [self.processor.resize(part["image"]) for part in view.image_parts()])
+                for view in record_views(record, self.views)
+            ]
         except (OSError, ValueError, SyntaxError) as error:
             raise RecordError(f"Record '{record.id}': an image cannot be read ({error}).") from error
 
@@ -164,13 +254,29 @@ class _Encoder:
         ]
 
 
-def _readable(dataset: ShardDataset, encoder: _Encoder, writer: ShardWriter) -> Iterator[_Loaded]:
-    """Every record whose images can be decoded; the others are rejected."""
-    for index in range(len(dataset)):
-        try:
-            yield encoder.load(dataset[index])
-        except RecordError as error:
-            writer.reject(f"record {index} of {dataset.shards[0].name}", str(error))
+def _readable(
+    dataset: ShardDataset, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+) -> Iterator[_Loaded]:
+    """Every view of every record whose images can be decoded, in order; the other records are rejected."""
+    name = dataset.shards[0].name
+    with ThreadPoolExecutor(encoder.decoders) as pool:
+        waiting: deque[tuple[int, Future[list[_Loaded]]]] = deque()
+        for index in range(len(dataset) + 2 * encoder.decoders):
+            if index < len(dataset):
+                try:
+                    # Read here, as threads would share the file's position; decoded there.
+                    waiting.append((index, pool.submit(encoder.load, dataset[index])))
+                except RecordError as error:
+                    failed: Future[list[_Loaded]] = Future()
+                    failed.set_exception(error)
+                    waiting.append((index, failed))
+            if index >= 2 * encoder.decoders and waiting:
+                number, future = waiting.popleft()
+                bar.update()
+                try:
+                    yield from future.result()
+                except RecordError as error:
+                    writer.reject(f"record {number} of {name}", str(error))
 
 
 def _batches(records: Iterator[_Loaded], num_images: int) -> Iterator[list[_Loaded]]:

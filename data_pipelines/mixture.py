@@ -33,12 +33,20 @@ class Mixture:
         lengths: number of records of each source.
         weights: relative shares, one per source.
         seed: draws of different seeds are unrelated.
+        max_repeats: largest number of epochs of each source, None for no limit. A source that has reached it
+            is not drawn any more; its share goes to the others in proportion to theirs.
 
     Errors:
-        UserError for an empty source.
+        UserError for an empty source, or where every source is limited: the stream has no end.
     """
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        max_repeats: Sequence[float | None] | None = None,
+    ) -> None:
         if len(lengths) != len(weights) or not lengths:
             raise UserError(
                 f"mixture: {len(lengths)} sources and {len(weights)} weights; give one weight per source"
@@ -47,7 +55,16 @@ class Mixture:
             raise UserError(
                 f"mixture: source number {int(np.argmin(lengths))} holds no record; remove it or fill it"
             )
+        limits = list(max_repeats or [None] * len(lengths))
+        if None not in limits:
+            raise UserError(
+                "mixture: every source has max_repeats, so the data would end; leave it out for at least one"
+            )
         self.lengths = list(lengths)
+        self.limits = [
+            None if limit is None else int(limit * length)
+            for limit, length in zip(limits, lengths, strict=True)
+        ]
         self.shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.seed = seed
         self._block = -1
@@ -65,8 +82,25 @@ class Mixture:
         return Draw(number, source, int(self._order(source, epoch)[place]))
 
     def _choose(self, block: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, 0, block))
-        return rng.choice(len(self.shares), size=_BLOCK, p=self.shares)
+        """The sources of a block's draws; needs the counts of all blocks before it."""
+        points = np.random.default_rng((self.seed, 0, block)).random(_BLOCK)
+        seen = self._seen[block]
+        room = [None if limit is None else limit - int(n) for limit, n in zip(self.limits, seen, strict=True)]
+        ended = {source for source, left in enumerate(room) if left is not None and left <= 0}
+        chosen = self._place(points, ended)
+        while (end := _first_end(chosen, room, ended)) is not None:
+            # The same points among the sources that are left, so that what came before stays as it is.
+            source, after = end
+            ended.add(source)
+            chosen[after:] = self._place(points[after:], ended)
+        return chosen
+
+    def _place(self, points: np.ndarray, ended: set[int]) -> np.ndarray:
+        """Points of [0, 1) to sources by their shares, without the `ended` ones."""
+        shares = self.shares.copy()
+        shares[list(ended)] = 0.0
+        edges = shares.cumsum()
+        return (edges / edges[-1]).searchsorted(points, side="right")
 
     def _load_block(self, block: int) -> None:
         while len(self._seen) <= block:
@@ -86,6 +120,20 @@ class Mixture:
             cached = (epoch, rng.permutation(self.lengths[source]))
             self._orders[source] = cached
         return cached[1]
+
+
+def _first_end(chosen: np.ndarray, room: Sequence[int | None], ended: set[int]) -> tuple[int, int] | None:
+    """(source, draws up to and with its last one) of the source that first overruns its room, if any does."""
+    ends = []
+    for source, left in enumerate(room):
+        if left is not None and source not in ended:
+            places = np.flatnonzero(chosen == source)
+            if len(places) > left:
+                ends.append((int(places[left - 1]) + 1, source))
+    if not ends:
+        return None
+    after, source = min(ends)
+    return source, after
 
 
 @dataclass(frozen=True)

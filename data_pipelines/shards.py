@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tarfile
@@ -31,7 +32,12 @@ from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, decode_record, encode_record
-from .tar_index import TarIndex, build_index, load_index, sample_members, save_index
+from .storage import Location, locate
+from .tar_index import TarIndex, build_index, load_index, load_remote_indexes, sample_members, save_index
+
+logger = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | Location
 
 MANIFEST = "manifest.json"
 FORMAT = "dualtoken-shards"
@@ -92,6 +98,7 @@ class ShardWriter:
         shard_size: int = 10_000,
         overwrite: bool = False,
         extra: Mapping[str, Any] | None = None,
+        first_key: int = 0,
     ) -> None:
         self.folder = Path(folder)
         if (
@@ -108,7 +115,7 @@ class ShardWriter:
         self._open: dict[str, OpenShard] = {}
         self._finished: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
-        self._next_key = 0
+        self._first_key = self._next_key = first_key
 
     def __enter__(self) -> ShardWriter:
         self._context = atomic_folder(self.folder)
@@ -154,7 +161,7 @@ class ShardWriter:
 
     @property
     def num_records(self) -> int:
-        return self._next_key
+        return self._next_key - self._first_key
 
     @property
     def num_rejected(self) -> int:
@@ -210,40 +217,53 @@ def reason_counts(rejected: Iterable[Mapping[str, str]]) -> Counter[str]:
 class ShardDataset:
     """Map-style access to the records of shards; picklable, safe to fork, and it opens files lazily.
 
-    `source` is a folder with a manifest, a tar, or a list of these. `split` selects the shards of folders
-    ("all" for every one); single tars are taken as they are. Images come as PIL images that decode at first
-    use, or as cached codes: uint16 arrays (H, W, D). A record that cannot be read raises RecordError.
+    `source` is a folder with a manifest, a tar, or a list of these, each a path or a URL that fsspec knows
+    (`s3://…`, `https://…`). `split` selects the shards of folders ("all" for every one); single tars are
+    taken as they are. Images come as PIL images that decode at first use, or as cached codes: uint16 arrays
+    (H, W, D). A record that cannot be read raises RecordError.
+
+    With `tolerant`, shards of a folder that are missing or cut short are named in the log, and their lost
+    records raise RecordError when read, so that a run that met the damage on its way can also start again.
     """
 
     def __init__(
-        self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], split: str = "train"
+        self,
+        source: Source | Sequence[Source],
+        split: str = "train",
+        tolerant: bool = False,
     ) -> None:
-        sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        sources = [source] if isinstance(source, (str, os.PathLike, Location)) else list(source)
         self.split = split
         self.manifests: list[dict[str, Any]] = []
-        self.shards: list[Path] = []
-        for item in map(Path, sources):
-            if item.is_dir():
-                self._add_folder(item)
+        self.shards: list[Path | Location] = []
+        expected: dict[int, int] = {}  # records of the shards whose loss is tolerated
+        for item in map(locate, sources):
+            is_folder = item.is_dir() if isinstance(item, Path) else not item.name.endswith(".tar")
+            if is_folder:
+                self._add_folder(item, expected if tolerant else {})
             else:
                 self.shards.append(item)
-        indexes: list[TarIndex] = [load_index(path) for path in self.shards]
+        indexes = _load_indexes(self.shards, expected)
         self._offsets = np.concatenate([index.offsets for index in indexes])
         self._lengths = np.concatenate([index.lengths for index in indexes])
+        if len(self._offsets) and self._offsets.max() < 0:
+            raise UserError(f"All shards of {source} are lost: prepare the data again.")
         self._starts = np.cumsum([0] + [len(index) for index in indexes])
         self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()
 
-    def _add_folder(self, folder: Path) -> None:
+    def _add_folder(self, folder: Path | Location, expected: dict[int, int]) -> None:
         manifest = read_manifest(folder)
-        names = [s["file"] for s in manifest["shards"] if self.split in ("all", s["split"])]
-        if not names:
+        shards = [s for s in manifest["shards"] if self.split in ("all", s["split"])]
+        if not shards:
             known = sorted({shard["split"] for shard in manifest["shards"]})
             raise UserError(
                 f"{folder} has no split '{self.split}': it has {', '.join(known) or 'no records'}."
             )
         self.manifests.append(manifest)
-        self.shards.extend(folder / name for name in names)
+        for shard in shards:
+            expected[len(self.shards)] = shard["records"]
+            self.shards.append(folder / shard["file"])
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -282,31 +302,76 @@ class ShardDataset:
                 continue
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
+        shard = self.shards[number]
+        if offset < 0:
+            raise OSError("the shard was missing or cut short when it was opened")
+        if isinstance(shard, Location):
+            span = shard.read(offset, length)
+        else:
+            file = self._file(number, shard)
+            file.seek(offset)
+            span = file.read(length)
+        if len(span) < length:
+            raise OSError(f"the shard is cut short, {len(span)} of {length} bytes are there")
+        return span
+
+    def _file(self, number: int, path: Path) -> BinaryIO:
         if self._process != os.getpid():
             # A forked worker shares file positions with its parent: open its own files.
             self._files = {}
             self._process = os.getpid()
         file = self._files.get(number)
         if file is None:
-            file = self._files[number] = self.shards[number].open("rb", buffering=0)
+            file = self._files[number] = path.open("rb", buffering=0)
             if len(self._files) > _OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-        file.seek(offset)
-        return file.read(length)
+        return file
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a folder of shards. Raises UserError when there is none or it is of another format."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
+def _load_indexes(shards: Sequence[Path | Location], expected: Mapping[int, int]) -> list[TarIndex]:
+    """The index of every shard; those of `expected` may be lost in part or whole, see `ShardDataset`."""
+    remote = {number: shard for number, shard in enumerate(shards) if isinstance(shard, Location)}
+    indexes = dict(zip(remote, load_remote_indexes(list(remote.values())), strict=True))
+    for number, shard in enumerate(shards):
+        if isinstance(shard, Path):
+            indexes[number] = (
+                _surviving_index(shard, expected[number]) if number in expected else load_index(shard)
+            )
+    return [indexes[number] for number in range(len(shards))]
+
+
+def _surviving_index(shard: Path, records: int) -> TarIndex:
+    """The index of a shard of so many records, with offset -1 for those that are lost."""
+    try:
+        index = load_index(shard)
+    except UserError as error:
+        index = (
+            build_index(shard, cut_short=True) if shard.is_file() else TarIndex(*np.empty((2, 0), np.int64))
+        )
+        logger.warning("%s %d of its %d records are lost.", error, records - len(index), records)
+    lost = np.full(max(0, records - len(index)), -1, np.int64)
+    return TarIndex(np.concatenate([index.offsets, lost]), np.concatenate([index.lengths, lost]))
+
+
+def read_manifest(folder: Source) -> dict[str, Any]:
+    """The manifest of a folder of shards, local or behind a URL.
+
+    Raises UserError when there is none, it cannot be read, or it is of another format.
+    """
+    path = locate(folder) / MANIFEST
+    try:
+        data = path.read_bytes() if isinstance(path, Path) else path.read()
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
-        )
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(data)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): prepare the data again.") from error
     if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:

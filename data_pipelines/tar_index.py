@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file
+from .storage import Location, read_many
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 512
 _FINGERPRINT_BYTES = 65536
@@ -48,15 +54,42 @@ def load_index(tar: Path) -> TarIndex:
     fingerprint = _fingerprint(tar)
     cached = index_path(tar)
     if cached.is_file():
-        try:
-            data = json.loads(cached.read_text(encoding="utf-8"))
-            if data["fingerprint"] == fingerprint:
-                return TarIndex(np.array(data["offsets"], np.int64), np.array(data["lengths"], np.int64))
-        except (ValueError, KeyError, TypeError):
-            pass  # A damaged index is only a cache: build it again.
+        index = _parse_index(cached.read_bytes(), fingerprint)
+        if index is not None:
+            return index
     index = build_index(tar)
     save_index(tar, index, fingerprint)
     return index
+
+
+def load_remote_indexes(tars: Sequence[Location]) -> list[TarIndex]:
+    """The indexes of tars behind URLs: the files beside them, which their writer made and nothing checks;
+    a tar without one is read through once. Raises UserError for a tar that is not there."""
+    return [
+        (None if data is None else _parse_index(data)) or _scan_remote(tar)
+        for tar, data in zip(tars, read_many([tar.with_suffix(".index.json") for tar in tars]), strict=True)
+    ]
+
+
+def _scan_remote(tar: Location) -> TarIndex:
+    logger.warning("%s has no index beside it and is read through once", tar)
+    try:
+        size = tar.size()
+        with tar.open() as file:
+            return _scan(file, size, str(tar))
+    except FileNotFoundError:
+        raise UserError(f"Shard not found: {tar}.") from None
+
+
+def _parse_index(data: bytes, fingerprint: str | None = None) -> TarIndex | None:
+    """An index file's content; None where it is damaged (it is only a cache) or of another tar."""
+    try:
+        fields = json.loads(data)
+        if fingerprint is None or fields["fingerprint"] == fingerprint:
+            return TarIndex(np.array(fields["offsets"], np.int64), np.array(fields["lengths"], np.int64))
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
@@ -75,36 +108,46 @@ def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> No
         return
 
 
-def build_index(tar: Path) -> TarIndex:
-    """Scan all headers of `tar`. Raises UserError for something that is not a tar or is cut short."""
+def build_index(tar: Path, cut_short: bool = False) -> TarIndex:
+    """Scan all headers of `tar`. Raises UserError for something that is not a tar or, unless `cut_short` tars
+    are taken as far as they go, is cut short."""
+    with tar.open("rb") as file:
+        return _scan(file, tar.stat().st_size, str(tar), cut_short)
+
+
+def _scan(file: BinaryIO, size: int, tar: str, cut_short: bool = False) -> TarIndex:
     offsets: list[int] = []
     lengths: list[int] = []
-    size = tar.stat().st_size
     previous, start, position = None, 0, 0
-    with tar.open("rb") as file:
-        while position < size:
-            file.seek(position)
-            header = file.read(_BLOCK)
-            if not header.strip(b"\0"):
+    while position < size:
+        file.seek(position)
+        header = file.read(_BLOCK)
+        if not header.strip(b"\0"):
+            break
+        if cut_short and len(header) < _BLOCK:
+            previous = None  # the sample at the end may lack members
+            break
+        kind, name, length = _parse_header(header, tar)
+        end = position + _BLOCK + _padded(length)
+        if end > size:
+            if cut_short:
+                previous = None
                 break
-            kind, name, length = _parse_header(header, tar)
-            end = position + _BLOCK + _padded(length)
-            if end > size:
-                raise UserError(f"Shard {tar} is cut short: '{name}' reaches beyond the end of the file.")
-            key = sample_key(name)
-            if kind in _REGULAR and key != previous:
-                if previous is not None:
-                    offsets.append(start)
-                    lengths.append(position - start)
-                previous, start = key, position
-            position = end
+            raise UserError(f"Shard {tar} is cut short: '{name}' reaches beyond the end of the file.")
+        key = sample_key(name)
+        if kind in _REGULAR and key != previous:
+            if previous is not None:
+                offsets.append(start)
+                lengths.append(position - start)
+            previous, start = key, position
+        position = end
     if previous is not None:
         offsets.append(start)
         lengths.append(position - start)
     return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
 
 
-def sample_members(span: bytes, tar: Path) -> tuple[str, dict[str, bytes]]:
+def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
     """(key, {name after the key: content}) of the bytes of one sample."""
     members: dict[str, bytes] = {}
     key, position = "", 0
@@ -124,7 +167,7 @@ def sample_key(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _parse_header(header: bytes, tar: Path) -> tuple[bytes, str, int]:
+def _parse_header(header: bytes, tar: Path | Location | str) -> tuple[bytes, str, int]:
     """(type flag, name, size) of one ustar header."""
     kind = header[156:157]
     if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",):

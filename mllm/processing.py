@@ -148,6 +148,41 @@ class DualTokenProcessor(ProcessorMixin):
             batch["labels"] = labels
         return batch | self._collate_images([image for record in records for image in record.images])
 
+    def collate_packed(self, rows: Sequence[Sequence[EncodedRecord]], length: int) -> dict[str, torch.Tensor]:
+        """A batch whose rows hold several records behind one another: input_ids, labels, position_ids (B,
+        length), and the images of all records as in `collate`.
+
+        Positions begin anew at every record, and there is no attention_mask: from that alone transformers
+        keeps records from seeing each other. What a row has left over is one more document, without targets.
+
+        Raises:
+            UserError: a row is longer than `length`, or see `collate`.
+        """
+        if not rows:
+            raise UserError("an empty batch has nothing to collate")
+        shape = (len(rows), length)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORE, dtype=torch.long)
+        position_ids = torch.zeros(shape, dtype=torch.long)
+        for row, records in enumerate(rows):
+            start = 0
+            for record in records:
+                end = start + len(record)
+                if end > length:
+                    raise UserError(
+                        f"a packed row of more than {length} tokens; pack by the records' lengths"
+                    )
+                input_ids[row, start:end] = torch.from_numpy(record.input_ids)
+                labels[row, start:end] = torch.from_numpy(record.labels)
+                labels[row, start] = IGNORE  # the state to its left is that of another record
+                position_ids[row, start:end] = torch.arange(end - start)
+                start = end
+            position_ids[row, start:] = torch.arange(length - start)
+        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        return batch | self._collate_images(
+            [i for records in rows for record in records for i in record.images]
+        )
+
     # ---- generation
 
     def apply_chat_template(  # type: ignore[override]
@@ -258,6 +293,24 @@ class DualTokenProcessor(ProcessorMixin):
         if raw:
             return {"pixel_values": self.image_processor(raw, return_tensors="pt")["pixel_values"]}
         return {}
+
+
+def flash_attention_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Where the documents of a packed batch begin, as flash_attention_2 needs it for more than one row.
+
+    position_ids (B, L), 0 at every start. Returns cu_seq_lens_q and cu_seq_lens_k, the starts and the end in
+    the B * L flattened places (int32), and max_length_q and max_length_k, the longest document.
+    """
+    places = position_ids.flatten()
+    starts = places.eq(0).nonzero().squeeze(1).to(torch.int32)
+    bounds = torch.cat([starts, starts.new_tensor([places.numel()])])
+    longest = int(bounds.diff().max())
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def _is_single(conversation: Sequence[Any]) -> bool:

@@ -1,19 +1,24 @@
 """Replace the images of shards by their codes, once, so that training need not run the tokenizer.
 
 Codes belong to the tokenizer that made them: the manifest names it, and training with another one is refused.
+Under torchrun every process takes whole shards, on a GPU of its own. A killed run leaves OUTPUT.partial; the
+same command goes on from there and writes the same bytes.
 
-Example:
+Examples:
   dualtoken tokenize --tokenizer runs/tokenizer/export --input data/scenes-vqa --output data/scenes-vqa-codes
+  torchrun --nproc_per_node 8 -m dualtoken.scripts.tokenize --tokenizer tok --input data/photos --output codes
+  dualtoken tokenize --tokenizer tok --input data/photos --output data/codes --crops 2 --flips
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from ..tokenizer.errors import UserError
-from .options import add_device_argument, integer, resolve_device
+from .options import add_device_argument, integer, number, resolve_device
 
 VISUAL_TOKENIZER = "visual_tokenizer"
 
@@ -23,15 +28,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", required=True, help="folder of a tokenizer, or of a model that contains one"
     )
-    parser.add_argument("--input", type=Path, required=True, help="folder of shards with images")
+    parser.add_argument("--input", required=True, help="folder of shards with images, or its URL")
     parser.add_argument("--output", type=Path, required=True, help="folder of shards with codes to make")
     parser.add_argument(
         "--batch-size", type=integer(1), default=64, help="images at a time (default %(default)s)"
     )
     parser.add_argument(
-        "--shard-size", type=integer(1), default=50_000, help="records per shard (default %(default)s)"
+        "--shard-size", type=integer(1), default=50_000, help="most records per shard (default %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument(
+        "--decoders", type=integer(1), default=4, help="threads that decode images (default %(default)s)"
+    )
+    parser.add_argument(
+        "--crops", type=integer(0), default=0, help="random crops to add per record (default %(default)s)"
+    )
+    parser.add_argument(
+        "--crop-scale", type=number(0.01, 1), default=0.5, help="least area of a crop (default %(default)s)"
+    )
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="add mirror images; only for records in which left and right do not matter",
+    )
+    parser.add_argument("--seed", type=integer(0), default=0, help="of the crops (default %(default)s)")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing folder, and unfinished work of another kind",
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     add_device_argument(parser)
 
@@ -39,10 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
     from ..data_pipelines.code_cache import tokenize_shards
+    from ..data_pipelines.shared_work import Share
+    from ..data_pipelines.views import ViewOptions
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
     folder = tokenizer_folder(Path(args.tokenizer))
     device = resolve_device(args.device)
+    if device == "cuda":
+        import torch
+
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
     processor = None
     if (folder / "preprocessor_config.json").is_file():
         processor = DualTokenizerImageProcessor.from_pretrained(folder)
@@ -56,7 +87,12 @@ def run(args: argparse.Namespace) -> int:
         shard_size=args.shard_size,
         overwrite=args.overwrite,
         progress=not args.no_progress,
+        views=ViewOptions(args.crops, args.crop_scale, args.flips, args.seed),
+        share=Share.from_environment(),
+        decoders=args.decoders,
     )
+    if manifest is None:  # the main process speaks for all
+        return 0
     counts = manifest["counts"]
     print(f"{counts['records']} records, {counts['images']} images as codes in {args.output}")
     if counts["rejected"]:

@@ -23,12 +23,16 @@ class SourceConfig:
     """One named set of shards in the mixture.
 
     Args:
-        path: folder of shards, as written by ``dualtoken prepare`` or ``dualtoken tokenize``.
+        path: folder of shards, as written by ``dualtoken prepare`` or ``dualtoken tokenize``, or its URL
+            (``s3://bucket/folder``, ``https://…``).
         weight: relative share of the drawn records; only ratios between sources matter.
+        max_repeats: a source is not drawn more often than this many epochs; its share then goes to the
+            others. None sets no limit; at least one source must have none.
     """
 
     path: str
     weight: float = 1.0
+    max_repeats: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,21 @@ class DataConfig:
 
     Args:
         sources: the mixture, by name.
-        micro_batch_size: records per rank and forward pass.
+        micro_batch_size: records per rank and forward pass; with packing, rows.
         sort_window: this many micro-batches are drawn together and sorted by length, so that a batch holds
             records of like length and little padding; their order is shuffled again. 1 switches sorting off.
         num_workers: processes that decode images ahead of the loop; 0 decodes in the loop's own process.
+        pack_length: rows of this many tokens, each of several records that do not see one another; longer
+            records are skipped, counted and named. 0 puts one record into a row. For ``mllm`` only.
+        pack_window: records that are packed together. More fill the rows better and take more memory.
     """
 
     sources: dict[str, SourceConfig]
     micro_batch_size: int = 32
     sort_window: int = 1
     num_workers: int = 0
+    pack_length: int = 0
+    pack_window: int = 256
 
 
 @dataclass(frozen=True)
@@ -287,10 +296,30 @@ class Recipe:
         for name in ("steps", "gradient_accumulation_steps", "log_every"):
             if getattr(self.run, name) < 1:
                 problems.append(f"run.{name} is {getattr(self.run, name)}; it must be at least 1")
+        problems += self._data_problems()
         if self.data.micro_batch_size < 1 or self.data.sort_window < 1:
             problems.append("data.micro_batch_size and data.sort_window must be at least 1")
         if problems:
             raise UserError("recipe: " + "; ".join(problems))
+
+    def _data_problems(self) -> list[str]:
+        """What is wrong with the repeats of the sources and with packing."""
+        data, problems = self.data, []
+        limits = [source.max_repeats for source in data.sources.values()]
+        if any(limit is not None and limit <= 0 for limit in limits):
+            problems.append("every data.sources.*.max_repeats must be > 0; leave it out for no limit")
+        if limits and None not in limits:
+            problems.append(
+                "every source has max_repeats, so the data would end; leave it out for at least one of "
+                "data.sources"
+            )
+        if data.pack_length < 0 or data.pack_window < 1:
+            problems.append("data.pack_length must be 0 or more and data.pack_window at least 1")
+        if data.pack_length and self.mllm is None:
+            problems.append("data.pack_length packs token sequences, so only mllm can have it; set it to 0")
+        if data.pack_length and data.sort_window > 1:
+            problems.append("data.pack_length leaves nothing to sort; set data.sort_window to 1")
+        return problems
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

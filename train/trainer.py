@@ -2,13 +2,12 @@
 
 One step: take the step's micro-batches, count their targets over all ranks, run forward and backward
 through DeepSpeed, let it step, log, save. Everything random in a step follows from (seed, rank, step), and
-the data stream from the step number, so a run resumes exactly from a checkpoint that holds only weights,
-optimizer state and the step.
+the data stream from the step number (packed rows: from a cursor), so a run resumes exactly from a checkpoint
+that holds only weights, optimizer state, the step and the cursors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data_pipelines.loader import example_batches
-from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
-from ..data_pipelines.shards import ShardDataset
-from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints
 from .config import Recipe, save_resolved
@@ -34,6 +29,7 @@ from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
 from .stop_request import RunStopped, StopRequest
+from .stream import Stream
 from .weight_average import WeightAverage
 from .zero import deepspeed_config
 
@@ -64,7 +60,7 @@ def train(recipe: Recipe) -> Path | None:
     engine = _initialise_engine(recipe, world, objective)
     decay = recipe.run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
-    beside = BesideEngine(objective, average)
+    beside = BesideEngine(objective, average, stream)
     run = recipe.run
     checkpoints = Checkpoints(folder / "checkpoints", world, run.keep_checkpoints, run.keep_best)
     start = checkpoints.load_newest(engine, beside.load_state_dict)
@@ -85,10 +81,12 @@ def train(recipe: Recipe) -> Path | None:
 
 @dataclass(frozen=True)
 class BesideEngine:
-    """What is trained and saved beside DeepSpeed's engine: parts of the objective, averaged weights."""
+    """What is saved beside DeepSpeed's engine: parts of the objective, averaged weights, the packed stream's
+    place."""
 
     objective: Objective
     average: WeightAverage | None
+    stream: Stream
 
     def after_step(self, step: int) -> None:
         self.objective.after_step(step)
@@ -97,7 +95,11 @@ class BesideEngine:
 
     def state_dict(self) -> dict[str, Any]:
         average = {} if self.average is None else self.average.state_dict()
-        state = {"objective": self.objective.extra_state(), "weight_average": average}
+        state = {
+            "objective": self.objective.extra_state(),
+            "weight_average": average,
+            "stream": self.stream.state_dict(),
+        }
         return {name: part for name, part in state.items() if part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,6 +110,8 @@ class BesideEngine:
                 self.average.load_state_dict(state["weight_average"])
             else:
                 self.average.restart()
+        if "stream" in state:
+            self.stream.load_state_dict(state["stream"])
 
 
 def _run_steps(
@@ -126,7 +130,7 @@ def _run_steps(
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
     monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
-    batches = stream.batches(objective, start * accumulation)
+    batches = stream.run(objective, start * accumulation)
     meter, window = LossMeter(world), LossWindow(world)
     engine.train()
     for step in range(start, stop):
@@ -150,8 +154,9 @@ def _run_steps(
         monitor.advance()
         done = step + 1
         if done % run.log_every == 0 or done == stop:
-            metrics = {**_engine_metrics(engine), **objective.extra_metrics()}
-            monitor.log(done, meter.read(done), metrics, objective.summary())
+            metrics = {**_engine_metrics(engine), **objective.extra_metrics(), **stream.metrics()}
+            summary = " ".join(filter(None, (objective.summary(), stream.summary())))
+            monitor.log(done, meter.read(done), metrics, summary)
             monitor.warn(done, objective.alarms())
         if done == stop or (run.save_every and done % run.save_every == 0):
             meter.check(done)
@@ -177,44 +182,6 @@ def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> An
         config=deepspeed_config(recipe, world.size),
     )
     return engine
-
-
-@dataclass(frozen=True)
-class Stream:
-    """This rank's part of the recipe's data."""
-
-    recipe: Recipe
-    world: World
-    sources: list[ShardDataset]
-    mixture: Mixture
-
-    @classmethod
-    def open(cls, recipe: Recipe, world: World) -> Stream:
-        configs = recipe.data.sources
-        missing = [
-            f"{name}: {source.path}" for name, source in configs.items() if not Path(source.path).is_dir()
-        ]
-        if missing:
-            raise UserError(
-                f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare"
-            )
-        sources = [ShardDataset(source.path) for source in configs.values()]
-        weights = [source.weight for source in configs.values()]
-        return cls(recipe, world, sources, Mixture([len(source) for source in sources], weights, recipe.seed))
-
-    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
-        """Micro-batches of this rank from micro-batch number ``start`` on, without end."""
-        data = self.recipe.data
-
-        def length(draw: Draw) -> int:
-            return objective.record_length(self.sources[draw.source][draw.index])
-
-        plan = BatchPlan(
-            self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
-        )
-        return example_batches(
-            plan, self.sources, objective.prepare, objective.collate, start, data.num_workers
-        )
 
 
 def _global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:

@@ -1,13 +1,27 @@
 """Cached codes are the codes of the tokenizer, record for record, and are bound to it."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from dualtoken.data_pipelines.code_cache import check_codes_belong, codes_checksum, tokenize_shards
+from dualtoken.data_pipelines.code_cache import (
+    check_codes_belong,
+    codes_checksum,
+    preprocessing_checksum,
+    tokenize_shards,
+)
 from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
 from dualtoken.data_pipelines.scenes import random_scene, render
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.shared_work import Share, SharedWork
+from dualtoken.data_pipelines.views import ViewOptions, views
 from dualtoken.scripts import cli
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from dualtoken.tokenizer.errors import UserError
@@ -107,3 +121,127 @@ def test_the_command(tokenizer, images, tmp_path, capsys):
     assert "9 records" in capsys.readouterr().out
     assert cli.main([*arguments, "--tokenizer", str(tmp_path / "nothing")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+# --- several processes, several attempts ----------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+KILLED = """
+import os, signal, sys
+from dualtoken.data_pipelines import code_cache
+from dualtoken.tokenizer import DualTokenizer
+
+encode, calls = code_cache._Encoder._encode_images, []
+
+def encode_or_die(self, images):
+    calls.append(1)
+    if len(calls) > int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(self, images)
+
+code_cache._Encoder._encode_images = encode_or_die
+tokenizer = DualTokenizer.from_pretrained(sys.argv[1])
+code_cache.tokenize_shards(tokenizer, sys.argv[2], sys.argv[3], batch_size=2, progress=False)
+"""
+
+
+def test_a_killed_run_goes_on_and_writes_the_same_bytes(tokenizer, images, tmp_path):
+    """Killed in the third shard: the first two are kept, nothing half-written is taken for whole."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenize_shards(tokenizer, images, tmp_path / "whole", batch_size=2, progress=False)
+    arguments = [str(tmp_path / "tokenizer"), str(images), str(tmp_path / "killed"), "3"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, timeout=300)
+    assert died.returncode == -signal.SIGKILL
+    partial = tmp_path / "killed.partial"
+    assert [path.name for path in sorted(partial.glob("0*"))] == ["000000", "000001"]
+    assert not (tmp_path / "killed").exists()
+    kept = (partial / "000001" / "train-00000.tar").stat()
+    tokenize_shards(tokenizer, images, tmp_path / "killed", batch_size=2, progress=False)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert (tmp_path / "killed" / "train-00000.tar").stat().st_ino == kept.st_ino  # not made again
+    assert not partial.exists()
+
+
+def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
+    options = {"batch_size": 2, "progress": False}
+    alone = tokenize_shards(tokenizer, images, tmp_path / "alone", **options)
+    # One after the other: the last one, the main process, puts the shards together.
+    (tmp_path / "together.partial").mkdir()
+    (tmp_path / "together.partial" / "plan.json").write_text(json.dumps(alone["plan"]))
+    for rank in (2, 1):
+        assert (
+            tokenize_shards(tokenizer, images, tmp_path / "together", share=Share(rank, 3), **options) is None
+        )
+    tokenize_shards(tokenizer, images, tmp_path / "together", share=Share(0, 3), **options)
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+def test_the_main_process_says_whom_it_waited_for(tmp_path):
+    work = SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2), patience=0.3)
+    work.begin()
+    with pytest.raises(UserError, match=r"rank 0 waited for the shards of rank 0, 1.*nothing was written"):
+        work.wait_for_all(3, lambda finished: None)
+
+
+def test_unfinished_work_of_another_kind_is_refused(tokenizer, images, tmp_path):
+    SharedWork(tmp_path / "out", {"tokenizer": "another"}, Share()).begin()
+    with pytest.raises(UserError, match=r"unfinished work with another .*tokenizer"):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)
+    with pytest.raises(UserError, match="exists already"):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+
+
+def test_codes_of_images_prepared_otherwise_are_refused(tokenizer, images, tmp_path):
+    processor = DualTokenizerImageProcessor(size=16)
+    manifest = tokenize_shards(tokenizer, images, tmp_path / "a", image_processor=processor, progress=False)
+    check_codes_belong(manifest, codes_checksum(tokenizer), preprocessing=preprocessing_checksum(processor))
+    other = preprocessing_checksum(DualTokenizerImageProcessor(size=16, image_mean=(0.4, 0.4, 0.4)))
+    with pytest.raises(UserError, match="another size or normalisation"):
+        check_codes_belong(manifest, codes_checksum(tokenizer), preprocessing=other)
+
+
+def test_crops_and_mirror_images_are_records_of_their_own(tokenizer, images, tmp_path):
+    options = ViewOptions(crops=1, flips=True, seed=3)
+    manifest = tokenize_shards(tokenizer, images, tmp_path / "views", views=options, progress=False)
+    plain = tokenize_shards(tokenizer, images, tmp_path / "plain", progress=False)
+    # Four views of the eight records with images that can be read, and one record of text alone.
+    assert manifest["counts"]["records"] == 8 * 4 + 1
+    assert manifest["counts"]["rejected"] == plain["counts"]["rejected"]
+    names = [record.id for record in ShardDataset(tmp_path / "views")][:4]
+    assert names == ["t0", "t0-crop1", "t0-flip", "t0-crop1-flip"]
+    record = ShardDataset(images)[0]
+    first, again = ([np.asarray(v.image_parts()[0]["image"]) for v in views(record, options)] for _ in "ab")
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert np.array_equal(first[2], first[0][:, ::-1])
+    assert first[1].size < first[0].size
+    other = [v.image_parts()[0]["image"] for v in views(record, ViewOptions(crops=1, flips=True, seed=4))]
+    assert not np.array_equal(first[1], np.asarray(other[1]))
+
+
+def test_two_processes_of_torchrun(tokenizer, images, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    DualTokenizerImageProcessor(size=16).save_pretrained(tmp_path / "tokenizer")
+    tokenize_shards(tokenizer, images, tmp_path / "alone", batch_size=2, progress=False)
+    arguments = [
+        "--input",
+        str(images),
+        "--output",
+        str(tmp_path / "out"),
+        "--no-progress",
+        "--device",
+        "cpu",
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["-m", "dualtoken.scripts.tokenize", "--tokenizer", str(tmp_path / "tokenizer"), *arguments]
+    done = subprocess.run(
+        [*launcher, *command, "--batch-size", "2"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("9 records") == 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")

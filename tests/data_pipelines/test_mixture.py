@@ -66,3 +66,26 @@ def test_sorted_windows_put_like_lengths_together() -> None:
 def test_an_empty_source_is_refused() -> None:
     with pytest.raises(UserError, match="source number 1"):
         Mixture([3, 0], [1, 1], seed=0)
+
+
+def test_a_limited_source_gives_its_share_to_the_others() -> None:
+    """After its last repeat, which it is given in full; the draws before are those without a limit."""
+    free = Mixture([10, 300, 1000], [2.0, 1.0, 1.0], seed=7)
+    limited = Mixture([10, 300, 1000], [2.0, 1.0, 1.0], seed=7, max_repeats=[3, 2.5, None])
+    draws = [limited.draw(n) for n in range(150_000)]
+    counts = Counter((draw.source, draw.index) for draw in draws)
+    assert {n for (source, _), n in counts.items() if source == 0} == {3}
+    assert {n for (source, _), n in counts.items() if source == 1} == {2, 3}
+    assert sum(n for (source, _), n in counts.items() if source == 1) == 750
+    end = max(draw.number for draw in draws if draw.source == 0) + 1
+    assert draws[:end] == [free.draw(n) for n in range(end)]
+    second_end = max(draw.number for draw in draws if draw.source == 1)
+    between = Counter(draw.source for draw in draws[end:second_end])
+    assert between[1] / between[2] == pytest.approx(1.0, rel=0.15)
+    backward = Mixture([10, 300, 1000], [2.0, 1.0, 1.0], seed=7, max_repeats=[3, 2.5, None])
+    assert [backward.draw(n) for n in (140_000, 65_536, 5)] == [draws[n] for n in (140_000, 65_536, 5)]
+
+
+def test_a_mixture_without_end_needs_a_source_without_limit() -> None:
+    with pytest.raises(UserError, match="at least one"):
+        Mixture([3, 4], [1, 1], seed=0, max_repeats=[1, 2])

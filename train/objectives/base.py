@@ -50,6 +50,10 @@ class Objective(nn.Module, ABC):
     def collate(self, examples: list[Any]) -> Batch:
         """A batch of tensors (and what else ``forward`` takes)."""
 
+    def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
+        """A batch of rows that hold several examples each, ``length`` tokens long."""
+        raise NotImplementedError(f"{type(self).__name__} has no packed batches")
+
     @abstractmethod
     def target_counts(self, batch: Batch) -> dict[str, float]:
         """Number of targets of every term in this batch, known before the forward pass."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data_pipelines.code_cache import check_codes_belong, codes_checksum
+from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError
 from ...mllm import (
     ChatFormat,
@@ -24,7 +24,7 @@ from ...mllm import (
     save_model,
 )
 from ...mllm.assemble import unconditional_prompt_ids
-from ...mllm.processing import IGNORE
+from ...mllm.processing import IGNORE, flash_attention_bounds
 from ...tokenizer import DualTokenizer, StoredTokenizer
 from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
@@ -78,8 +78,16 @@ class MllmObjective(Objective):
     def collate(self, examples: list[Any]) -> Batch:
         return dict(self.processor.collate(examples))
 
+    def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
+        batch: Batch = dict(self.processor.collate_packed(rows, length))
+        if "flash" in str(self.model.language_model.config._attn_implementation):
+            # From position_ids alone it finds the documents of a batch of one row only.
+            batch |= flash_attention_bounds(batch["position_ids"])
+        return batch
+
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
-        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}")
+        preprocessing = preprocessing_checksum(self.processor.image_processor)
+        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
 
     def record_length(self, record: Record) -> int:
         characters = sum(len(text) for text in record.texts())

@@ -1,0 +1,314 @@
+"""Delivering training samples: cached codes, raw image shards, packed rows.
+
+Cases: samples with cached codes against decoding and tokenizing the same images on the fly with nano; decoded
+images out of our shards in random order against plain webdataset over the same tars in sequence, with the
+same decoding and as many workers; and the share of the positions that packing fills on a mixture as for
+fine-tuning (questions, captions, drawings, plain conversations), with the share of nano's training step that
+is spent waiting for data without any worker.
+
+Examples:
+  python benchmarks/loader.py
+  python benchmarks/loader.py --size full      # more and larger images, for a larger machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from measure import compare, costs, report, timed_in_turns
+from PIL import Image
+
+from dualtoken.data_pipelines.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert_scenes import question_turns
+from dualtoken.data_pipelines.loader import PackedBatches, Packing, example_batches
+from dualtoken.data_pipelines.mixture import BatchPlan, Draw, Mixture
+from dualtoken.data_pipelines.packing import WindowPlan
+from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
+from dualtoken.data_pipelines.scene_language import describe
+from dualtoken.data_pipelines.scene_questions import questions
+from dualtoken.data_pipelines.scenes import Scene, random_scene, render
+from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.stream_statistics import StreamStatistics
+from dualtoken.mllm import DualTokenForConditionalGeneration, DualTokenProcessor
+from dualtoken.tokenizer import DualTokenizer
+
+NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
+BATCH, WORKERS = 32, 2
+PACK_LENGTH, STREAMED = 1024, 200
+WEIGHTS = {"vqa": 0.4, "caption": 0.2, "t2i": 0.3, "chat": 0.1}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Records of each kind, images read raw and their side, samples of one timed pass, training steps."""
+
+    records: int
+    raw: int
+    side: int
+    samples: int
+    steps: int
+
+
+SIZES = {"small": Size(192, 1024, 128, 64, 2), "full": Size(4096, 8192, 512, 2048, 50)}
+
+
+# --- data ----------------------------------------
+
+
+def write_data(folder: Path, size: Size) -> None:
+    """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds with
+    codes made up, which are as long and as much to compute."""
+    rng = np.random.default_rng(0)
+    write(folder / "raw", size.raw, lambda: messages("t2i", rng, size.side), size.raw // (2 * WORKERS))
+    write(folder / "vqa-images", size.records, lambda: messages("vqa", rng, 2 * size.side))
+    tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer")
+    tokenize_shards(tokenizer, folder / "vqa-images", folder / "vqa", progress=False)
+    for name in ("caption", "t2i", "chat"):
+        write(folder / name, size.records, partial(messages, name, rng))
+
+
+def write(
+    folder: Path, count: int, make: Callable[[], list[dict[str, Any]]], shard_size: int = 10_000
+) -> None:
+    with ShardWriter(folder, source="benchmark", licence="MIT", shard_size=shard_size) as writer:
+        for number in range(count):
+            writer.write(Record(f"{folder.name}-{number}", make()))
+
+
+def messages(name: str, rng: np.random.Generator, side: int = 0) -> list[dict[str, Any]]:
+    """One conversation of a kind, with a photo of this side or, without a side, with made-up codes."""
+    scene = random_scene(rng)
+    if name == "chat":
+        words = rng.choice(describe(scene, rng).split(), size=int(rng.integers(5, 120)))
+        return [user("Go on."), assistant(" ".join(words))]
+    image = photo(scene, side, rng) if side else made_up_codes(rng)
+    if name == "t2i":
+        return [user(describe(scene, rng)), assistant(image)]
+    if name == "caption":
+        return [user(image, "Describe the image."), assistant(describe(scene, rng))]
+    asked = [(pair.question, pair.answer) for pair in questions(scene, rng, 6)]
+    return question_turns([image], asked[: int(rng.integers(1, 7))])
+
+
+def made_up_codes(rng: np.random.Generator) -> dict[str, Any]:
+    """Codes of nano's shape."""
+    pixel, semantic = rng.integers(512, size=(2, 8, 8, 4))
+    return {"type": "image", "pixel_codes": pixel, "semantic_codes": semantic}
+
+
+def photo(scene: Scene, side: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A scene with the noise of a camera, as JPEG: flat colours would decode faster than photos do."""
+    pixels = np.asarray(render(scene).resize((side, side)), dtype=np.float32)
+    noisy = (pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, format="JPEG", quality=90)
+    return image_part(EncodedImage(buffer.getvalue(), "jpg"))
+
+
+# --- cached codes against the tokenizer ----------------------------------------
+
+
+def deliver_codes(folder: Path, samples: int) -> Callable[[], None]:
+    """Batches of ids, labels and codes, out of cached codes."""
+    processor = DualTokenProcessor.from_pretrained(NANO)
+    return taking(batches(folder / "vqa", processor, processor.collate), samples)
+
+
+def deliver_tokenized(folder: Path, samples: int) -> Callable[[], None]:
+    """The same batches, each image decoded and tokenized when it is wanted."""
+    processor = DualTokenProcessor.from_pretrained(NANO)
+    tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer").eval()
+
+    def collate(records: list[Any]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(processor.collate(records))
+        codes = tokenizer.encode(batch.pop("pixel_values"))
+        pixel, semantic = codes.pixel.flatten(1, 2), codes.semantic.flatten(1, 2)
+        return {**batch, "pixel_codes": pixel, "semantic_codes": semantic}
+
+    return taking(batches(folder / "vqa-images", processor, collate), samples)
+
+
+def batches(folder: Path, processor: DualTokenProcessor, collate: Callable[..., Any]) -> Iterator[Any]:
+    def prepare(record: Record, draw: int) -> Any:
+        return processor.encode_record(record.messages)
+
+    dataset = ShardDataset(folder)
+    return example_batches(BatchPlan(Mixture([len(dataset)], [1.0], 0), BATCH), [dataset], prepare, collate)
+
+
+def taking(stream: Iterator[Any], samples: int) -> Callable[[], None]:
+    """A step that takes so many samples off a stream."""
+
+    def step() -> None:
+        for _ in islice(stream, samples // BATCH):
+            pass
+
+    return step
+
+
+# --- raw images against webdataset ----------------------------------------
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """The decoding that both have: uint8 (64, 64, 3)."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
+
+
+def first_image(record: Record, draw: int) -> np.ndarray:
+    image = record.image_parts()[0]["image"]
+    return np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+
+
+def sample_image(sample: dict[str, Any]) -> np.ndarray:
+    return decoded(sample["0.jpg"])
+
+
+def stack(images: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images))
+
+
+class OneEpoch(BatchPlan):
+    """A plan that ends after one epoch, as webdataset does: workers of an endless one read ahead of it."""
+
+    def batches(self, start: int = 0) -> Iterator[list[Draw]]:
+        return islice(super().batches(start), sum(self.mixture.lengths) // self.micro_batch_size)
+
+
+def read_shards(folder: Path) -> Callable[[], None]:
+    """One epoch of all images through our loader, workers started anew."""
+    dataset = ShardDataset(folder / "raw")
+    plan = OneEpoch(Mixture([len(dataset)], [1.0], 0), BATCH)
+
+    def step() -> None:
+        for _ in example_batches(plan, [dataset], first_image, stack, num_workers=WORKERS):
+            pass
+
+    return step
+
+
+def read_webdataset(folder: Path) -> Callable[[], None]:
+    """One epoch of the same tars through webdataset, workers started anew."""
+    import webdataset
+
+    urls = [str(path) for path in sorted((folder / "raw").glob("*.tar"))]
+
+    def step() -> None:
+        dataset = webdataset.WebDataset(urls, shardshuffle=False).map(sample_image)
+        loader = webdataset.WebLoader(
+            dataset.batched(BATCH, collation_fn=stack),
+            batch_size=None,
+            num_workers=WORKERS,
+            prefetch_factor=4,
+        )
+        for _ in loader:
+            pass
+
+    return step
+
+
+# --- packing and waiting ----------------------------------------
+
+
+def packing_figures(folder: Path, steps: int) -> dict[str, float]:
+    """What packing fills, and what share of nano's training step the data takes.
+
+    The rows of many steps are timed by themselves, whole windows and all, and the steps on some of them.
+    """
+    processor = DualTokenProcessor.from_pretrained(NANO)
+    statistics = StreamStatistics(list(WEIGHTS))
+    stream = statistics.timed(packed_batches(folder, processor, statistics))
+    batches = [next(stream) for _ in range(STREAMED)]
+    figures = statistics.read()
+    start = time.perf_counter()
+    for _ in islice(stream, STREAMED):
+        pass
+    waiting = (time.perf_counter() - start) / STREAMED
+    step = median_step(batches[: steps + 1])
+    return {
+        "fill_share": round(figures["fill_share"], 4),
+        "wait_share": round(waiting / (waiting + step), 5),
+        "step_seconds": round(step, 3),
+        "length_mean": round(figures["length_mean"], 1),
+        "length_p95": round(figures["length_p95"], 1),
+    }
+
+
+def median_step(batches: list[dict[str, Any]]) -> float:
+    """Seconds of nano's training step: forward, backward, AdamW; the first one does not count."""
+    model = (
+        DualTokenForConditionalGeneration.from_pretrained(NANO, load_visual_tokenizer=False).float().train()
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.nn.Module.to(model, device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    seconds = []
+    for batch in batches:
+        start = time.perf_counter()
+        model(**{key: value.to(device) for key, value in batch.items()}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def packed_batches(
+    folder: Path, processor: DualTokenProcessor, statistics: StreamStatistics
+) -> PackedBatches:
+    sources = [ShardDataset(folder / name) for name in WEIGHTS]
+    mixture = Mixture([len(source) for source in sources], list(WEIGHTS.values()), seed=0)
+    return PackedBatches(
+        mixture,
+        WindowPlan(),
+        Packing(PACK_LENGTH),
+        sources,
+        lambda record, draw: processor.encode_record(record.messages),
+        processor.collate_packed,
+        rows=1,
+        statistics=statistics,
+    )
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--repeats", type=int, default=3, help="timed passes of each (default: 3)")
+    args = parser.parse_args()
+    size = SIZES[args.size]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_data(folder, size)
+        cached = {
+            "dualtoken": partial(deliver_codes, folder, size.samples),
+            "tokenizing on the fly": partial(deliver_tokenized, folder, size.samples),
+        }
+        name = f"{size.samples} samples with cached codes"
+        cases = compare(name, "dualtoken", costs(cached, args.repeats))
+        raw = {"dualtoken": partial(read_shards, folder), "webdataset": partial(read_webdataset, folder)}
+        name = f"{size.raw} images of {size.side} x {size.side}, {WORKERS} workers"
+        seconds = timed_in_turns({kind: build() for kind, build in raw.items()}, 2 * args.repeats)
+        speed = round(seconds["webdataset"] / seconds["dualtoken"], 3)
+        # Its memory is that of the workers, which are the same library's on both sides.
+        ours = {"speed": speed, "memory": None, "seconds": round(seconds["dualtoken"], 4)}
+        cases.append({"name": name, "against": "webdataset", **ours})
+        figures = packing_figures(folder, size.steps)
+    report("loader", cases, packing={"pack_length": PACK_LENGTH, **figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What a stream of batches was made of: padding, lengths, realised shares, skipped records, waiting."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 100  # skipped records that the log names; all are counted
+_STEPS_PER_DOUBLING = 8
+_BUCKETS = 24 * _STEPS_PER_DOUBLING  # of the histogram of lengths, up to 2^24 tokens
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A record that could not be used: the place of its source in the recipe, its number there, why."""
+
+    source: int
+    index: int
+    reason: str
+
+
+@dataclass
+class BatchFacts:
+    """What one batch was made of. `lengths` are in tokens, 0 where examples have none."""
+
+    positions: int = 0
+    sources: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+
+
+def example_length(example: Any) -> int:
+    """Tokens of a model-ready example; 0 for one that is no token sequence."""
+    return len(example.input_ids) if hasattr(example, "input_ids") else 0
+
+
+def batch_positions(batch: Any) -> int:
+    """Places of a batch's token sequences, padding included."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return ids.numel() if isinstance(ids, torch.Tensor) else 0
+
+
+class StreamStatistics:
+    """Adds up facts of the batches of one rank; `read` gives the figures since the last reading.
+
+    Args:
+        names: of the sources, in the mixture's order.
+        on_skip: is told of every skipped record, beside the log.
+    """
+
+    def __init__(self, names: Sequence[str], on_skip: Callable[[Skip], None] | None = None) -> None:
+        self.names = list(names)
+        self.skipped = 0  # since the start of the run, on this rank
+        self._on_skip = on_skip
+        self._reset()
+
+    def _reset(self) -> None:
+        self._positions = 0
+        self._records = np.zeros(len(self.names))
+        self._tokens = np.zeros(len(self.names))
+        self._histogram = np.zeros(_BUCKETS)
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, facts: BatchFacts) -> None:
+        """Count one batch, and name what was skipped on the way to it."""
+        self._positions += facts.positions
+        np.add.at(self._records, facts.sources, 1)
+        np.add.at(self._tokens, facts.sources, facts.lengths)
+        if facts.lengths:
+            lengths = np.maximum(facts.lengths, 1)
+            buckets = np.ceil(np.log2(lengths) * _STEPS_PER_DOUBLING).astype(int)
+            np.add.at(self._histogram, np.minimum(buckets, _BUCKETS - 1), 1)
+        for skip in facts.skips:
+            self._name(skip)
+
+    def _name(self, skip: Skip) -> None:
+        self.skipped += 1
+        if self._on_skip is not None:
+            self._on_skip(skip)
+        if self.skipped <= _NAMED:
+            logger.warning(
+                "skipped record %d of source %s: %s", skip.index, self.names[skip.source], skip.reason
+            )
+        if self.skipped == _NAMED:
+            logger.warning("%d records skipped; further ones are counted only", _NAMED)
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, with the time that each is waited for counted."""
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - start
+            yield batch
+
+    def read(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> dict[str, float]:
+        """The figures since the last reading, over all ranks if `total` sums over them.
+
+        fill_share and padding_share of all positions, length_mean, length_p50 and length_p95 in tokens (the
+        percentiles to 9 %), share/NAME of the records, token_share/NAME of the tokens, skipped (records since
+        the start of the run), wait_share of the time.
+        """
+        elapsed = time.perf_counter() - self._since
+        numbers = np.concatenate(
+            [
+                [self._positions, self._waited, elapsed, self.skipped],
+                self._records,
+                self._tokens,
+                self._histogram,
+            ]
+        )
+        numbers = total(torch.from_numpy(numbers)).cpu().numpy()
+        self._reset()
+        positions, waited, elapsed, skipped = numbers[:4].tolist()
+        records, tokens, histogram = np.split(numbers[4:], [len(self.names), 2 * len(self.names)])
+        figures = {"skipped": skipped, "wait_share": waited / max(elapsed, 1e-9)}
+        if records.sum():
+            figures |= {
+                f"share/{name}": n / records.sum() for name, n in zip(self.names, records, strict=True)
+            }
+        if tokens.sum():
+            figures |= {
+                "length_mean": tokens.sum() / records.sum(),
+                "length_p50": _percentile(histogram, 0.5),
+                "length_p95": _percentile(histogram, 0.95),
+            }
+            figures |= {
+                f"token_share/{name}": n / tokens.sum() for name, n in zip(self.names, tokens, strict=True)
+            }
+        if positions and tokens.sum():
+            fill = tokens.sum() / positions
+            figures |= {"fill_share": fill, "padding_share": 1.0 - fill}
+        return {name: float(value) for name, value in figures.items()}
+
+
+def _percentile(histogram: np.ndarray, share: float) -> float:
+    """The upper edge of the bucket in which a share of all counts is reached."""
+    bucket = int(np.searchsorted(histogram.cumsum(), share * histogram.sum()))
+    return 2.0 ** (bucket / _STEPS_PER_DOUBLING)

@@ -1,0 +1,178 @@
+"""The data of a run: the recipe's mixture, this rank's part of it as micro-batches, and where it stands.
+
+Without packing the place in the stream follows from the step number. With packing the number of rows that
+draws make is known only once they are packed, so the place is a cursor (see `data_pipelines.packing`), which
+checkpoints hold for every rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data_pipelines.loader import PackedBatches, Packing, example_batches
+from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
+from ..data_pipelines.packing import WindowPlan, plan_state, resumed_plan
+from ..data_pipelines.shards import ShardDataset
+from ..data_pipelines.storage import is_url
+from ..data_pipelines.stream_statistics import Skip, StreamStatistics
+from ..tokenizer.errors import UserError
+from .config import Recipe
+from .distributed import World
+from .objectives import Objective
+from .objectives.base import Batch
+
+
+class Stream:
+    """This rank's part of the recipe's data."""
+
+    def __init__(self, recipe: Recipe, world: World, sources: list[ShardDataset], mixture: Mixture) -> None:
+        self.recipe, self.world, self.sources, self.mixture = recipe, world, sources, mixture
+        self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
+        self._figures: dict[str, float] = {}
+        self._resumed = False
+        self._plan = WindowPlan() if world is None else WindowPlan(world.rank, world.size)
+        self._cursor = (0, 0)
+        self._packed: PackedBatches | None = None
+
+    @classmethod
+    def open(cls, recipe: Recipe, world: World) -> Stream:
+        """Open all sources. Raises UserError for one that is not there or empty."""
+        configs = recipe.data.sources
+        missing = [
+            f"{name}: {source.path}"
+            for name, source in configs.items()
+            if not is_url(source.path) and not Path(source.path).is_dir()
+        ]
+        if missing:
+            raise UserError(
+                f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare"
+            )
+        sources = [ShardDataset(source.path, tolerant=True) for source in configs.values()]
+        mixture = Mixture(
+            [len(source) for source in sources],
+            [source.weight for source in configs.values()],
+            recipe.seed,
+            [source.max_repeats for source in configs.values()],
+        )
+        return cls(recipe, world, sources, mixture)
+
+    @property
+    def is_packed(self) -> bool:
+        return self.recipe.data.pack_length > 0
+
+    # ---- batches
+
+    def run(self, objective: Objective, start: int) -> Iterator[Batch]:
+        """The run's own micro-batches, from number ``start`` on, without end, counted and timed.
+
+        With packing they go on from the checkpoint's cursor instead.
+
+        Errors:
+            UserError when a resumed run has packing and its checkpoint none.
+        """
+        if not self.is_packed:
+            return self.statistics.timed(self._plain(objective, start, self.statistics))
+        if start and not self._resumed:
+            raise UserError(
+                "data.pack_length is set, but the checkpoint was written without packing: take pack_length "
+                "out, or give another output folder and init_from"
+            )
+        self._packed = self._packed_batches(objective, self.statistics)
+        return self.statistics.timed(self._packed)
+
+    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
+        """A look at the micro-batches from number ``start`` on, without end (with packing: from where the
+        run stands); it moves nothing."""
+        if self.is_packed:
+            return self._packed_batches(objective, None)
+        return self._plain(objective, start, None)
+
+    def _plain(
+        self, objective: Objective, start: int, statistics: StreamStatistics | None
+    ) -> Iterator[Batch]:
+        data = self.recipe.data
+
+        def length(draw: Draw) -> int:
+            try:
+                return objective.record_length(self.sources[draw.source][draw.index])
+            except (OSError, ValueError):
+                return 0  # the loader will skip it and say so
+
+        plan = BatchPlan(
+            self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
+        )
+        return example_batches(
+            plan, self.sources, objective.prepare, objective.collate, start, data.num_workers, statistics
+        )
+
+    def _packed_batches(self, objective: Objective, statistics: StreamStatistics | None) -> PackedBatches:
+        data = self.recipe.data
+        return PackedBatches(
+            self.mixture,
+            self._plan,
+            Packing(data.pack_length, data.pack_window),
+            self.sources,
+            objective.prepare,
+            objective.collate_packed,
+            data.micro_batch_size,
+            self._packed.cursor if self._packed else self._cursor,
+            data.num_workers,
+            statistics,
+        )
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where all ranks stand, for the checkpoint; empty without packing. Every rank calls this."""
+        if not self.is_packed:
+            return {}
+        own = torch.zeros(self.world.size, 2, dtype=torch.int64, device=self.world.device)
+        own[self.world.rank] = torch.tensor(self._packed.cursor if self._packed else self._cursor)
+        cursors = [(int(ordinal), int(row)) for ordinal, row in self.world.sum(own).tolist()]
+        return {**plan_state(self._plan, cursors), "packing": self._packing_facts()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. Raises UserError when the recipe packs otherwise than it did."""
+        if state["packing"] != self._packing_facts():
+            raise UserError(
+                f"the checkpoint was written with {state['packing']} and the recipe says "
+                f"{self._packing_facts()}: a resumed run must pack as before, so set data.* back or give "
+                "another output folder"
+            )
+        self._plan, self._cursor = resumed_plan(state, self.world.rank, self.world.size)
+        self._resumed = True
+
+    def _packing_facts(self) -> dict[str, int]:
+        data = self.recipe.data
+        return {"pack_length": data.pack_length, "pack_window": data.pack_window}
+
+    # ---- figures
+
+    def metrics(self) -> dict[str, float]:
+        """Figures since the last call, over all ranks, as data/NAME; every rank calls this."""
+        self._figures = self.statistics.read(lambda values: self.world.sum(values.to(self.world.device)))
+        return {f"data/{name}": value for name, value in self._figures.items()}
+
+    def summary(self) -> str:
+        """The figures of the last `metrics` in a few words, for the progress bar."""
+        parts = []
+        if "fill_share" in self._figures:
+            parts.append(f"filled {self._figures['fill_share']:.0%}")
+        parts.append(f"waiting {self._figures.get('wait_share', 0.0):.1%}")
+        if self._figures.get("skipped"):
+            parts.append(f"skipped {self._figures['skipped']:.0f}")
+        return " ".join(parts)
+
+    def _note_skip(self, skip: Skip) -> None:
+        """Name a skipped record in skipped-RANK.jsonl of the run's folder."""
+        line = {**asdict(skip), "source": list(self.recipe.data.sources)[skip.source]}
+        folder = Path(self.recipe.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"skipped-{self.world.rank}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
