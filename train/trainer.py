@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,16 @@ from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints
 from .config import Recipe, save_resolved
 from .distributed import World, join_world
-from .loss_meter import LossMeter
+from .hang_guard import HangGuard
+from .labels import Labelled, NumberedSource, take_labels
+from .loss_meter import LossMeter, SourceSums, global_counts
 from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
+from .step_guard import StepGuard
+from .throughput import Throughput
+from .validation import Validation
 from .weight_average import WeightAverage
 from .zero import deepspeed_config
 
@@ -43,9 +49,17 @@ def train(recipe: Recipe) -> Path | None:
     Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last
     step.
     """
-    world = join_world(recipe.run.threads)
+    timeout = timedelta(minutes=recipe.run.timeout_minutes)
+    world = join_world(recipe.run.threads, timeout)
+    hang = HangGuard(world.rank, timeout)
+    with hang.watched():
+        return _train(recipe, world, hang)
+
+
+def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
     folder = Path(recipe.output)
+    hang.enter("opening the data and the model")
     stream = Stream.open(recipe, world)
     objective = build_objective(recipe)
     objective.set_attention(recipe.run.attention)
@@ -53,30 +67,36 @@ def train(recipe: Recipe) -> Path | None:
         objective.enable_gradient_checkpointing()
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
+    stream.sources[:] = [NumberedSource(source, n) for n, source in enumerate(stream.sources)]
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     engine = _initialise_engine(recipe, world, objective)
     decay = recipe.run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
-    beside = BesideEngine(objective, average)
+    run = recipe.run
+    guard = StepGuard(engine, engine.basic_optimizer, world, folder, run.spike_factor, run.max_skipped)
+    beside = BesideEngine(objective, average, guard)
     checkpoints = Checkpoints(folder / "checkpoints", world, recipe.run.keep_checkpoints)
     start = checkpoints.load_newest(engine, beside.load_state_dict)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
-    done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start)
+    done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, hang)
     if done < recipe.run.steps:
         return None
+    hang.enter("exporting the model")
     with nullcontext() if average is None else average.applied():
         return _export(objective, folder / "model", recipe, world)
 
 
 @dataclass(frozen=True)
 class BesideEngine:
-    """What is trained and saved beside DeepSpeed's engine: parts of the objective, averaged weights."""
+    """What is trained and saved beside DeepSpeed's engine: parts of the objective, averaged weights,
+    the usual gradient norm."""
 
     objective: Objective
     average: WeightAverage | None
+    guard: StepGuard
 
     def after_step(self, step: int) -> None:
         self.objective.after_step(step)
@@ -85,7 +105,11 @@ class BesideEngine:
 
     def state_dict(self) -> dict[str, Any]:
         average = {} if self.average is None else self.average.state_dict()
-        state = {"objective": self.objective.extra_state(), "weight_average": average}
+        state = {
+            "objective": self.objective.extra_state(),
+            "weight_average": average,
+            "guard": self.guard.state_dict(),
+        }
         return {name: part for name, part in state.items() if part}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,6 +117,8 @@ class BesideEngine:
             self.objective.load_extra_state(state["objective"])
         if self.average is not None and "weight_average" in state:
             self.average.load_state_dict(state["weight_average"])
+        if "guard" in state:
+            self.guard.load_state_dict(state["guard"])
 
 
 def _run_steps(
@@ -103,40 +129,80 @@ def _run_steps(
     stream: Stream,
     checkpoints: Checkpoints,
     start: int,
+    hang: HangGuard,
 ) -> int:
     """The loop; returns the number of steps that are now done."""
     run, objective = recipe.run, beside.objective
     stop = min(run.stop_after or run.steps, run.steps)
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
-    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
-    batches = stream.batches(objective, start * accumulation)
-    meter = LossMeter(world)
+    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples, run.wandb_project)
+    validation = Validation.open(recipe, objective, world)
+    batches = stream.batches(Labelled(objective), start * accumulation)
+    meter, throughput = LossMeter(world, list(recipe.data.sources)), Throughput(world, run.peak_tflops)
     engine.train()
     for step in range(start, stop):
+        done = step + 1
+        hang.enter(f"step {done}: waiting for data")
         objective.before_step(step, partial(stream.batches, objective, step * accumulation), world.device)
         micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
-        counts = _global_counts(objective, micro_batches, world)
-        for number, batch in enumerate(micro_batches):
-            _seed_micro_batch(recipe.seed, world.rank, step, number)
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16_autocast"):
-                terms = engine(**batch)
-            engine.backward(_loss(terms, counts, world.size * accumulation))
-            engine.step()
-            meter.add(terms)
-        beside.after_step(step)
-        meter.add_counts(counts)
+        hang.enter(f"step {done}: forward, backward and update")
+        skipped = _step(recipe, world, engine, beside, meter, throughput, step, micro_batches)
+        if skipped:
+            monitor.message(skipped)
         monitor.advance()
-        done = step + 1
+        hang.enter(f"step {done}: log, validation and checkpoint")
         if done % run.log_every == 0 or done == stop:
-            metrics = {**_engine_metrics(engine), **objective.extra_metrics()}
+            metrics = {"learning_rate": float(engine.get_lr()[0]), **beside.guard.metrics}
+            metrics |= {**throughput.read(), **objective.extra_metrics()}
             monitor.log(done, meter.read(done), metrics, objective.summary())
             monitor.warn(done, objective.alarms())
+        if validation is not None and validation.is_due(done, run.steps):
+            monitor.log_validation(done, validation.losses(engine), validation.draw(engine, done))
         if done == stop or (run.save_every and done % run.save_every == 0):
             meter.check(done)
             checkpoints.save(engine, done, beside.state_dict())
     monitor.close()
     return max(start, stop)
+
+
+def _step(
+    recipe: Recipe,
+    world: World,
+    engine: Any,
+    beside: BesideEngine,
+    meter: LossMeter,
+    throughput: Throughput,
+    step: int,
+    labelled: list[Batch],
+) -> str | None:
+    """One optimizer step over its micro-batches; a line on why it was skipped, or None."""
+    objective, guard = beside.objective, beside.guard
+    taken = [take_labels(batch) for batch in labelled]
+    counts = global_counts(objective, [batch for batch, _, _ in taken], world)
+    autocast = recipe.run.precision == "bf16_autocast"
+    losses: list[torch.Tensor] = []
+    parts: list[tuple[dict[str, LossTerm], SourceSums]] = []
+    for number, (batch, _, source_ids) in enumerate(taken):
+        _seed_micro_batch(recipe.seed, world.rank, step, number)
+        throughput.add(objective.work(batch))
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=autocast):
+            terms = engine(**batch)
+        loss = _loss(terms, counts, world.size * len(taken))
+        by_source = (
+            {} if source_ids is None else objective.source_sums(batch, source_ids, len(recipe.data.sources))
+        )
+        losses.append(loss.detach())
+        parts.append(({name: LossTerm(term.total.detach()) for name, term in terms.items()}, by_source))
+        engine.backward(loss)
+        guard.step(losses, last=number + 1 == len(taken))
+    skipped = guard.accepted(step + 1, [ids for _, ids, _ in taken], losses)
+    if skipped is None:
+        beside.after_step(step)
+        meter.add_counts(counts)
+        for part in parts:
+            meter.add(*part)
+    return skipped
 
 
 def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> Any:
@@ -160,7 +226,7 @@ class Stream:
 
     recipe: Recipe
     world: World
-    sources: list[ShardDataset]
+    sources: list[Any]
     mixture: Mixture
 
     @classmethod
@@ -177,7 +243,7 @@ class Stream:
         weights = [source.weight for source in configs.values()]
         return cls(recipe, world, sources, Mixture([len(source) for source in sources], weights, recipe.seed))
 
-    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
+    def batches(self, objective: Objective | Labelled, start: int) -> Iterator[Batch]:
         """Micro-batches of this rank from micro-batch number ``start`` on, without end."""
         data = self.recipe.data
 
@@ -190,15 +256,6 @@ class Stream:
         return example_batches(
             plan, self.sources, objective.prepare, objective.collate, start, data.num_workers
         )
-
-
-def _global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:
-    """Targets of every term over the step's micro-batches and all ranks."""
-    local = [objective.target_counts(batch) for batch in batches]
-    names = list(local[0])
-    totals = torch.tensor([sum(counts[name] for counts in local) for name in names], dtype=torch.float64)
-    totals = world.sum(totals.to(world.device) if world.device.type == "cuda" else totals)
-    return dict(zip(names, totals.tolist(), strict=True))
 
 
 def _loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
@@ -216,14 +273,6 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
     }
-
-
-def _engine_metrics(engine: Any) -> dict[str, float]:
-    metrics = {"learning_rate": float(engine.get_lr()[0])}
-    norm = engine.get_global_grad_norm()
-    if norm is not None:  # DeepSpeed does not compute it at fp32 stage 0
-        metrics["gradient_norm"] = float(norm)
-    return metrics
 
 
 def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) -> Path:
