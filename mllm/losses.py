@@ -132,9 +132,28 @@ def _cross_entropy(
         return linear_cross_entropy(
             states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
         )
+    if type(head) is nn.Linear and hasattr(head.weight, "ds_id") and "forward" not in vars(head):
+        return _within_forward(head, states, targets, row_weights, softcap)
     logits = soft_capped(head(states), softcap).float()
     losses = functional.cross_entropy(logits, targets, reduction="none")
     return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
+
+
+def _within_forward(
+    head: nn.Linear, states: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The loss inside a call of the head: there its hooks hold the weight that ZeRO-3 has divided."""
+
+    def forward(states: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(
+            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
+        )
+
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        return head(states)  # type: ignore[return-value]
+    finally:
+        del head.forward
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
