@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(
         )
         model = AutoModelForCausalLM.from_config(config).to(dtype).train()
         inputs = torch.randn(2, 64, 256, dtype=dtype, requires_grad=True)
-        kept.append(kept_bytes(model, lambda: model.base_model(inputs_embeds=inputs, use_cache=False)))
+        kept.append(kept_bytes(model, partial(model.base_model, inputs_embeds=inputs, use_cache=False)))
     per_token = (kept[1] - kept[0]) / 2 / (2 * 64)
     assert per_token == pytest.approx(llm_layer_bytes(config, dtype.itemsize), rel=0.05)
 
@@ -95,7 +96,11 @@ def test_parameters_are_those_of_the_model_that_is_trained(chain: Chain, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("Qwen/Qwen2.5-0.5B", 494e6), ("Qwen/Qwen2.5-7B-Instruct", 7616e6), ("meta-llama/Meta-Llama-3-8B", 8030e6)],
+    [
+        ("Qwen/Qwen2.5-0.5B", 494e6),
+        ("Qwen/Qwen2.5-7B-Instruct", 7616e6),
+        ("meta-llama/Meta-Llama-3-8B", 8030e6),
+    ],
 )
 def test_known_language_models_have_their_published_sizes(name: str, parameters: float) -> None:
     with torch.device("meta"):
