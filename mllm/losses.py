@@ -151,7 +151,7 @@ def _within_forward(
 
     head.forward = forward  # type: ignore[method-assign, assignment]
     try:
-        return head(states)  # type: ignore[return-value]
+        return head(states)
     finally:
         del head.forward
 

@@ -38,6 +38,7 @@ SETTINGS = (
 # DeepSpeed's defaults, in numbers (not bytes).
 REDUCE_BUCKET = 5e8
 MAX_LIVE_PARAMETERS = 1e9
+SUB_GROUP = 1e9
 #: Of a tokenizer that is not there yet: the released so400m-384.
 ASSUMED_GRID = (27, 27)
 ASSUMED_CODEBOOK = {"num_codes": 16384, "code_dim": 32, "depth": 8, "shared_codebook": True}
@@ -113,13 +114,17 @@ class Estimate:
         host = (optimizer if offload != "none" else 0.0) + (weights if offload == "all" else 0.0)
         if offload != "none":  # gradients move there as they come
             host, gradients = host + 4 * sizes.trained / shares["optimizer"], 0.0
+        activations = self._activations(checkpointing)
+        # The step turns its share of bf16 gradients into fp32, when the activations are gone.
+        step = 4 * sizes.trained / shares["optimizer"] if bf16 and offload == "none" else 0.0
+        step = min(step, 4 * SUB_GROUP) if stage == 3 else step
         return Memory(
             weights=(0.0 if offload == "all" else weights) + sizes.buffer_bytes,
             gradients=gradients,
             optimizer=0.0 if offload != "none" else optimizer,
-            activations=self._activations(checkpointing),
+            activations=activations,
             logits=self._logits(),
-            buffers=self._buffers(stage, width),
+            buffers=self._buffers(stage, width) + max(0.0, step - activations),
             host=host,
         )
 
@@ -248,7 +253,7 @@ def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list
     grid, books = ASSUMED_GRID, {"pixel": ASSUMED_CODEBOOK, "semantic": ASSUMED_CODEBOOK}
     try:
         visual = StoredTokenizer.from_pretrained(objective.visual_tokenizer).config
-        grid = tuple(visual.grid_size)
+        grid = (visual.grid_size[0], visual.grid_size[1])
         quantizers = {name: getattr(visual, f"{name}_quantizer") for name in books}
         books = {
             name: {field: quantizer[field] for field in ASSUMED_CODEBOOK}
@@ -281,10 +286,11 @@ def llm_config(llm: str | dict[str, Any]) -> PreTrainedConfig:
     Errors:
         UserError for a place that has none, or that cannot be reached.
     """
-    fields = llm if isinstance(llm, dict) else KNOWN_LLMS.get(llm.removesuffix("-Instruct"))
-    if fields is not None:
-        others = {key: value for key, value in fields.items() if key != "model_type"}
-        return AutoConfig.for_model(str(fields["model_type"]), **others)
+    if isinstance(llm, str) and (fields := KNOWN_LLMS.get(llm.removesuffix("-Instruct"))):
+        llm = fields
+    if isinstance(llm, dict):
+        others = {key: value for key, value in llm.items() if key != "model_type"}
+        return AutoConfig.for_model(str(llm["model_type"]), **others)
     try:
         return AutoConfig.from_pretrained(llm)
     except (OSError, ValueError) as error:

@@ -66,7 +66,8 @@ def test_validation_is_the_same_at_stage_three(chain: Chain, tmp_path: Path) -> 
     for stage in ("1", "3"):
         recipe = chain.recipe("mllm", tmp_path / stage, validation=validation)
         run_training([*recipe, "--run.zero_stage", stage], processes=2)
-    assert_same_losses(*(lines(tmp_path / stage / "validation.jsonl") for stage in ("1", "3")), 1e-5)
+    one, other = (lines(tmp_path / stage / "validation.jsonl") for stage in ("1", "3"))
+    assert_same_losses(one, other, 1e-5)
     assert (tmp_path / "3" / "validation" / "step-00000003" / "00-a-red-circle.png").is_file()
 
 
