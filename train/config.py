@@ -161,7 +161,8 @@ class ValidationConfig:
         every: steps between validations; one more follows the last step.
         sources: held-out shards by name; each gives its own losses.
         batches: micro-batches (of ``data.micro_batch_size`` records) of every source, over all ranks.
-        prompts: drawn at each validation, with the same seeds, into ``validation/`` and TensorBoard.
+        prompts: drawn at each validation, with the same seeds, into ``validation/`` and TensorBoard. Not at
+            ZeRO stage 3.
         seed: of the drawings.
         guidance_scale: of the drawings; None takes the model's own.
     """
@@ -396,6 +397,10 @@ def _validation_problems(recipe: Recipe) -> list[str]:
         problems.append("validation has neither sources nor prompts; give one of them or leave it out")
     if recipe.tokenizer is not None and recipe.tokenizer.adversarial is not None:
         problems.append("validation does not go with tokenizer.adversarial, whose losses change as it trains")
+    if validation.prompts and recipe.run.zero_stage == 3:
+        problems.append(
+            "validation.prompts need run.zero_stage 0-2; at 3 no process has whole weights to draw"
+        )
     if validation.prompts and recipe.mllm is None:
         problems.append("validation.prompts are for the unified model (section mllm); only it draws")
     return problems

@@ -197,7 +197,9 @@ def _step(
         engine.backward(loss)
         guard.step(losses, last=number + 1 == len(taken))
     skipped = guard.accepted(step + 1, [ids for _, ids, _ in taken], losses)
-    if skipped is None:
+    if skipped is not None:
+        objective.after_skipped_step()
+    else:
         beside.after_step(step)
         meter.add_counts(counts)
         for part in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,13 @@ class Validation:
 
     def draw(self, engine: Any, step: int) -> dict[str, Path]:
         """Draw every prompt into ``validation/step-N/``; the files by prompt, on the main rank."""
-        if not self.config.prompts:
+        if not self.config.prompts or not self.world.is_main:
             return {}
         assert isinstance(self.objective, MllmObjective)
-        # At stage 3 no rank has the weights by itself, so all of them gather them.
-        with _whole_weights(self.objective, self.recipe.run.zero_stage):
-            if not self.world.is_main:
-                return {}
-            engine.eval()
-            with self._pipeline(self.objective) as pipeline, _kept_random_state(self.world.device):
-                drawn = self._draw(pipeline, Path(self.recipe.output) / "validation" / f"step-{step:08d}")
-            engine.train()
+        engine.eval()
+        with self._pipeline(self.objective) as pipeline, _kept_random_state(self.world.device):
+            drawn = self._draw(pipeline, Path(self.recipe.output) / "validation" / f"step-{step:08d}")
+        engine.train()
         return drawn
 
     def _draw(self, pipeline: DualTokenPipeline, folder: Path) -> dict[str, Path]:
@@ -125,15 +121,6 @@ class Validation:
         # there are too few batches to share.
         share = self.world.size if self.recipe.run.zero_stage < 3 and len(groups) >= self.world.size else 1
         return [self.objective.collate(group) for group in groups[self.world.rank % share :: share]]
-
-
-def _whole_weights(objective: MllmObjective, zero_stage: int) -> Any:
-    """A context in which every rank holds all weights."""
-    if zero_stage < 3:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(objective.parameters()))
 
 
 @contextmanager

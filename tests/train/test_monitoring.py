@@ -62,13 +62,12 @@ def test_validation_measures_and_draws_without_touching_the_run(chain: Chain, tm
 def test_validation_is_the_same_at_stage_three(chain: Chain, tmp_path: Path) -> None:
     sources = {name: {"path": str(chain.folder / f"codes_{name}")} for name in ("t2i", "vqa")}
     sources["chat"] = {"path": str(chain.folder / "chat")}
-    validation = {"every": 3, "sources": sources, "batches": 4, "prompts": ["a red circle"]}
+    validation = {"every": 3, "sources": sources, "batches": 4}
     for stage in ("1", "3"):
         recipe = chain.recipe("mllm", tmp_path / stage, validation=validation)
         run_training([*recipe, "--run.zero_stage", stage], processes=2)
     one, other = (lines(tmp_path / stage / "validation.jsonl") for stage in ("1", "3"))
     assert_same_losses(one, other, 1e-5)
-    assert (tmp_path / "3" / "validation" / "step-00000003" / "00-a-red-circle.png").is_file()
 
 
 def test_losses_by_source_add_up_to_the_losses(chain: Chain, tmp_path: Path) -> None:

@@ -142,6 +142,9 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after every optimizer step, for what is trained beside the model."""
 
+    def after_skipped_step(self) -> None:
+        """Called instead of `after_step` for a step that was not done."""
+
     def extra_state(self) -> dict[str, Any]:
         """State beside the module's that a checkpoint has to hold; the same on all processes."""
         return {}

@@ -176,6 +176,9 @@ class TokenizerObjective(Objective):
             self._adversary.step(self._judged)
         self._judged = []
 
+    def after_skipped_step(self) -> None:
+        self._judged = []  # broken pictures teach the discriminator nothing
+
     def extra_state(self) -> dict[str, Any]:
         return {} if self._adversary is None else self._adversary.state_dict()
 
