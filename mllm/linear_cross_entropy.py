@@ -18,7 +18,7 @@ from torch.nn import functional
 # The logits of a chunk are at most this many numbers, 32 MB in fp32: with fewer rows, reading and writing the
 # weight's gradient once for each chunk would take longer than the products. GPUs want larger products.
 MAX_LOGITS = 2**23
-_GPU_FACTOR = 4
+GPU_FACTOR = 4
 
 
 def linear_cross_entropy(
@@ -83,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _rows_at_once(weight: Tensor, device: torch.device) -> int:
     num_classes, width = weight.shape
-    limit = MAX_LOGITS if device.type == "cpu" else _GPU_FACTOR * MAX_LOGITS
+    limit = MAX_LOGITS if device.type == "cpu" else GPU_FACTOR * MAX_LOGITS
     # A quarter of the width makes a chunk's logits a quarter of the weight: little beside its gradient.
     return max(limit // num_classes, width // 4, 1)
 

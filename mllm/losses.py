@@ -43,19 +43,28 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class CodeLoss:
-    """Loss of one visual head: the differentiable `sum` and each depth's cross-entropy sum (D,), detached."""
+    """Loss of one visual head: the differentiable `sum`, and detached each depth's cross-entropy sum (D,) and
+    each position's part of `sum` (T,)."""
 
     sum: Tensor
     per_depth: Tensor
+    per_position: Tensor
 
 
 def text_loss(head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Summed cross-entropy of the text head: states (T, H) and ids (T,) -> scalar."""
+    return text_losses(head, states, targets, softcap)[0]
+
+
+def text_losses(
+    head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """`text_loss` and, detached, each target's part of it (T,), which a fused loss does not tell (None)."""
     if states.is_cuda and states.requires_grad and len(states) and _is_plain_linear(head):
         fused = liger_cross_entropy(states.device)
         if fused is not None:
-            return fused(states, head.weight, targets, head.bias, softcap)
-    return _cross_entropy(head, states, targets, softcap=softcap)[0]
+            return fused(states, head.weight, targets, head.bias, softcap), None
+    return _cross_entropy(head, states, targets, softcap=softcap)
 
 
 @torch.no_grad()
@@ -85,8 +94,9 @@ def code_loss(
     """Weighted cross-entropy of a visual head over its target positions (see the module's docstring)."""
     weights = torch.tensor(depth_weights or [1.0] * head.depth, dtype=torch.float32, device=states.device)
     outputs = head(states, codes, codebook, condition)
-    total, losses = _code_cross_entropy(head, outputs, codes, weights / weights.sum())
-    return CodeLoss(sum=total, per_depth=losses.sum(dim=0))
+    weights = weights / weights.sum()
+    total, losses = _code_cross_entropy(head, outputs, codes, weights)
+    return CodeLoss(sum=total, per_depth=losses.sum(dim=0), per_position=losses @ weights.to(losses.dtype))
 
 
 def _code_cross_entropy(
@@ -122,9 +132,28 @@ def _cross_entropy(
         return linear_cross_entropy(
             states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
         )
+    if type(head) is nn.Linear and hasattr(head.weight, "ds_id") and "forward" not in vars(head):
+        return _within_forward(head, states, targets, row_weights, softcap)
     logits = soft_capped(head(states), softcap).float()
     losses = functional.cross_entropy(logits, targets, reduction="none")
     return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
+
+
+def _within_forward(
+    head: nn.Linear, states: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The loss inside a call of the head: there its hooks hold the weight that ZeRO-3 has divided."""
+
+    def forward(states: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(
+            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
+        )
+
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        return head(states)
+    finally:
+        del head.forward
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:

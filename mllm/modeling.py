@@ -26,11 +26,20 @@ from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
 from .generation import DualTokenGeneration
-from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_loss
+from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_losses
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
 IGNORE = -100
 BRANCHES = ("pixel", "semantic")
+
+
+@dataclass(frozen=True)
+class TargetLosses:
+    """Detached losses (T,) of single targets, and their places (T,) in the flattened (B * (L-1)) labels after
+    the first; `losses` is None where a fused loss does not tell them."""
+
+    places: Tensor
+    losses: Tensor | None
 
 
 @dataclass
@@ -43,8 +52,8 @@ class DualTokenOutput(ModelOutput):
     global batch: `(sums.text / global_count.text) * weight + ...`. The counts follow from the labels alone;
         where only a
     subset of the visual targets is trained on, the sums are scaled up to all of them. `pixel_depth_losses`
-    and `semantic_depth_losses` (D,) are the detached mean cross-entropies of each depth. `logits` (B, kept,
-    V) only without labels.
+    and `semantic_depth_losses` (D,) are the detached mean cross-entropies of each depth. `target_losses` has
+    the loss of every single target, detached. `logits` (B, kept, V) only without labels.
     """
 
     loss: Tensor | None = None
@@ -55,6 +64,7 @@ class DualTokenOutput(ModelOutput):
     counts: LossTerms | None = None
     pixel_depth_losses: Tensor | None = None
     semantic_depth_losses: Tensor | None = None
+    target_losses: dict[str, TargetLosses] | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -330,7 +340,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")
         flat = states[:, :-1].flatten(0, 1)
-        text_sum, text_count = self._text_loss(flat, labels[:, 1:].flatten())
+        text_sum, text_targets = self._text_loss(flat, labels[:, 1:].flatten())
         targets = self._visual_targets(input_ids, labels)
         count = targets.rows.numel()
         if self.training and self.config.visual_target_fraction < 1.0:
@@ -348,8 +358,8 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         pixel_loss = self._code_loss("pixel", at, chosen)
         semantic_loss = self._code_loss("semantic", at, chosen)
         sums = LossTerms(text=text_sum, pixel=pixel_loss.sum * weight, semantic=semantic_loss.sum * weight)
-        visual_count = labels.new_tensor(count)
-        counts = LossTerms(text=labels.new_tensor(text_count), pixel=visual_count, semantic=visual_count)
+        text_count, visual_count = labels.new_tensor(text_targets.places.numel()), labels.new_tensor(count)
+        counts = LossTerms(text=text_count, pixel=visual_count, semantic=visual_count)
         means = sums.means(counts)
         return DualTokenOutput(
             loss=(means if reduction == "mean" else sums).weighted(self.config.loss_weights),
@@ -360,20 +370,27 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             counts=counts,
             pixel_depth_losses=pixel_loss.per_depth * weight / max(count, 1),
             semantic_depth_losses=semantic_loss.per_depth * weight / max(count, 1),
+            target_losses={
+                "text": text_targets,
+                "pixel": TargetLosses(targets.rows, pixel_loss.per_position[:used]),
+                "semantic": TargetLosses(targets.rows, semantic_loss.per_position[:used]),
+            },
         )
 
     def _code_loss(self, branch: str, states: Tensor, codes: VisualCodes) -> CodeLoss:
         inputs = self._head_inputs(branch, states, codes)
         if inputs is None:
             depth = getattr(codes, branch).shape[-1]
-            return CodeLoss(sum=states.new_zeros(()), per_depth=states.new_zeros(depth))
+            nothing = states.new_zeros(())
+            return CodeLoss(nothing, states.new_zeros(depth), nothing.expand(len(states)))
         return code_loss(*inputs, getattr(self.config, f"{branch}_depth_weights"))
 
-    def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """Summed text cross-entropy and the number of its targets."""
+    def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, TargetLosses]:
+        """Summed text cross-entropy, and its targets."""
         rows = ((targets != IGNORE) & (targets != self._image_id)).nonzero().squeeze(1)
         head = self.language_model.get_output_embeddings()
-        return text_loss(head, states[rows], targets[rows], self._softcap), rows.numel()
+        total, losses = text_losses(head, states[rows], targets[rows], self._softcap)
+        return total, TargetLosses(rows, losses)
 
     def _visual_targets(self, input_ids: Tensor, labels: Tensor) -> VisualTargets:
         is_image = input_ids.eq(self._image_id)

@@ -8,6 +8,7 @@ Examples:
   dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm --run.steps 200 --optimizer.lr 1e-3
   torchrun --nproc_per_node 2 -m dualtoken.scripts.train train/recipes/nano_mllm.yaml --run.zero_stage 2
   deepspeed --module dualtoken.scripts.train train/recipes/nano_mllm.yaml
+  dualtoken train --estimate train/recipes/pretrain_qwen2.5_7b.yaml     # the memory it will take
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe-help", action="store_true", help="describe every key of a recipe, and leave"
     )
+    parser.add_argument(
+        "--estimate", action="store_true", help="print the memory that the recipe will take, and leave"
+    )
     # The deepspeed launcher passes it in front; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.add_argument("recipe", nargs="?", help="the recipe, a YAML file")
@@ -30,12 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..train.config import parse_recipe
-    from ..train.stop_request import RunStopped
-    from ..train.trainer import train
 
     if args.recipe is None and not args.recipe_help:
         raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
-    recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *args.overrides])
+    # After the recipe argparse leaves all to the overrides.
+    overrides = [word for word in args.overrides if word != "--estimate"]
+    recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *overrides])
+    if args.estimate or len(overrides) < len(args.overrides):
+        from ..train.estimate import Estimate
+
+        print(Estimate.of(recipe).table())
+        return 0
+    from ..train.stop_request import RunStopped
+    from ..train.trainer import train
+
     try:
         folder = train(recipe)
     except RunStopped as stopped:

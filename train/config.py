@@ -69,6 +69,9 @@ class OptimizerConfig:
             With ZeRO it needs ``gradient_clipping`` 0, as DeepSpeed would clip Muon's updates.
         muon_momentum: of Muon.
         lr_scale: factor on the rate of parameters whose name contains the key (the longest match wins).
+        group_lr: peak learning rate of AdamW for a named group instead of ``lr``. The unified model has the
+            groups projectors, heads (both depth transformers), embeddings (of text, and the output layer)
+            and llm (all else, adapters too).
         weight_decay: for matrices; vectors (biases, norms) never decay.
         gradient_clipping: largest global gradient norm; 0 switches clipping off.
     """
@@ -77,6 +80,7 @@ class OptimizerConfig:
     muon_lr: float | None = None
     muon_momentum: float = 0.95
     lr_scale: dict[str, float] = field(default_factory=dict)
+    group_lr: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -85,11 +89,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the run: linear warm-up, then ``kind`` down to ``final_ratio`` of the peak."""
+    """Learning rate over the run: linear warm-up, then ``kind`` down to ``final_ratio`` of the peak.
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    Args:
+        kind: "wsd" (warm up, stay, decay) keeps the peak and falls linearly over the last steps only, so that
+            a run can be made longer from any checkpoint before its decay.
+        decay_share: share of the run's steps in that decay.
+    """
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = 100
     final_ratio: float = 0.05
+    decay_share: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,10 @@ class RunConfig:
             memory. Quantizers are never recomputed.
         weight_average: export an exponential moving average of the weights with this decay (0.999, say)
             instead of the last ones; checkpoints hold both. None exports the last.
-        zero_stage: DeepSpeed ZeRO stage, 0-2. bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        zero_stage: DeepSpeed ZeRO stage, 0-3. Divided among the GPUs are: nothing, the optimizer's state (1),
+            gradients too (2), weights too (3). bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        offload: what ZeRO keeps in the machine's memory instead of the GPU's: the optimizer's state and step
+            (stage 1-3), or the weights too ("all", stage 3).
         threads: CPU threads per process; 0 leaves torch's choice.
         save_every: steps between checkpoints; 0 writes only the last one.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
@@ -115,6 +129,15 @@ class RunConfig:
             else the mean training loss since the checkpoint before); ``checkpoints/best.json`` names it.
         export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a
             tokenizer that is to ship in bf16 must be exported in bf16 before codes are cached with it.
+        spike_factor: a step whose gradient norm is above this many times the median of the last steps' norms
+            is skipped (10 is usual); 0 lets every finite step pass. A step whose loss or norm is no number is
+            always skipped.
+        max_skipped: the run stops with an error after this many skipped steps in a row.
+        timeout_minutes: a process that waits longer than this for the others, or for data, ends with an error
+            that names its rank and what it was doing.
+        peak_tflops: of one GPU in the run's precision, for the model FLOPs utilisation in the log; 0 looks
+            the GPU up by its name.
+        wandb_project: also log to this project of Weights & Biases (the package wandb must be installed).
         stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
             schedule is that of the whole run, so the same recipe without it goes on as if it had never
             stopped.
@@ -127,13 +150,41 @@ class RunConfig:
     gradient_checkpointing: bool = False
     weight_average: float | None = None
     zero_stage: int = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
     threads: int = 0
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
     keep_best: bool = True
     export_dtype: Literal["fp32", "bf16"] = "fp32"
+    spike_factor: float = 0.0
+    max_skipped: int = 10
+    timeout_minutes: float = 30.0
+    peak_tflops: float = 0.0
+    wandb_project: str | None = None
     stop_after: int = 0
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is measured on the side while a run goes on, always on the same records.
+
+    Args:
+        every: steps between validations; one more follows the last step.
+        sources: held-out shards by name; each gives its own losses.
+        batches: micro-batches (of ``data.micro_batch_size`` records) of every source, over all ranks.
+        prompts: drawn at each validation, with the same seeds, into ``validation/`` and TensorBoard. Not at
+            ZeRO stage 3.
+        seed: of the drawings.
+        guidance_scale: of the drawings; None takes the model's own.
+    """
+
+    every: int
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    batches: int = 8
+    prompts: list[str] = field(default_factory=list)
+    seed: int = 0
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +280,8 @@ class MllmObjectiveConfig:
         prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free
             guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit.
+        trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
+            ([visual_embedding, pixel_head, semantic_head] warms projectors and heads up); None trains all.
         lora: trains low-rank adapters instead of the LLM's weights, beside the projectors, the depth
             transformers and the special tokens; the exported model has them merged. None trains everything.
     """
@@ -239,6 +292,7 @@ class MllmObjectiveConfig:
     model: dict[str, Any] = field(default_factory=dict)
     prompt_dropout: float = 0.1
     shuffle_turns: bool = False
+    trained: list[str] | None = None
     lora: LoraSettings | None = None
 
 
@@ -260,6 +314,7 @@ class Recipe:
     contrastive: ContrastiveConfig | None = None
     tokenizer: TokenizerObjectiveConfig | None = None
     mllm: MllmObjectiveConfig | None = None
+    validation: ValidationConfig | None = None
     init_from: str | None = None
     seed: int = 0
 
@@ -274,20 +329,27 @@ class Recipe:
             problems.append("data.sources is empty; name at least one folder of shards")
         if any(source.weight <= 0 for source in self.data.sources.values()):
             problems.append("every data.sources.*.weight must be > 0; remove a source that is not wanted")
-        if self.run.zero_stage not in (0, 1, 2):
-            problems.append(f"run.zero_stage is {self.run.zero_stage}; allowed are 0, 1, 2")
+        problems += _sharding_problems(self)
         optimizer = self.optimizer
         if optimizer.muon_lr is not None and self.run.zero_stage and optimizer.gradient_clipping:
             problems.append(
-                "optimizer.muon_lr with run.zero_stage 1 or 2 needs optimizer.gradient_clipping 0 (DeepSpeed "
+                "optimizer.muon_lr with run.zero_stage 1 to 3 needs optimizer.gradient_clipping 0 (DeepSpeed "
                 "would clip Muon's updates there, not the gradients)"
             )
         if self.run.precision == "bf16" and self.run.zero_stage == 0:
             problems.append(
-                "run.precision bf16 needs run.zero_stage 1 or 2 (the stage-0 bf16 optimizer drifts)"
+                "run.precision bf16 needs run.zero_stage 1 to 3 (the stage-0 bf16 optimizer drifts)"
             )
+        problems += _guard_problems(self) + _validation_problems(self)
+        if not 0.0 <= self.schedule.decay_share <= 1.0:
+            problems.append(f"schedule.decay_share is {self.schedule.decay_share}; it must be in [0, 1]")
         if self.mllm is not None and self.mllm.lora is not None:
             self.mllm.lora.validate()
+            if self.mllm.trained is not None:
+                problems.append(
+                    "mllm.trained and mllm.lora both say what is trained; leave one of them out (adapters "
+                    "come with the projectors, the heads and the special tokens)"
+                )
             if not isinstance(self.mllm.llm, str) and self.init_from is None:
                 problems.append(
                     "mllm.lora adapts a trained LLM, but mllm.llm is a configuration of random weights; name "
@@ -323,6 +385,57 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _sharding_problems(recipe: Recipe) -> list[str]:
+    """What ZeRO's stage and offloading cannot do."""
+    run, problems = recipe.run, []
+    if run.zero_stage not in (0, 1, 2, 3):
+        problems.append(f"run.zero_stage is {run.zero_stage}; allowed are 0, 1, 2, 3")
+    if run.offload == "optimizer" and run.zero_stage == 0:
+        problems.append("run.offload optimizer needs run.zero_stage 1, 2 or 3")
+    if run.zero_stage == 3 and recipe.mllm is None:
+        problems.append("run.zero_stage 3 is for the unified model (mllm); a tokenizer fits stage 2")
+    if run.zero_stage == 3 and run.weight_average is not None:
+        problems.append("run.weight_average needs run.zero_stage 0-2; at 3 no process has whole weights")
+    if run.offload == "all" and run.zero_stage != 3:
+        problems.append("run.offload all needs run.zero_stage 3; only there are the weights divided")
+    return problems
+
+
+def _guard_problems(recipe: Recipe) -> list[str]:
+    run, problems = recipe.run, []
+    if run.spike_factor and run.spike_factor <= 1.0:
+        problems.append(f"run.spike_factor is {run.spike_factor}; it must be above 1, or 0 to switch it off")
+    if run.spike_factor and recipe.optimizer.muon_lr is not None and run.zero_stage:
+        problems.append(
+            "run.spike_factor with optimizer.muon_lr needs run.zero_stage 0; beyond it the norm that "
+            "DeepSpeed reports is that of Muon's updates, which have no spikes"
+        )
+    if run.max_skipped < 1:
+        problems.append(f"run.max_skipped is {run.max_skipped}; it must be at least 1")
+    if run.timeout_minutes <= 0:
+        problems.append(f"run.timeout_minutes is {run.timeout_minutes}; it must be > 0")
+    return problems
+
+
+def _validation_problems(recipe: Recipe) -> list[str]:
+    validation, problems = recipe.validation, []
+    if validation is None:
+        return []
+    if validation.every < 1 or validation.batches < 1:
+        problems.append("validation.every and validation.batches must be at least 1")
+    if not validation.sources and not validation.prompts:
+        problems.append("validation has neither sources nor prompts; give one of them or leave it out")
+    if recipe.tokenizer is not None and recipe.tokenizer.adversarial is not None:
+        problems.append("validation does not go with tokenizer.adversarial, whose losses change as it trains")
+    if validation.prompts and recipe.run.zero_stage == 3:
+        problems.append(
+            "validation.prompts need run.zero_stage 0-2; at 3 no process has whole weights to draw"
+        )
+    if validation.prompts and recipe.mllm is None:
+        problems.append("validation.prompts are for the unified model (section mllm); only it draws")
+    return problems
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -48,8 +49,10 @@ class World:
             dist.barrier()
 
 
-def join_world(threads: int = 0) -> World:
+def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the process group; a process started by hand becomes a world of one.
+
+    Waiting for the other processes longer than ``timeout``, now or later, is an error.
 
     DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
     process.
@@ -63,7 +66,7 @@ def join_world(threads: int = 0) -> World:
     if threads:
         torch.set_num_threads(threads)
     use_cuda = torch.cuda.is_available()
-    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", timeout=timeout, verbose=False)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:

@@ -1,4 +1,4 @@
-"""The mean of every loss between two log lines, over all processes."""
+"""The mean of every loss between two log lines, over all processes and for each source of data."""
 
 from __future__ import annotations
 
@@ -9,35 +9,56 @@ import torch
 
 from ..tokenizer.errors import UserError
 from .distributed import World
-from .objectives import LossTerm
+from .objectives import LossTerm, Objective
+from .objectives.base import Batch
+
+SourceSums = dict[str, torch.Tensor]
 
 
 class LossMeter:
-    """Means of every loss term between two log lines, over all ranks; reading costs one all-reduce."""
+    """Means of every loss term between two log lines, over all ranks; reading costs one all-reduce.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Args:
+        sources: names of the sources of data, in the order of a batch's ``source_ids``.
+    """
+
+    def __init__(self, world: World, sources: list[str] | None = None) -> None:
+        self.world, self.sources = world, sources or []
         self._reset()
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: Counter[str] = Counter()
+        self.by_source: SourceSums = {}
 
-    def add(self, terms: dict[str, LossTerm]) -> None:
-        """The terms of one local micro-batch."""
+    def add(self, terms: dict[str, LossTerm], by_source: SourceSums | None = None) -> None:
+        """The terms of one local micro-batch, and `Objective.source_sums` of it."""
         for name, term in terms.items():
             total = term.total.detach().double()
             self.sums[name] = self.sums[name] + total if name in self.sums else total
+        for name, sums in (by_source or {}).items():
+            self.by_source[name] = self.by_source[name] + sums if name in self.by_source else sums
 
     def add_counts(self, counts: dict[str, float]) -> None:
         """The step's targets over all ranks."""
         self.counts.update(counts)
 
     def read(self, step: int) -> dict[str, float]:
-        """The means since the last reading; errors as in `check`."""
+        """The means since the last reading, by term and by term/source; errors as in `check`."""
         totals = self.check(step)
         means = {name: total / max(self.counts[name], 1.0) for name, total in totals.items()}
+        means |= self._read_sources()
         self._reset()
+        return means
+
+    def _read_sources(self) -> dict[str, float]:
+        """Mean of every term over each source's targets, where it had any."""
+        means = {}
+        for name in sorted(self.by_source):
+            sums, counts = self.world.sum(self.by_source[name]).tolist()
+            for source, total, count in zip(self.sources, sums, counts, strict=True):
+                if count:
+                    means[f"{name}/{source}"] = total / count
         return means
 
     def check(self, step: int) -> dict[str, float]:
@@ -59,3 +80,12 @@ class LossMeter:
                 "optimizer.gradient_clipping, or look for broken numbers in data.sources"
             )
         return totals
+
+
+def global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:
+    """Targets of every term over these micro-batches and all ranks."""
+    local = [objective.target_counts(batch) for batch in batches]
+    names = list(local[0])
+    totals = torch.tensor([sum(counts[name] for counts in local) for name in names], dtype=torch.float64)
+    totals = world.sum(totals.to(world.device) if world.device.type == "cuda" else totals)
+    return dict(zip(names, totals.tolist(), strict=True))

@@ -3,13 +3,17 @@ JSON-lines log."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from ..tokenizer.errors import UserError
 from .distributed import World
 
 
@@ -21,7 +25,13 @@ class Monitor:
     """
 
     def __init__(
-        self, folder: Path, world: World, total_steps: int, start: int, samples_per_step: int
+        self,
+        folder: Path,
+        world: World,
+        total_steps: int,
+        start: int,
+        samples_per_step: int,
+        wandb_project: str | None = None,
     ) -> None:
         self.active = world.is_main
         self.samples_per_step = samples_per_step
@@ -32,17 +42,21 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "log.jsonl"
-        self._drop_lines_after(start)
+        self.validation_path = folder / "validation.jsonl"
+        for path in (self.path, self.validation_path):
+            self._drop_lines_after(path, start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
         self.bar = tqdm(
             total=total_steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0
         )
+        self.wandb = None if wandb_project is None else _open_wandb(wandb_project, folder)
 
-    def _drop_lines_after(self, start: int) -> None:
-        if not self.path.exists():
+    @staticmethod
+    def _drop_lines_after(path: Path, start: int) -> None:
+        if not path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+        path.write_text("".join(line + "\n" for line in kept))
 
     def advance(self) -> None:
         if self.active:
@@ -58,12 +72,32 @@ class Monitor:
         self._last = (step, now)
         values: dict[str, Any] = {"step": step, **{f"loss/{k}": v for k, v in losses.items()}, **others}
         values["samples_per_second"] = rate
-        with self.path.open("a") as file:
+        self._write(self.path, values)
+        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items() if "/" not in name)
+        self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
+
+    def log_validation(self, step: int, losses: dict[str, float], drawings: dict[str, Path]) -> None:
+        """Write held-out losses into ``validation.jsonl``, and show the drawings (PNG files) by prompt."""
+        if not self.active:
+            return
+        values = {"step": step, **{f"validation/{name}": value for name, value in losses.items()}}
+        self._write(self.validation_path, values)
+        for prompt, path in drawings.items():
+            with Image.open(path) as image:
+                self.board.add_image(f"drawing/{prompt}", np.asarray(image), step, dataformats="HWC")
+            if self.wandb is not None:
+                self.wandb.log({f"drawing/{prompt}": _wandb_image(path)}, step=step)
+        if losses:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self.message(f"step {step}: validation: {shown}")
+
+    def _write(self, path: Path, values: dict[str, Any]) -> None:
+        with path.open("a") as file:
             file.write(json.dumps({key: round(value, 6) for key, value in values.items()}) + "\n")
         for key, value in values.items():
-            self.board.add_scalar(key, value, step)
-        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
+            self.board.add_scalar(key, value, values["step"])
+        if self.wandb is not None:
+            self.wandb.log(values, step=values["step"])
 
     def warn(self, step: int, alarms: dict[str, str]) -> None:
         """Print alarms that were not there at the last log line."""
@@ -79,6 +113,27 @@ class Monitor:
         if self.active:
             self.bar.close()
             self.board.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+
+def _open_wandb(project: str, folder: Path) -> Any:
+    """A run of Weights & Biases that goes on when this one does."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "run.wandb_project needs the package wandb, which is not installed: pip install wandb"
+        ) from error
+    # The id follows from the folder, so a resumed run draws on into the same curves.
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=folder.name, id=name, dir=str(folder), resume="allow")
+
+
+def _wandb_image(path: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(path))
 
 
 def _step_of(line: str) -> int:

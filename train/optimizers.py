@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..tokenizer.errors import UserError
 from .config import OptimizerConfig, ScheduleConfig
 
 # Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'
@@ -20,26 +22,29 @@ LOW_RANK_FACTOR = ".lora_"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups by (Muon or AdamW, learning-rate scale, decays or not); frozen parameters are left out.
+    """Groups by (Muon or AdamW, learning rate, decays or not); frozen parameters are left out.
 
-    The longest key of ``config.lr_scale`` contained in a parameter's name sets its scale. Matrices decay,
-    vectors do not. Groups of AdamW come first. With ``config.muon_lr`` every parameter and group says by
-    ``use_muon`` who trains it, which is how DeepSpeed tells them apart.
+    The longest key of ``config.lr_scale`` contained in a parameter's name sets the factor on its rate, and
+    the rate itself is that of its group in ``config.group_lr``. Matrices decay, vectors do not. Groups of
+    AdamW come first. With ``config.muon_lr`` every parameter and group says by ``use_muon`` who trains it,
+    which is how DeepSpeed tells them apart.
     """
     members: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
+    group_of = _named_groups(model, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matches = [key for key in config.lr_scale if key in name]
             scale = config.lr_scale[max(matches, key=len)] if matches else 1.0
             whole_matrix = parameter.ndim == 2 and TRANSFORMER_LAYERS in name and LOW_RANK_FACTOR not in name
             by_muon = config.muon_lr is not None and whole_matrix
-            members[by_muon, scale, parameter.ndim >= 2].append(parameter)
+            rate = config.muon_lr if by_muon else config.group_lr.get(group_of(name, parameter), config.lr)
+            assert rate is not None
+            members[by_muon, rate * scale, parameter.ndim >= 2].append(parameter)
     groups = []
-    for (by_muon, scale, decays), parameters in sorted(members.items(), key=lambda item: item[0][0]):
-        rate = config.muon_lr if by_muon and config.muon_lr is not None else config.lr
+    for (by_muon, rate, decays), parameters in sorted(members.items(), key=lambda item: item[0][0]):
         group: dict[str, Any] = {
             "params": parameters,
-            "lr": rate * scale,
+            "lr": rate,
             "weight_decay": config.weight_decay if decays else 0.0,
         }
         if config.muon_lr is not None:
@@ -54,6 +59,18 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
                 parameter.use_muon = by_muon  # type: ignore[attr-defined]
         groups.append(group)
     return groups
+
+
+def _named_groups(model: nn.Module, config: OptimizerConfig) -> Callable[[str, nn.Parameter], str]:
+    """The name of a parameter's group; UserError for a rate of a group that the model does not have."""
+    allowed = tuple(getattr(model, "GROUPS", ()))
+    unknown = sorted(set(config.group_lr) - set(allowed))
+    if unknown:
+        raise UserError(
+            f"optimizer.group_lr names {', '.join(unknown)}; this model has the groups "
+            f"{', '.join(allowed) or 'none (use optimizer.lr_scale)'}"
+        )
+    return getattr(model, "group_of", None) or (lambda name, parameter: "")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -77,6 +94,10 @@ def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) ->
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":
         return 1.0
+    if config.kind == "wsd":
+        decay_steps = max(1, round(total_steps * config.decay_share))
+        left = min(1.0, max(0, total_steps - step) / decay_steps)
+        return config.final_ratio + (1 - config.final_ratio) * left
     progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
     shape = 1 - progress if config.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.final_ratio + (1 - config.final_ratio) * shape

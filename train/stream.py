@@ -24,6 +24,7 @@ from ..data_pipelines.stream_statistics import Skip, StreamStatistics
 from ..tokenizer.errors import UserError
 from .config import Recipe
 from .distributed import World
+from .labels import Labelled
 from .objectives import Objective
 from .objectives.base import Batch
 
@@ -31,7 +32,7 @@ from .objectives.base import Batch
 class Stream:
     """This rank's part of the recipe's data."""
 
-    def __init__(self, recipe: Recipe, world: World, sources: list[ShardDataset], mixture: Mixture) -> None:
+    def __init__(self, recipe: Recipe, world: World, sources: list[Any], mixture: Mixture) -> None:
         self.recipe, self.world, self.sources, self.mixture = recipe, world, sources, mixture
         self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
         self._figures: dict[str, float] = {}
@@ -68,7 +69,7 @@ class Stream:
 
     # ---- batches
 
-    def run(self, objective: Objective, start: int) -> Iterator[Batch]:
+    def run(self, objective: Objective | Labelled, start: int) -> Iterator[Batch]:
         """The run's own micro-batches, from number ``start`` on, without end, counted and timed.
 
         With packing they go on from the checkpoint's cursor instead.
@@ -86,7 +87,7 @@ class Stream:
         self._packed = self._packed_batches(objective, self.statistics)
         return self.statistics.timed(self._packed)
 
-    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
+    def batches(self, objective: Objective | Labelled, start: int) -> Iterator[Batch]:
         """A look at the micro-batches from number ``start`` on, without end (with packing: from where the
         run stands); it moves nothing."""
         if self.is_packed:
@@ -94,7 +95,7 @@ class Stream:
         return self._plain(objective, start, None)
 
     def _plain(
-        self, objective: Objective, start: int, statistics: StreamStatistics | None
+        self, objective: Objective | Labelled, start: int, statistics: StreamStatistics | None
     ) -> Iterator[Batch]:
         data = self.recipe.data
 
@@ -111,7 +112,9 @@ class Stream:
             plan, self.sources, objective.prepare, objective.collate, start, data.num_workers, statistics
         )
 
-    def _packed_batches(self, objective: Objective, statistics: StreamStatistics | None) -> PackedBatches:
+    def _packed_batches(
+        self, objective: Objective | Labelled, statistics: StreamStatistics | None
+    ) -> PackedBatches:
         data = self.recipe.data
         return PackedBatches(
             self.mixture,

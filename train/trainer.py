@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,23 @@ import numpy as np
 import torch
 
 from ..tokenizer.files import atomic_folder
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, JudgedBy
 from .config import Recipe, save_resolved
 from .distributed import World, join_world
 from .export import export_checkpoint
-from .loss_meter import LossMeter
+from .hang_guard import HangGuard
+from .labels import Labelled, NumberedSource, take_labels
+from .loss_meter import LossMeter, SourceSums, global_counts
 from .loss_window import LossWindow
 from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import build_optimizer, build_scheduler
+from .step_guard import StepGuard
 from .stop_request import RunStopped, StopRequest
 from .stream import Stream
+from .throughput import Throughput
+from .validation import Validation
 from .weight_average import WeightAverage
 from .zero import deepspeed_config
 
@@ -45,9 +51,17 @@ def train(recipe: Recipe) -> Path | None:
     Errors:
         RunStopped when SIGTERM or SIGINT ended the run early, after a checkpoint.
     """
-    world = join_world(recipe.run.threads)
+    timeout = timedelta(minutes=recipe.run.timeout_minutes)
+    world = join_world(recipe.run.threads, timeout)
+    hang = HangGuard(world.rank, timeout)
+    with hang.watched():
+        return _train(recipe, world, hang)
+
+
+def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
     folder = Path(recipe.output)
+    hang.enter("opening the data and the model")
     stream = Stream.open(recipe, world)
     objective = build_objective(recipe)
     objective.set_attention(recipe.run.attention)
@@ -55,24 +69,27 @@ def train(recipe: Recipe) -> Path | None:
         objective.enable_gradient_checkpointing()
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
+    stream.sources[:] = [NumberedSource(source, n) for n, source in enumerate(stream.sources)]
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     engine = _initialise_engine(recipe, world, objective)
     decay = recipe.run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
-    beside = BesideEngine(objective, average, stream)
     run = recipe.run
+    guard = StepGuard(engine, engine.basic_optimizer, world, folder, run.spike_factor, run.max_skipped)
+    beside = BesideEngine(objective, average, stream, guard)
     checkpoints = Checkpoints(folder / "checkpoints", world, run.keep_checkpoints, run.keep_best)
     start = checkpoints.load_newest(engine, beside.load_state_dict)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_resolved(recipe, folder / "recipe.yaml")
     with StopRequest(world) as request:
-        done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, request)
+        done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, hang, request)
     if request.stopping and done < recipe.run.steps:
         raise RunStopped(done, request.signum)
     if done < recipe.run.steps:
         return None
+    hang.enter("exporting the model")
     if recipe.run.zero_stage == 3:
         return _export_from_files(checkpoints.path(done), folder / "model", recipe, world)
     with nullcontext() if average is None else average.applied():
@@ -82,11 +99,12 @@ def train(recipe: Recipe) -> Path | None:
 @dataclass(frozen=True)
 class BesideEngine:
     """What is saved beside DeepSpeed's engine: parts of the objective, averaged weights, the packed stream's
-    place."""
+    place, the usual gradient norm."""
 
     objective: Objective
     average: WeightAverage | None
     stream: Stream
+    guard: StepGuard
 
     def after_step(self, step: int) -> None:
         self.objective.after_step(step)
@@ -99,6 +117,7 @@ class BesideEngine:
             "objective": self.objective.extra_state(),
             "weight_average": average,
             "stream": self.stream.state_dict(),
+            "guard": self.guard.state_dict(),
         }
         return {name: part for name, part in state.items() if part}
 
@@ -112,6 +131,8 @@ class BesideEngine:
                 self.average.restart()
         if "stream" in state:
             self.stream.load_state_dict(state["stream"])
+        if "guard" in state:
+            self.guard.load_state_dict(state["guard"])
 
 
 def _run_steps(
@@ -122,6 +143,7 @@ def _run_steps(
     stream: Stream,
     checkpoints: Checkpoints,
     start: int,
+    hang: HangGuard,
     request: StopRequest,
 ) -> int:
     """The loop; returns the number of steps that are now done."""
@@ -129,44 +151,91 @@ def _run_steps(
     stop = min(run.stop_after or run.steps, run.steps)
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
-    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples)
-    batches = stream.run(objective, start * accumulation)
-    meter, window = LossMeter(world), LossWindow(world)
+    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples, run.wandb_project)
+    validation = Validation.open(recipe, objective, world)
+    batches = stream.run(Labelled(objective), start * accumulation)
+    meter, throughput = LossMeter(world, list(recipe.data.sources)), Throughput(world, run.peak_tflops)
+    window = LossWindow(world)
+    validated: dict[str, float] = {}
     engine.train()
     for step in range(start, stop):
+        done = step + 1
+        hang.enter(f"step {done}: waiting for data")
         objective.before_step(step, partial(stream.batches, objective, step * accumulation), world.device)
         micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
-        counts = _global_counts(objective, micro_batches, world)
-        if request.agreed():  # asked here, where the ranks have just waited for each other
-            stop = step + 1
-        for number, batch in enumerate(micro_batches):
-            _seed_micro_batch(recipe.seed, world.rank, step, number)
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=run.precision == "bf16_autocast"):
-                terms = engine(**batch)
-            loss = _loss(terms, counts, world.size * accumulation)
-            window.add(loss, world.size * accumulation)
-            engine.backward(loss)
-            engine.step()
-            meter.add(terms)
-        beside.after_step(step)
-        window.end_step()
-        meter.add_counts(counts)
+        if request.agreed():  # asked here, where the ranks wait for each other anyway
+            stop = done
+        hang.enter(f"step {done}: forward, backward and update")
+        skipped = _step(recipe, world, engine, beside, meter, window, throughput, step, micro_batches)
+        if skipped:
+            monitor.message(skipped)
         monitor.advance()
-        done = step + 1
+        hang.enter(f"step {done}: log, validation and checkpoint")
         if done % run.log_every == 0 or done == stop:
-            metrics = {**_engine_metrics(engine), **objective.extra_metrics(), **stream.metrics()}
+            metrics = {"learning_rate": float(engine.get_lr()[0]), **beside.guard.metrics}
+            metrics |= {**throughput.read(), **objective.extra_metrics(), **stream.metrics()}
             summary = " ".join(filter(None, (objective.summary(), stream.summary())))
             monitor.log(done, meter.read(done), metrics, summary)
             monitor.warn(done, objective.alarms())
+        if validation is not None and validation.is_due(done, run.steps):
+            validated = validation.losses(engine)
+            monitor.log_validation(done, validated, validation.draw(engine, done))
         if done == stop or (run.save_every and done % run.save_every == 0):
             meter.check(done)
             # Few steps since the last one, as when a signal came, make no fair comparison.
             judged = None if request.stopping else window.read()
+            if validated:
+                judged = JudgedBy(sum(validated.values()) / len(validated), "validation")
             checkpoints.save(engine, done, beside.state_dict(), judged)
         if done == stop:
             break
     monitor.close()
     return max(start, stop)
+
+
+def _step(
+    recipe: Recipe,
+    world: World,
+    engine: Any,
+    beside: BesideEngine,
+    meter: LossMeter,
+    window: LossWindow,
+    throughput: Throughput,
+    step: int,
+    labelled: list[Batch],
+) -> str | None:
+    """One optimizer step over its micro-batches; a line on why it was skipped, or None."""
+    objective, guard = beside.objective, beside.guard
+    taken = [take_labels(batch) for batch in labelled]
+    counts = global_counts(objective, [batch for batch, _, _ in taken], world)
+    autocast = recipe.run.precision == "bf16_autocast"
+    losses: list[torch.Tensor] = []
+    parts: list[tuple[dict[str, LossTerm], SourceSums]] = []
+    for number, (batch, _, source_ids) in enumerate(taken):
+        _seed_micro_batch(recipe.seed, world.rank, step, number)
+        throughput.add(objective.work(batch))
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=autocast):
+            terms = engine(**batch)
+        loss = _loss(terms, counts, world.size * len(taken))
+        by_source = (
+            {} if source_ids is None else objective.source_sums(batch, source_ids, len(recipe.data.sources))
+        )
+        losses.append(loss.detach())
+        parts.append(({name: LossTerm(term.total.detach()) for name, term in terms.items()}, by_source))
+        engine.backward(loss)
+        guard.step(losses, last=number + 1 == len(taken))
+    skipped = guard.accepted(step + 1, [ids for _, ids, _ in taken], losses)
+    if skipped is not None:
+        objective.after_skipped_step()
+    else:
+        beside.after_step(step)
+        meter.add_counts(counts)
+        for part in parts:
+            meter.add(*part)
+        for loss in losses:
+            window.add(loss, world.size * len(taken))
+        window.end_step()
+    return skipped
 
 
 def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> Any:
@@ -184,15 +253,6 @@ def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> An
     return engine
 
 
-def _global_counts(objective: Objective, batches: list[Batch], world: World) -> dict[str, float]:
-    """Targets of every term over the step's micro-batches and all ranks."""
-    local = [objective.target_counts(batch) for batch in batches]
-    names = list(local[0])
-    totals = torch.tensor([sum(counts[name] for counts in local) for name in names], dtype=torch.float64)
-    totals = world.sum(totals.to(world.device) if world.device.type == "cuda" else totals)
-    return dict(zip(names, totals.tolist(), strict=True))
-
-
 def _loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
     """Σ weight · total / global count, times what DeepSpeed will divide by (ranks and accumulation)."""
     shares = [term.total * (term.weight * divisor / max(counts[name], 1.0)) for name, term in terms.items()]
@@ -208,14 +268,6 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
     }
-
-
-def _engine_metrics(engine: Any) -> dict[str, float]:
-    metrics = {"learning_rate": float(engine.get_lr()[0])}
-    norm = engine.get_global_grad_norm()
-    if norm is not None:  # DeepSpeed does not compute it at fp32 stage 0
-        metrics["gradient_norm"] = float(norm)
-    return metrics
 
 
 def _export_from_files(checkpoint: Path, folder: Path, recipe: Recipe, world: World) -> Path:

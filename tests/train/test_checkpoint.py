@@ -195,7 +195,9 @@ def test_an_average_without_a_checkpoint_of_its_own_starts_from_the_loaded_weigh
     average = WeightAverage(model, decay=0.9)
     with torch.no_grad():
         model.weight.fill_(3.0)  # as a checkpoint does that was written without averages
-    BesideEngine(model, average).load_state_dict({})
+    stream: Any = None
+    guard: Any = None
+    BesideEngine(model, average, stream, guard).load_state_dict({})
     with average.applied():
         assert model.weight.eq(3.0).all()
 

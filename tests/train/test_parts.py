@@ -51,7 +51,16 @@ def test_muon_trains_the_matrices_of_layers_and_nothing_else() -> None:
     assert not model["tower"]["embed"].weight.use_muon
 
 
-@pytest.mark.parametrize(("kind", "end"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
+def test_wsd_keeps_its_peak_until_the_decay() -> None:
+    config = ScheduleConfig(kind="wsd", warmup_steps=10, final_ratio=0.0, decay_share=0.2)
+    factors = [learning_rate_factor(step, 100, config) for step in range(101)]
+    assert factors[10:80] == [1.0] * 70
+    assert factors[90] == pytest.approx(0.5)
+    # A longer run is the same up to the shorter one's decay.
+    assert [learning_rate_factor(step, 200, config) for step in range(80)] == factors[:80]
+
+
+@pytest.mark.parametrize(("kind", "end"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0), ("wsd", 0.1)])
 def test_schedules_warm_up_and_end_where_they_should(kind: Any, end: float) -> None:
     config = ScheduleConfig(kind=kind, warmup_steps=10, final_ratio=0.1)
     factors = [learning_rate_factor(step, 100, config) for step in range(101)]

@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ...data_pipelines.records import Record
+from ...tokenizer.errors import UserError
+from ..flops import Work
 
 Batch = dict[str, Any]
 Upcoming = Callable[[], Iterator[Batch]]
@@ -33,6 +36,26 @@ class LossTerm:
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring a model's weights to ``dtype``, but for what it keeps in fp32 itself (the codebooks)."""
     nn.Module.to(model, dtype)  # PreTrainedModel's own `to` has no usable types
+
+
+def is_part(name: str, parts: list[str]) -> bool:
+    """Whether a parameter's name begins with one of the parts, or fits it as a shell pattern."""
+    return any(name.startswith(part) or fnmatchcase(name, part) for part in parts)
+
+
+def freeze_all_but(model: nn.Module, parts: list[str], setting: str) -> None:
+    """Of the parameters that are trained, leave only those of `parts` (see `is_part`) trained.
+
+    Errors:
+        UserError, naming the setting, for a part that fits nothing, or no parameter that is trained.
+    """
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    unknown = [part for part in parts if not any(is_part(name, [part]) for name in names)]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and is_part(name, parts))
+    if unknown or not any(parameter.requires_grad for parameter in model.parameters()):
+        known = ", ".join(sorted({name.split(".")[0] for name in names}))
+        raise UserError(f"{setting} {unknown or parts} fits no parameter; its parts are {known}")
 
 
 class Objective(nn.Module, ABC):
@@ -67,6 +90,13 @@ class Objective(nn.Module, ABC):
         """Write the trained model, its weights in ``dtype``, in its public format into the existing
         ``folder``."""
 
+    #: Names of the groups of parameters that may have a learning rate of their own (``optimizer.group_lr``).
+    GROUPS: ClassVar[tuple[str, ...]] = ()
+
+    def group_of(self, name: str, parameter: nn.Parameter) -> str:
+        """The group of a parameter, one of ``GROUPS``."""
+        return ""
+
     def initialise_from(self, folder: str) -> None:
         """Start from the weights of an exported folder."""
         raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
@@ -90,12 +120,30 @@ class Objective(nn.Module, ABC):
         """A rough length for grouping records of like length."""
         return 0
 
+    def work(self, batch: Batch) -> Work:
+        """Tokens, images and arithmetic of a batch, for the log."""
+        return Work(images=float(len(batch["pixel_values"]))) if "pixel_values" in batch else Work()
+
+    def source_sums(
+        self, batch: Batch, source_ids: torch.Tensor, num_sources: int
+    ) -> dict[str, torch.Tensor]:
+        """Losses of the last forward pass by source of data: for each term [sums, targets], (2, S) fp64.
+
+        Args:
+            batch: what the pass was given.
+            source_ids: number of each example's source (B,), or of each position's (B, L).
+        """
+        return {}
+
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
         """Called before every optimizer step; ``upcoming()`` gives the micro-batches from this step on,
         unconsumed."""
 
     def after_step(self, step: int) -> None:
         """Called after every optimizer step, for what is trained beside the model."""
+
+    def after_skipped_step(self) -> None:
+        """Called instead of `after_step` for a step that was not done."""
 
     def extra_state(self) -> dict[str, Any]:
         """State beside the module's that a checkpoint has to hold; the same on all processes."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError
@@ -24,11 +25,13 @@ from ...mllm import (
     save_model,
 )
 from ...mllm.assemble import unconditional_prompt_ids
+from ...mllm.modeling import TargetLosses
 from ...mllm.processing import IGNORE, flash_attention_bounds
 from ...tokenizer import DualTokenizer, StoredTokenizer
 from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
-from .base import Batch, LossTerm, Objective, cast
+from ..flops import ModelFlops, Work
+from .base import Batch, LossTerm, Objective, cast, freeze_all_but
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -39,6 +42,8 @@ class MllmObjective(Objective):
     The vision tower is not in memory during training: records carry cached codes, and the model its frozen
     codebooks.
     """
+
+    GROUPS = ("projectors", "heads", "embeddings", "llm")
 
     def __init__(self, config: MllmObjectiveConfig, seed: int) -> None:
         super().__init__()
@@ -55,6 +60,10 @@ class MllmObjective(Objective):
         )
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
         self._add_adapters()
+        if config.trained is not None:
+            freeze_all_but(self.model, config.trained, "mllm.trained")
+        self._flops = ModelFlops.of(self.model)
+        self._target_losses: dict[str, TargetLosses] = {}
 
     def prepare(self, record: Record, draw: int) -> Any:
         """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
@@ -89,6 +98,16 @@ class MllmObjective(Objective):
         preprocessing = preprocessing_checksum(self.processor.image_processor)
         check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
 
+    def group_of(self, name: str, parameter: nn.Parameter) -> str:
+        part = name.removeprefix("model.").split(".")[0]
+        if part == "visual_embedding":
+            return "projectors"
+        if part in ("pixel_head", "semantic_head"):
+            return "heads"
+        layers = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        vocabulary = [one for layer in layers for one in layer.parameters()]
+        return "embeddings" if any(parameter is one for one in vocabulary) else "llm"
+
     def record_length(self, record: Record) -> int:
         characters = sum(len(text) for text in record.texts())
         return len(record.image_parts()) * self.processor.num_positions + characters // _CHARACTERS_PER_TOKEN
@@ -102,9 +121,43 @@ class MllmObjective(Objective):
         return {name: counts[name] for name in self.model.config.loss_weights}
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
-        sums = self.model(**batch, reduction="sum").sums
-        weights = self.model.config.loss_weights
+        output = self.model(**batch, reduction="sum")
+        sums, weights = output.sums, self.model.config.loss_weights
+        self._target_losses = output.target_losses
         return {name: LossTerm(getattr(sums, name), weight) for name, weight in weights.items()}
+
+    def work(self, batch: Batch) -> Work:
+        if "position_ids" in batch:  # packed: positions begin anew at every record
+            starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1).tolist()
+            ends = [*starts[1:], batch["position_ids"].numel()]
+            lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        else:
+            lengths = batch["attention_mask"].sum(dim=1).tolist()
+        targets = self.target_counts(batch)
+        images = float(len(batch["pixel_codes"])) if "pixel_codes" in batch else 0.0
+        visual = max(targets.get("pixel", 0.0), targets.get("semantic", 0.0))
+        flops = self._flops.of_batch(
+            lengths, targets["text"], visual * self.model.config.visual_target_fraction
+        )
+        return Work(float(sum(lengths)), images, flops)
+
+    def source_sums(
+        self, batch: Batch, source_ids: torch.Tensor, num_sources: int
+    ) -> dict[str, torch.Tensor]:
+        labels = batch["labels"]
+        by_position = source_ids.to(labels.device)
+        if by_position.ndim == 1:
+            by_position = by_position.unsqueeze(1).expand_as(labels)
+        by_place = by_position[:, 1:].flatten()
+        sums = {}
+        for name in self.model.config.loss_weights:
+            total = torch.zeros(2, num_sources, dtype=torch.float64, device=labels.device)
+            targets = self._target_losses[name]
+            if targets.losses is not None:  # the same terms on all ranks, whatever their batches hold
+                parts = torch.stack([targets.losses.double(), torch.ones_like(targets.losses).double()])
+                total.index_add_(1, by_place[targets.places], parts)
+            sums[name] = total
+        return sums
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         if self.config.lora is not None:

@@ -8,7 +8,6 @@ computed from them, are held to the frozen teacher's; the pixel branch reconstru
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from ...tokenizer import (
     DualTokenizerImageProcessor,
     DualTokenizerOutput,
 )
-from ...tokenizer.errors import UserError
 from ...tokenizer.perceptual import PerceptualLoss
 from ..codebook_health import health_alarms, health_metrics, health_summary
 from ..config import TokenizerObjectiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common
 from ..discriminator import Adversary
 from ..reconstruction import distillation_loss, gradient_loss
-from .base import Batch, LossTerm, Objective, Upcoming, cast
+from .base import Batch, LossTerm, Objective, Upcoming, cast, freeze_all_but, is_part
 
 #: Losses that pull the reconstruction to the image; the adversarial one is weighed against them.
 FIDELITY = ("mse", "l1", "gradient", "perceptual")
@@ -70,16 +68,12 @@ class TokenizerObjective(Objective):
         self._summary: list[str] = []
 
     def _freeze_all_but(self, parts: list[str]) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and is_part(name, parts))
+        freeze_all_but(self.model, parts, "tokenizer.trained")
         for branch in ("pixel", "semantic"):
             # A codebook follows the features before it: it moves where they, or it, are trained.
             followed = (f"{branch}_quantizer", f"{branch}_projection.")
             moves = any(is_part(name, parts) for name in followed)
             getattr(self.model, f"{branch}_quantizer").trainable = moves
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            names = sorted({name.split(".")[0] for name, _ in self.model.named_parameters()})
-            raise UserError(f"tokenizer.trained {parts} fits no parameter; its parts are {', '.join(names)}")
 
     def prepare(self, record: Record, draw: int) -> torch.Tensor:
         images = record.image_parts()
@@ -182,6 +176,9 @@ class TokenizerObjective(Objective):
             self._adversary.step(self._judged)
         self._judged = []
 
+    def after_skipped_step(self) -> None:
+        self._judged = []  # broken pictures teach the discriminator nothing
+
     def extra_state(self) -> dict[str, Any]:
         return {} if self._adversary is None else self._adversary.state_dict()
 
@@ -272,8 +269,3 @@ class TokenizerObjective(Objective):
 
     def initialise_from(self, folder: str) -> None:
         self.model.load_state_dict(DualTokenizer.from_pretrained(folder).state_dict())
-
-
-def is_part(name: str, parts: list[str]) -> bool:
-    """Whether a parameter's name begins with one of the parts, or fits it as a shell pattern."""
-    return any(name.startswith(part) or fnmatchcase(name, part) for part in parts)

@@ -1,0 +1,104 @@
+"""Arithmetic of a training step, counted from sizes, for the model FLOPs utilisation (MFU).
+
+By the usual convention (PaLM, arXiv 2204.02311): 6 operations per weight and token, 2 forward and 4 backward
+(of which 2 are left out for frozen weights), and the attention products; what gradient checkpointing computes
+twice counts once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+# Dense bf16 peaks in TFLOP/s, from the makers' data sheets; parts of torch.cuda.get_device_name().
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "H800": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "A40": 150.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """The peak of a GPU by its name; None for one that is not in the table."""
+    words = sorted((name for name in PEAK_TFLOPS if name in device_name), key=len)
+    return PEAK_TFLOPS[words[-1]] if words else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a micro-batch holds: tokens (text and visual positions), images, floating point operations."""
+
+    tokens: float = 0.0
+    images: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Operations of forward and backward pass of the unified model, per unit of its input.
+
+    Args:
+        token: per token in the LLM's layers.
+        token_pair: per token and token that it attends to.
+        text_target: per trained text token in the output layer.
+        visual_target: per trained visual position in both depth transformers.
+    """
+
+    token: float
+    token_pair: float
+    text_target: float
+    visual_target: float
+
+    @classmethod
+    def of(cls, model: Any) -> ModelFlops:
+        """Of a `DualTokenForConditionalGeneration`, by its parameters' sizes and what of it is trained."""
+        config = model.config.text_config
+        layers = [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]
+        vocabulary = {id(parameter) for parameter in layers}
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention_width = config.num_attention_heads * head_size
+        heads = [(head, head.depth) for head in (model.pixel_head, model.semantic_head) if head is not None]
+        return cls(
+            token=sum(_flops(p) for p in model.language_model.parameters() if id(p) not in vocabulary),
+            # Two products, each 2 operations forward and 4 backward.
+            token_pair=12.0 * config.num_hidden_layers * attention_width,
+            text_target=sum(_flops(p) for p in model.get_output_embeddings().parameters()),
+            visual_target=sum(_head_flops(head, depth) for head, depth in heads),
+        )
+
+    def of_batch(self, lengths: list[int], text_targets: float, visual_targets: float) -> float:
+        """Of sequences of these lengths (causal: half of all pairs)."""
+        pairs = sum(length * (length + 1) / 2 for length in lengths)
+        return (
+            self.token * sum(lengths)
+            + self.token_pair * pairs
+            + self.text_target * text_targets
+            + self.visual_target * visual_targets
+        )
+
+
+def _flops(parameter: nn.Parameter) -> float:
+    return parameter.numel() * (6.0 if parameter.requires_grad else 4.0)
+
+
+def _head_flops(head: Any, depth: int) -> float:
+    """Of one position, whose `depth` places go through all layers and through one classifier each."""
+    once = sum(_flops(p) for p in head.from_state.parameters())
+    classifiers = sum(_flops(p) for p in head.classifiers.parameters()) / len(head.classifiers)
+    layers = sum(_flops(p) for p in head.layers.parameters())
+    return once + depth * (layers + classifiers)

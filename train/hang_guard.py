@@ -1,0 +1,75 @@
+"""No run hangs: a process that is stuck ends with an error that names its rank and what it was doing.
+
+Collectives over gloo give up by themselves after the process group's time-out, with an error that says
+nothing about where; those over NCCL are ended by a thread of its own that kills the process, and a stuck data
+loader is ended by nobody. So the loop names every phase before it enters it, and a thread looks at the clock.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+#: What communication raises when another process is gone or late.
+_FAULTS = ("gloo", "nccl", "timed out", "timeout", "connection", "socket", "process group", "peer")
+
+
+class HangGuard:
+    """Knows the phase that this process is in, and ends the process when one lasts too long.
+
+    Args:
+        rank: of this process, for the message.
+        timeout: longest phase. The process group should have the same: its own error then comes first.
+    """
+
+    _GRACE = 20.0  # seconds in which the process group's own time-out may raise a proper error
+
+    def __init__(self, rank: int, timeout: timedelta) -> None:
+        self.rank, self.timeout = rank, timeout
+        self._phase, self._since = "starting", time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="hang-guard", daemon=True).start()
+
+    def enter(self, phase: str) -> None:
+        """What comes now, such as "step 12: forward and backward"."""
+        self._phase, self._since = phase, time.monotonic()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it an error of communication tells rank and phase; on leaving, the watch ends."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = f"{type(error).__name__} {error}".lower()
+            if any(word in text for word in _FAULTS):
+                raise RuntimeError(f"{self._where()}: {_one_line(error)}") from error
+            raise
+        finally:
+            self._closed.set()
+
+    def _where(self) -> str:
+        waited = time.monotonic() - self._since
+        return f"rank {self.rank} lost the other processes after {waited:.0f} s in phase '{self._phase}'"
+
+    def _watch(self) -> None:
+        limit = self.timeout.total_seconds() + self._GRACE
+        while not self._closed.wait(min(5.0, limit / 4)):
+            waited = time.monotonic() - self._since
+            if waited > limit:
+                print(
+                    f"error: rank {self.rank} has been in phase '{self._phase}' for {waited:.0f} s; "
+                    "run.timeout_minutes is the limit. Another process died or is stuck, or the data do not "
+                    "come. The newest checkpoint is whole: start the run again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # the main thread is stuck in a call that no exception reaches
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
