@@ -7,6 +7,8 @@ in its place, a packed row does without it.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -131,6 +133,16 @@ def ignore_stop_signals(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """At the end of a process multiprocessing sends SIGTERM to workers still there, and waits for them; these
+    would let it wait for ever.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 @dataclass(frozen=True)
