@@ -336,6 +336,10 @@ class Recipe:
                 "optimizer.muon_lr with run.zero_stage 1 to 3 needs optimizer.gradient_clipping 0 (DeepSpeed "
                 "would clip Muon's updates there, not the gradients)"
             )
+        if optimizer.muon_lr is not None and self.run.zero_stage == 3:
+            problems.append(
+                "optimizer.muon_lr works with run.zero_stage 0, 1 or 2 (at 3 no GPU has a whole gradient)"
+            )
         if self.run.precision == "bf16" and self.run.zero_stage == 0:
             problems.append(
                 "run.precision bf16 needs run.zero_stage 1 to 3 (the stage-0 bf16 optimizer drifts)"

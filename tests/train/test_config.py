@@ -83,6 +83,10 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         ({"run": {"steps": 5, "zero_stage": 4}}, "zero_stage"),
         ({"run": {"steps": 5, "precision": "bf16"}}, "bf16"),
         ({"run": {"steps": 5, "zero_stage": 1}, "optimizer": {"muon_lr": 0.02}}, "gradient_clipping 0"),
+        (
+            {"run": {"steps": 5, "zero_stage": 3}, "optimizer": {"muon_lr": 0.02, "gradient_clipping": 0.0}},
+            "zero_stage 0, 1 or 2",
+        ),
         ({"run": {"steps": 5, "zero_stage": 3}}, "zero_stage 3 is for the unified model"),
         ({"run": {"steps": 5, "offload": "optimizer"}}, "offload optimizer needs run.zero_stage"),
         ({"run": {"steps": 5, "zero_stage": 2, "offload": "all"}}, "offload all needs run.zero_stage 3"),

@@ -89,8 +89,8 @@ def test_two_processes_resume_with_the_same_losses(
 @pytest.mark.parametrize("optimizer", [(), MUON], ids=["adamw", "muon"])
 def test_zero_stages_agree(optimizer: tuple[str, ...], chain: Chain, tmp_path: Path) -> None:
     runs = []
-    offloaded = [] if optimizer else [(1, "optimizer"), (3, "optimizer"), (3, "all")]
-    for stage, offload in [(0, "none"), (1, "none"), (2, "none"), (3, "none"), *offloaded]:
+    adamw_only = [] if optimizer else [(3, "none"), (1, "optimizer"), (3, "optimizer"), (3, "all")]
+    for stage, offload in [(0, "none"), (1, "none"), (2, "none"), *adamw_only]:
         output = tmp_path / f"stage{stage}{offload}"
         options = ["--run.zero_stage", str(stage), "--run.offload", offload, *optimizer]
         run_training([*chain.recipe("mllm", output), *options], processes=2)
