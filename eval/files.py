@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,26 +18,6 @@ from .encoded_image import EncodedImage
 
 # Images in base64 are fields of megabytes; csv's own limit is 128 KB.
 _FIELD_LIMIT = 1 << 30
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({first_line(error)})") from error
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A file of one JSON object a line; blank lines are skipped."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}, is not JSON ({first_line(error)})") from error
-    return rows
 
 
 def read_tsv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Reading files of one JSON object a line, with mistakes named by file and line."""
+"""Reading text, JSON and JSON-lines files, with mistakes named by file and line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..tokenizer.errors import UserError, first_line
 def read_json_lines(path: Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The objects of a file, in order. UserError for a line that is none, or lacks one of `fields`."""
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not splitlines: texts in JSON may hold the other separators that it knows, such as U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

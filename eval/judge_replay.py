@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizer.errors import UserError
-from .files import read_json
+from .json_lines import read_json
 
 
 def replay_path(folder: Path, benchmark: str) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, ImageSource, Item, Score
-from ..files import distinct, field, image_from_cell, parquet_files, read_json, read_parquet
+from ..files import distinct, field, image_from_cell, parquet_files, read_parquet
+from ..json_lines import read_json
 from ..judge_replay import read_replay, why_no_judge
 from ..registry import register
 from ..score_tables import no_keys

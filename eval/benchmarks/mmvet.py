@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ...tokenizer.errors import UserError
 from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder, read_json
+from ..files import distinct, field, image_folder
+from ..json_lines import read_json
 from ..judge_replay import read_replay, replay_path, why_no_judge
 from ..registry import register
 from ..scorers.mmvet import mmvet_scores

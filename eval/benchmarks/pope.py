@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder, read_json_lines
+from ..files import distinct, field, image_folder
+from ..json_lines import read_json_lines
 from ..registry import register
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 

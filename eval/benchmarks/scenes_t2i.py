@@ -14,7 +14,7 @@ from ...data_pipelines.scene_language import SKILLS
 from ..benchmark import Benchmark, Item, Score
 from ..held_out import drawing_prompts
 from ..registry import register
-from .small_questions import percent
+from ..scorers.averages import percent
 
 # Prompts of each skill; single colours are part of the others.
 COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in SKILLS if skill != "colors"}
@@ -56,6 +56,6 @@ class ScenesT2i(Benchmark):
             metrics[label] = percent(verdict.correct for verdict in found)
             metrics[f"{label}: colours"] = percent(verdict.colour_correct for verdict in found)
             metrics[f"{label}: empty"] = percent(not verdict.found for verdict in found)
-        by_skill = [percent(verdict.correct for verdict in found) for found in verdicts.values()]
-        overall = {"overall": sum(by_skill) / max(1, len(by_skill))}
+        shares = (sum(verdict.correct for verdict in found) / len(found) for found in verdicts.values())
+        overall = {"overall": percent(shares)}
         return Score("overall", {**overall, **metrics}, correct=right)

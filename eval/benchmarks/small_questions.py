@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from ..benchmark import Benchmark, Item, Score
 from ..held_out import HELD_OUT, Asked, HeldOut, normalise, single_questions
 from ..registry import register
+from ..scorers.averages import percent
 
 
 class SmallQuestions(Benchmark):
@@ -85,9 +86,3 @@ class Nlvr(SmallQuestions):
         for record in data.records("nlvr"):
             for number, asked in enumerate(single_questions(record)):
                 yield f"{record.id}-{number}", asked
-
-
-def percent(values: Iterable[float]) -> float:
-    """The mean of zeros and ones, in percent."""
-    values = list(values)
-    return 100.0 * sum(values) / max(1, len(values))

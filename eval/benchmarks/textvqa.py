@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder, read_json
+from ..files import distinct, field, image_folder
+from ..json_lines import read_json
 from ..prompts import short_answer
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
