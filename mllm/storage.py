@@ -78,7 +78,8 @@ class DualTokenStorage(PreTrainedModel):
             )
         weights = visual_tokenizer.state_dict()
         for name in ("pixel", "semantic"):
-            vectors = weights[f"{name}_quantizer.codebooks.vectors"]
+            stored = "semantic" if visual_tokenizer.config.shared_quantizer else name
+            vectors = weights[f"{stored}_quantizer.codebooks.vectors"]
             codebook = getattr(self, f"{name}_codebook")
             if vectors.shape != codebook.vectors.shape:
                 raise UserError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import SiglipModel
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
 
 def cut_patches(images: Tensor, side: int) -> Tensor:
@@ -47,3 +48,30 @@ class TappedSiglip(SiglipModel):
 
     def _layers(self, start: int, stop: int) -> Iterable:
         return self.vision_model.encoder.layers[start:stop]
+
+
+class ShallowEncoder(nn.Module):
+    """Patch embeddings and the first layers of a SigLIP vision encoder, apart from the backbone.
+
+    It shares the backbone's configuration object, so that a change of attention reaches both.
+    """
+
+    def __init__(self, backbone: TappedSiglip, num_layers: int) -> None:
+        super().__init__()
+        config = backbone.vision_model.config
+        self.embeddings = SiglipVisionEmbeddings(config)
+        self.layers = nn.ModuleList(SiglipEncoderLayer(config) for _ in range(num_layers))
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) -> patch embeddings and the output of every layer, (B, N, hidden) each."""
+        states = [self.embeddings(pixel_values)]
+        for layer in self.layers:
+            states.append(layer(states[-1], attention_mask=None))
+        return states
+
+    def copy_from(self, backbone: TappedSiglip) -> None:
+        """Take over the backbone's weights."""
+        vision = backbone.vision_model
+        self.embeddings.load_state_dict(vision.embeddings.state_dict())
+        for own, layer in zip(self.layers, vision.encoder.layers, strict=False):
+            own.load_state_dict(layer.state_dict())

@@ -121,6 +121,10 @@ class DualTokenizerConfig(PreTrainedConfig):
     pixel_quantizer, semantic_quantizer: fields of `QuantizerConfig`. decoder: fields of `DecoderConfig`.
     causal_post_projection: the projections behind the quantizers attend in raster order (true for the
     released models).
+    shared_quantizer: for ablations, one projection and one quantizer serve both branches, so that pixel and
+    semantic codes are the same codes; both branches then tap one layer, without a shortcut.
+    separate_encoders: for ablations, the pixel branch has shallow encoder layers of its own, which start as
+    copies of the backbone's; nothing but the image is then shared by the branches.
 
     Raises UserError for settings that do not fit together. Defaults are a small model for 64 x 64 images.
     """
@@ -142,6 +146,8 @@ class DualTokenizerConfig(PreTrainedConfig):
     semantic_quantizer: Any = None
     decoder: Any = None
     causal_post_projection: bool = True
+    shared_quantizer: bool = False
+    separate_encoders: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)
@@ -178,6 +184,7 @@ class DualTokenizerConfig(PreTrainedConfig):
                 f"semantic_layer {self.semantic_layer} is shallower than pixel_layer {self.pixel_layer} or "
                 f"shortcut_layer {self.shortcut_layer}; tap the semantic codes last"
             )
+        self._check_variants()
         resolution = settings_from(DecoderConfig, self.decoder, "decoder").resolution
         if resolution != self.image_size:
             raise UserError(
@@ -190,6 +197,24 @@ class DualTokenizerConfig(PreTrainedConfig):
                 raise UserError(
                     f"{name} code_dim {code_dim} does not divide the backbone's width {self.hidden_size}"
                 )
+
+    def _check_variants(self) -> None:
+        if not self.shared_quantizer:
+            return
+        if self.separate_encoders:
+            raise UserError(
+                "shared_quantizer and separate_encoders exclude each other: one quantizer needs one encoder"
+            )
+        if self.pixel_layer != self.semantic_layer or self.shortcut_layer is not None:
+            raise UserError(
+                f"shared_quantizer needs both branches at one layer and no shortcut; pixel_layer is "
+                f"{self.pixel_layer}, semantic_layer {self.semantic_layer}, shortcut_layer "
+                f"{self.shortcut_layer} (give null)"
+            )
+        if self.pixel_quantizer != self.semantic_quantizer:
+            raise UserError(
+                "shared_quantizer needs equal settings in pixel_quantizer and semantic_quantizer"
+            )
 
     @property
     def hidden_size(self) -> int:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipConfig, SiglipModel
 from transformers import initialization as init
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from transformers.utils import ModelOutput
 
-from .backbone import TappedSiglip
+from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .errors import UserError
 from .loading import (
@@ -48,7 +49,7 @@ class DualTokenizerOutput(ModelOutput):
     """What one pass over images gives.
 
     codes: VisualCodes. reconstruction: (B, 3, S, S) in the processor's range, or None when not asked for.
-    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars.
+    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars; of a shared quantizer the first has it all.
     semantic_features: (B, N, hidden), the projected semantic codes that replace the hidden states.
     pooled: (B, hidden), the image embedding made from them, not normalised.
     pixel_latents, semantic_latents: (B, H, W, C), what the quantizers were given.
@@ -96,12 +97,21 @@ class DualTokenizer(PreTrainedModel):
         hidden, causal = config.hidden_size, config.causal_post_projection
         siglip = SiglipConfig(vision_config=config.vision_config, text_config=config.text_config)
         self.backbone = TappedSiglip(siglip)
-        self.pixel_projection = AttentionProjection(hidden, pixel.code_dim)
+        self.pixel_encoder = (
+            ShallowEncoder(self.backbone, self._shallow_layers) if config.separate_encoders else None
+        )
+        if not config.shared_quantizer:
+            self.pixel_projection = AttentionProjection(hidden, pixel.code_dim)
         has_shortcut = config.shortcut_layer is not None
         self.shortcut_projection = AttentionProjection(hidden, pixel.code_dim) if has_shortcut else None
         self.semantic_projection = AttentionProjection(hidden, semantic.code_dim)
-        self.pixel_quantizer = ResidualQuantizer(pixel)
+        if not config.shared_quantizer:
+            self.pixel_quantizer = ResidualQuantizer(pixel)
         self.semantic_quantizer = ResidualQuantizer(semantic)
+        if config.shared_quantizer:
+            # Second names, past nn.Module: registered twice they would be saved and counted twice.
+            self.__dict__["pixel_projection"] = self.semantic_projection
+            self.__dict__["pixel_quantizer"] = self.semantic_quantizer
         self.pixel_post_projection = AttentionProjection(pixel.code_dim, hidden, causal)
         self.semantic_post_projection = AttentionProjection(semantic.code_dim, hidden, causal)
         self.pixel_decoder = PixelDecoder(DecoderConfig(**config.decoder), hidden)
@@ -121,13 +131,21 @@ class DualTokenizer(PreTrainedModel):
         `num_semantic` only the first so many images go through the semantic branch and the deeper layers,
         which saves most of the encoder's time while the pixel branch learns from all of them.
         """
-        shallow = self._encode_states(pixel_values, self._shallow_layers)
+        shallow = self._pixel_states(pixel_values)
         pixel_latents = self.pixel_features(shallow)
         pixel = self.pixel_quantizer(pixel_latents)
-        states = [state[:num_semantic] for state in shallow]
-        states += self.backbone.run_layers(states[-1], self._shallow_layers, self.config.semantic_layer)
-        semantic_latents = self.semantic_features(states)
-        semantic = self.semantic_quantizer(semantic_latents)
+        if self.config.separate_encoders:
+            states = self._encode_states(pixel_values[:num_semantic])
+        else:
+            states = [state[:num_semantic] for state in shallow]
+            states += self.backbone.run_layers(states[-1], self._shallow_layers, self.config.semantic_layer)
+        if self.config.shared_quantizer:
+            # Quantized once: a second pass would count every vector twice.
+            semantic_latents = pixel_latents[:num_semantic]
+            semantic = _first_images(pixel, num_semantic)
+        else:
+            semantic_latents = self.semantic_features(states)
+            semantic = self.semantic_quantizer(semantic_latents)
         features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
         rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
         pooled = self.backbone.pool(rest[-1] if rest else features)
@@ -147,8 +165,9 @@ class DualTokenizer(PreTrainedModel):
     def encode(self, pixel_values: Tensor) -> VisualCodes:
         """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks."""
         states = self._encode_states(pixel_values)
+        shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
         return VisualCodes(
-            pixel=self._codes_only(self.pixel_quantizer, self.pixel_features(states)),
+            pixel=self._codes_only(self.pixel_quantizer, self.pixel_features(shallow)),
             semantic=self._codes_only(self.semantic_quantizer, self.semantic_features(states)),
         )
 
@@ -196,7 +215,9 @@ class DualTokenizer(PreTrainedModel):
     def initialise_codebooks(self, pixel_values: Tensor, seed: int = 0) -> None:
         """k-means both quantizers on the features of images (B, 3, S, S); every process has to call this."""
         states = self._encode_states(pixel_values)
-        self.pixel_quantizer.initialise_from(self.pixel_features(states), seed)
+        if not self.config.shared_quantizer:
+            shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
+            self.pixel_quantizer.initialise_from(self.pixel_features(shallow), seed)
         self.semantic_quantizer.initialise_from(self.semantic_features(states), seed)
 
     @property
@@ -208,8 +229,23 @@ class DualTokenizer(PreTrainedModel):
         """Layers that the pixel branch needs."""
         return max(self.config.pixel_layer, self.config.shortcut_layer or 0)
 
+    def _pixel_states(self, pixel_values: Tensor) -> list[Tensor]:
+        """Images -> patch embeddings and the output of each layer that the pixel branch needs."""
+        if self.pixel_encoder is None:
+            return self._encode_states(pixel_values, self._shallow_layers)
+        self._check_images(pixel_values)
+        return self.pixel_encoder(pixel_values)
+
     def _encode_states(self, pixel_values: Tensor, stop: int | None = None) -> list[Tensor]:
         """Images -> patch embeddings and the output of each layer up to `stop` (or the semantic one)."""
+        self._check_images(pixel_values)
+        patches = self.backbone.embed_patches(pixel_values)
+        return [
+            patches,
+            *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
+        ]
+
+    def _check_images(self, pixel_values: Tensor) -> None:
         side = self.config.image_size
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise UserError(
@@ -221,11 +257,6 @@ class DualTokenizer(PreTrainedModel):
             raise UserError(
                 "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
             )
-        patches = self.backbone.embed_patches(pixel_values)
-        return [
-            patches,
-            *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
-        ]
 
     def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
         return self.pixel_quantizer(self.pixel_features(states))
@@ -256,6 +287,9 @@ class DualTokenizer(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, SiglipVisionEmbeddings):
+            # In the backbone SigLIP sees to it; such a buffer is in no file.
+            init.copy_(module.position_ids, torch.arange(module.num_positions).expand(1, -1))
         elif isinstance(module, ResidualQuantizer):
             module.reset_health()
 
@@ -271,6 +305,8 @@ class DualTokenizer(PreTrainedModel):
         model = cls(config)
         hint = "the SigLIP backbone does not fit the configuration; copy its vision_config and text_config"
         load_exactly(model.backbone, siglip.state_dict(), hint)
+        if model.pixel_encoder is not None:
+            model.pixel_encoder.copy_from(model.backbone)
         return model
 
     @classmethod
@@ -326,3 +362,9 @@ class DualTokenizer(PreTrainedModel):
         """Save config.json and safetensors weights; other files of the folder stay, stale weights do not."""
         save = super().save_pretrained
         save_whole(lambda folder: save(folder, **kwargs), save_directory)
+
+
+def _first_images(quantized: QuantizerOutput, count: int | None) -> QuantizerOutput:
+    """The output of the first `count` images (None: of all), without the loss, which is counted already."""
+    nothing = torch.zeros_like(quantized.commitment_loss)
+    return QuantizerOutput(quantized.quantized[:count], quantized.codes[:count], nothing)

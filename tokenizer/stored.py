@@ -59,7 +59,8 @@ class StoredTokenizer:
             weights = StoredWeights(_weight_files(str(source), hub_options))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"cannot load a tokenizer from {str(source)!r}: {first_line(error)}") from error
-        missing = [name for name in CODEBOOKS if name not in weights]
+        needed = CODEBOOKS[1:] if config.shared_quantizer else CODEBOOKS
+        missing = [name for name in needed if name not in weights]
         if missing:
             raise UserError(
                 f"weights in {str(source)!r} lack {missing}; give the folder of a saved tokenizer"

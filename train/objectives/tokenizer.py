@@ -245,7 +245,7 @@ class TokenizerObjective(Objective):
         judge = {} if self._adversary is None else self._adversary.metrics
         metrics = {name: float(value) for name, value in judge.items()}
         self._alarms, self._summary = {}, []
-        for name in ("pixel", "semantic"):
+        for name in ("semantic",) if self.model.config.shared_quantizer else ("pixel", "semantic"):
             quantizer = getattr(self.model, f"{name}_quantizer")
             if not (quantizer.enabled and quantizer.trainable):
                 continue
