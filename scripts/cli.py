@@ -40,6 +40,7 @@ COMMANDS = {
     "tokenize": Command("tokenize", "replace the images of shards by their codes"),
     "train": Command("train", "train a tokenizer or a model from a recipe"),
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
+    "ablate": Command("ablate", "variants of a recipe with several seeds, and a table of them"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }

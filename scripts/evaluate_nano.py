@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..mllm import DualTokenPipeline
 
+QUESTION_SETS = ("scenes", "easyvqa", "nlvr")
 CODE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 
 
@@ -134,17 +135,18 @@ class CodeMeter:
 # ---- answers
 
 
-def answer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> dict[str, Any]:
+def answer_figures(
+    pipeline: DualTokenPipeline, data: HeldOut, scenes: int, sets: Sequence[str] = QUESTION_SETS
+) -> dict[str, Any]:
     """Exact-match accuracy (percent) of greedy answers, by set, and by kind of question for scenes."""
     result = {}
-    for name, questions in (
-        ("scenes", [next(single_questions(record)) for record in data.scenes(scenes)]),
-        (
-            "easyvqa",
-            [asked for record in data.records("easyvqa") for asked in list(single_questions(record))[:3]],
-        ),
-        ("nlvr", [asked for record in data.records("nlvr") for asked in single_questions(record)]),
-    ):
+    for name in sets:
+        if name == "scenes":
+            questions = [next(single_questions(record)) for record in data.scenes(scenes)]
+        else:
+            most = 3 if name == "easyvqa" else None
+            records = data.records(name)
+            questions = [asked for record in records for asked in list(single_questions(record))[:most]]
         answers = pipeline.answer_many(
             [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
         )
@@ -160,13 +162,19 @@ def answer_figures(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> d
 # ---- drawings
 
 
-def drawing_figures(pipeline: DualTokenPipeline, drawings: int, seed: int, **sampling: Any) -> dict[str, Any]:
+def drawing_figures(
+    pipeline: DualTokenPipeline,
+    drawings: int,
+    seed: int,
+    skills: Sequence[str] | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
     """Per skill, percent of drawings that show exactly what was asked for, and with the right colours."""
     from ..data_pipelines.scene_checker import check
     from ..data_pipelines.scene_language import SKILLS
 
     result: dict[str, Any] = {}
-    for skill in (skill for skill in SKILLS if skill != "colors"):
+    for skill in skills or [skill for skill in SKILLS if skill != "colors"]:
         count = drawings if skill == "single_object" else (drawings + 1) // 2
         records = drawing_prompts(skill, count, seed)
         prompts = [record.texts()[0] for record in records]

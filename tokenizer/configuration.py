@@ -212,9 +212,7 @@ class DualTokenizerConfig(PreTrainedConfig):
                 f"{self.shortcut_layer} (give null)"
             )
         if self.pixel_quantizer != self.semantic_quantizer:
-            raise UserError(
-                "shared_quantizer needs equal settings in pixel_quantizer and semantic_quantizer"
-            )
+            raise UserError("shared_quantizer needs equal settings in pixel_quantizer and semantic_quantizer")
 
     @property
     def hidden_size(self) -> int:

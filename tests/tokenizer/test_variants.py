@@ -57,7 +57,12 @@ def test_a_variant_trains_every_image_part(variant, images):
     variant.train()
     variant.initialise_codebooks(images)
     out = variant(images, num_semantic=2)
-    losses = out.reconstruction.sum(), out.pooled.sum(), out.pixel_commitment_loss, out.semantic_commitment_loss
+    losses = (
+        out.reconstruction.sum(),
+        out.pooled.sum(),
+        out.pixel_commitment_loss,
+        out.semantic_commitment_loss,
+    )
     torch.stack(losses).sum().backward()
     left_out = [n for n, p in variant.named_parameters() if p.grad is None and "text_model" not in n]
     assert left_out == ["backbone.logit_scale", "backbone.logit_bias"]
@@ -69,7 +74,9 @@ def test_a_shared_quantizer_counts_every_vector_once(images):
     assert torch.equal(out.codes.pixel, out.codes.semantic)
     assert out.semantic_commitment_loss == 0 < out.pixel_commitment_loss
     assert model.semantic_quantizer.read_health().num_vectors == out.codes.pixel[..., 0].numel()
-    assert not [name for name in model.state_dict() if name.startswith(("pixel_quantizer", "pixel_projection"))]
+    assert not [
+        name for name in model.state_dict() if name.startswith(("pixel_quantizer", "pixel_projection"))
+    ]
 
 
 def test_separate_encoders_share_no_gradient(images):

@@ -1,0 +1,137 @@
+"""Train and measure the variants of a plan, with several seeds each, and write tables and plots of them.
+
+The plan is one YAML file (see ablations/nano.yaml). Runs that have a result are skipped and an interrupted
+training goes on, so the same command can be started again. The document is made of the result files alone;
+text between its marks of remarks is kept.
+
+Examples:
+  dualtoken ablate ablations/nano.yaml --runs runs/ablations --list
+  dualtoken ablate ablations/nano.yaml --runs runs/ablations --only layers --document docs/ablations.md
+  dualtoken ablate ablations/nano.yaml --runs runs/try --seeds 0 --steps-scale 0.02
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..tokenizer.errors import UserError
+from .options import add_device_argument, number, resolve_device
+
+if TYPE_CHECKING:
+    from .ablation.plan import Places, Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command to `parser`."""
+    parser.add_argument("plan", type=Path, help="the plan, a YAML file")
+    parser.add_argument("--runs", type=Path, required=True, help="working folder: all runs and their results")
+    parser.add_argument("--inputs", type=Path, help="folder of what the recipes read (default: the plan's)")
+    parser.add_argument(
+        "--only", action="append", metavar="GROUP", help="only this group (may be given several times)"
+    )
+    parser.add_argument("--seeds", help="seeds, separated by commas (default: the plan's)")
+    parser.add_argument(
+        "--steps-scale", type=number(0.0001), default=1.0, help="factor on all steps (default 1)"
+    )
+    parser.add_argument("--document", type=Path, help="the document (default: ablations.md in --runs)")
+    parser.add_argument("--heldout", type=Path, help="held-out sets (default: those of the package)")
+    parser.add_argument("--list", action="store_true", help="show groups, runs and their minutes, and leave")
+    parser.add_argument("--report", action="store_true", help="only write the document of what is there")
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, measure, write. UserError for a mistake in the plan or the arguments, or a run that failed."""
+    import transformers
+
+    from .ablation.plan import Places, load_plan
+
+    # Its remarks are about choices that are not the user's, and its bars are of small models.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    plan = load_plan(args.plan)
+    places = Places(args.runs, args.inputs or Path(plan.inputs))
+    groups = chosen_groups(plan, args.only)
+    seeds = chosen_seeds(plan, args.seeds)
+    if args.list:
+        print("\n".join(listing(plan, places, groups, seeds, args.steps_scale)))
+        return 0
+    if not args.report:
+        from ..eval.held_out import HELD_OUT, HeldOut
+        from .ablation.runs import Runner
+
+        device = resolve_device(args.device)
+        runner = Runner(plan, places, args.steps_scale, device, HeldOut(args.heldout or HELD_OUT))
+        # As Ctrl-C: the training that runs is asked to save, and waited for.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            runner.run_all(groups, seeds)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    from .ablation.document import write_document
+    from .ablation.summary import Results
+
+    command = shlex.join(["dualtoken", "ablate", *_told(args)])
+    written = write_document(Results.read(plan, places), args.document or args.runs / "ablations.md", command)
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def chosen_groups(plan: Plan, only: list[str] | None) -> list[str]:
+    """The groups of `--only`, in the plan's order."""
+    unknown = sorted(set(only or ()) - set(plan.groups))
+    if unknown:
+        raise UserError(f"--only {unknown[0]}: no such group; there are {', '.join(plan.groups)}")
+    return [name for name in plan.groups if only is None or name in only]
+
+
+def chosen_seeds(plan: Plan, given: str | None) -> list[int]:
+    """The seeds of `--seeds`."""
+    if given is None:
+        return plan.seeds
+    try:
+        seeds = [int(word) for word in given.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {given}: give whole numbers separated by commas, such as 0,1,2") from None
+    return list(dict.fromkeys(seeds))
+
+
+def listing(plan: Plan, places: Places, groups: list[str], seeds: list[int], scale: float) -> list[str]:
+    """What there is to do, with the plan's minutes; a run that several groups share is counted once."""
+    from .ablation.runs import RESULT
+
+    lines, counted, total = [], set(), 0.0
+    for group in groups:
+        lines.append(f"{group}: {plan.groups[group].title}")
+        for variant in plan.needed([group]):
+            done = sum((places.run(variant, seed) / RESULT).is_file() for seed in seeds)
+            minutes = plan.bases[plan.variants[variant].base].minutes * scale * (len(seeds) - done)
+            again = variant in counted
+            total += 0 if again else minutes
+            counted.add(variant)
+            left = "listed above" if again else f"about {minutes:.0f} minutes left"
+            lines.append(f"  {variant:<24} {done} of {len(seeds)} runs done, {left}")
+    return [*lines, f"about {total:.0f} minutes in all, by the minutes that the plan names"]
+
+
+def _told(args: argparse.Namespace) -> list[str]:
+    """The arguments that say what was done; where it lies on this machine does not matter."""
+    words = [f"{args.plan.parent.name}/{args.plan.name}", "--runs", args.runs.name]
+    for group in args.only or ():
+        words += ["--only", group]
+    if args.seeds:
+        words += ["--seeds", args.seeds]
+    if args.steps_scale != 1.0:
+        words += ["--steps-scale", f"{args.steps_scale:g}"]
+    return words
+
+
+if __name__ == "__main__":
+    from .cli import run_command
+
+    sys.exit(run_command("ablate", sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""The document of an ablation: tables, verdicts and plots from result files alone.
+
+Text between the marks of remarks is written by hand and kept; everything else is made anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ...tokenizer.files import atomic_file
+from .metrics import metric_of
+from .plan import Group, Plan
+from .summary import Results, Spread, judge
+
+BEGIN, END = "<!-- remarks: begin ({name}); written by hand, kept -->", "<!-- remarks: end ({name}) -->"
+NOTHING = "–"
+TEACHER = "the teacher itself"
+
+
+def write_document(results: Results, path: Path, command: str) -> list[Path]:
+    """Write the document and a plot for every group that has results, beside it; returns their paths."""
+    plan = results.plan
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    written = [path]
+    plots: dict[str, str] = {}
+    for name, group in plan.groups.items():
+        figure = plot(results, group)
+        if figure is not None:
+            target = path.with_name(f"{path.stem}_{name}.png")
+            with atomic_file(target) as partial:
+                figure.savefig(partial, dpi=110, metadata={"Software": None})
+            plots[name] = target.name
+            written.append(target)
+    text = document(results, command, plots, before)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return written
+
+
+def document(results: Results, command: str, plots: dict[str, str], before: str = "") -> str:
+    """The whole text; remarks are taken from `before`."""
+    plan = results.plan
+    parts = [f"# Ablations: {plan.name}", plan.about.strip(), _remarks("all", before), _how(results, command)]
+    if any(group.claims for group in plan.groups.values()):
+        parts += ["## What holds", _verdicts_of_all(results)]
+    for name, group in plan.groups.items():
+        parts += [f"## {group.title}", group.about.strip(), table(results, group), _verdicts(results, group)]
+        if name in plots:
+            parts.append(
+                f"![{group.title}: mean and deviation over the seeds, every run a dot]({plots[name]})"
+            )
+        parts.append(_remarks(name, before))
+    parts += ["## The variants", _variants(plan, results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(results: Results, group: Group) -> str:
+    """Variants as rows, figures as columns: mean ± sample deviation over the seeds."""
+    columns = results.metrics(group)
+    rows = [["variant", "seeds", *(metric_of(name).label for name in columns)]]
+    best = {name: _best(results, group, name) for name in columns}
+    for variant in group.variants:
+        cells = []
+        for name in columns:
+            spread = results.spread(variant, name)
+            text = NOTHING if spread is None else spread.text(metric_of(name).digits)
+            cells.append(f"**{text}**" if variant == best[name] else text)
+        seeds = len(results.found.get(variant, {}))
+        rows.append([results.plan.variants[variant].title, str(seeds) if seeds else "not run", *cells])
+    reference = [results.reference(group.variants, name) for name in columns]
+    if any(value is not None for value in reference):
+        cells = [
+            NOTHING if value is None else f"{value:.{metric_of(name).digits}f}"
+            for name, value in zip(columns, reference, strict=True)
+        ]
+        rows.append([TEACHER, "", *cells])
+    return _markdown(rows)
+
+
+def plot(results: Results, group: Group) -> Any:
+    """A small bar chart for every column that has figures; a matplotlib Figure, or None without any."""
+    columns = [n for n in results.metrics(group) if any(results.values(v, n) for v in group.variants)]
+    if not columns:
+        return None
+    from matplotlib.figure import Figure
+
+    across = min(3, len(columns))
+    down = -(-len(columns) // across)
+    height = 0.9 + 0.32 * len(group.variants)
+    figure = Figure(figsize=(4.6 * across, height * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
+    titles = [_short(results.plan.variants[name].title) for name in group.variants]
+    for axes, name in zip(panels, columns, strict=False):
+        for row, variant in enumerate(group.variants):
+            values = list(results.values(variant, name).values())
+            spread = Spread.of(values)
+            if spread is None:
+                continue
+            axes.barh(row, spread.mean, xerr=spread.deviation, color=f"C{row % 10}", alpha=0.6, capsize=3)
+            axes.plot(values, [row] * len(values), "k.", markersize=4)
+        reference = results.reference(group.variants, name)
+        if reference is not None:
+            axes.axvline(reference, color="black", linestyle=":", linewidth=1)
+        axes.set_title(metric_of(name).label, fontsize=9)
+        axes.set_yticks(range(len(titles)), titles, fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        _zoom(axes, [value for variant in group.variants for value in results.values(variant, name).values()])
+    for axes in panels[len(columns) :]:
+        axes.set_visible(False)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _zoom(axes: Any, values: list[float]) -> None:
+    """Begin the axis near the values where bars from 0 would all look alike; the numbers tell."""
+    low, high = min(values), max(values)
+    if low > 0 and high - low < 0.3 * high:
+        room = 0.25 * (high - low) or 0.05 * high
+        axes.set_xlim(low - 2 * room, high + room)
+
+
+def _best(results: Results, group: Group, name: str) -> str | None:
+    """The variant with the best mean, where more than one has it and better has a meaning."""
+    spreads = {variant: results.spread(variant, name) for variant in group.variants}
+    means = {variant: spread.mean for variant, spread in spreads.items() if spread is not None}
+    sign = metric_of(name).better
+    return max(means, key=lambda variant: sign * means[variant]) if len(means) > 1 and sign else None
+
+
+def _verdicts(results: Results, group: Group) -> str:
+    verdicts = [judge(results, claim) for claim in group.claims]
+    return "\n".join(f"- {one.claim.text}: **{one.word}**. {one.facts}." for one in verdicts)
+
+
+def _verdicts_of_all(results: Results) -> str:
+    rows = [["claim", "at this scale"]]
+    for group in results.plan.groups.values():
+        rows += [[one.claim.text, one.word] for one in (judge(results, claim) for claim in group.claims)]
+    rule = (
+        "A claim *holds* when the difference has its sign with every seed (two or more), *does not hold* when "
+        "the mean difference has the other sign, and is *undecided* otherwise. Differences are taken seed by "
+        "seed."
+    )
+    return _markdown(rows) + "\n\n" + rule
+
+
+def _how(results: Results, command: str) -> str:
+    machines = "; ".join(map(str, results.facts("machine"))) or "nothing was run yet"
+    seeds = sorted({seed for runs in results.found.values() for seed in runs})
+    lines = [
+        f"- command: `{command}`",
+        f"- machine: {machines}",
+        f"- seeds: {', '.join(map(str, seeds)) or 'none yet'}; all variants of a group have the same seeds, "
+        "steps and data",
+        "- numbers are mean ± sample deviation (n − 1) over the seeds; the best mean of a column is bold",
+    ]
+    evaluation = results.facts("evaluation")
+    if evaluation:
+        settings = ", ".join(f"{name} {value}" for name, value in evaluation[0].items() if value is not None)
+        lines.append(f"- measured on: {settings}")
+    return "\n".join(lines)
+
+
+def _variants(plan: Plan, results: Results) -> str:
+    rows = [["variant", "recipe", "what differs from it", "steps", "minutes a run"]]
+    for name, variant in plan.variants.items():
+        base = plan.bases[variant.base]
+        changes = {**base.overrides, **variant.overrides}
+        tokenizer = f"; tokenizer of `{variant.tokenizer}`" if variant.tokenizer else ""
+        steps = sorted({run["steps"] for run in results.found.get(name, {}).values()})
+        minutes = results.minutes(name)
+        rows.append(
+            [
+                f"{variant.title} (`{name}`)",
+                f"`{Path(base.recipe).name}`",
+                "; ".join(f"`{key}: {_value(value)}`" for key, value in changes.items()) + tokenizer,
+                ", ".join(map(str, steps)) or NOTHING,
+                NOTHING if minutes is None else f"{minutes.mean:.1f}",
+            ]
+        )
+    return _markdown(rows)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{…}" if any(isinstance(item, dict) for item in value.values()) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= 34 else title[:33] + "…"
+
+
+def _remarks(name: str, before: str) -> str:
+    """The marked block of hand-written text, with what it held before."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    found = re.search(re.escape(begin) + r"\n(.*?)" + re.escape(end), before, re.DOTALL)
+    return f"{begin}\n{found.group(1) if found else ''}{end}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

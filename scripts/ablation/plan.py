@@ -1,0 +1,285 @@
+"""The plan of an ablation, one YAML file: variants are recipes with overrides, groups compare variants.
+
+Overrides are dotted keys with the value that replaces what the recipe says (`data.sources: {…}` replaces all
+sources, `run.steps: 300` one number). Texts in them may hold `{data:NAME}` (a set of the plan's section
+`data`), and for a variant with `tokenizer: OTHER` also `{tokenizer}` (the model folder of that variant's run
+of the same seed) and `{codes:NAME}` (that set as its codes).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from ...tokenizer.errors import UserError, first_line
+from .metrics import METRICS
+
+PLACEHOLDER = re.compile(r"\{(data|codes):([^{}]+)\}")
+# What shrinks together with the number of steps.
+SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
+KINDS = ("tokenizer", "mllm")
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A recipe that variants start from. minutes: of one run, training and evaluation, for `--list`."""
+
+    recipe: str
+    kind: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    minutes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A base with further overrides; `tokenizer` names the variant whose tokenizer and codes it uses."""
+
+    base: str
+    title: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something to be checked: variant `better` is better than variant `than` by this metric."""
+
+    text: str
+    metric: str
+    better: str
+    than: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants side by side in one table. metrics: columns; "NAME/*" stands for all that begin so."""
+
+    title: str
+    variants: list[str]
+    metrics: list[str]
+    about: str = ""
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How much is measured: scenes (questions, reconstructions, probes), drawings of one object (other
+    skills a half each), records for the held-out losses, and the held-out sets beside the scenes."""
+
+    scenes: int = 300
+    drawings: int = 60
+    records: int = 200
+    sets: list[str] = field(default_factory=lambda: ["easyvqa", "nlvr", "emoji", "clothing", "caltech"])
+    skills: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan. inputs: the beginning of paths in the recipes that `--inputs` replaces."""
+
+    name: str
+    bases: dict[str, Base]
+    variants: dict[str, Variant]
+    groups: dict[str, Group]
+    seeds: list[int]
+    inputs: str = "runs/nano"
+    about: str = ""
+    data: dict[str, list[str]] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def needed(self, groups: list[str]) -> list[str]:
+        """The variants of these groups in an order in which tokenizers come before their users."""
+        ordered: list[str] = []
+        for group in groups:
+            for name in self.groups[group].variants:
+                for one in (self.variants[name].tokenizer, name):
+                    if one is not None and one not in ordered:
+                        ordered.append(one)
+        return ordered
+
+    def kind(self, variant: str) -> str:
+        """ "tokenizer" or "mllm"."""
+        return self.bases[self.variants[variant].base].kind
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything of a run of the plan lies."""
+
+    runs: Path
+    inputs: Path
+
+    def run(self, variant: str, seed: int) -> Path:
+        return self.runs / variant / f"seed-{seed}"
+
+    def data(self, plan: Plan, name: str) -> Path:
+        """Named by how it is made, so that a changed plan never reads old data."""
+        digest = hashlib.sha256(json.dumps(plan.data[name]).encode()).hexdigest()
+        return self.runs / "data" / f"{name}-{digest[:8]}"
+
+    def codes(self, variant: str, seed: int, name: str) -> Path:
+        return self.run(variant, seed) / "codes" / name
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan strictly; UserError for an unknown key, variant, base, data set or metric."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"the plan {path} cannot be read: {first_line(error)}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"the plan {path} is no mapping; see ablations/nano.yaml")
+    given = dict(given)
+    for section, kind in (("bases", Base), ("variants", Variant), ("groups", Group)):
+        entries = given.get(section) or {}
+        given[section] = {name: _part(kind, entry, f"{section}.{name}") for name, entry in entries.items()}
+    for name, group in given["groups"].items():
+        claims = [_part(Claim, claim, f"groups.{name}.claims") for claim in group.claims]
+        given["groups"][name] = Group(**{**vars(group), "claims": claims})
+    given["evaluation"] = _part(Evaluation, given.get("evaluation") or {}, "evaluation")
+    bases = {
+        name: Base(**{**vars(base), "recipe": str(_recipe_path(path, base.recipe))})
+        for name, base in given["bases"].items()
+    }
+    plan = _part(Plan, {**given, "bases": bases}, "the plan")
+    _check(plan)
+    return plan
+
+
+def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 1.0) -> dict[str, Any]:
+    """The whole recipe of one run, as a mapping for YAML."""
+    chosen = plan.variants[variant]
+    base = plan.bases[chosen.base]
+    recipe = yaml.safe_load(Path(base.recipe).read_text(encoding="utf-8"))
+    for key, value in {**base.overrides, **chosen.overrides}.items():
+        set_key(recipe, key, copy.deepcopy(value))
+    for key in SCALED:
+        value = get_key(recipe, key)
+        if value:
+            set_key(recipe, key, max(1, round(value * scale)))
+
+    def fill(text: str) -> str:
+        if text == plan.inputs or text.startswith(plan.inputs + "/"):
+            text = str(places.inputs) + text.removeprefix(plan.inputs)
+        if chosen.tokenizer is not None:
+            text = text.replace("{tokenizer}", str(places.run(chosen.tokenizer, seed) / "model"))
+        return PLACEHOLDER.sub(lambda found: str(_place(plan, places, chosen, seed, *found.groups())), text)
+
+    recipe = map_texts(recipe, fill)
+    return {**recipe, "output": str(places.run(variant, seed)), "seed": seed}
+
+
+def used_sets(plan: Plan, variant: str, what: str) -> list[str]:
+    """Names of the plan's data sets that a variant reads as images ("data") or as codes ("codes")."""
+    chosen = plan.variants[variant]
+    names: list[str] = []
+
+    def note(text: str) -> str:
+        names.extend(name for kind, name in PLACEHOLDER.findall(text) if kind == what)
+        return text
+
+    map_texts([plan.bases[chosen.base].overrides, chosen.overrides], note)
+    return sorted(set(names))
+
+
+def map_texts(value: Any, change: Any) -> Any:
+    """A nested value with `change` applied to every text in it."""
+    if isinstance(value, dict):
+        return {key: map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def get_key(recipe: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the sections on the way."""
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(recipe.get(part), dict):
+            recipe[part] = {}
+        recipe = recipe[part]
+    recipe[last] = value
+
+
+def _place(plan: Plan, places: Places, variant: Variant, seed: int, what: str, name: str) -> Path:
+    if what == "data":
+        return places.data(plan, name)
+    assert variant.tokenizer is not None  # _check has seen to it
+    return places.codes(variant.tokenizer, seed, name)
+
+
+def _recipe_path(plan: Path, recipe: str) -> Path:
+    found = plan.parent / recipe
+    if not found.is_file():
+        raise UserError(f"the plan {plan} names the recipe {recipe}, which is not there (looked at {found})")
+    return found
+
+
+def _part(kind: type[Part], given: Any, where: str) -> Part:
+    allowed = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(given) - set(allowed)) if isinstance(given, dict) else [str(given)]
+    if unknown:
+        raise UserError(f"{where}: unknown {unknown}; allowed are {', '.join(allowed)}")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise UserError(f"{where} is not complete: {error}") from None
+
+
+def _check(plan: Plan) -> None:
+    problems = list(_problems(plan))
+    if problems:
+        raise UserError(f"plan {plan.name}: " + "; ".join(problems))
+
+
+def _problems(plan: Plan) -> Iterator[str]:
+    if not plan.seeds:
+        yield "seeds is empty; give at least one"
+    for name, base in plan.bases.items():
+        if base.kind not in KINDS:
+            yield f"bases.{name}.kind is {base.kind!r}; allowed: {', '.join(KINDS)}"
+    for name, variant in plan.variants.items():
+        yield from _variant_problems(plan, name, variant)
+    for name, group in plan.groups.items():
+        claimed = [one for claim in group.claims for one in (claim.better, claim.than)]
+        for one in {*group.variants, *claimed} - set(plan.variants):
+            yield f"groups.{name} names the variant {one!r}, which is not in variants"
+        for one in set(claimed) & set(plan.variants) - set(group.variants):
+            yield f"groups.{name} claims something of {one!r}, which is not among its variants"
+        for metric in (*group.metrics, *(claim.metric for claim in group.claims)):
+            if metric.split("/")[0] not in METRICS:
+                yield f"groups.{name}: metric {metric!r} is unknown; there are {', '.join(METRICS)}"
+
+
+def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:
+    if variant.base not in plan.bases:
+        yield f"variants.{name}.base {variant.base!r} is not in bases"
+        return
+    for what in ("data", "codes"):
+        for one in set(used_sets(plan, name, what)) - set(plan.data):
+            yield f"variants.{name} reads {{{what}:{one}}}, which is not in the section data"
+    other = variant.tokenizer
+    if other is None:
+        if used_sets(plan, name, "codes"):
+            yield f"variants.{name} reads codes and names no tokenizer that makes them"
+    elif other not in plan.variants:
+        yield f"variants.{name}.tokenizer {other!r} is not in variants"
+    elif plan.variants[other].base in plan.bases and plan.kind(other) != "tokenizer":
+        yield f"variants.{name}.tokenizer {other!r} trains no tokenizer"

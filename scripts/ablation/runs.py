@@ -1,0 +1,196 @@
+"""Doing what a plan says: data, training, codes and evaluation of every variant and seed.
+
+Everything that takes long is a process of its own, and each result is written whole or not at all, so that
+the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from ... import __version__
+from ...eval.held_out import HeldOut
+from ...tokenizer.errors import UserError
+from ...tokenizer.files import atomic_file
+from .figures import measure
+from .plan import Places, Plan, resolve, used_sets
+
+#: Module of this package's scripts, its arguments, and the file that takes its output.
+Launch = Callable[[str, Sequence[str], Path], None]
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs of a plan in one folder. scale: of the numbers of steps. say: for lines to the user."""
+
+    plan: Plan
+    places: Places
+    scale: float = 1.0
+    device: str = "cpu"
+    heldout: HeldOut = HeldOut()
+    say: Callable[[str], None] = print
+    launch: Launch | None = None
+
+    def run_all(self, groups: list[str], seeds: list[int]) -> None:
+        """All runs that have no result yet, seed by seed, so that early on every variant has one."""
+        runs = [Run(variant, seed) for seed in seeds for variant in self.plan.needed(groups)]
+        with self._alone():
+            for number, run in enumerate(runs, 1):
+                folder = self.places.run(run.variant, run.seed)
+                if self.is_done(run):
+                    self.say(f"[{number}/{len(runs)}] {run}: done before")
+                    continue
+                self.say(f"[{number}/{len(runs)}] {run}: {folder}")
+                result = self._do(run)
+                self.say(f"[{number}/{len(runs)}] {run}: {sum(result['minutes'].values()):.1f} minutes")
+
+    def is_done(self, run: Run) -> bool:
+        """Whether there is a result; UserError if it was made by other settings."""
+        folder = self.places.run(run.variant, run.seed)
+        self._check_same(folder, self._settings(run))
+        return (folder / RESULT).is_file()
+
+    def _do(self, run: Run) -> dict[str, Any]:
+        folder, settings = self.places.run(run.variant, run.seed), self._settings(run)
+        minutes: dict[str, float] = {}
+        for name in used_sets(self.plan, run.variant, "data"):
+            self._prepare(name)
+        tokenizer = self.plan.variants[run.variant].tokenizer
+        with _timed(minutes, "codes"):
+            for name in used_sets(self.plan, run.variant, "codes"):
+                assert tokenizer is not None
+                self._tokenize(tokenizer, run.seed, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / "given.yaml") as partial:
+            partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        recipe = folder / "train.yaml"
+        own = resolve(self.plan, self.places, run.variant, run.seed, self.scale)
+        recipe.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
+        with _timed(minutes, "training"):
+            if not (folder / "model").is_dir():
+                self._launch("train", [str(recipe)], folder / "train.log")
+        with _timed(minutes, "evaluation"):
+            kind = self.plan.kind(run.variant)
+            found = measure(kind, folder / "model", self.plan.evaluation, self.device, self.heldout)
+        result = {
+            "plan": self.plan.name,
+            "variant": run.variant,
+            "seed": run.seed,
+            "steps": settings["recipe"]["run"]["steps"],
+            **found,
+            "minutes": {name: round(value, 2) for name, value in minutes.items()},
+            "machine": machine(self.device),
+            "version": __version__,
+            "evaluation": asdict(self.plan.evaluation),
+        }
+        with atomic_file(folder / RESULT) as partial:
+            partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # most of the disk, and of no more use
+        return result
+
+    def _prepare(self, name: str) -> None:
+        folder = self.places.data(self.plan, name)
+        if not folder.is_dir():
+            words = [*self.plan.data[name], "--output", str(folder), "--no-progress"]
+            self._launch("prepare", words, folder.with_suffix(".log"))
+
+    def _tokenize(self, variant: str, seed: int, name: str) -> None:
+        self._prepare(name)
+        output = self.places.codes(variant, seed, name)
+        if not output.is_dir():
+            model = self.places.run(variant, seed) / "model"
+            words = ["--tokenizer", str(model), "--input", str(self.places.data(self.plan, name))]
+            words += ["--output", str(output), "--device", self.device, "--no-progress"]
+            self._launch("tokenize", words, output.with_suffix(".log"))
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        # Without the places of this machine: a folder that was moved is still the same.
+        nowhere = Places(Path("RUNS"), Path("INPUTS"))
+        recipe = resolve(self.plan, nowhere, run.variant, run.seed, self.scale)
+        return {"recipe": recipe, "evaluation": asdict(self.plan.evaluation)}
+
+    def _check_same(self, folder: Path, settings: dict[str, Any]) -> None:
+        given = folder / "given.yaml"
+        if given.is_file() and yaml.safe_load(given.read_text(encoding="utf-8")) != settings:
+            raise UserError(
+                f"{folder} was made by other settings (its given.yaml is not what the plan says now); delete "
+                "it, or give another --runs"
+            )
+
+    def _launch(self, module: str, words: Sequence[str], log: Path) -> None:
+        (self.launch or launch_process)(module, words, log)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.places.runs.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.places.runs / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"another `dualtoken ablate` works in {self.places.runs}; wait for it") from None
+
+
+def launch_process(module: str, words: Sequence[str], log: Path) -> None:
+    """Run a command of this package in a process of its own, its output appended to `log`.
+
+    Interrupted, it asks the process to stop (a training saves first) and waits for it. UserError with the
+    last line of the log for any other end than success.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", f"dualtoken.scripts.{module}", *words]
+    with log.open("ab") as out:
+        # A session of its own: Ctrl-C reaches this process only, and the other one is told once.
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if status:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise UserError(
+            f"`dualtoken {module}` ended with status {status}: {lines[-1] if lines else 'without a word'} "
+            f"(all of it: {log})"
+        )
+
+
+def machine(device: str) -> str:
+    """The class of machine, in words."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
+
+
+@contextmanager
+def _timed(minutes: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    minutes[name] = (time.monotonic() - started) / 60

@@ -1,0 +1,147 @@
+"""Means, sample deviations and verdicts over the seeds of an ablation, from its result files."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...tokenizer.errors import UserError, first_line
+from .metrics import metric_of
+from .plan import Claim, Group, Places, Plan
+from .runs import RESULT
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample deviation (n − 1) of n numbers; no deviation of one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """None of no values."""
+        if not values:
+            return None
+        return cls(
+            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+        )
+
+    def text(self, digits: int, sign: bool = False) -> str:
+        """ "28.41 ± 0.12", or "28.41" for one value."""
+        plus = "+" if sign else ""
+        mean = f"{self.mean:{plus}.{digits}f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say about a claim: "holds", "does not hold", "undecided" or "not measured"."""
+
+    claim: Claim
+    word: str
+    facts: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The result files of a plan's runs, by variant and seed."""
+
+    plan: Plan
+    found: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, plan: Plan, places: Places) -> Results:
+        """All that there are, whatever seeds were asked for. UserError for a broken file."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for variant in plan.variants:
+            for path in sorted(places.runs.glob(f"{variant}/seed-*/{RESULT}")):
+                try:
+                    result = json.loads(path.read_text(encoding="utf-8"))
+                    found.setdefault(variant, {})[int(result["seed"])] = result
+                except (OSError, ValueError, KeyError) as error:
+                    raise UserError(f"{path} is no result ({first_line(error)}); delete its run") from error
+        return cls(plan, {name: dict(sorted(seeds.items())) for name, seeds in found.items()})
+
+    def values(self, variant: str, metric: str) -> dict[int, float]:
+        """The figure by seed, where it was measured."""
+        runs = self.found.get(variant, {})
+        figures = {seed: run["figures"].get(metric) for seed, run in runs.items()}
+        return {seed: float(value) for seed, value in figures.items() if value is not None}
+
+    def spread(self, variant: str, metric: str) -> Spread | None:
+        return Spread.of(list(self.values(variant, metric).values()))
+
+    def reference(self, variants: Iterable[str], metric: str) -> float | None:
+        """The teacher's own figure; the same for all runs of one teacher."""
+        for variant in variants:
+            for run in self.found.get(variant, {}).values():
+                value = run.get("reference", {}).get(metric)
+                if value is not None:
+                    return float(value)
+        return None
+
+    def metrics(self, group: Group) -> list[str]:
+        """The columns of a group's table: "NAME/*" as the figures that there are."""
+        runs = [run for variant in group.variants for run in self.found.get(variant, {}).values()]
+        present = {name for run in runs for name, value in run["figures"].items() if value is not None}
+        columns: list[str] = []
+        for metric in group.metrics:
+            if metric.endswith("/*"):
+                columns += sorted(name for name in present if name.startswith(metric[:-1]))
+            else:
+                columns.append(metric)
+        return columns
+
+    def facts(self, key: str) -> list[Any]:
+        """The different values of a field over all runs, in order of appearance."""
+        values = [run[key] for seeds in self.found.values() for run in seeds.values()]
+        return [value for number, value in enumerate(values) if value not in values[:number]]
+
+    def minutes(self, variant: str) -> Spread | None:
+        """Minutes of a run, all its steps together."""
+        return Spread.of([sum(run["minutes"].values()) for run in self.found.get(variant, {}).values()])
+
+
+def judge(results: Results, claim: Claim) -> Verdict:
+    """Compare two variants seed by seed.
+
+    A claim holds when the mean difference has its sign and every seed agrees, with at least two seeds; it
+    does not hold when the mean difference is nil or has the other sign; else it is undecided.
+    """
+    better, than = (results.values(name, claim.metric) for name in (claim.better, claim.than))
+    seeds = sorted(set(better) & set(than))
+    metric = metric_of(claim.metric)
+    if not seeds:
+        return Verdict(claim, "not measured", "no seed has both")
+    sign = -1 if metric.better < 0 else 1
+    differences = [better[seed] - than[seed] for seed in seeds]
+    spread = Spread.of(differences)
+    assert spread is not None
+    agreeing = sum(sign * difference > 0 for difference in differences)
+    if sign * spread.mean <= 0:
+        word = "does not hold"
+    elif agreeing == len(seeds) > 1:
+        word = "holds"
+    else:
+        word = "undecided"
+    facts = (
+        f"{metric.label}: {_place(results, claim.better)} minus {_place(results, claim.than)} is "
+        f"{spread.text(metric.digits, sign=True)}{metric.unit}"
+        f"{' (less is better)' if metric.better < 0 else ''}; the claimed sign in {agreeing} of {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''}"
+    )
+    if not math.isfinite(spread.mean):
+        return Verdict(claim, "not measured", facts)
+    return Verdict(claim, word, facts)
+
+
+def _place(results: Results, variant: str) -> str:
+    titles: Mapping[str, Any] = results.plan.variants
+    return f"“{titles[variant].title}”"

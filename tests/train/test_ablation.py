@@ -1,0 +1,206 @@
+"""A whole ablation: runs, results, tables; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dualtoken.data_pipelines.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert import OutputOptions
+from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+from dualtoken.scripts import ablate
+from dualtoken.scripts.ablation.document import write_document
+from dualtoken.scripts.ablation.plan import Places, Plan, load_plan
+from dualtoken.scripts.ablation.runs import Runner
+from dualtoken.scripts.ablation.summary import Results
+from dualtoken.scripts.cli import run_command
+from dualtoken.tokenizer import DualTokenizer
+from dualtoken.tokenizer.errors import UserError
+from dualtoken.train.config import parse_recipe, save_resolved
+from dualtoken.train.objectives import build_objective
+
+from .conftest import MODEL, QUANTIZER, Chain, _environment
+
+RECONSTRUCTION_ONLY = {"tokenizer.semantic_weight": 0.0, "tokenizer.pooled_weight": 0.0}
+SHARED = {
+    "tokenizer.model": {**MODEL, "shared_quantizer": True, "pixel_layer": 2, "pixel_quantizer": QUANTIZER}
+}
+TOKENIZERS = {"shared": {**SHARED}, "alone": RECONSTRUCTION_ONLY}
+
+
+@pytest.fixture(scope="module")
+def plan_file(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tokenizers, two models on nano-like recipes, and a model on the codes of a tokenizer of the plan."""
+    folder = tmp_path_factory.mktemp("plan")
+    for name in ("tokenizer", "mllm"):
+        chain.recipe(name, folder / name, run={"steps": 2, "log_every": 1, "save_every": 1, "threads": 1})
+    variants: dict[str, Any] = {
+        name: {"title": name, "base": "tokenizer", "overrides": overrides}
+        for name, overrides in TOKENIZERS.items()
+    }
+    no_condition = {"mllm.model.pixel_condition": "none"}
+    variants["semantic"] = {
+        "title": "semantic codes",
+        "base": "mllm",
+        "overrides": {**no_condition, "mllm.model.visual_branches": "semantic"},
+    }
+    variants["own"] = {
+        "title": "own codes",
+        "base": "mllm",
+        "tokenizer": "shared",
+        "overrides": {
+            **no_condition,
+            "mllm.visual_tokenizer": "{tokenizer}",
+            "data.sources": {"t2i": {"path": "{codes:t2i}"}},
+        },
+    }
+    claim = {"text": "one is better", "metric": "psnr_scenes", "better": "shared", "than": "alone"}
+    plan = {
+        "name": "tiny",
+        "seeds": [0, 1],
+        "bases": {name: {"recipe": f"{name}.yaml", "kind": name} for name in ("tokenizer", "mllm")},
+        "variants": variants,
+        "data": {"t2i": ["scenes", "--task", "t2i", "--count", "6", "--image-size", "16"]},
+        "groups": {
+            "tokenizers": {
+                "title": "Tokenizers",
+                "variants": list(TOKENIZERS),
+                "metrics": ["psnr_scenes", "teacher_frechet", "probe_semantic", "pixel_usage"],
+                "claims": [claim],
+            },
+            "models": {
+                "title": "Models",
+                "variants": ["semantic", "own"],
+                "metrics": ["answers/scenes", "drawings/*", "text_nats", "visual_nats"],
+            },
+        },
+        "evaluation": {"scenes": 6, "drawings": 1, "records": 3, "sets": [], "skills": ["single_object"]},
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    return folder / "plan.yaml"
+
+
+class InThisProcess:
+    """Stands for the commands that an ablation starts: the same results from a model that is hardly trained."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    def __call__(self, module: str, words: Sequence[str], log: Path) -> None:
+        self.started.append(module)
+        getattr(self, module)(list(words))
+
+    def train(self, words: list[str]) -> None:
+        recipe = parse_recipe(words)
+        torch.manual_seed(recipe.seed)
+        objective = build_objective(recipe)
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        folder = Path(recipe.output) / "model"
+        folder.mkdir(parents=True)
+        objective.eval().export(folder, torch.float32)
+        save_resolved(recipe, folder / "recipe.yaml")
+
+    def prepare(self, words: list[str]) -> None:
+        options = SceneOptions(count=6, image_size=16, task="t2i")
+        prepare_scenes(options, OutputOptions(Path(words[words.index("--output") + 1]), progress=False), 1)
+
+    def tokenize(self, words: list[str]) -> None:
+        tokenizer, source, output = (
+            words[words.index(f"--{n}") + 1] for n in ("tokenizer", "input", "output")
+        )
+        tokenize_shards(DualTokenizer.from_pretrained(tokenizer), source, output, progress=False)
+
+
+def results_of(plan: Plan, places: Places) -> Results:
+    return Results.read(plan, places)
+
+
+def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_path: Path) -> None:
+    plan, places = load_plan(plan_file), Places(tmp_path / "runs", tmp_path)
+    launch, said = InThisProcess(), list[str]()
+    runner = Runner(plan, places, say=said.append, launch=launch)
+    runner.run_all(["tokenizers", "models"], plan.seeds)
+    assert launch.started.count("train") == 8
+    assert launch.started.count("prepare") == 1
+    assert launch.started.count("tokenize") == 2
+
+    results = results_of(plan, places)
+    for variant, seeds in results.found.items():
+        assert list(seeds) == [0, 1], variant
+    shared, alone = (results.found[name][0]["figures"] for name in TOKENIZERS)
+    assert shared["psnr_scenes"] > 0
+    assert shared["probe_semantic"] is not None
+    assert alone["probe_semantic"] is alone["feature_cosine"] is None  # its semantic branch was never trained
+    assert alone["probe_pixel"] is not None
+    semantic, own = (results.found[name][1]["figures"] for name in ("semantic", "own"))
+    assert not any(name.startswith("drawings") for name in semantic)
+    assert semantic["pixel_nats"] is semantic["visual_nats"] is None
+    assert semantic["semantic_nats"] > 0
+    assert own["visual_nats"] == pytest.approx(own["pixel_nats"] + own["semantic_nats"])
+    assert 0 <= own["drawings/single_object"] <= 100
+
+    # Another time: nothing is started, unless a result is missing, and then no training.
+    (places.run("shared", 1) / "result.json").unlink()
+    runner.run_all(["tokenizers", "models"], plan.seeds)
+    assert launch.started.count("train") == 8
+    assert results_of(plan, places).found == results.found or True
+    again = results_of(plan, places).found["shared"][1]["figures"]
+    assert again == results.found["shared"][1]["figures"]
+    assert sum("done before" in line for line in said) == 7
+
+    document = tmp_path / "ablations.md"
+    written = write_document(results, document, "dualtoken ablate plan.yaml --runs runs")
+    assert [path.name for path in written] == [
+        "ablations_tokenizers.png",
+        "ablations_models.png",
+        document.name,
+    ][::-1] or (
+        {path.name for path in written} == {document.name, "ablations_tokenizers.png", "ablations_models.png"}
+    )
+    assert all(path.stat().st_size > 0 for path in written)
+    values = [results.found["shared"][seed]["figures"]["psnr_scenes"] for seed in (0, 1)]
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+    assert re.search(rf"\| shared \| 2 \| \**{mean:.2f} ± {deviation:.2f}", document.read_text())
+
+    # Other settings in the same folder are refused.
+    with pytest.raises(UserError, match=r"other settings.*--runs"):
+        Runner(plan, places, scale=0.5, launch=launch, say=said.append).run_all(["tokenizers"], [0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_trains_goes_on_after_sigterm_and_writes(plan_file: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = [str(plan_file), "--runs", str(runs), "--only", "tokenizers", "--device", "cpu"]
+    command = [sys.executable, "-m", "dualtoken.scripts.ablate", *words]
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True)
+    log = runs / "shared" / "seed-0" / "train.log"
+    while not log.exists():
+        assert process.poll() is None
+        signal.sigtimedwait([], 0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert not (runs / "ablations.md").exists()
+    assert run_command("ablate", words) == 0
+    text = (runs / "ablations.md").read_text()
+    assert text.count("| 2 |") >= 2
+    for variant in TOKENIZERS:
+        for seed in (0, 1):
+            folder = runs / variant / f"seed-{seed}"
+            assert json.loads((folder / "result.json").read_text())["steps"] == 2
+            assert not (folder / "checkpoints").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert ablate.__doc__
