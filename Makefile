@@ -2,6 +2,7 @@
 # make test         install everything that is tested, then lint and the fast tests
 # make lint         ruff and mypy
 # make nano         train the small model again, into runs/nano; DATA=folder names the data sets
+# make ablations    the paper's comparisons at nano's size, after make nano; hours on a CPU
 # make clean        remove .venv and every cache
 #
 # PYTHON=python3.12 picks the interpreter (3.11 or newer), VENV=folder another place for the environment.
@@ -19,7 +20,7 @@ CORE := $(VENV)/core-$(KEY).stamp
 DEV := $(VENV)/dev-$(KEY).stamp
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint nano clean
+.PHONY: quickstart test lint nano ablations clean
 .DELETE_ON_ERROR:
 
 quickstart: $(CORE)
@@ -37,6 +38,9 @@ lint: $(DEV)
 
 nano: $(DEV)
 	$(BIN)/python -m dualtoken.scripts.make_nano --data $(DATA)
+
+ablations: $(DEV)
+	$(BIN)/dualtoken ablate ablations/nano.yaml --runs runs/ablations --document docs/ablations.md
 
 clean:
 	rm -rf $(VENV) .lint build dist dualtoken.egg-info .pytest_cache .mypy_cache .ruff_cache

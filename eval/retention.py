@@ -113,7 +113,8 @@ def zero_shot_accuracy(pooled: Tensor, texts: Sequence[str], embed: Callable[[li
 
 def text_embedder(teacher: SiglipModel, text_tokenizer: Any) -> Callable[[list[str]], Tensor]:
     """The teacher's text tower, which tokenizers keep: texts -> (N, E)."""
-    length = int(teacher.config.text_config.max_position_embeddings)
+    text: Any = teacher.config.text_config
+    length = int(text.max_position_embeddings)
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> Tensor:

@@ -41,17 +41,19 @@ def model_card(model: DualTokenForConditionalGeneration) -> ModelCard:
 def _sizes(model: DualTokenForConditionalGeneration) -> dict[str, str]:
     config, llm = model.config, model.config.text_config
     rows, columns = config.grid_size
+    branches = [name for name in ("pixel", "semantic") if config.has_branch(name)]
+    heads = "two depth transformers" if len(branches) == 2 else f"depth transformer ({branches[0]} codes)"
     sizes = {
         f"language model ({llm.model_type}, {llm.num_hidden_layers} layers of {llm.hidden_size})": _count(
             model.language_model
         ),
         "visual embedding": _count(model.visual_embedding),
-        "two depth transformers": _count(model.pixel_head, model.semantic_head),
+        heads: _count(*(getattr(model, f"{name}_head") for name in branches)),
     }
     if model.visual_tokenizer is not None:
         side = model.visual_tokenizer.config.image_size
         sizes[f"visual tokenizer ({side} x {side} pixels)"] = _count(model.visual_tokenizer)
-    for name in ("pixel", "semantic"):
+    for name in branches:
         codebook = getattr(config, f"{name}_codebook")
         sizes[f"{name} codes of an image"] = (
             f"{rows} x {columns} positions x {codebook['depth']}, of {codebook['num_codes']:,}"

@@ -90,7 +90,7 @@ def test_a_built_copy_holds_every_module_and_no_tests(built):
 
 
 def test_a_built_copy_holds_the_small_model_and_the_recipes(built):
-    for pattern in ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json"):
+    for pattern in ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json", "ablations/*.yaml"):
         expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern) if path.is_file()}
         assert expected <= {path.relative_to(built) for path in built.glob(pattern)}
     assert list(built.glob("train/recipes/*.yaml"))

@@ -48,9 +48,7 @@ def document(results: Results, command: str, plots: dict[str, str], before: str 
     for name, group in plan.groups.items():
         parts += [f"## {group.title}", group.about.strip(), table(results, group), _verdicts(results, group)]
         if name in plots:
-            parts.append(
-                f"![{group.title}: mean and deviation over the seeds, every run a dot]({plots[name]})"
-            )
+            parts.append(f"![{group.title}: mean, deviation, and every run as a dot]({plots[name]})")
         parts.append(_remarks(name, before))
     parts += ["## The variants", _variants(plan, results)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -139,9 +137,9 @@ def _verdicts_of_all(results: Results) -> str:
     for group in results.plan.groups.values():
         rows += [[one.claim.text, one.word] for one in (judge(results, claim) for claim in group.claims)]
     rule = (
-        "A claim *holds* when the difference has its sign with every seed (two or more), *does not hold* when "
-        "the mean difference has the other sign, and is *undecided* otherwise. Differences are taken seed by "
-        "seed."
+        "A claim *holds* when the difference has its sign with every seed (two or more), *does not hold* "
+        "when the mean difference has the other sign, and is *undecided* otherwise. Differences are taken "
+        "seed by seed."
     )
     return _markdown(rows) + "\n\n" + rule
 

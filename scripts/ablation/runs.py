@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Runner:
     places: Places
     scale: float = 1.0
     device: str = "cpu"
-    heldout: HeldOut = HeldOut()
+    heldout: HeldOut = field(default_factory=HeldOut)
     say: Callable[[str], None] = print
     launch: Launch | None = None
 

@@ -36,6 +36,32 @@ def test_a_loaded_model_is_the_saved_one(saved, model, processor, records):
     assert head.lm_head.weight is head.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("branches", ["pixel", "semantic"])
+def test_a_model_of_one_branch_is_saved_and_loaded(make_model, processor, records, tmp_path, branches):
+    model = make_model(visual_branches=branches)
+    save_model(model, processor, tmp_path)
+    loaded = DualTokenForConditionalGeneration.from_pretrained(tmp_path)
+    batch = batch_of(processor, records)
+    assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+    assert f"depth transformer ({branches} codes)" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("variant", ["shared_quantizer", "separate_encoders"])
+def test_a_model_takes_the_codebooks_of_a_tokenizer_of_an_ablation(
+    tiny_tokenizer, text_folder, tmp_path, variant
+):
+    quantizer = {"num_codes": 24, "code_dim": 8, "depth": 3}
+    layers = {"pixel_layer": 2} if variant == "shared_quantizer" else {}
+    settings = {"pixel_quantizer": quantizer, "semantic_quantizer": quantizer, **layers, variant: True}
+    tokenizer = tiny_tokenizer(**settings)
+    tokenizer.save_pretrained(tmp_path)
+    llm = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = build_model(llm, tmp_path, text_folder, load_visual_tokenizer=False)
+    for name in ("pixel", "semantic"):
+        stored = getattr(tokenizer, f"{name}_quantizer").codebook_tensor()
+        assert torch.equal(getattr(model, f"{name}_codebook").vectors, stored)
+
+
 @pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loaded_as", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_tokenizer", [True, False])
