@@ -72,29 +72,33 @@ class Runner:
                 self.say(f"[{number}/{len(runs)}] {run}: {sum(result['minutes'].values()):.1f} minutes")
 
     def is_done(self, run: Run) -> bool:
-        """Whether there is a result; UserError if it was made by other settings."""
+        """Whether there is a result of the evaluation that is planned now.
+
+        UserError if the model was trained by another recipe; only the evaluation is done again by itself.
+        """
         folder = self.places.run(run.variant, run.seed)
-        self._check_same(folder, self._settings(run))
-        return (folder / RESULT).is_file()
+        self._check_same(folder, self._recipe(run))
+        return bool(_result(folder).get("evaluation") == asdict(self.plan.evaluation))
 
     def _do(self, run: Run) -> dict[str, Any]:
-        folder, settings = self.places.run(run.variant, run.seed), self._settings(run)
-        minutes: dict[str, float] = {}
+        folder, settings = self.places.run(run.variant, run.seed), self._recipe(run)
+        minutes: dict[str, float] = dict(_result(folder).get("minutes", {}))
         for name in used_sets(self.plan, run.variant, "data"):
             self._prepare(name)
         tokenizer = self.plan.variants[run.variant].tokenizer
-        with _timed(minutes, "codes"):
-            for name in used_sets(self.plan, run.variant, "codes"):
-                assert tokenizer is not None
-                self._tokenize(tokenizer, run.seed, name)
+        for name in used_sets(self.plan, run.variant, "codes"):
+            assert tokenizer is not None
+            if not self.places.codes(tokenizer, run.seed, name).is_dir():
+                with _timed(minutes, f"codes of {name}"):
+                    self._tokenize(tokenizer, run.seed, name)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "given.yaml") as partial:
             partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         recipe = folder / "train.yaml"
         own = resolve(self.plan, self.places, run.variant, run.seed, self.scale)
         recipe.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
-        with _timed(minutes, "training"):
-            if not (folder / "model").is_dir():
+        if not (folder / "model").is_dir():
+            with _timed(minutes, "training"):
                 self._launch("train", [str(recipe)], folder / "train.log")
         with _timed(minutes, "evaluation"):
             kind = self.plan.kind(run.variant)
@@ -103,7 +107,7 @@ class Runner:
             "plan": self.plan.name,
             "variant": run.variant,
             "seed": run.seed,
-            "steps": settings["recipe"]["run"]["steps"],
+            "steps": settings["run"]["steps"],
             **found,
             "minutes": {name: round(value, 2) for name, value in minutes.items()},
             "machine": machine(self.device),
@@ -123,22 +127,19 @@ class Runner:
 
     def _tokenize(self, variant: str, seed: int, name: str) -> None:
         self._prepare(name)
-        output = self.places.codes(variant, seed, name)
-        if not output.is_dir():
-            model = self.places.run(variant, seed) / "model"
-            words = ["--tokenizer", str(model), "--input", str(self.places.data(self.plan, name))]
-            words += ["--output", str(output), "--device", self.device, "--no-progress"]
-            self._launch("tokenize", words, output.with_suffix(".log"))
+        output, model = self.places.codes(variant, seed, name), self.places.run(variant, seed) / "model"
+        words = ["--tokenizer", str(model), "--input", str(self.places.data(self.plan, name))]
+        words += ["--output", str(output), "--device", self.device, "--no-progress"]
+        self._launch("tokenize", words, output.with_suffix(".log"))
 
-    def _settings(self, run: Run) -> dict[str, Any]:
-        # Without the places of this machine: a folder that was moved is still the same.
+    def _recipe(self, run: Run) -> dict[str, Any]:
+        """Without the places of this machine: a folder that was moved is still the same."""
         nowhere = Places(Path("RUNS"), Path("INPUTS"))
-        recipe = resolve(self.plan, nowhere, run.variant, run.seed, self.scale)
-        return {"recipe": recipe, "evaluation": asdict(self.plan.evaluation)}
+        return resolve(self.plan, nowhere, run.variant, run.seed, self.scale)
 
-    def _check_same(self, folder: Path, settings: dict[str, Any]) -> None:
+    def _check_same(self, folder: Path, recipe: dict[str, Any]) -> None:
         given = folder / "given.yaml"
-        if given.is_file() and yaml.safe_load(given.read_text(encoding="utf-8")) != settings:
+        if given.is_file() and yaml.safe_load(given.read_text(encoding="utf-8")) != recipe:
             raise UserError(
                 f"{folder} was made by other settings (its given.yaml is not what the plan says now); delete "
                 "it, or give another --runs"
@@ -180,6 +181,12 @@ def launch_process(module: str, words: Sequence[str], log: Path) -> None:
             f"`dualtoken {module}` ended with status {status}: {lines[-1] if lines else 'without a word'} "
             f"(all of it: {log})"
         )
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """The result of a run, {} where there is none."""
+    path = folder / RESULT
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def machine(device: str) -> str:

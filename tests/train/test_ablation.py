@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,12 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
     again = Results.read(plan, places).found["shared"][1]["figures"]
     assert again == results.found["shared"][1]["figures"]
     assert sum("done before" in line for line in said) == 7
+
+    # Another evaluation measures the same models again.
+    more = replace(plan, evaluation=replace(plan.evaluation, scenes=7))
+    Runner(more, places, say=said.append, launch=launch).run_all(["tokenizers"], [0])
+    assert launch.started.count("train") == 8
+    assert Results.read(plan, places).found["alone"][0]["evaluation"]["scenes"] == 7
 
     document = tmp_path / "ablations.md"
     written = write_document(results, document, "dualtoken ablate plan.yaml --runs runs")
