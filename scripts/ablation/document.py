@@ -78,7 +78,7 @@ def table(results: Results, group: Group) -> str:
 
 
 def plot(results: Results, group: Group) -> Any:
-    """A small bar chart for every column that has figures; a matplotlib Figure, or None without any."""
+    """A small chart for every column that has figures; a matplotlib Figure, or None without any."""
     columns = [n for n in results.metrics(group) if any(results.values(v, n) for v in group.variants)]
     if not columns:
         return None
@@ -96,35 +96,31 @@ def plot(results: Results, group: Group) -> Any:
             spread = Spread.of(values)
             if spread is None:
                 continue
-            axes.barh(row, spread.mean, xerr=spread.deviation, color=f"C{row % 10}", alpha=0.6, capsize=3)
-            axes.plot(values, [row] * len(values), "k.", markersize=4)
+            # No bars: the axes need not begin at 0.
+            mark = {"fmt": "o", "markersize": 8, "capsize": 4, "color": f"C{row % 10}"}
+            axes.errorbar(spread.mean, row, xerr=spread.deviation, **mark)
+            axes.plot(values, [row] * len(values), "k.", markersize=4, zorder=3)
         reference = results.reference(group.variants, name)
         if reference is not None:
             axes.axvline(reference, color="black", linestyle=":", linewidth=1)
         axes.set_title(metric_of(name).label, fontsize=9)
         axes.set_yticks(range(len(titles)), titles, fontsize=8)
+        axes.set_ylim(len(titles) - 0.5, -0.5)
         axes.tick_params(axis="x", labelsize=8)
-        _zoom(axes, [value for variant in group.variants for value in results.values(variant, name).values()])
+        axes.grid(axis="x", alpha=0.3)
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
-    panels[0].invert_yaxis()
     return figure
 
 
-def _zoom(axes: Any, values: list[float]) -> None:
-    """Begin the axis near the values where bars from 0 would all look alike; the numbers tell."""
-    low, high = min(values), max(values)
-    if low > 0 and high - low < 0.3 * high:
-        room = 0.25 * (high - low) or 0.05 * high
-        axes.set_xlim(low - 2 * room, high + room)
-
-
 def _best(results: Results, group: Group, name: str) -> str | None:
-    """The variant with the best mean, where more than one has it and better has a meaning."""
+    """The variant with the best mean, where means differ and better has a meaning."""
     spreads = {variant: results.spread(variant, name) for variant in group.variants}
     means = {variant: spread.mean for variant, spread in spreads.items() if spread is not None}
     sign = metric_of(name).better
-    return max(means, key=lambda variant: sign * means[variant]) if len(means) > 1 and sign else None
+    if not sign or len(set(means.values())) < 2:
+        return None
+    return max(means, key=lambda variant: sign * means[variant])
 
 
 def _verdicts(results: Results, group: Group) -> str:
@@ -137,9 +133,8 @@ def _verdicts_of_all(results: Results) -> str:
     for group in results.plan.groups.values():
         rows += [[one.claim.text, one.word] for one in (judge(results, claim) for claim in group.claims)]
     rule = (
-        "A claim *holds* when the difference has its sign with every seed (two or more), *does not hold* "
-        "when the mean difference has the other sign, and is *undecided* otherwise. Differences are taken "
-        "seed by seed."
+        "Differences are taken seed by seed. A claim *holds* when the difference has its sign with every "
+        "seed, *does not hold* when it has it with none, and is *undecided* otherwise, or with one seed only."
     )
     return _markdown(rows) + "\n\n" + rule
 
@@ -156,34 +151,41 @@ def _how(results: Results, command: str) -> str:
     ]
     evaluation = results.facts("evaluation")
     if evaluation:
-        settings = ", ".join(f"{name} {value}" for name, value in evaluation[0].items() if value is not None)
-        lines.append(f"- measured on: {settings}")
+        settings = ", ".join(f"{key}: {_value(value)}" for key, value in evaluation[0].items() if value)
+        lines.append(f"- measured on {settings}")
     return "\n".join(lines)
 
 
 def _variants(plan: Plan, results: Results) -> str:
-    rows = [["variant", "recipe", "what differs from it", "steps", "minutes a run"]]
+    bases = [["base", "recipe", "what differs from it"]]
+    for name, base in plan.bases.items():
+        bases.append([f"`{name}`", f"`{Path(base.recipe).name}`", _overrides(base.overrides)])
+    rows = [["variant", "base", "what differs from it", "steps", "minutes a run"]]
     for name, variant in plan.variants.items():
-        base = plan.bases[variant.base]
-        changes = {**base.overrides, **variant.overrides}
-        tokenizer = f"; tokenizer of `{variant.tokenizer}`" if variant.tokenizer else ""
+        tokenizer = f"tokenizer and codes of `{variant.tokenizer}`" if variant.tokenizer else ""
         steps = sorted({run["steps"] for run in results.found.get(name, {}).values()})
         minutes = results.minutes(name)
         rows.append(
             [
                 f"{variant.title} (`{name}`)",
-                f"`{Path(base.recipe).name}`",
-                "; ".join(f"`{key}: {_value(value)}`" for key, value in changes.items()) + tokenizer,
+                f"`{variant.base}`",
+                "; ".join(filter(None, (_overrides(variant.overrides), tokenizer))) or NOTHING,
                 ", ".join(map(str, steps)) or NOTHING,
                 NOTHING if minutes is None else f"{minutes.mean:.1f}",
             ]
         )
-    return _markdown(rows)
+    return _markdown(bases) + "\n\n" + _markdown(rows)
+
+
+def _overrides(overrides: dict[str, Any]) -> str:
+    return "; ".join(f"`{key}: {_value(value)}`" for key, value in overrides.items())
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{…}" if any(isinstance(item, dict) for item in value.values()) else str(value)
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -21,7 +21,7 @@ METRICS: dict[str, Metric] = {
     "psnr_scenes": Metric("PSNR scenes", 2, unit=" dB"),
     "psnr_photos": Metric("PSNR photos", 2, unit=" dB"),
     "ssim_photos": Metric("SSIM photos", 3),
-    "teacher_frechet": Metric("Fréchet distance, teacher's features", 4, better=-1),
+    "teacher_frechet": Metric("Fréchet distance, teacher's features", 2, better=-1),
     "pixel_usage": Metric("pixel codes used %", 1, unit=" points"),
     "semantic_usage": Metric("semantic codes used %", 1, unit=" points"),
     "feature_cosine": Metric("cosine to the teacher's features", 3),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,8 +110,8 @@ class Results:
 def judge(results: Results, claim: Claim) -> Verdict:
     """Compare two variants seed by seed.
 
-    A claim holds when the mean difference has its sign and every seed agrees, with at least two seeds; it
-    does not hold when the mean difference is nil or has the other sign; else it is undecided.
+    With two seeds or more a claim holds when the difference has its sign with every seed, and does not hold
+    when it has it with none. Else it is undecided.
     """
     better, than = (results.values(name, claim.metric) for name in (claim.better, claim.than))
     seeds = sorted(set(better) & set(than))
@@ -124,20 +123,16 @@ def judge(results: Results, claim: Claim) -> Verdict:
     spread = Spread.of(differences)
     assert spread is not None
     agreeing = sum(sign * difference > 0 for difference in differences)
-    if sign * spread.mean <= 0:
-        word = "does not hold"
-    elif agreeing == len(seeds) > 1:
-        word = "holds"
-    else:
+    if len(seeds) == 1 or 0 < agreeing < len(seeds):
         word = "undecided"
+    else:
+        word = "holds" if agreeing else "does not hold"
     facts = (
         f"{metric.label}: {_place(results, claim.better)} minus {_place(results, claim.than)} is "
         f"{spread.text(metric.digits, sign=True)}{metric.unit}"
         f"{' (less is better)' if metric.better < 0 else ''}; the claimed sign in {agreeing} of {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}"
     )
-    if not math.isfinite(spread.mean):
-        return Verdict(claim, "not measured", facts)
     return Verdict(claim, word, facts)
 
 
