@@ -68,7 +68,9 @@ def _measure_tokenizer(
 
 
 def _image_sets(evaluation: Evaluation, data: HeldOut) -> dict[str, list[Image.Image]]:
-    records = {"scenes": data.scenes(evaluation.scenes), **{n: data.records(n) for n in evaluation.sets}}
+    # More drawings of shapes would tell no more of a tokenizer than the scenes do.
+    more = {name: data.records(name) for name in evaluation.sets if name not in QUESTION_SETS}
+    records = {"scenes": data.scenes(evaluation.scenes), **more}
     return {name: [part["image"] for r in of for part in r.image_parts()] for name, of in records.items()}
 
 
