@@ -14,7 +14,7 @@ from .convert_run import Sample, Source, write_source
 from .records import Record, assistant, image_part, question_turns, user
 from .scene_language import SKILLS, describe, scene_for_skill
 from .scene_questions import questions
-from .scenes import HELD_OUT_SEED, choose, random_scene, render
+from .scenes import HELD_OUT_SEED, MIN_GRID, choose, random_scene, render
 
 TASKS: tuple[str, ...] = ("vqa", "t2i", "caption")
 DEFAULT_SKILLS: dict[str, float] = {
@@ -30,7 +30,7 @@ _CAPTION_SHARE = 0.15
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What scenes to make. `skills` are weights and concern drawing prompts (task t2i) only."""
+    """What scenes to make. `skills` (weights) and `grid` (of a layout) concern drawing prompts only."""
 
     count: int = 10_000
     seed: int = 0
@@ -38,6 +38,7 @@ class SceneOptions:
     task: str = "vqa"
     skills: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SKILLS))
     questions_per_image: int = 6
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -46,6 +47,11 @@ class SceneOptions:
             raise UserError(
                 "scenes need --count >= 1, --image-size >= 8, --questions-per-image >= 1, --seed >= 0; got "
                 f"{self.count}, {self.image_size}, {self.questions_per_image} and {self.seed}."
+            )
+        if self.grid is not None and (self.task != "t2i" or self.grid < MIN_GRID):
+            raise UserError(
+                f"--grid {self.grid} with --task {self.task}: a grid is for --task t2i "
+                f"and has at least {MIN_GRID} cells a side."
             )
         unknown = [name for name in self.skills if name not in SKILLS]
         if unknown or not sum(self.skills.values()) > 0 or min(self.skills.values()) < 0:
@@ -85,7 +91,7 @@ def _drawing_record(options: SceneOptions, record_id: str, rng: np.random.Genera
     names = list(options.skills)
     edges = np.cumsum([options.skills[name] for name in names])
     skill = names[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(names) - 1)]
-    drawn = scene_for_skill(rng, skill)
+    drawn = scene_for_skill(rng, skill, options.grid)
     metadata = {"task": "t2i", "skill": skill, "spec": drawn.spec.to_dict(), "scene": drawn.scene.to_dict()}
     image = image_part(render(drawn.scene, options.image_size))
     return Record(record_id, [user(drawn.prompt), assistant(image)], metadata)

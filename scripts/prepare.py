@@ -127,6 +127,11 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.questions_per_image,
         help="turns of one vqa record (default %(default)s)",
     )
+    parser.add_argument(
+        "--grid",
+        type=int,
+        help="cells a side of a layout for drawing prompts, 3 × 3 for each object (default: no layout)",
+    )
 
 
 def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -251,6 +256,7 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
             args.task,
             parse_weights(args.skills),
             args.questions_per_image,
+            args.grid,
         )
         return prepare_scenes(options, output)
     if args.kind in OPEN_KINDS:
