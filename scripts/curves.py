@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder, log.jsonl or CSV of a run")
     parser.add_argument("--reference", type=Path, help="the same of a run to compare with, drawn in grey")
     parser.add_argument(
-        "--smooth", type=integer(1), default=5, help="mean of so many log lines (default %(default)s)"
+        "--smooth", type=integer(1), default=1, help="mean of so many log lines (default %(default)s)"
     )
     parser.add_argument("--output", default="curves.png", help="picture to write (default %(default)s)")
     parser.add_argument("--csv", type=Path, help="also write the run's losses there, in 200 rows at most")
@@ -85,12 +85,16 @@ def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
     figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
     for number, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, columns, number)
-        drawn = {label: curves for label, curves in runs.items() if name in curves.losses}
-        if reference is not None and name in reference.losses:
-            axes.plot(reference.steps, reference.losses[name], color="0.7", linewidth=4, label="reference")
-        for label, curves in drawn.items():
-            axes.plot(curves.steps, curves.losses[name], linewidth=1.2, label=label)
-        if all(value > 0 for line in axes.lines for value in line.get_ydata() if not math.isnan(value)):
+        drawn: list[tuple[LossCurves, dict[str, Any]]] = [
+            (curves, {"linewidth": 1.2, "label": label}) for label, curves in runs.items()
+        ]
+        if reference is not None:
+            drawn.insert(0, (reference, {"color": "0.7", "linewidth": 4, "label": "reference"}))
+        drawn = [(curves, style) for curves, style in drawn if name in curves.losses]
+        for curves, style in drawn:
+            axes.plot(curves.steps, curves.losses[name], **style)
+        values = [value for curves, _ in drawn for value in curves.losses[name] if not math.isnan(value)]
+        if min(values, default=0) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5)))
             axes.yaxis.set_minor_formatter("{x:g}")

@@ -71,7 +71,7 @@ def test_the_command_draws_and_compares(
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "healthy.csv").write_text("step,text,pixel\n10,4,6\n22,3.5,5\n")
-    options = ["--reference", "healthy.csv", "--smooth", "1", "--csv", "mine.csv"]
+    options = ["--reference", "healthy.csv", "--csv", "mine.csv"]
     assert cli.main(["curves", "run", *options]) == 0
     out = capsys.readouterr().out.split("\n")
     assert out[0] == "run, step 30:"
