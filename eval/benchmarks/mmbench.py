@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, image_from_base64, read_tsv
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, image_from_base64, parquet_files, read_parquet, read_tsv
+from ..hub import HubData
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
 from ..scorers.averages import percent
@@ -24,6 +25,9 @@ FILES = {
 ROTATION = 1_000_000
 # A shorter image cell is not an image in base64 but the index of the row that holds it.
 SHORTEST_IMAGE = 64
+ON_HUB = {
+    split: tuple(reversed(split.split("-"))) for split in ("dev-en", "dev-cn", "test-en", "test-cn")
+}  # language, which is the folder; name in it
 
 
 @register
@@ -41,23 +45,23 @@ class MMBench(Benchmark):
         "test-cn": 6666,
     }
     source = "github.com/open-compass/MMBench, the TSV files"
+    hub = HubData(
+        "lmms-lab-encoder/MMBench",
+        {split: (f"{folder}/{name}-*.parquet",) for split, (folder, name) in ON_HUB.items()},
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
-        path = self.need_file(root, FILES[split])
-        rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
-        images = {row["index"]: row["image"] for row in rows}
+        folder, name = ON_HUB.get(split, ("", ""))
+        path = self.need_file(root, FILES[split], *([folder] if folder else []))
         items = []
-        for row in rows:
-            cell = (
-                row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
-            )
+        for row, image in _parquet_rows(path, name) if path.is_dir() else _tsv_rows(path):
             options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
             items.append(
                 Item(
                     id=row["index"],
                     prompt=mmbench_prompt(row["question"], row.get("hint", ""), options),
-                    images=(image_from_base64(cell, f"{path}, index {row['index']}"),),
+                    images=(image,),
                     target=_target(row, options),
                 )
             )
@@ -93,6 +97,25 @@ class MMBench(Benchmark):
             notes=notes,
             correct={key: float(value) for key, value in right.items()},
         )
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
+    images = {row["index"]: row["image"] for row in rows}
+    for row in rows:
+        cell = row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
+        yield row, image_from_base64(cell, f"{path}, index {row['index']}")
+
+
+def _parquet_rows(folder: Path, name: str) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    image = CellImages()
+    for row in read_parquet(
+        parquet_files(folder, f"{name}-*.parquet"), ("index", "question", "A", "B", "image")
+    ):
+        shown = image(row.pop("image"), f"{folder}, index {row['index']}")
+        # As in a TSV: what is not there is an empty text; the table writes "nan" for it.
+        texts = {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
+        yield texts, shown
 
 
 def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
