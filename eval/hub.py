@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,23 +53,30 @@ def fetch(data: str, benchmark: str, hub: HubData | None, split: str) -> Fetched
             f"{benchmark}: the split {split} is not on the hub, {', '.join(hub.files)} are; give --data DIR"
         )
     repo, revision = _parse(data, hub)
-    import huggingface_hub
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
-        )
-    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
-        raise UserError(
-            f"{benchmark}: {repo} cannot be had from the hub ({first_line(error)}); once fetched it is read "
-            "from the cache, or give --data DIR"
-        ) from error
-    root = Path(folder)
+    root = snapshot(repo, "dataset", patterns, f"{benchmark} also takes --data DIR", revision)
     if not any(next(root.glob(pattern), None) for pattern in patterns):
         raise UserError(
             f"{benchmark}: {repo} holds no {' or '.join(patterns)}; give a dataset laid out like {hub.repo}"
         )
     return Fetched(root, f"{PREFIX}:{repo}@{root.name}")  # the cache names a snapshot after its commit
+
+
+def snapshot(repo: str, kind: str, patterns: Sequence[str], advice: str, revision: str | None = None) -> Path:
+    """The files of a "dataset" or "model" in the hub's cache, fetched where they are not there.
+
+    UserError with `advice` where they can be neither fetched nor found.
+    """
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+        )
+    except Exception as error:  # the hub, the network and the disk have no common exception
+        raise UserError(
+            f"{repo} is not in the cache and cannot be had from the hub ({first_line(error)}); {advice}"
+        ) from error
+    return Path(folder)
 
 
 def _parse(data: str, hub: HubData) -> tuple[str, str | None]:

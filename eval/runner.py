@@ -74,7 +74,7 @@ def load_data(benchmark: Benchmark, settings: Settings) -> Loaded:
         data = None  # it comes with the package, and may be asked for together with others
     if is_hub(data):
         data, source = fetch(str(data), benchmark.name, benchmark.hub, split)
-    elif data is not None:
+    elif data is not None and benchmark.source:
         data = own_folder(Path(data), benchmark.name)
     items = benchmark.load(data, split)
     if len({item.id for item in items}) < len(items):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..tokenizer.errors import UserError, first_line
+from .hub import snapshot
 from .manifest import checkpoint_checksum
 
-_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 class TextJudge:
@@ -71,11 +72,4 @@ def _folder(where: Path) -> Path:
         return folder
     if folder.is_absolute() or len(where.parts) != 2:
         raise UserError(f"{str(where)!r} is no folder and no hub id; give a saved chat model as judge")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(where.as_posix(), allow_patterns=_FILES))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the judge {str(where)!r} is no folder and cannot be had from the hub: {first_line(error)}"
-        ) from error
+    return snapshot(where.as_posix(), "model", _FILES, "give --judge local:FOLDER of a saved chat model")

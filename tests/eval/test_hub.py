@@ -288,7 +288,11 @@ def test_what_means_the_hub():
 @pytest.mark.parametrize(
     ("data", "split", "message"),
     [
-        ("hub", "test", "lmms-lab-encoder/MME cannot be had from the hub"),
+        (
+            "hub",
+            "test",
+            "lmms-lab-encoder/MME is not in the cache and cannot be had .* mme also takes --data DIR",
+        ),
         ("hub:name", "test", "names no dataset"),
         ("hub:a/b@", "test", "names no dataset"),
         ("hub:a/", "test", "names no dataset"),
