@@ -86,6 +86,42 @@ def mathvista(tmp_path):
     return answered("mathvista", tmp_path, "annot_testmini.json", rows, "14", "It is (B)", "who knows")
 
 
+@pytest.fixture
+def mmbench(tmp_path):
+    """Three questions in two rotations; a judge has to read an answer of the first and both of the third.
+
+    The second question is lost in its first rotation, whatever the judge might say of the other.
+    """
+    from base64 import b64encode
+
+    data = tmp_path / "data"
+    data.mkdir()
+    columns = ("index", "question", "A", "B", "answer", "image")
+    options = [("dog", "cat", "A"), ("cat", "dog", "B")]
+    image = b64encode(noise()).decode()
+    rows = [
+        (number + rotation * 1_000_000, question, *options[rotation], image)
+        for number, question in enumerate(("What is it", "Who is it", "这是什么"))
+        for rotation in range(2)
+    ]
+    lines = ["\t".join(map(str, row)) for row in (columns, *rows)]
+    (data / "MMBench_DEV_EN.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    answers = ("A", " a hound ", "B", "a hound", "a hound", "a pet")
+    benchmark, settings = get_benchmark("mmbench"), Settings(data=data)
+    folder = predict(benchmark, Talker(*answers), tmp_path / "out", settings)
+    return benchmark, settings, tmp_path / "out", folder
+
+
+def noise():
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.effect_noise((16, 16), 50).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
 def answered(name, root, file, rows, *answers):
     from PIL import Image
 
@@ -206,6 +242,34 @@ def test_an_empty_extraction_is_none(mathvista, judge):
     assert result["metrics"]["accuracy"] is None
     assert result["n_unparsed"] == 1
     assert "1 of 2 replies" in result["notes"][0]
+
+
+def test_the_judge_matches_answers_with_options(mmbench, judge):
+    benchmark, settings, output, _ = mmbench
+    judge()
+    alone = score(benchmark, output, settings)
+    assert (alone["metrics"]["accuracy"], alone["metrics"]["accuracy_with_judge"]) == (0, None)
+    assert any("3 answers need a judge" in note for note in alone["notes"])
+    stub = judge("B", "A", "Your output: Z")
+    result = score(benchmark, output, settings)
+    assert stub.asked[0].endswith(
+        "Question: What is it?\nOptions: There are several options: \nA. cat\nB. dog\n\n"
+        "Answer: a hound\nYour output: "
+    )
+    assert stub.asked[1].startswith("你是一个")
+    assert len(stub.asked) == 3
+    # All rotations of the first question are right, one of the third is not.
+    assert result["metrics"]["accuracy_with_judge"] == pytest.approx(100 / 3)
+    assert (result["metrics"]["accuracy"], result["n_unparsed"]) == (0, 4)
+
+
+@pytest.mark.parametrize("reply", ["", "a dog", "A or B", "E"])
+def test_a_match_that_names_no_option_is_none(reply, mmbench, judge):
+    benchmark, settings, output, _ = mmbench
+    judge("B", reply, "A")
+    result = score(benchmark, output, settings)
+    assert result["metrics"]["accuracy_with_judge"] is None
+    assert any("1 of 3 replies of the judge hold no verdict" in note for note in result["notes"])
 
 
 # ---- a model
