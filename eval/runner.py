@@ -69,19 +69,23 @@ class Loaded:
 def load_data(benchmark: Benchmark, settings: Settings) -> Loaded:
     """The items of the split meant. UserError for ids that are not unique."""
     split = benchmark.split_or_default(settings.split)
-    data, source = settings.data, "files"
-    if is_hub(data) and not benchmark.source:
-        data = None  # it comes with the package, and may be asked for together with others
-    if is_hub(data):
-        data, source = fetch(str(data), benchmark.name, benchmark.hub, split)
-    elif data is not None and benchmark.source:
-        data = own_folder(Path(data), benchmark.name)
-    items = benchmark.load(data, split)
+    root, source = _open(benchmark, settings.data, split)
+    items = benchmark.load(root, split)
     if len({item.id for item in items}) < len(items):
         raise UserError(
             f"{benchmark.name}: item ids are not unique; the data files are not the official ones"
         )
-    return Loaded(split, items, "package" if data is None else source)
+    return Loaded(split, items, source)
+
+
+def _open(benchmark: Benchmark, data: Path | str | None, split: str) -> tuple[Path | None, str]:
+    """The folder to load from, and where it is from."""
+    packaged = not benchmark.source
+    if data is None or (packaged and is_hub(data)):  # such a one may be asked for together with others
+        return None, "package"
+    if is_hub(data):
+        return fetch(str(data), benchmark.name, benchmark.hub, split)
+    return Path(data) if packaged else own_folder(Path(data), benchmark.name), "files"
 
 
 def own_folder(data: Path, name: str) -> Path:
