@@ -9,6 +9,7 @@ Examples:
   dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion --task t2i
   dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
   dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa
+  dualtoken prepare sources --output data
   dualtoken prepare check data/llava
   dualtoken prepare stats data/llava --sheet llava.png
 """
@@ -26,7 +27,7 @@ from ..data_pipelines.convert_captions import CaptionOptions
 from ..data_pipelines.convert_run import REJECTED, Source, write_source
 from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
 from ..tokenizer.errors import UserError
-from . import prepare_reports
+from . import prepare_reports, prepare_sources
 from .options import integer
 
 EXAMPLES = {
@@ -71,16 +72,19 @@ OPEN_KINDS = ("folder", "llava", "webdataset", "hf")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, what in (KINDS | REPORTS).items():
+    for kind, what in (KINDS | REPORTS | prepare_sources.KINDS).items():
         sub = kinds.add_parser(
             kind,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"Example:\n  {(EXAMPLES | REPORT_EXAMPLES)[kind]}",
+            epilog=f"Example:\n  {(EXAMPLES | REPORT_EXAMPLES | prepare_sources.EXAMPLES)[kind]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if kind in REPORTS:
             prepare_reports.add_arguments(sub, kind)
+            continue
+        if kind in prepare_sources.KINDS:
+            prepare_sources.add_arguments(sub)
             continue
         _add_output_arguments(sub)
         if kind == "scenes":
@@ -229,6 +233,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.kind in REPORTS:
         return prepare_reports.run(args)
+    if args.kind in prepare_sources.KINDS:
+        return prepare_sources.run(args)
     output = OutputOptions(
         args.output, args.shard_size, args.overwrite, progress=not args.no_progress, workers=args.workers
     )
