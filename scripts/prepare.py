@@ -122,7 +122,7 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         choices=TASKS,
         default=defaults.task,
-        help="questions, drawing prompts or captions (default vqa)",
+        help="questions, drawing prompts, captions or talks of several turns (default vqa)",
     )
     parser.add_argument("--skills", default=skills, help="weights of drawing prompts (default %(default)s)")
     parser.add_argument(
@@ -130,6 +130,19 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.questions_per_image,
         help="turns of one vqa record (default %(default)s)",
+    )
+    parser.add_argument(
+        "--paraphrase",
+        type=float,
+        default=defaults.paraphrase,
+        metavar="SHARE",
+        help="share of questions and prompts in other words (default %(default)s)",
+    )
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=defaults.turns,
+        help="most turns of one chat record (default %(default)s)",
     )
 
 
@@ -257,6 +270,8 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
             args.task,
             parse_weights(args.skills),
             args.questions_per_image,
+            args.paraphrase,
+            args.turns,
         )
         return prepare_scenes(options, output)
     if args.kind in OPEN_KINDS:
