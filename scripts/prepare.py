@@ -179,6 +179,13 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
     if kind == "labels":
         parser.add_argument("--question", default="What is shown in the photo?", help="default: %(default)s")
+        parser.add_argument(
+            "--variants",
+            type=integer(1),
+            default=1,
+            help="questions about each training photo, all but the first in other words (default 1)",
+        )
+        parser.add_argument("--noun", default=None, help="what all labels are, e.g. 'piece of clothing'")
         parser.add_argument("--source", default=None, help="name of the data set for the manifest")
         parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
     if kind == "llava":
@@ -290,7 +297,14 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
     if args.kind == "emoji":
         return convert_sets.prepare_emoji(args.input, task=args.task, **common)
     return convert_sets.prepare_labels(
-        args.input, task=args.task, question=args.question, source=args.source, licence=args.licence, **common
+        args.input,
+        task=args.task,
+        question=args.question,
+        source=args.source,
+        licence=args.licence,
+        variants=args.variants,
+        noun=args.noun,
+        **common,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from dualtoken.data_pipelines.convert_scenes import SceneOptions, scene_record
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.scene_checker import check
-from dualtoken.data_pipelines.scene_language import SKILLS, scene_for_skill
+from dualtoken.data_pipelines.scene_language import SKILLS, plural, scene_for_skill
 from dualtoken.data_pipelines.scene_questions import KINDS, questions
 from dualtoken.data_pipelines.scene_talk import FORMS
 from dualtoken.data_pipelines.scene_wordings import RELATION_WORDS, reword_question, reword_wish
@@ -36,11 +36,8 @@ ANY_WHERE = "|".join(sorted(WHERE, key=len, reverse=True))
 
 def things(text: str) -> Counter[str]:
     """Colours and shapes that a text names."""
-    words = (
-        word.removesuffix("es" if word == "crosses" else "s") for word in re.findall(r"\w+", text.lower())
-    )
-    known = {*COLOURS, *SHAPES}
-    return Counter(word for raw in words for word in (raw if raw in known else f"{raw}s",) if word in known)
+    known = {name: name for name in (*COLOURS, *SHAPES)} | {plural(shape): shape for shape in SHAPES}
+    return Counter(known[word] for word in re.findall(r"\w+", text.lower()) if word in known)
 
 
 def wheres(text: str) -> set[str]:
