@@ -35,7 +35,8 @@ _AMONG = (
     "Choose the right word: {}.",
     "{}?",
 )
-_WHETHER = ("Is this {}?", "Does the photo show {}?", "Do you see {}?", "is it {}?", "Is {} shown here?")
+_WHETHER = ("Does the photo show {}?", "Do you see {}?", "Is this {}?", "Is it {}?")
+_WHETHER_PLURAL = ("Does the photo show {}?", "Do you see {}?", "Are these {}?")
 _REQUESTS = (
     "Describe the photo.",
     "Describe the image.",
@@ -43,8 +44,9 @@ _REQUESTS = (
     "Give this picture a caption.",
     "Please describe what you see.",
 )
-_CAPTIONS = ("A photo of {}.", "The photo shows {}.", "This is a picture of {}.", "There is {} in the photo.")
+_CAPTIONS = ("A photo of {}.", "The photo shows {}.", "This is a picture of {}.", "In the photo you see {}.")
 _OPTIONS = 4
+_UNCOUNTABLE = ("outwear",)
 
 
 class LabelQuestion(NamedTuple):
@@ -56,9 +58,13 @@ class LabelQuestion(NamedTuple):
 
 
 def with_article(label: str) -> str:
-    """'a dress', 'an anchor'; 'shoes' for a plural."""
-    plural = label.endswith("s") and not label.endswith(("ss", "us", "is"))
-    return label if plural else f"{article(label)} {label}"
+    """'a dress', 'an anchor'; 'shoes' and 'outwear' as they are."""
+    return label if label in _UNCOUNTABLE or is_plural(label) else f"{article(label)} {label}"
+
+
+def is_plural(label: str) -> bool:
+    """Whether a label, such as 'shoes', names several things or a pair."""
+    return label.endswith("s") and not label.endswith(("ss", "us", "is"))
 
 
 def label_question(
@@ -79,9 +85,10 @@ def label_question(
         return LabelQuestion(choose(rng, _AMONG).format(_options(label, others, rng)), label, "options")
     if chance < 0.85:
         holds = rng.random() < 0.5
-        claimed = with_article(label if holds else choose(rng, others))
-        question = choose(rng, _WHETHER).format(claimed)
-        return LabelQuestion(question[0].upper() + question[1:], "yes" if holds else "no", "yes_no")
+        claimed = label if holds else choose(rng, others)
+        wordings = _WHETHER_PLURAL if is_plural(claimed) else _WHETHER
+        question = choose(rng, wordings).format(with_article(claimed))
+        return LabelQuestion(question, "yes" if holds else "no", "yes_no")
     return LabelQuestion(
         choose(rng, _REQUESTS), choose(rng, _CAPTIONS).format(with_article(label)), "caption"
     )

@@ -26,6 +26,8 @@ SIDE = 128
 _JPEG_QUALITY = 90
 _CALTECH_FOLDER = "101_ObjectCategories"
 _CALTECH_LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
+# Three colours on two greys and what lies between them at the edges.
+_NLVR_COLOURS = 32
 _NLVR_IMAGE = re.compile(r"(?:train|dev|hidden)-(\d+-\d+)-(\d)\.png")
 
 Entry = tuple[dict[str, Any], bytes]
@@ -140,7 +142,7 @@ def _nlvr(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     for split in ("hidden", "dev"):
         rows += _nlvr_split(commit, split)
     for (path, row), (_, data) in zip(rows, commit.read(path for path, _ in rows), strict=True):
-        yield row, _png(_opened(data, path).convert("RGB").quantize())
+        yield row, _png(_opened(data, path).convert("RGB").quantize(_NLVR_COLOURS))
 
 
 def _nlvr_examples(commit: GitFiles) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -78,7 +78,8 @@ def _towers(
     if model_type != "siglip":
         tokenizer = DualTokenizer.from_pretrained(folder).to(device).eval()
         return tokenizer.get_image_features, tokenizer.get_text_features
-    model: Any = SiglipModel.from_pretrained(folder).to(device).eval()
+    model: Any = SiglipModel.from_pretrained(folder)
+    model.to(device).eval()
     return (
         lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,
         lambda ids: model.text_model(input_ids=ids).pooler_output,

@@ -19,6 +19,7 @@ from dualtoken.data_pipelines.convert_sets import (
     prepare_labels,
     prepare_nlvr,
 )
+from dualtoken.data_pipelines.label_wordings import with_article
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scene_language import DrawingSpec
 from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, render
@@ -219,6 +220,20 @@ def test_labels_are_asked_for_in_other_words_in_training_only(output, tmp_path):
             assert label in answer
     assert kinds["plain"] == 40
     assert len(kinds) == 5
+
+
+@pytest.mark.parametrize(
+    ("label", "phrase"),
+    [
+        ("dress", "a dress"),
+        ("ant", "an ant"),
+        ("shoes", "shoes"),
+        ("ibis", "an ibis"),
+        ("outwear", "outwear"),
+    ],
+)
+def test_a_label_has_an_article_unless_it_is_a_plural(label, phrase):
+    assert with_article(label) == phrase
 
 
 def test_the_wrong_input_is_a_users_mistake(output, tmp_path):
