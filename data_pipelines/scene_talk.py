@@ -125,7 +125,7 @@ def _single(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _colour_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """ "What colour is the star?" "And the circle?" "Where is it relative to the star?" """
+    """Like "What colour is the star?", "And the circle?", "Where is it relative to the red star?"."""
     named = _alone(scene, by_shape=True, rng=rng)
     if not named:
         return []
@@ -142,7 +142,7 @@ def _colour_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """ "What shape is the red object?" "And the blue one?" "Is it above the star?" """
+    """Like "What shape is the red object?", "And the blue one?", "Is it above the red star?"."""
     named = _alone(scene, by_shape=False, rng=rng)
     if not named:
         return []
@@ -159,11 +159,13 @@ def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """ "How many stars are there?" "And how many circles?" "How many objects in all?" """
-    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:2].tolist()]
-    shapes[0] = choose(rng, scene.objects).shape if rng.random() < 0.8 else shapes[0]
-    if shapes[0] == shapes[1] or (len(scene.objects) > 1 and rng.random() < 0.5):
-        shapes[1] = choose(rng, [shape for shape in SHAPES if shape != shapes[0]])
+    """Like "How many stars are there?", "And how many circles?", "And in all?"."""
+    item = choose(rng, scene.objects)
+    shown = [other.shape for other in scene.objects if other.shape != item.shape]
+    others = shown if shown and rng.random() < 0.75 else [shape for shape in SHAPES if shape != item.shape]
+    shapes = [item.shape, choose(rng, others)]
+    if rng.random() < 0.3:
+        shapes.reverse()
     counts = Counter(item.shape for item in scene.objects)
     first, second = (plural(shape) for shape in shapes)
     ask = choose(rng, ("And how many {}?", "And {}?", "What about {}?")).format(second)
@@ -178,14 +180,14 @@ def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _existence_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """ "Is there a red star?" "And a blue one?" """
+    """Like "Is there a red star?", "And a blue one?"."""
     item = choose(rng, scene.objects)
     shown = {(other.colour, other.shape) for other in scene.objects}
-    first = item.colour if rng.random() < 0.5 else choose(rng, list(COLOURS))
+    first = item.colour if rng.random() < 0.35 else choose(rng, list(COLOURS))
     others = [colour for colour in COLOURS if colour != first]
     present = [colour for colour in others if (colour, item.shape) in shown]
     absent = [colour for colour in others if (colour, item.shape) not in shown]
-    second = choose(rng, present if present and rng.random() < 0.6 else absent)
+    second = choose(rng, present if present and rng.random() < 0.8 else absent)
     answers = ["yes" if (colour, item.shape) in shown else "no" for colour in (first, second)]
     ask = choose(rng, ("And {} one?", "What about {} one?", "Or {} one?")).format(
         f"{article(second)} {second}"
@@ -229,9 +231,11 @@ def _whether(scene: Scene, item: SceneObject, rng: np.random.Generator) -> Turn 
     return Turn(f"Is it {claimed} the {other.colour} {other.shape}?", "yes" if holds else "no", "follow_up")
 
 
-def _likeness(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> Turn:
+def _likeness(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> Turn | None:
     """How many others have the same colour or shape; of what `item` is named by the answer would be clear."""
     others = sum(getattr(other, told) == getattr(item, told) for other in scene.objects) - 1
+    if others == 0 and rng.random() < 0.6:
+        return None  # "no" would be too common
     if rng.random() < 0.5:
         return Turn(f"How many other objects have the same {told}?", str(others), "follow_up")
     return Turn(f"Does anything else have the same {told}?", "yes" if others else "no", "follow_up")

@@ -331,3 +331,12 @@ def test_the_command_makes_the_sets_that_are_missing(public, tmp_path, capsys, m
     assert "nlvr: 13 images" in capsys.readouterr().out
     assert cli.main(arguments) == 0
     assert "was there" in capsys.readouterr().out
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as status:
+        cli.main(["prepare", "sources", "--help"])
+    assert status.value.code == 0
+    printed = capsys.readouterr().out
+    assert "dualtoken prepare sources --output data" in printed
+    assert all(part.name in printed.replace("\n", "") for part in SETS["emoji"].taken)
