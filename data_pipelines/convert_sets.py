@@ -294,7 +294,7 @@ def _labels_entry(
     task: str,
     question: str,
     max_image_size: int | None,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] = (),
     variants: int = 1,
     noun: str | None = None,
 ) -> Iterator[_Item]:
