@@ -1,4 +1,4 @@
-"""The pixel decoder's linear map of patches: local, added to the convolutions' image, and absent by default."""
+"""The pixel decoder's linear map of patches: local, added to the convolutions' image, absent by default."""
 
 import torch
 
