@@ -1,7 +1,8 @@
 # make quickstart   install the core into .venv and let the small model answer and draw
 # make test         install everything that is tested, then lint and the fast tests
 # make lint         ruff and mypy
-# make nano         train the small model again, into runs/nano; DATA=folder names the data sets
+# make nano         train the small model again, into runs/nano; DATA=folder (default data) holds the data
+#                   sets, and those that are not there are fetched with git from their public repositories
 # make ablations    the paper's comparisons at nano's size, after make nano; hours on a CPU
 # make clean        remove .venv and every cache
 #

@@ -21,7 +21,7 @@ from measure import compare, costs, report
 
 from dualtoken.eval import get_benchmark
 from dualtoken.eval.predictor import PipelinePredictor
-from dualtoken.eval.runner import Settings, load_items, predict
+from dualtoken.eval.runner import Settings, load_data, predict
 from dualtoken.mllm import DualTokenPipeline
 
 BATCH = 16
@@ -31,7 +31,7 @@ def build(kind: str, questions: int) -> Callable[[], Any]:
     """Answering once: "harness" or "model alone"."""
     benchmark, settings = get_benchmark("easyvqa"), Settings(batch_size=BATCH, limit=questions)
     predictor = PipelinePredictor(DualTokenPipeline.from_pretrained("nano"))
-    items = load_items(benchmark, settings)
+    items = load_data(benchmark, settings).items[:questions]
 
     def harness() -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Shards of procedural scenes: questions, drawing prompts or captions, with the scene in the metadata."""
+"""Shards of procedural scenes: questions, drawing prompts, captions or talks, with scenes in the metadata."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 from ..tokenizer.errors import UserError
 from .convert import OutputOptions
 from .convert_run import Sample, Source, write_source
-from .records import Record, assistant, image_part, question_turns, user
+from .records import Message, Record, assistant, image_part, question_turns, user
 from .scene_language import SKILLS, describe, scene_for_skill
-from .scene_questions import questions
-from .scenes import HELD_OUT_SEED, choose, random_scene, render
+from .scene_questions import Question, questions
+from .scene_talk import Words, random_talk
+from .scenes import HELD_OUT_SEED, MIN_GRID, Scene, choose, random_scene, render
 
-TASKS: tuple[str, ...] = ("vqa", "t2i", "caption")
+TASKS: tuple[str, ...] = ("vqa", "t2i", "caption", "chat")
 DEFAULT_SKILLS: dict[str, float] = {
     "single_object": 0.5,
     "two_object": 0.1,
@@ -30,7 +31,12 @@ _CAPTION_SHARE = 0.15
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What scenes to make. `skills` are weights and concern drawing prompts (task t2i) only."""
+    """What scenes to make. `skills` (weights) concern drawing prompts (task t2i) only.
+
+    paraphrase: share of questions and prompts that are put in other words; the scenes, the answers and the
+    other questions stay what they are without it. turns: the most turns of a record of the task "chat".
+    grid: cells a side of a layout for what is drawn (`place_objects`).
+    """
 
     count: int = 10_000
     seed: int = 0
@@ -38,6 +44,9 @@ class SceneOptions:
     task: str = "vqa"
     skills: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SKILLS))
     questions_per_image: int = 6
+    paraphrase: float = 0.0
+    turns: int = 5
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -46,6 +55,16 @@ class SceneOptions:
             raise UserError(
                 "scenes need --count >= 1, --image-size >= 8, --questions-per-image >= 1, --seed >= 0; got "
                 f"{self.count}, {self.image_size}, {self.questions_per_image} and {self.seed}."
+            )
+        if self.grid is not None and (self.task not in ("t2i", "chat") or self.grid < MIN_GRID):
+            raise UserError(
+                f"--grid {self.grid} with --task {self.task}: a grid is for what is drawn, "
+                f"--task t2i or chat, and has at least {MIN_GRID} cells a side."
+            )
+        if not 0 <= self.paraphrase <= 1 or self.turns < 2:
+            raise UserError(
+                "--paraphrase is a share from 0 to 1 and --turns at least 2; got "
+                f"{self.paraphrase} and {self.turns}."
             )
         unknown = [name for name in self.skills if name not in SKILLS]
         if unknown or not sum(self.skills.values()) > 0 or min(self.skills.values()) < 0:
@@ -58,37 +77,75 @@ class SceneOptions:
         """Seeds of 10⁹ and above are kept for evaluation."""
         return "heldout" if self.seed >= HELD_OUT_SEED else "train"
 
+    @property
+    def words(self) -> Words:
+        """Other words; held-out seeds use some that training never sees."""
+        return Words(self.paraphrase, reserved=self.split == "heldout")
+
 
 def scene_record(options: SceneOptions, index: int) -> Record:
     """Record `index` of these options; it depends on the seed, the index and the options only."""
-    rng = np.random.default_rng((options.seed, index, TASKS.index(options.task)))
+    key = (options.seed, index, TASKS.index(options.task))
+    rng, other_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
     record_id = f"scene-{options.task}-{options.seed}-{index}"
     if options.task == "t2i":
-        return _drawing_record(options, record_id, rng)
+        return _drawing_record(options, record_id, rng, other_rng)
+    if options.task == "chat":
+        return _talk_record(options, record_id, rng)
     scene = random_scene(rng)
     image = image_part(render(scene, options.image_size))
     metadata: dict[str, Any] = {"task": options.task, "scene": scene.to_dict()}
     if options.task == "caption":
-        request = choose(rng, CAPTION_REQUESTS)
-        return Record(record_id, [user(image, request), assistant(describe(scene, rng))], metadata)
-    asked = questions(scene, rng, options.questions_per_image)
-    pairs = [(q.question, q.answer) for q in asked]
-    kinds = [q.kind for q in asked]
-    if rng.random() < _CAPTION_SHARE:
-        where = int(rng.integers(len(pairs)))
-        pairs[where] = (CAPTION_REQUESTS[0], describe(scene, rng))
-        kinds[where] = "caption"
-    return Record(record_id, question_turns([image], pairs), {**metadata, "kinds": kinds})
+        asked = [Question(choose(rng, CAPTION_REQUESTS), describe(scene, rng), "caption")]
+    else:
+        asked = questions(scene, rng, options.questions_per_image)
+        if rng.random() < _CAPTION_SHARE:
+            where = int(rng.integers(len(asked)))
+            asked[where] = Question(CAPTION_REQUESTS[0], describe(scene, rng), "caption")
+        metadata["kinds"] = [question.kind for question in asked]
+    pairs = [(options.words.question(question, other_rng), question.answer) for question in asked]
+    return Record(record_id, question_turns([image], pairs), metadata)
 
 
-def _drawing_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
+def _drawing_record(
+    options: SceneOptions, record_id: str, rng: np.random.Generator, other_rng: np.random.Generator
+) -> Record:
     names = list(options.skills)
     edges = np.cumsum([options.skills[name] for name in names])
     skill = names[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(names) - 1)]
-    drawn = scene_for_skill(rng, skill)
+    drawn = scene_for_skill(rng, skill, options.grid)
     metadata = {"task": "t2i", "skill": skill, "spec": drawn.spec.to_dict(), "scene": drawn.scene.to_dict()}
     image = image_part(render(drawn.scene, options.image_size))
-    return Record(record_id, [user(drawn.prompt), assistant(image)], metadata)
+    prompt = options.words.wish(drawn.prompt, drawn.spec, drawn.scene.background, other_rng)
+    return Record(record_id, [user(prompt), assistant(image)], metadata)
+
+
+def _talk_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
+    """`metadata`: "scenes" of the images in order, "kinds" and "specs" (None for words) of the turns.
+
+    "ordered" says that the turns build on each other, so that nothing may shuffle them.
+    """
+
+    def image(scene: Scene) -> dict[str, Any]:
+        scenes.append(scene.to_dict())
+        return image_part(render(scene, options.image_size))
+
+    scenes: list[dict[str, Any]] = []
+    talk = random_talk(rng, options.turns, options.words, options.grid)
+    messages: list[Message] = []
+    for turn in talk.turns:
+        first = [image(talk.shown)] if talk.shown and not messages else []
+        answer = turn.answer if isinstance(turn.answer, str) else image(turn.answer)
+        messages += [user(*first, turn.ask), assistant(answer)]
+    metadata = {
+        "task": "chat",
+        "form": talk.form,
+        "ordered": True,
+        "kinds": [turn.kind for turn in talk.turns],
+        "scenes": scenes,
+        "specs": [turn.spec.to_dict() if turn.spec else None for turn in talk.turns],
+    }
+    return Record(record_id, messages, metadata)
 
 
 class SceneSource(Source):

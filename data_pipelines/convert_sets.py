@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..tokenizer.errors import UserError
 from .convert import ImageList, OutputOptions, encode_image, shrink, stable_fraction
 from .convert_run import Sample, Source, write_source
+from .label_wordings import label_question
 from .records import Record, RecordError, assistant, image_part, question_turns, user
 from .scene_language import article
 
@@ -56,7 +58,7 @@ class ListSource(Source):
     given: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.records_per_sample = 2 if self.given.get("task") == "all" else 1
+        self.records_per_sample = int(self.given.get("variants", 1)) + (self.given.get("task") == "all")
 
     def settings(self) -> dict[str, Any]:
         return self.given
@@ -260,18 +262,41 @@ def prepare_labels(
     source: str | None = None,
     licence: str = "unknown",
     max_image_size: int | None = None,
+    variants: int = 1,
+    noun: str | None = None,
 ) -> dict[str, Any]:
-    """Photos with one label: `question` → label, "a photo of a <label>" → image. Keeps the set's splits."""
+    """Photos with one label: `question` → label, "a photo of a <label>" → image. Keeps the set's splits.
+
+    variants: questions about each photo, a record each: after `question` itself the same in other words,
+    with options, as a yes-no question or as a caption. Splits but "train" have `question` alone, so that
+    figures on them can be compared. noun: what all labels are, such as "piece of clothing".
+    """
+    if variants < 1:
+        raise UserError(f"--variants must be at least 1, got {variants}.")
     images = ImageList(path)
     images.require("file", "label")
 
-    entry = partial(_labels_entry, task=task, question=question, max_image_size=max_image_size)
-    settings = {"task": task, "question": question, "max_image_size": max_image_size}
+    words: dict[str, Any] = {}
+    if variants > 1 or noun is not None:
+        words = {"variants": variants, "noun": noun}
+    labels = tuple(sorted({str(row.get("label", "")).strip() for row in images.rows} - {""}))
+    entry = partial(
+        _labels_entry, task=task, question=question, max_image_size=max_image_size, labels=labels, **words
+    )
+    settings = {"task": task, "question": question, "max_image_size": max_image_size, **words}
     return write_source(ListSource(images, entry, source or Path(path).stem, licence, settings), output)
 
 
 def _labels_entry(
-    images: ImageList, row: dict[str, Any], *, task: str, question: str, max_image_size: int | None
+    images: ImageList,
+    row: dict[str, Any],
+    *,
+    task: str,
+    question: str,
+    max_image_size: int | None,
+    labels: tuple[str, ...] = (),
+    variants: int = 1,
+    noun: str | None = None,
 ) -> Iterator[_Item]:
     image = image_part(images.image(row["file"], max_image_size))
     label = str(row["label"]).strip()
@@ -279,9 +304,15 @@ def _labels_entry(
         raise RecordError("it has no label")
     split = str(row.get("split", "train"))
     record_id = Path(row["file"]).with_suffix("").as_posix()
+    metadata = {"task": "vqa", "label": label}
     if _wants(task, "vqa"):
-        record = Record(record_id, [user(image, question), assistant(label)], {"task": "vqa", "label": label})
-        yield (record, split)
+        yield (Record(record_id, [user(image, question), assistant(label)], metadata), split)
+        rng = _generator(row["file"])
+        for number in range(2, variants + 1 if split == "train" else 2):
+            asked = label_question(label, labels, noun, rng)
+            messages = [user(image, asked.question), assistant(asked.answer)]
+            other = Record(f"{record_id}-{number}", messages, {**metadata, "kinds": [asked.kind]})
+            yield (other, split)
     if _wants(task, "t2i"):
         prompt = f"a photo of {article(label)} {label}"
         record = Record(f"{record_id}-t2i", [user(prompt), assistant(image)], {"task": "t2i", "label": label})

@@ -167,13 +167,13 @@ def _relation_phrase(a: SceneObject, b: SceneObject) -> str | None:
 # --- skills ----------------------------------------
 
 
-def scene_for_skill(rng: np.random.Generator, skill: str) -> SkillScene:
+def scene_for_skill(rng: np.random.Generator, skill: str, grid: int | None = None) -> SkillScene:
     """A random scene that shows one GenEval skill, its prompt and its specification.
 
     single_object and colors: "a red circle" (they differ in the verdict: exactly one object, or the right
     colour of that shape); two_object: two shapes and two colours; counting: two to four identical objects;
     position: one object left or right of, above or below another; color_attr: two colours, half of the time
-    on the same shape.
+    on the same shape. `grid` lays the objects out as `place_objects` tells.
     """
     if skill not in SKILLS:
         raise UserError(f"Unknown skill '{skill}': allowed are {', '.join(SKILLS)}.")
@@ -186,10 +186,10 @@ def scene_for_skill(rng: np.random.Generator, skill: str) -> SkillScene:
     else:
         wanted = (first, second)
     looks = [(item.shape, item.colour) for item in wanted for _ in range(item.count)]
-    objects = _place_looks(rng, looks)
+    objects = _place_looks(rng, looks, grid)
     if skill == "position":
         while (where := _clear_relation(*objects)) is None:
-            objects = _place_looks(rng, looks)
+            objects = _place_looks(rng, looks, grid)
         phrase = f"{noun_phrase(*looks[0])} {RELATION_PHRASES[where]} {noun_phrase(*looks[1])}"
     else:
         number = len(looks) < 3 and rng.random() < 0.06
@@ -218,8 +218,10 @@ def _two_different(rng: np.random.Generator, same_shape: bool) -> tuple[WantedOb
     return WantedObject(shapes[0], colours[0]), WantedObject(shapes[1], colours[1])
 
 
-def _place_looks(rng: np.random.Generator, looks: list[tuple[str, str]]) -> list[SceneObject]:
-    places = place_objects(rng, len(looks))
+def _place_looks(
+    rng: np.random.Generator, looks: list[tuple[str, str]], grid: int | None
+) -> list[SceneObject]:
+    places = place_objects(rng, len(looks), grid)
     return [
         SceneObject(*look, place.x, place.y, place.radius) for look, place in zip(looks, places, strict=True)
     ]

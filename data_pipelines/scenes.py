@@ -44,6 +44,10 @@ _RADIUS_RANGES = {1: (0.16, 0.25), 2: (0.14, 0.20), 3: (0.125, 0.16), 4: (0.125,
 _GAP = 0.04
 _MARGIN = 0.02
 _CLEAR_DIFFERENCE = 0.2
+#: Cells of a grid that an object fills in each direction when objects are laid out on one.
+_CELLS = 3
+#: Four objects with a free cell between them need so many cells a side.
+MIN_GRID = 2 * (_CELLS + 1)
 _SUPERSAMPLING = 4
 _COLOUR_NAMES = tuple(COLOURS)
 
@@ -103,10 +107,16 @@ class Placement:
 # --- chance ----------------------------------------
 
 
-def place_objects(rng: np.random.Generator, count: int) -> list[Placement]:
-    """`count` (1–4) placements whose surrounding squares keep a gap between them and to the border."""
+def place_objects(rng: np.random.Generator, count: int, grid: int | None = None) -> list[Placement]:
+    """`count` (1–4) placements whose surrounding squares keep a gap between them and to the border.
+
+    With `grid` (8 or more) every object fills 3 × 3 cells of a (grid, grid) raster, with a free cell to the
+    next one, so that an object looks the same, patch by patch, wherever it is.
+    """
     if not 1 <= count <= MAX_OBJECTS:
         raise UserError(f"A scene holds 1 to {MAX_OBJECTS} objects, got {count}.")
+    if grid is not None:
+        return _place_on_grid(rng, count, grid)
     low, high = _RADIUS_RANGES[count]
     for _ in range(20):
         placements: list[Placement] = []
@@ -145,6 +155,25 @@ def _place_in_quadrants(rng: np.random.Generator, count: int, radius: float) -> 
             )
         )
     return placements
+
+
+def _place_on_grid(rng: np.random.Generator, count: int, grid: int) -> list[Placement]:
+    """Corners of 3 × 3 cells, drawn until they are apart; each in a quadrant of its own for three or more."""
+    if grid < MIN_GRID:
+        raise UserError(f"A grid for scenes has at least {MIN_GRID} cells a side, got {grid}.")
+    half = grid // 2
+    while True:
+        if count > 2:
+            quadrants = rng.permutation(4)[:count]
+            low, room = np.stack([quadrants % 2, quadrants // 2], axis=1) * half, half - _CELLS
+        else:
+            low, room = np.zeros((count, 2), dtype=np.int64), grid - _CELLS
+        corners = low + rng.integers(0, room + 1, (count, 2))
+        apart = np.abs(corners[:, None] - corners[None]).max(axis=-1) > _CELLS
+        if apart[np.triu_indices(count, 1)].all():
+            break
+    centres = (corners + _CELLS / 2) / grid
+    return [Placement(x, y, _CELLS / 2 / grid) for x, y in centres.tolist()]
 
 
 def random_background(rng: np.random.Generator) -> str:

@@ -11,11 +11,16 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from ..tokenizer.errors import UserError
+from .hub import HubData
 
 ImageSource = Path | Image.Image
 # How a model is asked: a free answer (prediction: str), the likelihood of given choices (prediction: one
 # log-likelihood per choice), or drawings of a prompt (prediction: file names below the output folder).
 KINDS = ("answer", "choose", "draw")
+
+
+class MissingData(UserError):
+    """The files of a benchmark or of one of its splits are not there at all."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Benchmark(ABC):
         splits: name -> official number of items (None: any number); the first is the default.
         generation: settings of the answers or drawings that belong to the benchmark's rule.
         images_per_prompt: drawings of each prompt, of kind "draw".
-        source: where its official files are, for the message when they are missing.
+        source: where its official files are, for the message when they are missing; empty for a benchmark
+            that comes with the package.
+        hub: the dataset on the Hugging Face hub that `load` can read as it is; None for none.
     """
 
     name: ClassVar[str]
@@ -68,6 +75,7 @@ class Benchmark(ABC):
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 32}
     images_per_prompt: ClassVar[int] = 1
     source: ClassVar[str] = ""
+    hub: ClassVar[HubData | None] = None
 
     @abstractmethod
     def load(self, root: Path | None, split: str) -> list[Item]:
@@ -103,11 +111,14 @@ class Benchmark(ABC):
     def need_file(self, root: Path | None, *names: str) -> Path:
         """The first of `names` that exists below `root`. UserError that says what to put where."""
         if root is None:
-            raise UserError(f"{self.name} needs --data, the folder of its official files{self._where()}")
+            or_hub = "" if self.hub is None else ", or --data hub"
+            raise MissingData(
+                f"{self.name} needs --data, the folder of its official files{self._where()}{or_hub}"
+            )
         for name in names:
             if (root / name).exists():
                 return root / name
-        raise UserError(f"{self.name}: {root} holds no {' or '.join(names)}{self._where()}")
+        raise MissingData(f"{self.name}: {root} holds no {' or '.join(names)}{self._where()}")
 
     def _where(self) -> str:
         return f" ({self.source})" if self.source else ""

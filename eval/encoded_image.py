@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -26,6 +28,11 @@ class EncodedImage(Image.Image):
                 opened.size,
                 opened.info,
             )
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the file's bytes."""
+        return hashlib.sha256(self._content).hexdigest()
 
     def decode(self) -> Image.Image:
         """The image as an ordinary one, with its pixels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ..tokenizer.errors import UserError, first_line
-from .benchmark import Item
+from .benchmark import Item, MissingData
 from .encoded_image import EncodedImage
 
 # Images in base64 are fields of megabytes; csv's own limit is 128 KB.
@@ -43,7 +44,7 @@ def parquet_files(folder: Path, pattern: str) -> list[Path]:
     """The parquet shards of a split below a folder, in order; UserError for none."""
     paths = sorted(folder.glob(pattern))
     if not paths:
-        raise UserError(f"{folder} holds no {pattern}; put the dataset's parquet files there as they are")
+        raise MissingData(f"{folder} holds no {pattern}; put the dataset's parquet files there as they are")
     return paths
 
 
@@ -91,6 +92,22 @@ def image_from_cell(cell: Any, what: str) -> Image.Image:
             f"{what}: the parquet cell holds no image bytes; use the dataset with its images embedded"
         )
     return image_from_bytes(content, what)
+
+
+class CellImages:
+    """`image_from_cell` that keeps equal images once: parquet repeats an image for every question on it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Image.Image] = {}
+
+    def __call__(self, cell: Any, what: str) -> Image.Image:
+        content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+        if not isinstance(content, bytes):
+            return image_from_cell(cell, what)  # which says what is wrong
+        key = hashlib.sha256(content).digest()
+        if key not in self._kept:
+            self._kept[key] = image_from_bytes(content, what)
+        return self._kept[key]
 
 
 def image_folder(root: Path, *names: str) -> Path:

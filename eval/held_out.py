@@ -12,6 +12,8 @@ from ..data_pipelines.records import Record
 from ..data_pipelines.shards import ShardDataset
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "pretrained" / "nano_heldout"
+#: Beside the sets: a name a line.
+EMOJI_NAMES = "emoji_names.txt"
 # Seeds of the held-out scenes; the second is for tuning sampling settings and takes no part in the figures.
 EVALUATION_SEED, TUNING_SEED = 10**9 + 7, 10**9 + 1_000_003
 
@@ -22,15 +24,19 @@ class HeldOut:
 
     folder: Path = HELD_OUT
 
-    def scenes(self, count: int) -> list[Record]:
-        """Scenes with questions."""
-        options = SceneOptions(seed=EVALUATION_SEED, task="vqa")
+    def scenes(self, count: int, reworded: bool = False) -> list[Record]:
+        """Scenes with questions; `reworded`: the same questions in words that no training uses."""
+        options = SceneOptions(seed=EVALUATION_SEED, task="vqa", paraphrase=float(reworded))
         return [scene_record(options, index) for index in range(count)]
 
     def records(self, name: str) -> list[Record]:
         """All records of one set."""
         dataset = ShardDataset(self.folder / name, split="all")
         return [dataset[index] for index in range(len(dataset))]
+
+    def emoji_names(self) -> list[str]:
+        """Names of the emoji that are trained on: nothing else can be drawn by its name."""
+        return (self.folder / EMOJI_NAMES).read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True)

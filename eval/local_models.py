@@ -1,4 +1,4 @@
-"""Models from disk that score drawings: a CLIP, a detector, a judge, Inception. Scoring never fetches one.
+"""Models from disk that score: a CLIP, a detector, a judge, Inception. Only a judge may come from the hub.
 
 They are named by `use_local_models`, or by environment variables (DUALTOKEN_EVAL_CLIP and so on), because a
 benchmark's `score` takes predictions only. Where one is not named, what needs it is null with the reason.
@@ -6,16 +6,18 @@ benchmark's `score` takes predictions only. Where one is not named, what needs i
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .detector import LocalDetector
     from .metrics.clip_score import LocalClip
     from .metrics.fid import InceptionFeatures
+    from .text_judge import TextJudge
     from .vqa_judge import LocalJudge
 
 PREFIX = "DUALTOKEN_EVAL_"
@@ -26,8 +28,8 @@ class LocalModels:
     """Where scoring models lie, and the device they run on.
 
     clip: folder of a CLIP (transformers or open_clip). detector: folder of an object detector of transformers
-    with the names of COCO. judge: folder of a model that answers questions about images. inception:
-    torch-fidelity's weights file.
+    with the names of COCO. judge: folder of a model that answers questions about images, for drawings; folder
+    or hub id of a chat model, for answers. inception: torch-fidelity's weights file.
     """
 
     clip: Path | None = None
@@ -64,52 +66,38 @@ def missing(name: str) -> str:
 
 
 def local_clip() -> LocalClip | None:
-    """The CLIP to score with, loaded once; None where none is named."""
-    models = local_models()
-    return None if models.clip is None else _clip(models.clip, models.device)
+    """The CLIP to score with."""
+    return _named("clip", "metrics.clip_score", "LocalClip")
 
 
 def local_detector() -> LocalDetector | None:
-    """The detector to score with, loaded once; None where none is named."""
-    models = local_models()
-    return None if models.detector is None else _detector(models.detector, models.device)
+    """The detector to score with."""
+    return _named("detector", "detector", "LocalDetector")
 
 
 def local_judge() -> LocalJudge | None:
-    """The judge to score with, loaded once; None where none is named."""
-    models = local_models()
-    return None if models.judge is None else _judge(models.judge, models.device)
+    """The judge of drawings to score with."""
+    return _named("judge", "vqa_judge", "LocalJudge")
+
+
+def local_text_judge() -> TextJudge | None:
+    """The judge of answers to score with."""
+    return _named("judge", "text_judge", "TextJudge")
 
 
 def local_inception() -> InceptionFeatures | None:
-    """The features of FID, loaded once; None where no weights are named."""
+    """The features of FID."""
+    return _named("inception", "metrics.fid", "InceptionFeatures")
+
+
+def _named(name: str, module: str, kind: str) -> Any:
+    """The model that `LocalModels` has under `name`, loaded once; None where none is named."""
     models = local_models()
-    return None if models.inception is None else _inception(models.inception, models.device)
+    where = getattr(models, name)
+    return None if where is None else _load(module, kind, where, models.device)
 
 
 @cache
-def _clip(folder: Path, device: str) -> LocalClip:
-    from .metrics.clip_score import LocalClip
-
-    return LocalClip(folder, device)
-
-
-@cache
-def _detector(folder: Path, device: str) -> LocalDetector:
-    from .detector import LocalDetector
-
-    return LocalDetector(folder, device)
-
-
-@cache
-def _judge(folder: Path, device: str) -> LocalJudge:
-    from .vqa_judge import LocalJudge
-
-    return LocalJudge(folder, device)
-
-
-@cache
-def _inception(weights: Path, device: str) -> InceptionFeatures:
-    from .metrics.fid import InceptionFeatures
-
-    return InceptionFeatures(weights, device)
+def _load(module: str, kind: str, where: Path, device: str) -> Any:
+    # Imported here, because these modules are heavy and most scores need none of them.
+    return getattr(importlib.import_module(f".{module}", __package__), kind)(where, device)

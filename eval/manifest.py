@@ -16,6 +16,7 @@ from .. import __version__
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file
 from .benchmark import Benchmark, ImageSource, Item
+from .encoded_image import EncodedImage
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -27,6 +28,7 @@ def describe(
     benchmark: Benchmark,
     split: str,
     items: Sequence[Item],
+    data_source: str,
     model: str,
     checkpoint: str,
     generation: Mapping[str, Any],
@@ -41,6 +43,7 @@ def describe(
         "model": model,
         "checkpoint": checkpoint,
         "data": data_checksum(items),
+        "data_source": data_source,
         "prompts": prompts_checksum(items),
         "generation": dict(generation),
         "seed": seed,
@@ -86,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def data_checksum(items: Iterable[Item]) -> str:
-    """SHA-256 over ids, targets, choices and images (files by name and size, others by their pixels)."""
+    """SHA-256 over ids, targets, choices and images (files by name and size, others by content)."""
     digest = hashlib.sha256()
     for item in items:
         facts = [item.id, dict(item.target), list(item.choices), [_image_facts(one) for one in item.images]]
@@ -125,6 +128,8 @@ def versions() -> dict[str, str]:
 
 
 def _image_facts(image: ImageSource) -> list[Any]:
+    if isinstance(image, EncodedImage):
+        return [list(image.size), image.checksum]
     if isinstance(image, Image.Image):
         return [list(image.size), hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()]
     return [image.name, image.stat().st_size if image.exists() else None]

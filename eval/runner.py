@@ -18,6 +18,8 @@ from tqdm import tqdm
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file
 from .benchmark import Benchmark, Item, Score
+from .hub import fetch, is_hub
+from .judged import JudgedBenchmark, judge_predictions
 from .manifest import data_checksum, describe, open_manifest, prompts_checksum, read_manifest
 from .predictions import PredictionWriter, merge_predictions, read_predictions
 from .predictor import Predictor
@@ -30,7 +32,8 @@ class Settings:
     """How a run is made.
 
     Args:
-        root: folder of the benchmark's official files; None: what comes with the package.
+        data: folder of the benchmark's official files, or of folders that are named after benchmarks; or
+            "hub", "hub@REVISION", "hub:ORG/NAME[@REVISION]"; None: what comes with the package.
         split: None takes the benchmark's default.
         batch_size: items at a time; part of what is compared when a run goes on.
         limit: only this many items, for a quick look; there is no headline figure then.
@@ -39,7 +42,7 @@ class Settings:
         rank, world: this process among those that share the work.
     """
 
-    root: Path | None = None
+    data: Path | str | None = None
     split: str | None = None
     batch_size: int = 16
     limit: int | None = None
@@ -54,21 +57,56 @@ def run_folder(output: Path, benchmark: Benchmark, split: str) -> Path:
     return output / benchmark.name / split
 
 
-def load_items(benchmark: Benchmark, settings: Settings) -> list[Item]:
-    """The benchmark's items, checked. UserError for ids that are not unique, and for missing images."""
+@dataclass(frozen=True)
+class Loaded:
+    """All items of a split, and where they are from: "package", "files" or "hub:ORG/NAME@COMMIT"."""
+
+    split: str
+    items: Sequence[Item]
+    source: str
+
+
+def load_data(benchmark: Benchmark, settings: Settings) -> Loaded:
+    """The items of the split meant. UserError for ids that are not unique."""
     split = benchmark.split_or_default(settings.split)
-    items = benchmark.load(settings.root, split)[: settings.limit]
+    root, source = _open(benchmark, settings.data, split)
+    items = benchmark.load(root, split)
     if len({item.id for item in items}) < len(items):
         raise UserError(
             f"{benchmark.name}: item ids are not unique; the data files are not the official ones"
         )
-    paths = [image for item in items for image in item.images if not isinstance(image, Image.Image)]
+    return Loaded(split, items, source)
+
+
+def _open(benchmark: Benchmark, data: Path | str | None, split: str) -> tuple[Path | None, str]:
+    """The folder to load from, and where it is from."""
+    packaged = not benchmark.source
+    if data is None or (packaged and is_hub(data)):  # such a one may be asked for together with others
+        return None, "package"
+    if is_hub(data):
+        return fetch(str(data), benchmark.name, benchmark.hub, split)
+    return Path(data) if packaged else own_folder(Path(data), benchmark.name), "files"
+
+
+def own_folder(data: Path, name: str) -> Path:
+    """The benchmark's folder below `data`, if there is one of its name, else `data`."""
+    folders = (data / name, data / name.replace("-", "_"))
+    return next((folder for folder in folders if folder.is_dir()), data)
+
+
+def image_paths(items: Sequence[Item]) -> list[Path]:
+    """The images of the items that are files."""
+    return [image for item in items for image in item.images if not isinstance(image, Image.Image)]
+
+
+def need_images(benchmark: Benchmark, items: Sequence[Item]) -> None:
+    """UserError if images are missing."""
+    paths = image_paths(items)
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise UserError(
             f"{benchmark.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}"
         )
-    return items
 
 
 def predict(
@@ -79,19 +117,32 @@ def predict(
     model: str = "",
     checkpoint: str = "",
     device: str = "",
+    loaded: Loaded | None = None,
 ) -> Path:
     """Make this rank's share of the predictions, going on where an earlier run stopped; returns the folder.
+
+    `loaded` is what `load_data` gave for these settings, where that was done before.
 
     Raises:
         UserError: the folder holds predictions of another model, other data or other settings.
     """
-    split = benchmark.split_or_default(settings.split)
-    items = load_items(benchmark, settings)
+    loaded = loaded or load_data(benchmark, settings)
+    split, items = loaded.split, loaded.items[: settings.limit]
+    need_images(benchmark, items)
     generation = {**benchmark.generation, **(settings.generation or {}), "batch_size": settings.batch_size}
     folder = run_folder(output, benchmark, split)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = describe(
-        benchmark, split, items, model, checkpoint, generation, settings.seed, settings.limit, device
+        benchmark,
+        split,
+        items,
+        loaded.source,
+        model,
+        checkpoint,
+        generation,
+        settings.seed,
+        settings.limit,
+        device,
     )
     open_manifest(folder, manifest)
     ids = [item.id for item in items]
@@ -110,8 +161,14 @@ def predict(
     return folder
 
 
-def score(benchmark: Benchmark, output: Path, settings: Settings) -> dict[str, Any]:
-    """Score finished predictions, without a model; writes and returns the result.
+def score(
+    benchmark: Benchmark, output: Path, settings: Settings, loaded: Loaded | None = None
+) -> dict[str, Any]:
+    """Score finished predictions, without the model that made them; writes and returns the result.
+
+    A benchmark with a judge's part asks the local judge, where one is named, for verdicts not yet there.
+
+    `loaded` is what `load_data` gave for these settings, where that was done before.
 
     Raises:
         UserError: predictions are missing, or the data are not those that the predictions were made from.
@@ -119,7 +176,8 @@ def score(benchmark: Benchmark, output: Path, settings: Settings) -> dict[str, A
     split = benchmark.split_or_default(settings.split)
     folder = run_folder(output, benchmark, split)
     manifest = read_manifest(folder)
-    items = benchmark.load(settings.root, split)[: manifest["limit"]]
+    loaded = loaded or load_data(benchmark, settings)
+    items = loaded.items[: manifest["limit"]]
     for name, checksum in (("data", data_checksum(items)), ("prompts", prompts_checksum(items))):
         if manifest[name] != checksum:
             raise UserError(
@@ -132,7 +190,10 @@ def score(benchmark: Benchmark, output: Path, settings: Settings) -> dict[str, A
             f"{folder} lacks {missing} of {len(items)} predictions; run `dualtoken eval predict` again, it "
             "goes on where it stopped"
         )
-    result = _result(manifest, benchmark.score(items, predictions, folder))
+    judge = None
+    if isinstance(benchmark, JudgedBenchmark):
+        judge = judge_predictions(benchmark, items, predictions, folder)
+    result = _result(manifest, benchmark.score(items, predictions, folder), judge)
     with atomic_file(folder / RESULT) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
@@ -165,13 +226,15 @@ def _predict_batch(
     return names
 
 
-def _result(manifest: Mapping[str, Any], score: Score) -> dict[str, Any]:
+def _result(manifest: Mapping[str, Any], score: Score, judge: Mapping[str, Any] | None) -> dict[str, Any]:
     expected = manifest["n_expected"]
     complete = manifest["limit"] is None and expected in (None, manifest["n"])
     metrics = {
         name: None if value is None else round(float(value), 6) for name, value in score.metrics.items()
     }
     notes = list(score.notes)
+    if judge:
+        notes.append(f"judge: {', '.join(judge['models']) or 'not named in ' + judge['file']}")
     if not complete:
         notes.append(f"{manifest['n']} of {expected or 'all'} items: no headline figure")
     return {
@@ -184,6 +247,8 @@ def _result(manifest: Mapping[str, Any], score: Score) -> dict[str, Any]:
         "n_unparsed": score.unparsed,
         "notes": notes,
         **{name: manifest[name] for name in ("model", "checkpoint", "data", "prompts", "generation", "seed")},
+        "data_source": manifest.get("data_source", ""),
+        "judge": judge,
         "device": manifest["device"],
         "versions": manifest["versions"],
     }

@@ -39,6 +39,7 @@ COMMANDS = {
     "prepare": Command("prepare", "turn data sets into shards of conversations"),
     "tokenize": Command("tokenize", "replace the images of shards by their codes"),
     "train": Command("train", "train a tokenizer or a model from a recipe"),
+    "curves": Command("curves", "draw the losses of runs, with a healthy one behind them"),
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
     "ablate": Command("ablate", "variants of a recipe with several seeds, and a table of them"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),

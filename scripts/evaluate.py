@@ -6,6 +6,7 @@ predictions are the same.
 
 Examples:
   dualtoken eval list
+  dualtoken eval check --benchmarks pope,mme --data benchmarks
   dualtoken eval run --model nano --benchmarks easyvqa,nlvr,scenes,scenes-t2i --output results/nano
   torchrun --nproc-per-node 8 -m dualtoken.scripts.evaluate predict --model my-model --benchmarks pope \
       --data pope --output results
@@ -21,7 +22,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tokenizer.errors import UserError
 from . import evaluate_tokenizer
@@ -36,23 +37,31 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..eval import Benchmark
-    from ..eval.runner import Settings
+    from ..eval.runner import Loaded, Settings
+
+JUDGES = ("local", "replay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every benchmark with its splits")
+    actions.add_parser("list", help="every benchmark with its splits, and where its data come from")
+    check = actions.add_parser(
+        "check",
+        help="look at benchmarks' data: numbers of items, missing images",
+        description="Load every split that is there (from the hub: the first) and compare with the official "
+        "number of items. Status 2 if anything is missing.",
+    )
+    add_data_arguments(check)
+    check.add_argument("--no-images", action="store_true", help="missing images are no mistake")
     for action, summary in (
         ("run", "predict and score"),
         ("predict", "ask a model, resumable, alone or as one of several processes"),
         ("score", "score finished predictions; loads no model"),
     ):
         one = actions.add_parser(action, help=summary, description=summary)
-        one.add_argument("--benchmarks", required=True, help="names with commas between them")
+        add_data_arguments(one)
         one.add_argument("--output", type=Path, required=True, help="folder of predictions and results")
-        one.add_argument("--data", type=Path, help="folder of the benchmarks' official files")
-        one.add_argument("--split", help="default: the benchmark's first")
         if action != "score":
             add_prediction_arguments(one)
         if action != "predict":
@@ -67,6 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = actions.add_parser("report", help="tables and a chart of results, several models side by side")
     report.add_argument("results", type=Path, nargs="+", help="folders with results")
     report.add_argument("--output", type=Path, help="folder for report.md, report.json and report.png")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which questions are meant."""
+    parser.add_argument("--benchmarks", required=True, help="names with commas between them")
+    parser.add_argument(
+        "--data",
+        help="folder of the benchmark's official files, or of folders named after benchmarks; "
+        "or hub, hub@REVISION, hub:ORG/NAME[@REVISION]: from the Hugging Face hub or its cache",
+    )
+    parser.add_argument("--split", help="default: the benchmark's first")
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,10 +104,15 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("clip", "folder of a CLIP, for CLIPScore"),
         ("detector", "folder of an object detector with the names of COCO"),
-        ("judge", "folder of a model that answers questions about images"),
         ("inception", "torch-fidelity's Inception weights, for FID"),
     ):
         parser.add_argument(f"--{name}", type=Path, help=f"{what}; only for the scores that need it")
+    parser.add_argument(
+        "--judge",
+        metavar="local:MODEL|replay:FILE",
+        help="local: folder of a model that answers questions about images (for drawings), or folder or hub "
+        "id of a chat model (for answers); replay: what a judge said before; only for scores that need it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,19 +128,51 @@ def run(args: argparse.Namespace) -> int:
     benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",") if name.strip()]
     if not benchmarks:
         raise UserError("--benchmarks is empty; name at least one (dualtoken eval list)")
+    if args.action == "check":
+        return check_data(args, benchmarks)
     settings = make_settings(args)
+    judge = None if args.action == "predict" else judge_option(args.judge, benchmarks)
+    loaded: dict[str, Loaded] = {}
     if args.action in ("run", "predict"):
-        predict_all(args, benchmarks, settings)
+        loaded = predict_all(args, benchmarks, settings)
     if args.action in ("run", "score") and settings.rank == 0:
-        score_all(args, benchmarks, settings)
+        score_all(args, benchmarks, settings, judge, loaded)
     return 0
+
+
+class JudgeOption(NamedTuple):
+    """What `--judge` says: the kind, one of JUDGES, and a model or a file."""
+
+    kind: str
+    where: Path
+
+
+def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption | None:
+    """`--judge` taken apart; a path alone is a local model. UserError for a replay that fits no benchmark."""
+    if given is None:
+        return None
+    kind, _, where = given.partition(":")
+    if kind not in JUDGES:
+        kind, where = "local", given
+    if not where:
+        raise UserError(f"--judge {given} names nothing; write local:MODEL or replay:FILE")
+    if kind == "replay":
+        from ..eval.judged import JudgedBenchmark
+
+        judged = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, JudgedBenchmark)]
+        if len(judged) != 1:
+            raise UserError(
+                f"--judge replay:FILE is for one benchmark with a judge, not for {len(judged)} of them "
+                f"({', '.join(judged) or 'none'})"
+            )
+    return JudgeOption(kind, Path(where))
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The runner's settings; rank and number of processes are those that torchrun sets."""
     from ..eval.runner import Settings
 
-    shared: dict[str, Any] = {"root": args.data, "split": args.split}
+    shared: dict[str, Any] = {"data": args.data, "split": args.split}
     if args.action == "score":
         return Settings(**shared)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -131,15 +188,18 @@ def make_settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def predict_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings) -> None:
-    """Predictions of every benchmark; the data are looked at before the model is loaded."""
+def predict_all(
+    args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings
+) -> dict[str, Loaded]:
+    """Predictions of every benchmark; returns the data, which are looked at before the model is loaded."""
     from ..eval.manifest import checkpoint_checksum
     from ..eval.predictor import PipelinePredictor
-    from ..eval.runner import load_items, predict
+    from ..eval.runner import load_data, need_images, predict
     from ..mllm import resolve_model
 
+    loaded = {benchmark.name: load_data(benchmark, settings) for benchmark in benchmarks}
     for benchmark in benchmarks:
-        load_items(benchmark, settings)
+        need_images(benchmark, loaded[benchmark.name].items[: settings.limit])
     device = resolve_device(args.device)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -147,21 +207,42 @@ def predict_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings:
     folder = Path(resolve_model(args.model))
     checksum = checkpoint_checksum(folder) if folder.is_dir() else args.model
     for benchmark in benchmarks:
-        predict(benchmark, predictor, args.output, settings, args.model, checksum, device.partition(":")[0])
+        predict(
+            benchmark,
+            predictor,
+            args.output,
+            settings,
+            args.model,
+            checksum,
+            device.partition(":")[0],
+            loaded[benchmark.name],
+        )
+    return loaded
 
 
-def score_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings) -> None:
-    """Results of every benchmark; a line each."""
+def score_all(
+    args: argparse.Namespace,
+    benchmarks: list[Benchmark],
+    settings: Settings,
+    judge: JudgeOption | None,
+    loaded: dict[str, Loaded],
+) -> None:
+    """Results of every benchmark; a line each. `loaded` are the data at hand already."""
+    from ..eval.judge_replay import place_replay
+    from ..eval.judged import JudgedBenchmark
     from ..eval.local_models import LocalModels, use_local_models
-    from ..eval.runner import score
+    from ..eval.runner import run_folder, score
 
-    named = {
-        name: path for name in ("clip", "detector", "judge", "inception") if (path := getattr(args, name))
-    }
+    named = {name: path for name in ("clip", "detector", "inception") if (path := getattr(args, name))}
+    if judge and judge.kind == "local":
+        named["judge"] = judge.where
     if named:
         use_local_models(LocalModels(**named, device=resolve_device("auto")))
     for benchmark in benchmarks:
-        result = score(benchmark, args.output, settings)
+        folder = run_folder(args.output, benchmark, benchmark.split_or_default(args.split))
+        if judge and judge.kind == "replay" and isinstance(benchmark, JudgedBenchmark) and folder.is_dir():
+            place_replay(folder, benchmark.name, judge.where)
+        result = score(benchmark, args.output, settings, loaded.get(benchmark.name))
         headline = result["headline"] or {"no headline figure, items": result["n"]}
         figures = ", ".join(f"{name} {value:.2f}" for name, value in headline.items() if value is not None)
         print(f"{benchmark.name} ({result['split']}): {figures or 'no figure'}  [{result['n']} items]")
@@ -169,14 +250,29 @@ def score_all(args: argparse.Namespace, benchmarks: list[Benchmark], settings: S
             print(f"  {note}")
 
 
+def check_data(args: argparse.Namespace, benchmarks: list[Benchmark]) -> int:
+    """Print what is there of every benchmark; the status is 2 if anything is missing or wrong."""
+    from ..eval.data_check import check_splits
+
+    complete = True
+    for benchmark in benchmarks:
+        splits = [benchmark.split_or_default(args.split)] if args.split else None
+        for report in check_splits(benchmark, args.data, splits):
+            print("\n".join(report.lines()))
+            complete &= report.is_complete(images=not args.no_images)
+    return 0 if complete else 2
+
+
 def list_benchmarks() -> int:
-    """Print every benchmark: name, splits with the official number of items, what it is."""
+    """Print every benchmark: name, what it is, splits with the official number of items, source of data."""
     from ..eval import benchmark_names, get_benchmark
 
     for name in benchmark_names():
         benchmark = get_benchmark(name)
         splits = ", ".join(f"{split} ({count or 'any'})" for split, count in benchmark.splits.items())
         print(f"{name:22} {benchmark.summary}\n{'':22} {splits}")
+        on_hub = f"; --data hub: {benchmark.hub.repo}" if benchmark.hub else ""
+        print(f"{'':22} data: {benchmark.source or 'in the package'}{on_hub}")
     return 0
 
 

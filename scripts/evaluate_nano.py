@@ -17,22 +17,32 @@ import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import __version__
-from ..eval.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, drawing_prompts, normalise, single_questions
+from ..eval.held_out import (
+    EVALUATION_SEED,
+    HELD_OUT,
+    Asked,
+    HeldOut,
+    drawing_prompts,
+    normalise,
+    single_questions,
+)
 from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..eval.emoji_judge import EmojiJudge
     from ..mllm import DualTokenPipeline
 
-QUESTION_SETS = ("scenes", "easyvqa", "nlvr")
+QUESTION_SETS = ("scenes", "easyvqa", "nlvr", "clothing", "scenes_reworded")
 CODE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 
 
@@ -48,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
     )
+    parser.add_argument(
+        "--teacher", type=Path, help="SigLIP folder that ranks names of emoji (default: own tokenizer)"
+    )
+    parser.add_argument(
+        "--emoji",
+        type=Path,
+        help="folder of 'dualtoken prepare emoji': also rank the names of its true images",
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON here")
 
 
@@ -60,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     result["tokenizer"] = tokenizer_figures(pipeline, data, args.scenes)
     result["answers"] = answer_figures(pipeline, data, args.scenes)
     result["drawings"] = drawing_figures(pipeline, args.drawings, EVALUATION_SEED)
+    judge = load_judge(args.model, args.teacher, device)
+    true_images = images_by_name(args.emoji)
+    result["emoji"] = emoji_figures(pipeline, judge, data.emoji_names(), args.drawings, true_images)
     result["seconds"] = round(time.perf_counter() - started, 1)
     text = json.dumps(result, indent=2)
     print(text)
@@ -138,15 +159,13 @@ class CodeMeter:
 def answer_figures(
     pipeline: DualTokenPipeline, data: HeldOut, scenes: int, sets: Sequence[str] = QUESTION_SETS
 ) -> dict[str, Any]:
-    """Exact-match accuracy (percent) of greedy answers, by set, and by kind of question for scenes."""
+    """Exact-match accuracy (percent) of greedy answers, by set and by kind of question (clothing: by label).
+
+    scenes_reworded: the first third of the scenes' questions again, in words that no training uses.
+    """
     result = {}
     for name in sets:
-        if name == "scenes":
-            questions = [next(single_questions(record)) for record in data.scenes(scenes)]
-        else:
-            most = 3 if name == "easyvqa" else None
-            records = data.records(name)
-            questions = [asked for record in records for asked in list(single_questions(record))[:most]]
+        questions = _questions(data, name, scenes)
         answers = pipeline.answer_many(
             [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
         )
@@ -157,6 +176,16 @@ def answer_figures(
         by_kind = {kind: percent(values) for kind, values in sorted(right.items())}
         result[name] = {"accuracy": percent(every), "questions": len(every), "by_kind": by_kind}
     return result
+
+
+def _questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
+    if name == "scenes":
+        return [next(single_questions(record)) for record in data.scenes(scenes)]
+    if name == "scenes_reworded":
+        return [next(single_questions(record)) for record in data.scenes((scenes + 2) // 3, reworded=True)]
+    most = 3 if name == "easyvqa" else None
+    asked = [one for record in data.records(name) for one in list(single_questions(record))[:most]]
+    return [replace(one, kind=one.answer) for one in asked] if name == "clothing" else asked
 
 
 # ---- drawings
@@ -191,6 +220,61 @@ def drawing_figures(
             "drawings": count,
         }
     return result
+
+
+# ---- emoji by name
+
+
+def emoji_figures(
+    pipeline: DualTokenPipeline,
+    judge: EmojiJudge,
+    names: Sequence[str],
+    drawings: int,
+    true_images: Mapping[str, Image.Image],
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Percent of emoji drawn by name whose name the judge ranks, among all, first or in the first five.
+
+    true_images: emoji by name; of those that were drawn the judge's own ceiling is reported beside it.
+    """
+    from ..eval.emoji_judge import emoji_prompt
+
+    count = min(drawings, len(names))
+    chosen = [index * len(names) // count for index in range(count)]
+    prompts = [emoji_prompt(name) for name in names]
+    drawn = pipeline.generate_images_many(
+        [prompts[index] for index in chosen], 1, list(range(count)), batch_size=32, **sampling
+    )
+    ranks = judge.ranks([images[0] for images in drawn], chosen, prompts)
+    result: dict[str, Any] = {f"top{limit}": percent([r < limit for r in ranks]) for limit in (1, 5)}
+    if known := [index for index in chosen if names[index] in true_images]:
+        true_ranks = judge.ranks([true_images[names[index]] for index in known], known, prompts)
+        result["judge_on_true_images"] = percent([rank < 5 for rank in true_ranks])
+    return {**result, "drawings": count, "names": len(names)}
+
+
+def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
+    """The first image of every emoji of a prepared set, by its name."""
+    if folder is None:
+        return {}
+    from ..data_pipelines.shards import ShardDataset
+
+    dataset = ShardDataset(folder)
+    images: dict[str, Image.Image] = {}
+    for record in map(dataset.record, range(len(dataset))):
+        images.setdefault(record.texts()[-1], record.image_parts()[0]["image"].convert("RGB"))
+    return images
+
+
+def load_judge(model: str, teacher: Path | None, device: str) -> EmojiJudge:
+    """The towers of `teacher`, or of the model's own tokenizer."""
+    from ..eval.emoji_judge import EmojiJudge
+    from ..mllm.pipeline import PRETRAINED_FOLDER
+
+    if teacher is not None:
+        return EmojiJudge(teacher, device)
+    folder = PRETRAINED_FOLDER / "nano" if model == "nano" else Path(model).expanduser()
+    return EmojiJudge(folder / "visual_tokenizer", device)
 
 
 def percent(values: Sequence[bool]) -> float:

@@ -1,7 +1,8 @@
 """Make the nano model from data to folder: prepare, train in five steps, evaluate, write the model card.
 
-Every step is skipped when its result is there, and an interrupted training goes on from its newest
-checkpoint, so the command can simply be started again.
+Data sets that are not in the folder of `--data` are fetched from their public repositories first. Every step
+is skipped when its result is there, and an interrupted training goes on from its newest checkpoint, so the
+command can simply be started again.
 
 Example:
   python -m dualtoken.scripts.make_nano --data data --runs runs/nano --output runs/nano/model
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data_pipelines.public_sets import SETS
+from ..eval.held_out import EMOJI_NAMES
+from ..eval.held_out import HELD_OUT as HELD_OUT_FOLDER
 from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_folder
-from .evaluate_nano import HELD_OUT as HELD_OUT_FOLDER
+from ..tokenizer.files import atomic_file, atomic_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "train" / "recipes"
@@ -45,6 +48,8 @@ DATA: dict[str, list[str]] = {
         "64",
         "--source",
         "clothing-dataset-small",
+        "--licence",
+        "may be freely used for any purpose",
     ],
     "caltech": [
         "labels",
@@ -54,6 +59,8 @@ DATA: dict[str, list[str]] = {
         "64",
         "--source",
         "Caltech-101",
+        "--licence",
+        "CC-BY-4.0",
     ],
 }
 # Set, split and number of records that ship with the package, so that its figures can be checked anywhere.
@@ -72,7 +79,29 @@ MODEL_DATA: dict[str, list[str]] = {
     ],
     "scenes_vqa_more": ["scenes", "--task", "vqa", "--count", "32000", "--seed", "3", "--workers", "2"],
 }
-TOKENIZED = ("scenes_t2i", "scenes_vqa", "easyvqa", "nlvr", "emoji", "emoji_t2i", "clothing", *MODEL_DATA)
+# For the unified model alone as well: the same in users' own words and in talks of several turns.
+WORDS_DATA: dict[str, list[str]] = {
+    "scenes_vqa_words": [
+        *("scenes", "--task", "vqa", "--count", "16000", "--seed", "5", "--workers", "2"),
+        *("--paraphrase", "0.8"),
+    ],
+    "scenes_t2i_words": [
+        *("scenes", "--task", "t2i", "--count", "16000", "--seed", "6", "--workers", "2"),
+        *("--paraphrase", "0.8"),
+    ],
+    "scenes_chat": [
+        *("scenes", "--task", "chat", "--count", "16000", "--seed", "7", "--workers", "2"),
+        *("--paraphrase", "0.4", "--turns", "5"),
+    ],
+    "clothing_words": [*DATA["clothing"], "--variants", "6", "--noun", "piece of clothing"],
+    "caltech_words": [*DATA["caltech"], "--variants", "4"],
+}
+ALL_DATA = DATA | MODEL_DATA | WORDS_DATA
+TOKENIZED = (
+    *("scenes_t2i", "scenes_vqa", "easyvqa", "nlvr", "emoji", "emoji_t2i", "clothing"),
+    *MODEL_DATA,
+    *WORDS_DATA,
+)
 
 
 @dataclass(frozen=True)
@@ -94,13 +123,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--heldout", type=Path, default=HELD_OUT_FOLDER, help="default: that of the package")
     parser.add_argument(
-        "--until", help="stop after this step (data, text, contrastive, tokenizer, codes, mllm, model, card)"
+        "--until",
+        help="stop after this step (sources, data, text, contrastive, tokenizer, codes, mllm, model, card)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     args.output = args.output or args.runs / "model"
     steps = [
+        *_source_steps(args),
         *_data_steps(args),
         *_held_out_steps(args),
         _text_step(args),
@@ -134,12 +165,24 @@ def _dualtoken(*arguments: str) -> None:
         )
 
 
+def _source_steps(args: argparse.Namespace) -> list[Step]:
+    def fetch(name: str) -> Callable[[], None]:
+        return lambda: _dualtoken("prepare", "sources", "--output", str(args.data), "--only", name)
+
+    def result(file: str) -> Path:
+        """The zip; or, when it has been read already, what was made of it."""
+        made = [args.runs / "data" / name for name, words in ALL_DATA.items() if f"INPUT/{file}" in words]
+        return made[0] if all(path.exists() for path in made) else args.data / file
+
+    return [Step("sources", result(one.file), fetch(name)) for name, one in SETS.items()]
+
+
 def _data_steps(args: argparse.Namespace) -> list[Step]:
     def prepare(name: str) -> Callable[[], None]:
-        arguments = [word.replace("INPUT", str(args.data)) for word in (DATA | MODEL_DATA)[name]]
+        arguments = [word.replace("INPUT", str(args.data)) for word in ALL_DATA[name]]
         return lambda: _dualtoken("prepare", *arguments, "--output", str(args.runs / "data" / name))
 
-    return [Step("data", args.runs / "data" / name, prepare(name)) for name in (*DATA, *MODEL_DATA)]
+    return [Step("data", args.runs / "data" / name, prepare(name)) for name in ALL_DATA]
 
 
 def _held_out_steps(args: argparse.Namespace) -> list[Step]:
@@ -158,7 +201,17 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
 
         return make
 
-    return [Step("heldout", args.heldout / name, select(name)) for name in HELD_OUT]
+    def write_names() -> None:
+        from ..data_pipelines.shards import ShardDataset
+
+        dataset = ShardDataset(args.runs / "data" / "emoji")
+        records = (dataset.record(index, load_images=False) for index in range(len(dataset)))
+        names = dict.fromkeys(record.texts()[-1] for record in records)
+        with atomic_file(args.heldout / EMOJI_NAMES) as partial:
+            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+    sets = [Step("heldout", args.heldout / name, select(name)) for name in HELD_OUT]
+    return [*sets, Step("heldout", args.heldout / EMOJI_NAMES, write_names)]
 
 
 def _text_step(args: argparse.Namespace) -> Step:
@@ -172,7 +225,7 @@ def _text_step(args: argparse.Namespace) -> Step:
 
         # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole
         # sentences.
-        sources = [ShardDataset(args.runs / "data" / name) for name in DATA]
+        sources = [ShardDataset(args.runs / "data" / name) for name in (*DATA, *WORDS_DATA)]
         with atomic_folder(folder) as partial:
             train_text_tokenizer(
                 chain.from_iterable(islice(s.texts(), 20_000) for s in sources), VOCABULARY, partial
@@ -244,7 +297,9 @@ def _card_step(args: argparse.Namespace) -> Step:
         from .nano_card import gallery, update_readme, write_card
 
         command = [sys.executable, "-m", "dualtoken.scripts.evaluate_nano", "--model", str(args.output)]
-        subprocess.run([*command, "--heldout", str(args.heldout), "--output", str(evaluation)], check=True)
+        command += ["--heldout", str(args.heldout), "--output", str(evaluation)]
+        command += ["--teacher", str(args.runs / "contrastive" / "model")]
+        subprocess.run([*command, "--emoji", str(args.runs / "data" / "emoji")], check=True)
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
         if args.output.resolve() == SHIPPED:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 STEPS = ("contrastive", "tokenizer", "refinement", "mllm", "decoder")
 
+# Sets of the answers whose names say too little.
+ANSWERS = {
+    "clothing": "clothing, which of ten labels",
+    "scenes_reworded": "scenes, in words that are in no training data",
+}
 CELL, COLUMNS = 128, 6
 PROMPTS = (
     "a red circle",
@@ -116,11 +121,18 @@ def figures_table(evaluation: dict[str, Any]) -> str:
         shares = ", ".join(f"{100 * share:.1f} %" for share in usage)
         rows.append(f"| codes used, {branch}, levels 1–{len(usage)} | {shares} |")
     for name, answers in evaluation["answers"].items():
+        name = ANSWERS.get(name, name)
         rows.append(f"| answers, {name} ({answers['questions']} questions) | {answers['accuracy']} % |")
     for skill, drawn in evaluation["drawings"].items():
         name = skill.replace("_", " ")
         rows.append(f"| drawings, {name}: all right ({drawn['drawings']} prompts) | {drawn['correct']} % |")
         rows.append(f"| drawings, {name}: colours right / empty | {drawn['colour']} % / {drawn['empty']} % |")
+    if emoji := evaluation.get("emoji"):
+        what = f"{emoji['drawings']} emoji drawn by name: the name among the first five of {emoji['names']:,}"
+        ceiling = (
+            f" (true images: {emoji['judge_on_true_images']} %)" if "judge_on_true_images" in emoji else ""
+        )
+        rows.append(f"| {what} | {emoji['top5']} %{ceiling} |")
     return "\n".join(["| what | figure |", "|---|---|", *rows])
 
 

@@ -9,6 +9,7 @@ Examples:
   dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion --task t2i
   dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
   dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa
+  dualtoken prepare sources --output data
   dualtoken prepare check data/llava
   dualtoken prepare stats data/llava --sheet llava.png
 """
@@ -26,7 +27,7 @@ from ..data_pipelines.convert_captions import CaptionOptions
 from ..data_pipelines.convert_run import REJECTED, Source, write_source
 from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
 from ..tokenizer.errors import UserError
-from . import prepare_reports
+from . import prepare_reports, prepare_sources
 from .options import integer
 
 EXAMPLES = {
@@ -71,16 +72,19 @@ OPEN_KINDS = ("folder", "llava", "webdataset", "hf")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, what in (KINDS | REPORTS).items():
+    for kind, what in (KINDS | REPORTS | prepare_sources.KINDS).items():
         sub = kinds.add_parser(
             kind,
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
-            epilog=f"Example:\n  {(EXAMPLES | REPORT_EXAMPLES)[kind]}",
+            epilog=f"Example:\n  {(EXAMPLES | REPORT_EXAMPLES | prepare_sources.EXAMPLES)[kind]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if kind in REPORTS:
             prepare_reports.add_arguments(sub, kind)
+            continue
+        if kind in prepare_sources.KINDS:
+            prepare_sources.add_arguments(sub)
             continue
         _add_output_arguments(sub)
         if kind == "scenes":
@@ -118,7 +122,7 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         choices=TASKS,
         default=defaults.task,
-        help="questions, drawing prompts or captions (default vqa)",
+        help="questions, drawing prompts, captions or talks of several turns (default vqa)",
     )
     parser.add_argument("--skills", default=skills, help="weights of drawing prompts (default %(default)s)")
     parser.add_argument(
@@ -126,6 +130,24 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.questions_per_image,
         help="turns of one vqa record (default %(default)s)",
+    )
+    parser.add_argument(
+        "--paraphrase",
+        type=float,
+        default=defaults.paraphrase,
+        metavar="SHARE",
+        help="share of questions and prompts in other words (default %(default)s)",
+    )
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=defaults.turns,
+        help="most turns of one chat record (default %(default)s)",
+    )
+    parser.add_argument(
+        "--grid",
+        type=int,
+        help="cells a side of a layout for drawing prompts, 3 × 3 for each object (default: no layout)",
     )
 
 
@@ -162,6 +184,13 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
     if kind == "labels":
         parser.add_argument("--question", default="What is shown in the photo?", help="default: %(default)s")
+        parser.add_argument(
+            "--variants",
+            type=integer(1),
+            default=1,
+            help="questions about each training photo, all but the first in other words (default 1)",
+        )
+        parser.add_argument("--noun", default=None, help="what all labels are, e.g. 'piece of clothing'")
         parser.add_argument("--source", default=None, help="name of the data set for the manifest")
         parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
     if kind == "llava":
@@ -229,6 +258,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.kind in REPORTS:
         return prepare_reports.run(args)
+    if args.kind in prepare_sources.KINDS:
+        return prepare_sources.run(args)
     output = OutputOptions(
         args.output, args.shard_size, args.overwrite, progress=not args.no_progress, workers=args.workers
     )
@@ -251,6 +282,9 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
             args.task,
             parse_weights(args.skills),
             args.questions_per_image,
+            args.paraphrase,
+            args.turns,
+            args.grid,
         )
         return prepare_scenes(options, output)
     if args.kind in OPEN_KINDS:
@@ -269,7 +303,14 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
     if args.kind == "emoji":
         return convert_sets.prepare_emoji(args.input, task=args.task, **common)
     return convert_sets.prepare_labels(
-        args.input, task=args.task, question=args.question, source=args.source, licence=args.licence, **common
+        args.input,
+        task=args.task,
+        question=args.question,
+        source=args.source,
+        licence=args.licence,
+        variants=args.variants,
+        noun=args.noun,
+        **common,
     )
 
 

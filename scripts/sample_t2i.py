@@ -14,7 +14,6 @@ Example:
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import sys
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .. import __version__
 from ..tokenizer.errors import UserError
 from .contact_sheet import contact_sheet, thumbnail
 from .options import (
@@ -93,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..eval.manifest import versions
+
     prompts = read_prompts(args)
     output = Path(args.output)
     if output.exists() and not output.is_dir():
@@ -173,18 +173,6 @@ def draw_all(
                     rows.append((prompt, [thumbnail(image) for image in images]))
     contact_sheet(rows).save(folder / GRID)
     return entries
-
-
-def versions() -> dict[str, str]:
-    import torch
-    import transformers
-
-    return {
-        "dualtoken": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 @contextmanager

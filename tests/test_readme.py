@@ -1,12 +1,15 @@
 """What README.md shows is there: its commands parse, its recipes, folders and Python names exist."""
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dualtoken.scripts import cli
 from dualtoken.scripts.cli import COMMANDS, command_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,3 +60,47 @@ def test_python_names_exist(block):
 
 def test_the_measured_figures_have_their_place():
     assert README.index("<!-- nano figures: begin") < README.index("<!-- nano figures: end -->")
+
+
+@pytest.mark.timeout(900)
+def test_the_walk_through_teaches_nano_what_its_records_say(tmp_path, monkeypatch, capsys):
+    """Every line of the section as it is printed; a comment "prints: …" is the whole output of its line."""
+    for package in ("deepspeed", "peft", "tensorboard", "matplotlib"):
+        pytest.importorskip(package)
+    for name in ("docs", "examples", "pretrained", "train"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    section = README.split("\n## Teach nano something of your own\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    promises = {}
+    for line in block.splitlines():
+        name, *arguments = shlex.split(line.removeprefix("dualtoken "), comments=True)
+        capsys.readouterr()
+        assert cli.main([name, *arguments]) == 0, f"{line}: {capsys.readouterr().err}"
+        if promise := re.search(r"# prints: (.+)$", line):
+            promises[promise[1]] = capsys.readouterr().out.strip()
+    assert promises == {"a wug": "a wug"}
+    assert (tmp_path / "runs/own/curves.png").is_file()
+
+    from dualtoken.data_pipelines.scene_checker import find_objects
+
+    drawings = [find_objects(Image.open(path)) for path in sorted(tmp_path.glob("samples/own/0000_*.png"))]
+    purple = [any(item.colour == "purple" for item in found) for found in drawings]
+    assert sum(purple) >= 3, drawings
+
+
+def test_the_example_has_what_the_readme_says():
+    records = json.loads((ROOT / "examples/llava/llava.json").read_text())
+    images = [[entry] if isinstance(entry := r.get("image", []), str) else entry for r in records]
+    turns = [[turn["value"] for turn in r["conversations"]] for r in records]
+    drawn = [any("<image>" in value for value in values[1::2]) for values in turns]
+    assert len({r["id"] for r in records}) == len(records) == 20
+    assert sum(drawn) >= 2
+    assert [] in images
+    assert any(
+        len(names) > 1 and values[0].count("<image>") > 1 for names, values in zip(images, turns, strict=True)
+    )
+    assert any(len(values) > 2 for values in turns)
+    files = {path.name for path in (ROOT / "examples/llava/images").iterdir()}
+    assert {name for names in images for name in names} == files
+    assert "new.png" not in files

@@ -121,6 +121,9 @@ class PixelDecoder(nn.Module):
             channels, side = width, side * 2
         self.norm_out = group_norm(channels, groups)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        self.patch_side = config.resolution // config.latent_size
+        patch_values = config.out_channels * self.patch_side**2
+        self.patch_skip = nn.Conv2d(feature_dim, patch_values, 1) if config.patch_skip else None
 
     @property
     def last_layer(self) -> Tensor:
@@ -136,4 +139,7 @@ class PixelDecoder(nn.Module):
         hidden = self.middle_block2(self.middle_attention(self.middle_block1(hidden)))
         for level in self.levels:
             hidden = level(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        image = self.conv_out(F.silu(self.norm_out(hidden)))
+        if self.patch_skip is not None:
+            image = image + F.pixel_shuffle(self.patch_skip(features), self.patch_side)
+        return image

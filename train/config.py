@@ -279,7 +279,8 @@ class MllmObjectiveConfig:
         model: further fields of ``DualTokenConfig`` (depth transformers, loss weights, conditioning).
         prompt_dropout: probability that a drawing prompt becomes the unconditional token (classifier-free
             guidance).
-        shuffle_turns: question-answer turns about one image are shuffled anew at every visit.
+        shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
+            records whose metadata say "ordered": true, because a turn builds on the one before.
         trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
             ([visual_embedding, pixel_head, semantic_head] warms projectors and heads up); None trains all.
         lora: trains low-rank adapters instead of the LLM's weights, beside the projectors, the depth

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import distinct, image_from_base64, image_from_cell, parquet_files, read_parquet, read_tsv
+from ..hub import HubData
 from ..prompts import option_letter
 from ..registry import register
 from ..score_tables import choice_table
@@ -23,7 +24,8 @@ class Ai2d(Benchmark):
     name = "ai2d"
     summary = "multiple choice on school diagrams (accuracy)"
     splits: ClassVar[Mapping[str, int | None]] = {"test": 3088}
-    source = f"VLMEvalKit's {TSV}, or data/test-*.parquet of huggingface.co/datasets/lmms-lab/ai2d"
+    source = f"VLMEvalKit's {TSV}, or data/test-*.parquet of huggingface.co/datasets/lmms-lab-encoder/ai2d"
+    hub = HubData("lmms-lab-encoder/ai2d", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Question, options and the request for a letter."""

@@ -6,28 +6,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..benchmark import ImageSource, Item, Score
 from ..files import distinct, field, image_from_cell, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json
 from ..judge_replay import read_replay, why_no_judge
+from ..judged import JudgedBenchmark
 from ..registry import register
 from ..score_tables import no_keys
 from ..scorers.averages import percent, percent_by
-from ..scorers.mathvista import MathProblem, extract_quickly, math_is_right
+from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
 from ..scorers.multiple_choice import letters_for
 
 _DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
 
 
 @register
-class MathVista(Benchmark):
+class MathVista(JudgedBenchmark):
     """Multiple choice and free answers; what rules cannot extract from an answer, a judge has to."""
 
     name = "mathvista"
-    summary = "mathematics with figures (accuracy; long answers need a judge's file)"
+    summary = "mathematics with figures (accuracy; long answers need a judge)"
     splits: ClassVar[Mapping[str, int | None]] = {"testmini": 1000, "test": 5141}
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 512}
+    judge_tokens = 256
     source = "huggingface.co/datasets/AI4Math/MathVista: data/*.parquet, or annot_*.json with images/"
+    hub = HubData(
+        "AI4Math/MathVista", {split: (f"data/{split}-*.parquet",) for split in ("testmini", "test")}
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The official query of each problem (hint, question, choices)."""
@@ -41,6 +47,19 @@ class MathVista(Benchmark):
         ]
         return distinct(items, path)
 
+    def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
+        """The official request for an extraction, for the answers that rules cannot read."""
+        return {
+            item.id: extraction_prompt(item.prompt, answer)
+            for item in items
+            if item.target["answer"]
+            and extract_quickly(answer := str(predictions[item.id]), _problem(item.target)) is None
+        }
+
+    def read_reply(self, reply: str) -> dict[str, Any] | None:
+        """The reply is the extraction; officially the empty one is none."""
+        return {"extraction": reply} if reply else None
+
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
         """Accuracy over all and by task; None while an answer needs the judge and has no extraction.
 
@@ -50,12 +69,12 @@ class MathVista(Benchmark):
         """
         if any(not item.target["answer"] for item in items):
             return no_keys("test", "the MathVista leaderboard")
-        replay = {key: row.get("extraction") for key, row in read_replay(folder, self.name).items()}
+        rows = read_replay(folder, self.name)
+        replay = {key: row.get("extraction") for key, row in rows.items()}
         problems = {item.id: _problem(item.target) for item in items}
         by_rule = {item.id: extract_quickly(str(predictions[item.id]), problems[item.id]) for item in items}
         open_ids = [key for key, extraction in by_rule.items() if extraction is None]
-        given = [key for key, extraction in replay.items() if extraction is not None]
-        reason = why_no_judge(folder, self.name, open_ids, given)
+        reason = why_no_judge(folder, self.name, open_ids, rows, "extraction")
 
         def grade(key: str, answer: str, extraction: Any) -> float:
             return float(extraction is not None and math_is_right(str(extraction), answer, problems[key]))
@@ -64,7 +83,8 @@ class MathVista(Benchmark):
         alone = {key: grade(key, answer, by_rule[key]) for key, answer in keys.items()}
         metrics = {"accuracy": None, "accuracy_without_judge": percent(alone.values())}
         if reason is not None:
-            return Score("accuracy", metrics, len(open_ids), (reason,), alone)
+            unread = sum(replay.get(key) is None for key in open_ids)
+            return Score("accuracy", metrics, unread, (reason,), alone)
         correct = {
             key: grade(key, answer, by_rule[key] if by_rule[key] is not None else replay[key])
             for key, answer in keys.items()

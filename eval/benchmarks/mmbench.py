@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, image_from_base64, read_tsv
+from ..benchmark import ImageSource, Item, Score
+from ..files import CellImages, distinct, image_from_base64, parquet_files, read_parquet, read_tsv
+from ..hub import HubData
+from ..judge_replay import read_replay, why_no_judge
+from ..judged import JudgedBenchmark
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
 from ..scorers.averages import percent
-from ..scorers.multiple_choice import LETTERS, circular_accuracy, mmbench_option
+from ..scorers.multiple_choice import (
+    LETTERS,
+    circular_accuracy,
+    matched_letter,
+    matching_prompt,
+    mmbench_option,
+    mmbench_refuses,
+)
 
 FILES = {
     "dev-en": "MMBench_DEV_EN.tsv",
@@ -24,10 +34,13 @@ FILES = {
 ROTATION = 1_000_000
 # A shorter image cell is not an image in base64 but the index of the row that holds it.
 SHORTEST_IMAGE = 64
+ON_HUB = {
+    split: tuple(reversed(split.split("-"))) for split in ("dev-en", "dev-cn", "test-en", "test-cn")
+}  # language, which is the folder; name in it
 
 
 @register
-class MMBench(Benchmark):
+class MMBench(JudgedBenchmark):
     """Multiple choice under circular evaluation; the TSV holds the rotations as rows of their own."""
 
     name = "mmbench"
@@ -40,31 +53,64 @@ class MMBench(Benchmark):
         "test-en": 6666,
         "test-cn": 6666,
     }
+    judge_tokens = 16
     source = "github.com/open-compass/MMBench, the TSV files"
+    hub = HubData(
+        "lmms-lab-encoder/MMBench",
+        {split: (f"{folder}/{name}-*.parquet",) for split, (folder, name) in ON_HUB.items()},
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
-        path = self.need_file(root, FILES[split])
-        rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
-        images = {row["index"]: row["image"] for row in rows}
+        folder, name = ON_HUB.get(split, ("", ""))
+        path = self.need_file(root, FILES[split], *([folder] if folder else []))
         items = []
-        for row in rows:
-            cell = (
-                row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
-            )
+        for row, image in _parquet_rows(path, name) if path.is_dir() else _tsv_rows(path):
             options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
             items.append(
                 Item(
                     id=row["index"],
                     prompt=mmbench_prompt(row["question"], row.get("hint", ""), options),
-                    images=(image_from_base64(cell, f"{path}, index {row['index']}"),),
+                    images=(image,),
                     target=_target(row, options),
                 )
             )
         return distinct(items, path)
 
+    def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
+        """The official request for a match, for the answers that rules cannot read.
+
+        Not for questions of which another rotation is wrong already: they cannot be won.
+        """
+        answers = {item.id: str(predictions[item.id]) for item in items if item.target["answer"]}
+        known = [item for item in items if item.id in answers]
+        picked = {item.id: mmbench_option(answers[item.id], item.target["options"]) for item in known}
+        open_ids = {
+            item.id
+            for item in known
+            if picked[item.id] is None and not mmbench_refuses(answers[item.id], item.target["options"])
+        }
+        lost = {
+            item.target["question"]
+            for item in known
+            if item.id not in open_ids and picked[item.id] != item.target["answer"]
+        }
+        return {
+            item.id: matching_prompt(item.target["text"], item.target["options"], answers[item.id].strip())
+            for item in known
+            if item.id in open_ids and item.target["question"] not in lost
+        }
+
+    def read_reply(self, reply: str) -> dict[str, Any] | None:
+        """The letter of an option, or Z."""
+        letter = matched_letter(reply)
+        return None if letter is None else {"option": letter}
+
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows."""
+        """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows.
+
+        These are by rule. "accuracy_with_judge" takes the judge's matches for what rules cannot read.
+        """
         if any(not item.target["answer"] for item in items):
             return no_keys("test", "the MMBench evaluation server")
         picked = {
@@ -79,20 +125,65 @@ class MMBench(Benchmark):
             if all(row.target[name] for row in first_rows.values())
         }
         unparsed = sum(letter is None for letter in picked.values())
-        notes = (
-            (f"{unparsed} answers name no option by rule; without a judge they are wrong",)
-            if unparsed
-            else ()
-        )
-        table = accuracy_table(circular, divisions, unparsed, notes)
+        notes = []
+        if unparsed:
+            notes.append(f"{unparsed} answers name no option by rule; without a judge they are wrong")
+        judged, reason = self._judged_accuracy(items, predictions, right, folder)
+        if reason is not None:
+            notes.append(f"accuracy_with_judge is null: {reason}")
+        table = accuracy_table(circular, divisions)
         one_pass = percent(float(right[question]) for question in circular if question in right)
         return Score(
             headline="accuracy",
-            metrics={**table.metrics, "accuracy_one_pass": one_pass},
+            metrics={**table.metrics, "accuracy_one_pass": one_pass, "accuracy_with_judge": judged},
             unparsed=unparsed,
-            notes=notes,
+            notes=tuple(notes),
             correct={key: float(value) for key, value in right.items()},
         )
+
+    def _judged_accuracy(
+        self,
+        items: Sequence[Item],
+        predictions: Mapping[str, Any],
+        right: Mapping[str, bool],
+        folder: Path,
+    ) -> tuple[float | None, str | None]:
+        """Circular accuracy with the judge's matches, or None and why there is none."""
+        open_ids = self.judge_prompts(items, predictions)
+        by_id = {item.id: item.target for item in items}
+        rows = {
+            # A letter that is no option is no verdict.
+            key: row if row.get("option") in (*by_id[key]["options"], "Z") else {}
+            for key, row in read_replay(folder, self.name).items()
+            if key in open_ids
+        }
+        reason = why_no_judge(folder, self.name, open_ids, rows, "option")
+        if reason is not None:
+            return None, reason
+        matched = {key: row["option"] == by_id[key]["answer"] for key, row in rows.items()}
+        circular = circular_accuracy(
+            {**right, **matched}, {key: target["question"] for key, target in by_id.items()}
+        )
+        return percent(circular.values()), None
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
+    images = {row["index"]: row["image"] for row in rows}
+    for row in rows:
+        cell = row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
+        yield row, image_from_base64(cell, f"{path}, index {row['index']}")
+
+
+def _parquet_rows(folder: Path, name: str) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    image = CellImages()
+    for row in read_parquet(
+        parquet_files(folder, f"{name}-*.parquet"), ("index", "question", "A", "B", "image")
+    ):
+        shown = image(row.pop("image"), f"{folder}, index {row['index']}")
+        # As in a TSV: what is not there is an empty text; the table writes "nan" for it.
+        texts = {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
+        yield texts, shown
 
 
 def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
@@ -105,6 +196,7 @@ def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
 def _target(row: Mapping[str, str], options: Mapping[str, str]) -> dict[str, Any]:
     return {
         "question": str(int(row["index"]) % ROTATION),
+        "text": row["question"],
         "answer": row.get("answer", ""),
         "options": dict(options),
         "category": row.get("category", ""),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...tokenizer.errors import UserError
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, image_folder
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..registry import register
 from ..scorers.yes_no import MME_COGNITION, MME_PERCEPTION, MMERow, mme_answer, mme_scores
 
@@ -24,13 +25,16 @@ class Mme(Benchmark):
     summary = "yes-no questions, 14 tasks (points: perception of 2000, cognition of 800)"
     splits: ClassVar[Mapping[str, int | None]] = {"test": 2374}
     source = "MME's eval_tool (Your_Results/*.txt) and MME_Benchmark_release_version"
+    hub = HubData("lmms-lab-encoder/MME", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word; each ends in "Please answer yes or no." already."""
+        first = MME_PERCEPTION[0]
+        if (found := self.need_file(root, *_names(first), "data")).name == "data":
+            return distinct(_parquet_items(found), found)
         items: list[Item] = []
         for task in (*MME_PERCEPTION, *MME_COGNITION):
-            name = f"{task}.txt"
-            path = self.need_file(root, name, f"questions/{name}", f"eval_tool/Your_Results/{name}")
+            path = self.need_file(root, *_names(task))
             assert root is not None  # need_file refused it
             items.extend(_task_items(task, path, root))
         return distinct(items, path.parent)
@@ -50,13 +54,17 @@ class Mme(Benchmark):
         )
 
 
+def _names(task: str) -> tuple[str, ...]:
+    """Where the file of a task may be."""
+    return f"{task}.txt", f"questions/{task}.txt", f"eval_tool/Your_Results/{task}.txt"
+
+
 def _task_items(task: str, path: Path, root: Path) -> list[Item]:
     """The questions of one task: lines of image, question, answer, parted by tabs."""
     # The release keeps the images of some tasks in a folder of their own, and those of others beside the
     # texts.
     images = image_folder(root, f"{RELEASE}/{task}/images", f"{RELEASE}/{task}", f"{task}/images", task)
-    items = []
-    asked: Counter[str] = Counter()
+    rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
@@ -64,19 +72,32 @@ def _task_items(task: str, path: Path, root: Path) -> list[Item]:
         label = cells[2].strip().lower() if len(cells) > 2 else ""
         if label not in ("yes", "no"):
             raise UserError(f"{path}, line {number}: expected image, question and Yes or No parted by tabs")
-        image, question = cells[0], cells[1]
-        items.append(
-            Item(
-                id=f"{task}/{image}/{asked[image]}",
-                prompt=question,
-                images=(images / image,),
-                target={"task": task, "image": image, "label": label},
-            )
-        )
-        asked[image] += 1
-    uneven = [image for image, count in asked.items() if count != 2]
+        rows.append((task, cells[0], cells[1], label, images / cells[0]))
+    return _pairs(rows, path)
+
+
+def _parquet_items(folder: Path) -> list[Item]:
+    needed = ("question_id", "image", "question", "answer", "category")
+    image = CellImages()
+    rows = []
+    for row in read_parquet(parquet_files(folder, "test-*.parquet"), needed):
+        # The id is TASK/FILE, or the file alone; both questions on an image have the same.
+        name = row["question_id"].rpartition("/")[2]
+        shown = image(row["image"], f"{folder}, {row['question_id']}")
+        rows.append((row["category"], name, row["question"], row["answer"].strip().lower(), shown))
+    return _pairs(rows, folder)
+
+
+def _pairs(rows: Sequence[tuple[str, str, str, str, ImageSource]], path: Path) -> list[Item]:
+    """Items of rows (task, image's name, question, label, image). UserError unless images have two each."""
+    items = []
+    asked: Counter[tuple[str, str]] = Counter()
+    for task, name, question, label, image in rows:
+        target = {"task": task, "image": name, "label": label}
+        items.append(Item(f"{task}/{name}/{asked[task, name]}", question, (image,), target))
+        asked[task, name] += 1
+    uneven = [(name, count) for (_, name), count in asked.items() if count != 2]
     if uneven:
-        raise UserError(
-            f"{path}: {uneven[0]} has {asked[uneven[0]]} questions; accuracy+ needs two for each image"
-        )
+        name, count = uneven[0]
+        raise UserError(f"{path}: {name} has {count} questions; accuracy+ needs two for each image")
     return items

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ...tokenizer.errors import UserError
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import distinct, image_from_cell, parquet_files, read_parquet
+from ..hub import HubData
 from ..prompts import OPTION_LETTER, SHORT_ANSWER
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
@@ -51,6 +52,7 @@ class Mmmu(Benchmark):
     splits: ClassVar[Mapping[str, int | None]] = {"validation": 900, "dev": 150, "test": 10500}
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 128}
     source = "huggingface.co/datasets/MMMU/MMMU, its folder of each subject"
+    hub = HubData("MMMU/MMMU", {split: (f"*/{split}-*.parquet",) for split in ("validation", "dev", "test")})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Subjects in alphabetical order, with the prompt of the official configuration for LLaVA-1.5."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder
+from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json_lines
 from ..registry import register
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
@@ -21,11 +22,17 @@ class Pope(Benchmark):
     summary = "object hallucination: yes-no questions on COCO images (F1)"
     splits: ClassVar[Mapping[str, int | None]] = {"adversarial": 3000, "popular": 3000, "random": 3000}
     source = "github.com/AoiDragon/POPE, output/coco; images: COCO val2014"
+    hub = HubData(
+        "lmms-lab-encoder/POPE",
+        {split: (f"Full/{split}-*.parquet",) for split in ("adversarial", "popular", "random")},
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word, as the official script asks them."""
         name = f"coco_pope_{split}.json"
-        path = self.need_file(root, name, f"coco/{name}", f"output/coco/{name}")
+        path = self.need_file(root, name, f"coco/{name}", f"output/coco/{name}", "Full")
+        if path.is_dir():
+            return distinct(_parquet_items(path, split), path)
         assert root is not None  # need_file refused it
         images = image_folder(root, "val2014", "images", "coco/val2014")
         items = [
@@ -58,3 +65,17 @@ class Pope(Benchmark):
             notes=notes,
             correct={key: float(answer == labels[key]) for key, answer in answers.items()},
         )
+
+
+def _parquet_items(folder: Path, split: str) -> list[Item]:
+    needed = ("question_id", "question", "answer", "image")
+    image = CellImages()
+    return [
+        Item(
+            id=str(row["question_id"]),
+            prompt=row["question"],
+            images=(image(row["image"], f"{folder}, question {row['question_id']}"),),
+            target={"label": row["answer"].strip().lower()},
+        )
+        for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed)
+    ]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..benchmark import Benchmark, Item, Score
 from ..files import distinct, image_from_cell, parquet_files, read_parquet
+from ..hub import HubData
 from ..registry import register
 from ..score_tables import accuracy_table
 from ..scorers.exact_match import realworldqa_answer
@@ -21,6 +22,7 @@ class RealWorldQa(Benchmark):
     summary = "questions on photos (exact match)"
     splits: ClassVar[Mapping[str, int | None]] = {"test": 765}
     source = "huggingface.co/datasets/xai-org/RealworldQA, its data folder"
+    hub = HubData("xai-org/RealworldQA", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word, with the request that is part of them."""

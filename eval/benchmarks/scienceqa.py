@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json
 from ..prompts import OPTION_LETTER
 from ..registry import register
@@ -16,6 +17,10 @@ from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 YOUNGEST_OF_UPPER_GRADES = 7
+ON_HUB = "ScienceQA-FULL"
+
+# id, problem, image
+_Row = tuple[str, Mapping[str, Any], ImageSource | None]
 
 
 @register
@@ -32,23 +37,35 @@ class ScienceQa(Benchmark):
     }
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 64}
     source = "github.com/lupantech/ScienceQA, data/scienceqa and its images"
+    hub = HubData(
+        "lmms-lab-encoder/ScienceQA",
+        {
+            split: (f"{ON_HUB}/{name}-*.parquet",)
+            for name, splits_of in (("test", ("test", "test-image")), ("validation", ("val", "val-image")))
+            for split in splits_of
+        },
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The official zero-shot format QCM (question, context, options) with the request for a letter."""
-        path = self.need_file(root, "problems.json")
-        assert root is not None  # need_file refused it
+        path = self.need_file(root, "problems.json", ON_HUB)
         name, _, only_images = split.partition("-")
-        order = field(read_json(self.need_file(root, "pid_splits.json")), name, path)
+        items = [
+            Item(key, scienceqa_prompt(problem), () if image is None else (image,), _target(problem))
+            for key, problem, image in (
+                _parquet_rows(path, name) if path.is_dir() else self._json_rows(path, name)
+            )
+            if image is not None or not only_images
+        ]
+        return distinct(items, path)
+
+    def _json_rows(self, path: Path, name: str) -> Iterator[_Row]:
+        order = field(read_json(self.need_file(path.parent, "pid_splits.json")), name, path)
         problems = read_json(path)
-        images = image_folder(root, f"images/{name}", name)
-        items = []
+        images = image_folder(path.parent, f"images/{name}", name)
         for key in order:
             problem = field(problems, key, path)
-            if only_images and not problem["image"]:
-                continue
-            files = (images / key / problem["image"],) if problem["image"] else ()
-            items.append(Item(key, scienceqa_prompt(problem), files, _target(problem)))
-        return distinct(items, path)
+            yield key, problem, images / key / problem["image"] if problem["image"] else None
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
         """Accuracy over all, and by the columns of the official table: subject, context, grade."""
@@ -59,6 +76,16 @@ class ScienceQa(Benchmark):
             name: {item.id: item.target[name] for item in items} for name in ("subject", "context", "grade")
         }
         return choice_table(picked, {item.id: item.target["answer"] for item in items}, divisions)
+
+
+def _parquet_rows(folder: Path, name: str) -> Iterator[_Row]:
+    """The table has no ids; a problem's is its row."""
+    image = CellImages()
+    needed = ("image", "question", "choices", "answer", "hint", "grade", "subject")
+    files = parquet_files(folder, f"{'validation' if name == 'val' else name}-*.parquet")
+    for number, row in enumerate(read_parquet(files, needed)):
+        cell = row["image"]
+        yield str(number), row, None if cell is None else image(cell, f"{folder}, row {number}")
 
 
 def scienceqa_prompt(problem: Mapping[str, Any]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json
 from ..prompts import option_letter
 from ..registry import register
@@ -23,33 +24,26 @@ class _SeedBench(Benchmark):
 
     splits: ClassVar[Mapping[str, int | None]] = {"image": 14233}
     source = "huggingface.co/datasets/AILab-CVC/SEED-Bench: SEED-Bench.json, SEED-Bench-image.zip"
+    hub = HubData("lmms-lab-encoder/SEED-Bench", {"image": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The image questions in the file's order; the questions on videos are left out."""
-        path = self.need_file(root, "SEED-Bench.json")
-        assert root is not None  # need_file refused it
-        images = image_folder(root, "SEED-Bench-image", "images")
-        content = read_json(path)
-        names = {number: name for name, number in content.get("question_type", {}).items()}
-        items = []
-        for row in field(content, "questions", path):
-            if field(row, "data_type", path) != "image":
-                continue
-            kind = field(row, "question_type_id", path)
-            items.append(
-                self.make_item(
-                    str(field(row, "question_id", path)),
-                    row["question"],
-                    tuple(str(field(row, column, path)) for column in COLUMNS),
-                    images / row["data_id"],
-                    {"answer": row["answer"], "dimension": names.get(kind, str(kind))},
-                )
+        path = self.need_file(root, "SEED-Bench.json", "data")
+        items = [
+            self.make_item(
+                str(field(row, "question_id", path)),
+                row["question"],
+                tuple(str(field(row, column, path)) for column in COLUMNS),
+                image,
+                {"answer": row["answer"], "dimension": dimension},
             )
+            for row, dimension, image in (_parquet_rows(path) if path.is_dir() else _json_rows(path))
+        ]
         return distinct(items, path)
 
     @abstractmethod
     def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
     ) -> Item:
         """One question, in the form in which this way asks it."""
 
@@ -66,6 +60,31 @@ class _SeedBench(Benchmark):
         )
 
 
+# question, name of its dimension, image
+_Row = tuple[Mapping[str, Any], str, ImageSource]
+
+
+def _json_rows(path: Path) -> Iterator[_Row]:
+    images = image_folder(path.parent, "SEED-Bench-image", "images")
+    content = read_json(path)
+    names = {number: name for name, number in content.get("question_type", {}).items()}
+    for row in field(content, "questions", path):
+        if field(row, "data_type", path) == "image":
+            kind = field(row, "question_type_id", path)
+            yield row, names.get(kind, str(kind)), images / row["data_id"]
+
+
+def _parquet_rows(folder: Path) -> Iterator[_Row]:
+    """The table numbers the dimensions and does not name them; its images are lists, of frames for videos."""
+    image = CellImages()
+    needed = ("question_id", "question", *COLUMNS, "answer", "data_type", "question_type_id", "image")
+    for row in read_parquet(parquet_files(folder, "test-*.parquet"), needed):
+        if row["data_type"] == "image":
+            cells = row["image"] if isinstance(row["image"], list) else [row["image"]]
+            shown = image(cells[0] if cells else None, f"{folder}, question {row['question_id']}")
+            yield row, str(row["question_type_id"]), shown
+
+
 @register
 class SeedBenchLikelihood(_SeedBench):
     """The official way: the option whose text the model finds likeliest as the answer."""
@@ -75,7 +94,7 @@ class SeedBenchLikelihood(_SeedBench):
     kind = "choose"
 
     def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
     ) -> Item:
         """The prompt of the official interface; the options are not in it."""
         return Item(key, f"Question: {question}\nAnswer:", (image,), target, choices)
@@ -93,7 +112,7 @@ class SeedBenchLetter(_SeedBench):
     summary = "multiple choice by the letter written; not comparable with seedbench"
 
     def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: Path, target: Mapping[str, Any]
+        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
     ) -> Item:
         """Question, options and the request for a letter."""
         return Item(key, option_letter(question, letters_for(choices)), (image,), target)

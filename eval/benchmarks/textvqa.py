@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json
 from ..prompts import short_answer
 from ..registry import register
@@ -23,17 +24,18 @@ class TextVqa(Benchmark):
     summary = "reading text in images, no OCR hints (soft accuracy over ten people)"
     splits: ClassVar[Mapping[str, int | None]] = {"val": 5000, "test": 5734}
     source = "textvqa.org/dataset: TextVQA_0.5.1_*.json and the images"
+    hub = HubData(
+        "lmms-lab-encoder/textvqa",
+        {"val": ("data/validation-*.parquet",), "test": ("data/test-*.parquet",)},
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions with the request for a short answer."""
-        path = self.need_file(root, f"TextVQA_0.5.1_{split}.json")
-        assert root is not None  # need_file refused it
-        # The images of val are among those of train.
-        images = image_folder(root, "test_images" if split == "test" else "train_images", "images")
+        path = self.need_file(root, f"TextVQA_0.5.1_{split}.json", "data")
         items = []
-        for row in field(read_json(path), "data", path):
-            target = {"answers": row["answers"]} if row.get("answers") else {}
-            image = images / f"{field(row, 'image_id', path)}.jpg"
+        for row, image in _parquet_rows(path, split) if path.is_dir() else _json_rows(path, split):
+            # The table of the hub fills the answers of test with empty texts.
+            target = {"answers": list(row["answers"])} if any(row.get("answers") or ()) else {}
             items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
         return distinct(items, path)
 
@@ -44,3 +46,19 @@ class TextVqa(Benchmark):
         return accuracy_table(
             {item.id: textvqa_accuracy(str(predictions[item.id]), item.target["answers"]) for item in items}
         )
+
+
+def _json_rows(path: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
+    # The images of val are among those of train.
+    images = image_folder(path.parent, "test_images" if split == "test" else "train_images", "images")
+    for row in field(read_json(path), "data", path):
+        yield row, images / f"{field(row, 'image_id', path)}.jpg"
+
+
+def _parquet_rows(folder: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
+    name = "validation" if split == "val" else split
+    image = CellImages()
+    for row in read_parquet(
+        parquet_files(folder, f"{name}-*.parquet"), ("question_id", "question", "answers", "image")
+    ):
+        yield row, image(row["image"], f"{folder}, question {row['question_id']}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..benchmark import Benchmark, Item, Score
-from ..files import distinct, field, image_folder
+from ..benchmark import Benchmark, ImageSource, Item, Score
+from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..hub import HubData
 from ..json_lines import read_json
 from ..prompts import short_answer
 from ..registry import register
@@ -20,6 +21,10 @@ FILES = {
     "test-dev": ("v2_OpenEnded_mscoco_test-dev2015_questions.json", None, "test2015"),
     "test": ("v2_OpenEnded_mscoco_test2015_questions.json", None, "test2015"),
 }
+ON_HUB = {"val": "validation", "test-dev": "testdev", "test": "test"}
+
+# question, annotation, image
+_Row = tuple[Mapping[str, Any], Mapping[str, Any] | None, ImageSource]
 
 
 @register
@@ -30,25 +35,30 @@ class VqaV2(Benchmark):
     summary = "open questions on COCO images (soft accuracy over ten people)"
     splits: ClassVar[Mapping[str, int | None]] = {"val": 214354, "test-dev": 107394, "test": 447793}
     source = "visualqa.org/download.html; images: COCO"
+    hub = HubData(
+        "lmms-lab-encoder/VQAv2", {split: (f"data/{name}-*.parquet",) for split, name in ON_HUB.items()}
+    )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions with the request for a short answer."""
-        questions, annotations, image_name = FILES[split]
-        path = self.need_file(root, questions)
-        assert root is not None  # need_file refused it
+        path = self.need_file(root, FILES[split][0], "data")
+        rows = _parquet_rows(path, split) if path.is_dir() else self._json_rows(path, split)
+        items = [
+            Item(str(row["question_id"]), short_answer(row["question"]), (image,), _target(annotation))
+            for row, annotation, image in rows
+        ]
+        return distinct(items, path)
+
+    def _json_rows(self, path: Path, split: str) -> Iterator[_Row]:
+        _, annotations, image_name = FILES[split]
         known: dict[int, dict[str, Any]] = {}
         if annotations is not None:
-            key_path = self.need_file(root, annotations)
+            key_path = self.need_file(path.parent, annotations)
             known = {row["question_id"]: row for row in field(read_json(key_path), "annotations", key_path)}
-        images = image_folder(root, image_name, "images")
-        items = []
+        images = image_folder(path.parent, image_name, "images")
         for row in field(read_json(path), "questions", path):
-            number = field(row, "question_id", path)
             file = f"COCO_{image_name}_{field(row, 'image_id', path):012}.jpg"
-            items.append(
-                Item(str(number), short_answer(row["question"]), (images / file,), _target(known.get(number)))
-            )
-        return distinct(items, path)
+            yield row, known.get(field(row, "question_id", path)), images / file
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
         """Accuracy over all and of each answer type ("yes/no", "number", "other")."""
@@ -58,7 +68,15 @@ class VqaV2(Benchmark):
         return accuracy_table(correct, {"answer_type": {item.id: [item.target["type"]] for item in items}})
 
 
-def _target(annotation: dict[str, Any] | None) -> dict[str, Any]:
+def _parquet_rows(folder: Path, split: str) -> Iterator[_Row]:
+    image = CellImages()
+    needed = ("question_id", "question", "answers", "answer_type", "image")
+    for row in read_parquet(parquet_files(folder, f"{ON_HUB[split]}-*.parquet"), needed):
+        shown = image(row["image"], f"{folder}, question {row['question_id']}")
+        yield row, row if row["answers"] else None, shown
+
+
+def _target(annotation: Mapping[str, Any] | None) -> dict[str, Any]:
     if annotation is None:
         return {}
     return {

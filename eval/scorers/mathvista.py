@@ -1,6 +1,6 @@
 """MathVista: an answer is extracted from the response, brought to the key's type, and compared.
 
-Source: lupantech/MathVista, evaluation/extract_answer.py and evaluation/calculate_score.py.
+Source: lupantech/MathVista, evaluation/extract_answer.py with prompts/ext_ans.py, and calculate_score.py.
 """
 
 from __future__ import annotations
@@ -43,6 +43,60 @@ def extract_quickly(response: str, problem: MathProblem) -> str | None:
         pass
     said = re.search(r'The answer is "(.*)"\.', response)
     return said[1] if said else None
+
+
+_HINT = "Hint: Please answer the question"
+_DEMONSTRATIONS = (
+    (
+        f"{_HINT} requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+        "Which number is missing?",
+        "The number missing in the sequence is 14.",
+        "14",
+    ),
+    (
+        f"{_HINT} requiring a floating-point number with one decimal place and provide the final value, "
+        "e.g., 1.2, 1.3, 1.4, at the end.",
+        "What is the fraction of females facing the camera?",
+        "The fraction of females facing the camera is 0.6, which means that six out of ten females in the "
+        "group are facing the camera.",
+        "0.6",
+    ),
+    (
+        f"{_HINT} requiring a floating-point number with two decimal places and provide the final value, "
+        "e.g., 1.23, 1.34, 1.45, at the end.",
+        "How much money does Luca need to buy a sour apple candy and a butterscotch candy? (Unit: $)",
+        "Luca needs $1.45 to buy a sour apple candy and a butterscotch candy.",
+        "1.45",
+    ),
+    (
+        f"{_HINT} requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], "
+        "[1.2, 1.3, 1.4], at the end.",
+        "Between which two years does the line  graph saw its maximum peak?",
+        "The line graph saw its maximum peak between 2007 and 2008.",
+        "[2007, 2008]",
+    ),
+    (
+        f"{_HINT} and provide the correct option letter, e.g., A, B, C, D, at the end.",
+        "What fraction of the shape is blue?\nChoices:\n(A) 3/11\n(B) 8/11\n(C) 6/11\n(D) 3/5",
+        "The correct answer is (B) 8/11.",
+        "B",
+    ),
+)
+EXTRACTION_PROMPT = "\n\n".join(
+    [
+        "Please read the following example. Then extract the answer from the model response and type it at "
+        "the end of the prompt.",
+        *(
+            f"{hint}\nQuestion: {question}\n\nModel response: {response}\n\nExtracted answer: {answer}"
+            for hint, question, response, answer in _DEMONSTRATIONS
+        ),
+    ]
+)
+
+
+def extraction_prompt(query: str, response: str) -> str:
+    """What the judge is asked about a response that rules cannot read: the examples, and one to complete."""
+    return f"{EXTRACTION_PROMPT}\n\n{query}\n\n{response}\n\nExtracted answer: "
 
 
 def to_answer_type(extraction: str, problem: MathProblem) -> str | None:

@@ -1,7 +1,7 @@
 """Which option a free answer picks: the rules of MMBench, ScienceQA, SEED-Bench and MMMU, each on its own.
 
 None means that the rule finds no option. Official scripts then ask GPT or draw at random; here the answer is
-wrong and counted as unparsed.
+wrong and counted as unparsed, or (MMBench) a judge may be asked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,28 @@ _MMBENCH_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 # An answer of more words than this reads as a sentence, in which a bare "A" may be the article.
 _LETTER_ANSWER_WORDS = 3
 
+_MATCHING = (
+    "You are an AI assistant who will help me to match an answer with several options of a single-choice "
+    "question. You are provided with a question, several options, and an answer, and you need to find which "
+    "option is most similar to the answer. If the meaning of all options are significantly different from "
+    "the answer, output Z. Your should output a single uppercase character in A, B, C, D (if they are valid "
+    "options), and Z. \nExample 1: \nQuestion: What is the main object in image?\n"
+    "Options: A. teddy bear B. rabbit C. cat D. dog\nAnswer: a cute teddy bear\nYour output: A\n"
+    "Example 2: \nQuestion: What is the main object in image?\n"
+    "Options: A. teddy bear B. rabbit C. cat D. dog\nAnswer: Spider\nYour output: Z\n"
+    "Example 3: \nQuestion: {}?\nOptions: {}\nAnswer: {}\nYour output: "
+)
+_MATCHING_CN = (
+    "你是一个帮助我匹配答案与单选题中多个选项的 AI 助手。"
+    "你会被提供：一个问题，多个选项，一个答案。你的任务是找到与答案意义最相近的选项。"
+    "如果所有选项的意义都与答案显著不同，则输出 Z。"
+    "你应该输出一个单个的大写字母，例如 A, B, C, D（如果它们是有效选项），或 Z。"
+    "例 1:问题: 图中最主要的物体是什么?\n"
+    "选项: A. 泰迪熊 B. 兔子 C. 猫 D. 狗\n答案: 一只可爱的泰迪熊\n输出: A\n"
+    "例 2: \n问题: 图中最主要的物体是什么?\n选项: A. 泰迪熊 B. 兔子 C. 猫 D. 狗\n答案: 蜘蛛\n输出: Z\n"
+    "例 3: \n问题: {}?\n选项: {}\n答案: {}\n输出: "
+)
+
 
 def letters_for(options: Sequence[str]) -> dict[str, str]:
     """Option texts by their letters, A onwards."""
@@ -37,12 +59,39 @@ def mmbench_option(answer: str, options: Mapping[str, str]) -> str | None:
     vlmeval/utils/matching_util.py (can_infer); the guard for "A" is that of OpenCompass's eval_mmbench.py
     (VLMEvalKit has it under VERBOSE only, and drops "A. a cat sits" with it).
     """
-    if any(refusal in answer for refusal in REFUSALS):
+    if mmbench_refuses(answer, options):
         return None
     words = answer.translate(_MMBENCH_BLANKS).split()
-    if "Z" in words and not any(letter in words for letter in options):
-        return None  # "Z" is how MMBench's judge says that no option is meant
     return _letter_alone(answer, words, options) or _text_inside(answer, options)
+
+
+def mmbench_refuses(answer: str, options: Mapping[str, str]) -> bool:
+    """Whether an answer says that it picks nothing: such a one is wrong, and no judge is asked about it."""
+    if any(refusal in answer for refusal in REFUSALS):
+        return True
+    words = answer.translate(_MMBENCH_BLANKS).split()
+    # "Z" is how MMBench's judge says that no option is meant.
+    return "Z" in words and not any(letter in words for letter in options)
+
+
+def matching_prompt(question: str, options: Mapping[str, str], answer: str) -> str:
+    """What MMBench's judge is asked about an answer that rules cannot read.
+
+    Source: open-compass/VLMEvalKit, vlmeval/dataset/utils/multiple_choice.py (build_prompt, build_prompt_cn;
+    the latter for questions with a Chinese character) and build_option_str.
+    """
+    listed = "There are several options: \n" + "".join(
+        f"{letter}. {text}\n" for letter, text in options.items()
+    )
+    form = _MATCHING_CN if re.search("[\u4e00-\u9fff]", question) else _MATCHING
+    return form.format(question, listed, answer)
+
+
+def matched_letter(reply: str) -> str | None:
+    """The option that the judge names, "Z" for none of them; None unless one capital stands on its own."""
+    words = reply.translate(_MMBENCH_BLANKS).split()
+    found = {word for word in words if word in LETTERS}
+    return found.pop() if len(found) == 1 else None
 
 
 def _letter_alone(answer: str, words: Sequence[str], options: Mapping[str, str]) -> str | None:

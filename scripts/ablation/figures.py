@@ -20,12 +20,13 @@ from ...eval.held_out import EVALUATION_SEED, HeldOut, drawing_prompts
 from ...eval.tokenizer_figures import FigureOptions, measure_tokenizer
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..evaluate_nano import QUESTION_SETS, answer_figures, drawing_figures
+from ..evaluate_nano import answer_figures, drawing_figures
 from .plan import Evaluation, get_key
 
 Figures = dict[str, float | None]
 
 PHOTO_SETS = ("clothing", "caltech")
+QUESTION_SETS = ("easyvqa", "nlvr")
 _RECONSTRUCTION_LOSSES = ("mse_weight", "l1_weight", "gradient_weight", "perceptual_weight")
 _SEMANTIC_LOSSES = ("semantic_weight", "pooled_weight")
 _PROBE_TRAIN_SHARE = 2 / 3
@@ -152,7 +153,7 @@ def _labelled(evaluation: Evaluation, data: HeldOut) -> list[retention.Labelled]
 
 def _measure_model(model: Path, evaluation: Evaluation, device: str, data: HeldOut) -> dict[str, Figures]:
     pipeline = DualTokenPipeline.from_pretrained(model, device=device)
-    asked = [name for name in QUESTION_SETS if name == "scenes" or name in evaluation.sets]
+    asked = ["scenes", *(name for name in QUESTION_SETS if name in evaluation.sets)]
     answers = answer_figures(pipeline, data, evaluation.scenes, asked)
     figures: Figures = {f"answers/{name}": found["accuracy"] for name, found in answers.items()}
     kinds = answers["scenes"]["by_kind"]

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from dualtoken.data_pipelines.convert_sets import (
     prepare_labels,
     prepare_nlvr,
 )
+from dualtoken.data_pipelines.label_wordings import with_article
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scene_language import DrawingSpec
 from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, render
@@ -184,6 +187,53 @@ def test_labels_keep_their_splits_and_corrupt_photos_are_named(output, tmp_path)
     record = ShardDataset(output.folder)[0]
     assert record.texts() == ["What is shown in the photo?", "hat"]
     assert record.image_parts()[0]["image"].size == (64, 48)
+
+
+def test_labels_are_asked_for_in_other_words_in_training_only(output, tmp_path):
+    labels = ("dress", "hat", "shoes", "t-shirt")
+    rows = [{"file": f"{n}.png", "label": labels[n % 4], "split": "train"} for n in range(40)]
+    rows += [{"file": f"{n}.png", "label": labels[n % 4], "split": "test"} for n in range(40, 44)]
+    path = make_zip(tmp_path / "l.zip", rows, {row["file"]: png() for row in rows})
+    prepare_labels(path, output, variants=5, noun="piece of clothing")
+    test = ShardDataset(output.folder, split="test")
+    assert [r.texts() for r in map(test.record, range(len(test)))] == [
+        ["What is shown in the photo?", label] for label in labels
+    ]
+    train = ShardDataset(output.folder, split="train")
+    assert len(train) == 200
+    kinds = Counter()
+    for record in map(train.record, range(200)):
+        question, answer = record.texts()
+        label, (kind,) = record.metadata["label"], record.metadata.get("kinds", ["plain"])
+        named = [word for word in labels if re.search(rf"\b{word}\b", question)]
+        kinds[kind] += 1
+        if kind in ("plain", "open"):
+            assert (named, answer) == ([], label)
+        elif kind == "options":
+            assert answer == label
+            assert label in named
+            assert len(named) > 1
+        elif kind == "yes_no":
+            assert answer == ("yes" if named == [label] else "no")
+        else:
+            assert kind == "caption"
+            assert label in answer
+    assert kinds["plain"] == 40
+    assert len(kinds) == 5
+
+
+@pytest.mark.parametrize(
+    ("label", "phrase"),
+    [
+        ("dress", "a dress"),
+        ("ant", "an ant"),
+        ("shoes", "shoes"),
+        ("ibis", "an ibis"),
+        ("outwear", "outwear"),
+    ],
+)
+def test_a_label_has_an_article_unless_it_is_a_plural(label, phrase):
+    assert with_article(label) == phrase
 
 
 def test_the_wrong_input_is_a_users_mistake(output, tmp_path):

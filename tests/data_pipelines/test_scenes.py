@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dualtoken.data_pipelines.convert_scenes import SceneOptions
 from dualtoken.data_pipelines.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -38,6 +39,32 @@ def test_objects_are_big_and_apart_and_inside(count):
             assert max(a.x, a.y) + a.radius <= 1.0
             for b in places[:i]:
                 assert max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + 0.03
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("grid", [8, 16])
+def test_on_a_grid_an_object_covers_the_same_part_of_every_cell_wherever_it_is(count, grid):
+    side = 8 * grid
+    seen = set()
+    for seed in range(60):
+        places = place_objects(np.random.default_rng((count, seed)), count, grid)
+        for i, a in enumerate(places):
+            star = Scene((SceneObject("star", "red", a.x, a.y, a.radius),))
+            box = [round((edge - a.radius) * side) for edge in (a.x, a.y)]
+            width = round(2 * a.radius * side)
+            assert all(edge % 8 == 0 and 0 <= edge <= side - width for edge in box)
+            area = (box[0], box[1], box[0] + width, box[1] + width)
+            seen.add(render(star, side).crop(area).tobytes())
+            gaps = [max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius for b in places[:i]]
+            assert min(gaps, default=1.0) >= 0.99 / grid
+    assert len(seen) == 1
+
+
+def test_a_grid_is_for_drawing_prompts_and_not_too_coarse():
+    with pytest.raises(UserError, match="--grid 7"):
+        SceneOptions(task="t2i", grid=7)
+    with pytest.raises(UserError, match="--task vqa"):
+        SceneOptions(task="vqa", grid=8)
 
 
 def test_placing_never_fails_even_without_luck():

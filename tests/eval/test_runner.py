@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from dualtoken.eval import get_benchmark
+from dualtoken.eval.held_out import HELD_OUT
 from dualtoken.eval.predictions import MERGED, PredictionWriter
-from dualtoken.eval.runner import Settings, predict, score
+from dualtoken.eval.runner import Settings, load_data, predict, score
 from dualtoken.tokenizer import UserError
 
 SETTINGS = Settings(batch_size=3)
@@ -125,3 +126,17 @@ def test_unknown_names_are_met_with_the_near_ones(numbers):
         get_benchmark("number")
     with pytest.raises(UserError, match="it has test, open"):
         numbers.split_or_default("dev")
+
+
+def test_where_data_are_looked_for(tmp_path):
+    line = json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"})
+    for folder in (tmp_path, tmp_path / "all" / "pope"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "coco_pope_popular.json").write_text(line)
+    for data in (tmp_path, str(tmp_path), tmp_path / "all"):
+        loaded = load_data(get_benchmark("pope"), Settings(data=data, split="popular"))
+        assert (len(loaded.items), loaded.source) == (1, "files")
+    easyvqa = get_benchmark("easyvqa")
+    packaged, given = (load_data(easyvqa, Settings(data=data)) for data in (None, str(HELD_OUT)))
+    assert [item.id for item in packaged.items] == [item.id for item in given.items]
+    assert (packaged.source, given.source) == ("package", "files")

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from dualtoken.eval import get_benchmark
+from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
 from dualtoken.scripts import cli
 
 
@@ -37,7 +39,66 @@ def test_run_and_report(tmp_path, capsys):
 
 def test_list_names_every_benchmark(capsys):
     assert evaluate("list") == 0
-    assert "scenes-t2i" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "scenes-t2i" in printed
+    assert "github.com/AoiDragon/POPE, output/coco; images: COCO val2014" in printed
+    assert "--data hub: lmms-lab-encoder/POPE" in printed
+    assert "data: in the package" in printed
+
+
+def test_a_run_loads_its_data_once(tmp_path, monkeypatch):
+    kind = type(get_benchmark("nlvr"))
+    load, calls = kind.load, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return load(*arguments)
+
+    monkeypatch.setattr(kind, "load", counted)
+    given = ("--benchmarks", "nlvr", "--output", tmp_path, "--limit", 2, "--device", "cpu")
+    assert evaluate("run", *given) == 0
+    assert len(calls) == 1
+
+
+@pytest.fixture
+def mme(tmp_path):
+    """All of MME's questions in number, without an image, in a folder of its name."""
+    (tmp_path / "mme").mkdir()
+    tasks = (*MME_PERCEPTION, *MME_COGNITION)
+    for task in tasks:
+        images = 1187 - (len(tasks) - 1) if task == tasks[0] else 1
+        lines = [f"{n}.jpg\tIs it so?\t{answer}\n" for n in range(images) for answer in ("Yes", "No")]
+        (tmp_path / "mme" / f"{task}.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def test_check_counts_items_and_names_missing_images(mme, capsys):
+    given = ("--benchmarks", "mme", "--data", mme)
+    assert evaluate("check", *given) == 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "mme (test): 2374 items, 2374 expected  [files]"
+    assert second.startswith("  1187 of 1187 image files are missing: ")
+    assert "existence/images/0.jpg, " in second
+    assert evaluate("check", *given, "--no-images") == 0
+    capsys.readouterr()
+    (mme / "mme" / "count.txt").write_text("")
+    assert evaluate("check", *given, "--no-images") == 2
+    assert "2372 items, 2374 expected  WRONG NUMBER" in capsys.readouterr().out
+
+
+def test_check_looks_at_every_split_that_is_there(tmp_path, capsys):
+    line = json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"})
+    for split in ("popular", "random"):
+        (tmp_path / f"coco_pope_{split}.json").write_text(line)
+    assert evaluate("check", "--benchmarks", "pope", "--data", tmp_path) == 2
+    printed = capsys.readouterr().out
+    assert "pope (popular): 1 items" in printed
+    assert "pope (random): 1 items" in printed
+    assert "adversarial" not in printed
+    assert evaluate("check", "--benchmarks", "pope,gqa", "--data", tmp_path, "--split", "popular") == 2
+    assert "gqa has no split 'popular'" in capsys.readouterr().err
+    assert evaluate("check", "--benchmarks", "gqa", "--data", tmp_path) == 2
+    assert "gqa (testdev): not there: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

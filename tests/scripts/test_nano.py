@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
-from dualtoken.data_pipelines.scenes import Scene, SceneObject, render
+from dualtoken.data_pipelines.public_sets import SETS
+from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, SceneObject, render
 from dualtoken.data_pipelines.shards import ShardDataset, verify_shards
+from dualtoken.eval.emoji_judge import EmojiJudge, places
+from dualtoken.eval.held_out import HeldOut
 from dualtoken.mllm import DualTokenPipeline
-from dualtoken.scripts import cli, make_nano, nano_card
+from dualtoken.scripts import cli, evaluate_nano, make_nano, nano_card, prepare
+from dualtoken.tokenizer import DualTokenizerImageProcessor
+from dualtoken.tokenizer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NANO, HELD_OUT = ROOT / "pretrained" / "nano", ROOT / "pretrained" / "nano_heldout"
@@ -61,6 +70,74 @@ def test_held_out_sets_are_whole(name: str) -> None:
     verify_shards(HELD_OUT / name)
     split, count = make_nano.HELD_OUT[name]
     assert len(ShardDataset(HELD_OUT / name, split=split)) == count
+
+
+def test_the_names_of_emoji_are_those_that_are_trained_on() -> None:
+    names = HeldOut().emoji_names()
+    held_out = {record.texts()[-1] for record in HeldOut().records("emoji")}
+    assert len(names) == len(set(names)) > 1500
+    assert not held_out & set(names)
+    assert "grinning face" in names
+
+
+def test_every_data_set_of_nano_is_a_command_that_can_be_given() -> None:
+    parser = cli.command_parser(prepare, "dualtoken prepare")
+    files = {one.file for one in SETS.values()}
+    for name, words in make_nano.ALL_DATA.items():
+        args = parser.parse_args([*words, "--output", name])
+        assert args.kind == "scenes" or args.input.name in files
+        assert args.kind != "scenes" or args.seed < HELD_OUT_SEED
+    for name in ("contrastive", "tokenizer", "refinement", "mllm", "decoder"):
+        text = (make_nano.RECIPES / f"nano_{name}.yaml").read_text()
+        used = re.findall(r"runs/nano/(data|codes)/(\w+)", text)
+        assert {one for kind, one in used if kind == "data"} <= set(make_nano.ALL_DATA)
+        assert {one for kind, one in used if kind == "codes"} <= set(make_nano.TOKENIZED)
+
+
+def test_data_sets_are_fetched_only_when_they_are_still_needed(tmp_path: Path) -> None:
+    args = argparse.Namespace(data=tmp_path / "data", runs=tmp_path / "runs")
+    needed = {step.result for step in make_nano._source_steps(args)}
+    assert needed == {args.data / one.file for one in SETS.values()}
+    for name in ("clothing", "clothing_words", "caltech"):
+        (args.runs / "data" / name).mkdir(parents=True)
+    left = {step.result.name for step in make_nano._source_steps(args) if not step.result.exists()}
+    assert left == {"emoji_128.zip", "nlvr.zip", "easyvqa_64.zip", "caltech101_128.zip"}
+
+
+def test_emoji_drawn_by_name_are_ranked_by_the_models_own_towers(nano: DualTokenPipeline) -> None:
+    judge = evaluate_nano.load_judge("nano", None, "cpu")
+    names = HeldOut().emoji_names()[:40]
+    true_images = {names[10]: Image.new("RGB", (64, 64), "white")}
+    result = evaluate_nano.emoji_figures(nano, judge, names, 4, true_images)
+    assert result["drawings"] == 4
+    assert result["names"] == 40
+    assert 0 <= result["top1"] <= result["top5"] <= 100
+    assert result["judge_on_true_images"] in (0.0, 100.0)
+    table = nano_card.figures_table({**FIGURES, "emoji": result})
+    assert "4 emoji drawn by name" in table
+
+
+def test_the_teacher_may_be_the_judge(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**small, "image_size": 64, "patch_size": 16}
+    text = {**small, "projection_size": 16, "vocab_size": 2048, "max_position_embeddings": 12}
+    config = SiglipConfig(vision_config=vision, text_config=text)
+    SiglipModel(config).save_pretrained(tmp_path)
+    DualTokenizerImageProcessor.from_pretrained(NANO / "visual_tokenizer").save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(NANO / "visual_tokenizer").save_pretrained(tmp_path)
+    images = [Image.new("RGB", (80, 64), colour) for colour in ("red", "blue")]
+    ranks = EmojiJudge(tmp_path).ranks(images, [0, 2], ["apple emoji", "tree emoji", "flag emoji"])
+    assert all(0 <= rank <= 2 for rank in ranks)
+
+
+def test_a_judge_needs_a_folder_with_both_sides(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot rank emoji"):
+        EmojiJudge(tmp_path)
+
+
+def test_places_count_equal_scores_against_the_right_one() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [0.7, 0.2, 0.1]])
+    assert places(scores, [1, 1, 2]) == [0, 2, 2]
 
 
 @pytest.mark.slow

@@ -119,7 +119,8 @@ def test_more_gpus_and_higher_stages_take_less(path: Path) -> None:
         totals = [estimate.memory(stage, offload, gpus).total for gpus in GPUS]
         assert totals == sorted(totals, reverse=True)
         kept, recomputed = (estimate.memory(stage, offload, 8, value).activations for value in (False, True))
-        assert kept > 2 * recomputed
+        # The heads are not recomputed, and in packed rows every position may be theirs.
+        assert kept > 1.5 * recomputed
     table = estimate.table()
     assert "ZeRO 3, all on CPU" in table
     assert "no visual tokenizer at" in table

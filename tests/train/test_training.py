@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,18 @@ def test_records_without_a_target_are_named(chain: Chain, tmp_path: Path) -> Non
     with pytest.raises(RecordError, match="'odd-1': message 0 has role 'system'"):
         objective.prepare(Record("odd-1", [system, assistant("y")]), 0)
     objective.prepare(Record("good", [user(""), assistant("y")]), 0)
+
+
+def test_turns_that_build_on_each_other_keep_their_order(chain: Chain, tmp_path: Path) -> None:
+    objective = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
+    record = ShardDataset(chain.folder / "codes_vqa")[0]
+    ordered = replace(record, metadata={**record.metadata, "ordered": True})
+
+    def orders(asked: Record) -> set[tuple[int, ...]]:
+        return {tuple(objective.prepare(asked, draw).input_ids.tolist()) for draw in range(8)}
+
+    assert len(orders(record)) > 1
+    assert len(orders(ordered)) == 1
 
 
 def test_a_resumed_run_keeps_its_chat_format(chain: Chain, tmp_path: Path) -> None:

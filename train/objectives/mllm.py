@@ -71,7 +71,7 @@ class MllmObjective(Objective):
         """
         rng = np.random.default_rng((self.seed, draw))
         messages = record.messages
-        if self.config.shuffle_turns:
+        if self.config.shuffle_turns and not record.metadata.get("ordered"):
             messages = shuffle_question_turns(messages, random.Random(draw))
         try:
             if rng.random() < self.config.prompt_dropout:

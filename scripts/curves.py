@@ -1,0 +1,114 @@
+"""Draw the losses of one run or several, with a healthy run in grey behind them, and compare the last ones.
+
+A run is its folder, its log.jsonl, or a CSV that --csv wrote. Reference curves of nano's recipes are in
+docs/curves. A run need not have ended.
+
+Examples:
+  dualtoken curves runs/own --reference docs/curves/nano_sft.csv --output curves.png
+  dualtoken curves runs/a runs/b --smooth 20 --output a-and-b.png
+  dualtoken curves runs/nano/mllm --csv docs/curves/nano_mllm.csv --output docs/curves/nano_mllm.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..tokenizer.errors import UserError
+from .options import integer, png_path
+
+if TYPE_CHECKING:
+    from ..train.loss_curves import LossCurves
+
+COLUMNS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder, log.jsonl or CSV of a run")
+    parser.add_argument("--reference", type=Path, help="the same of a run to compare with, drawn in grey")
+    parser.add_argument(
+        "--smooth", type=integer(1), default=1, help="mean of so many log lines (default %(default)s)"
+    )
+    parser.add_argument("--output", default="curves.png", help="picture to write (default %(default)s)")
+    parser.add_argument("--csv", type=Path, help="also write the run's losses there, in 200 rows at most")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..tokenizer.files import atomic_file
+    from ..train.loss_curves import LossCurves
+
+    if args.csv and len(args.runs) > 1:
+        raise UserError(f"--csv writes the losses of one run; {len(args.runs)} are given")
+    output = png_path(args.output, "--output")
+    runs = {str(path): LossCurves.read(path) for path in args.runs}
+    reference = None if args.reference is None else LossCurves.read(args.reference)
+    if args.csv:
+        with atomic_file(args.csv) as partial:
+            next(iter(runs.values())).thinned().write_csv(partial)
+    runs = {name: curves.smoothed(args.smooth) for name, curves in runs.items()}
+    if reference is not None:
+        reference = reference.smoothed(args.smooth)
+    for name, curves in runs.items():
+        print(comparison(name, curves, reference))
+    figure = chart(runs, reference)
+    with atomic_file(output) as partial:
+        figure.savefig(partial, dpi=80)
+    print(f"curves: {output}")
+    return 0
+
+
+def comparison(name: str, curves: LossCurves, reference: LossCurves | None) -> str:
+    """The last losses of a run, with the reference's at the same step where it has them."""
+    step = curves.steps[-1]
+    lines = [f"{name}, step {step}:"]
+    for loss, values in curves.losses.items():
+        line = f"  {loss:<22} {values[-1]:>10.4g}"
+        if reference is not None and not math.isnan(other := reference.at(loss, step)):
+            line += f"   reference {other:>10.4g}"
+        lines.append(line)
+    if reference is not None and step > reference.steps[-1]:
+        lines.append(f"  (the reference ends at step {reference.steps[-1]})")
+    return "\n".join(lines)
+
+
+def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
+    """A small plot for each loss; a matplotlib Figure. Logarithmic where all values are above zero."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    names = list(dict.fromkeys(name for curves in runs.values() for name in curves.losses))
+    columns = min(len(names), COLUMNS)
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
+    for number, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        drawn: list[tuple[LossCurves, dict[str, Any]]] = [
+            (curves, {"linewidth": 1.2, "label": label}) for label, curves in runs.items()
+        ]
+        if reference is not None:
+            drawn.insert(0, (reference, {"color": "0.7", "linewidth": 4, "label": "reference"}))
+        drawn = [(curves, style) for curves, style in drawn if name in curves.losses]
+        for curves, style in drawn:
+            axes.plot(curves.steps, curves.losses[name], **style)
+        values = [value for curves, _ in drawn for value in curves.losses[name] if not math.isnan(value)]
+        if min(values, default=0) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5)))
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        if number == 1 and (reference is not None or len(runs) > 1):
+            axes.legend(frameon=False, fontsize=7)
+    figure.supxlabel("step", fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["curves", *sys.argv[1:]]))

@@ -1,0 +1,72 @@
+"""`dualtoken prepare sources`: the data sets of the small model from their public repositories."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..data_pipelines.public_sets import SETS
+from ..data_pipelines.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
+from ..tokenizer.errors import UserError
+
+KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}
+EXAMPLES = {
+    "sources": """dualtoken prepare sources --output data
+  dualtoken prepare sources --output data --only emoji,nlvr
+  dualtoken prepare sources --output data --only nlvr --clone nlvr=clones/nlvr"""
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this kind to its parser."""
+    repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
+    parser.add_argument("--output", type=Path, required=True, help=f"folder for the zips and {SOURCES}")
+    parser.add_argument(
+        "--only", default=None, metavar="SETS", help=f"some of {','.join(SETS)} (default: all)"
+    )
+    parser.add_argument(
+        "--clone",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help=f"read a clone on the disk instead of downloading; names: {repositories}",
+    )
+    parser.add_argument(
+        "--revision",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=COMMIT",
+        help="take a repository at this commit or branch instead of the newest",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make zips again that are there")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the zips that are missing and print how many images each holds."""
+    clones = {name: Path(path).expanduser() for name, path in _named(args.clone, "--clone", "PATH").items()}
+    options = SourceOptions(
+        args.output,
+        clones,
+        _named(args.revision, "--revision", "COMMIT"),
+        overwrite=args.overwrite,
+        progress=not args.no_progress,
+    )
+    names = None if args.only is None else [name.strip() for name in args.only.split(",") if name.strip()]
+    for one, count, made in make_sets(chosen_sets(names), options):
+        known = "" if count == one.images else f"; nano was trained on {one.images:,}"
+        there = "" if made else " (was there)"
+        print(f"{one.name}: {count:,} images in {args.output / one.file}{there}{known}", flush=True)
+    return 0
+
+
+def _named(words: list[str], option: str, what: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name or not value:
+            raise UserError(f"{option} {word}: expected NAME={what}, e.g. {option} nlvr={what.lower()}.")
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,127 @@
+"""Loss curves: what a log holds after kills and resumes, what a CSV keeps, and the comparison with one."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from dualtoken.scripts import cli
+from dualtoken.tokenizer.errors import UserError
+from dualtoken.train.loss_curves import MAX_ROWS, LossCurves
+
+CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"
+
+
+def line(step: int, **losses: float) -> str:
+    values = {f"loss/{name}": value for name, value in losses.items()}
+    return json.dumps({"step": step, **values, "loss/text/source": 9.0, "learning_rate": 1.0}) + "\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was killed behind step 30, resumed at 10, and killed again in mid-line."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    text = line(10, text=4) + line(20, text=9) + line(30, text=9) + line(20, text=2, pixel=8)
+    (folder / "log.jsonl").write_text(text + line(30, text=1, pixel=4) + line(40, text=1)[:-9])
+    return folder
+
+
+def test_repeated_steps_count_once_and_a_torn_line_does_not(run: Path):
+    curves = LossCurves.read(run)
+    assert curves.steps == [10, 20, 30]
+    assert curves.losses["text"] == [4, 2, 1]
+    assert math.isnan(curves.losses["pixel"][0])
+    assert curves.losses["pixel"][1:] == [8, 4]
+    assert set(curves.losses) == {"text", "pixel"}, "losses by source and other values are no curves"
+    assert LossCurves.read(run / "log.jsonl").steps == curves.steps
+
+
+def test_steps_behind_a_resumed_one_are_forgotten(run: Path):
+    (run / "log.jsonl").write_text(line(10, text=4) + line(20, text=9) + line(15, text=3))
+    assert LossCurves.read(run).steps == [10, 15]
+
+
+def test_a_csv_is_thinned_to_means_and_read_back(run: Path, tmp_path: Path):
+    count = 3 * MAX_ROWS + 1
+    (run / "log.jsonl").write_text("".join(line(10 * n, text=n / 7, l1=1e-4 * n) for n in range(1, count)))
+    thin = LossCurves.read(run).thinned()
+    assert len(thin.steps) == MAX_ROWS
+    assert thin.steps[:2] == [30, 60]
+    assert thin.losses["text"][0] == pytest.approx(2 / 7)
+    thin.write_csv(tmp_path / "curves.csv")
+    again = LossCurves.read(tmp_path / "curves.csv")
+    assert again.steps == thin.steps
+    assert again.losses["l1"] == pytest.approx(thin.losses["l1"], rel=1e-3)
+
+
+def test_a_loss_that_starts_late_leaves_empty_cells(run: Path, tmp_path: Path):
+    LossCurves.read(run).write_csv(tmp_path / "late.csv")
+    assert (tmp_path / "late.csv").read_text() == "step,text,pixel\n10,4,\n20,2,8\n30,1,4\n"
+    again = LossCurves.read(tmp_path / "late.csv")
+    assert math.isnan(again.losses["pixel"][0])
+    assert again.smoothed(2).losses["pixel"][1:] == [8, 6]
+
+
+def test_the_command_draws_and_compares(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "healthy.csv").write_text("step,text,pixel\n10,4,6\n22,3.5,5\n")
+    options = ["--reference", "healthy.csv", "--csv", "mine.csv"]
+    assert cli.main(["curves", "run", *options]) == 0
+    out = capsys.readouterr().out.split("\n")
+    assert out[0] == "run, step 30:"
+    assert out[1].split() == ["text", "1", "reference", "3.5"]
+    assert "the reference ends at step 22" in out[3]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert LossCurves.read(tmp_path / "mine.csv").steps == [10, 20, 30]
+    assert cli.main(["curves", "run", "mine.csv", "--output", "two.png"]) == 0
+    assert (tmp_path / "two.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "give a run's folder"),
+        ("", "holds no losses yet"),
+        ('{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is no line of a run's log"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, named: str):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(UserError, match=named):
+        LossCurves.read(tmp_path)
+
+
+def test_a_csv_of_another_kind_is_named(tmp_path: Path):
+    (tmp_path / "other.csv").write_text("name,text\na,1\n")
+    with pytest.raises(UserError, match="no column step"):
+        LossCurves.read(tmp_path / "other.csv")
+
+
+def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    assert cli.main(["curves", str(run), str(run), "--csv", str(run / "a.csv")]) == 2
+    assert "--csv writes the losses of one run" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["curves", str(run), "--output", str(run / "a.png")]) == 2
+    assert "pip install 'dualtoken[eval]'" in capsys.readouterr().err
+    assert not (run / "a.png").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CURVES.glob("*.csv")), ids=lambda path: path.stem)
+def test_a_reference_curve_belongs_to_a_recipe_and_falls(path: Path):
+    recipe = CURVES.parents[1] / "train" / "recipes" / f"{path.stem}.yaml"
+    assert recipe.is_file()
+    assert path.with_suffix(".png").is_file()
+    curves = LossCurves.read(path)
+    assert len(curves.steps) <= MAX_ROWS
+    assert curves.steps == sorted(curves.steps)
+    falling = [name for name in ("text", "pixel", "semantic", "mse", "contrastive") if name in curves.losses]
+    assert falling
+    assert all(curves.losses[name][-1] < curves.losses[name][0] for name in falling)

@@ -1,0 +1,126 @@
+"""The loss curves of a run: read from its log, thinned, kept as a small CSV to compare later runs with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..tokenizer.errors import UserError, first_line
+
+LOG = "log.jsonl"
+PREFIX = "loss/"
+#: Rows of a CSV; more points than that cannot be told apart in a picture.
+MAX_ROWS = 200
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """Every loss over the steps of one run.
+
+    Args:
+        steps: optimizer steps, ascending.
+        losses: a value for each step by the loss's name; nan where the log has none.
+    """
+
+    steps: list[int]
+    losses: dict[str, list[float]]
+
+    @classmethod
+    def read(cls, path: Path) -> LossCurves:
+        """From a run's folder, its log.jsonl, or a CSV of `write_csv`; without the losses by source.
+
+        A line torn by a killed run, the last one, is left out. Of steps that were done twice the later ones
+        count. Errors: UserError for a file that is neither, or holds no losses.
+        """
+        file = path / LOG if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{file} cannot be read ({first_line(error)}); give a run's folder, its {LOG}, or a CSV of "
+                "`dualtoken curves --csv`"
+            ) from error
+        rows: list[dict[str, float]] = []
+        for row in _csv_rows(text, file) if file.suffix == ".csv" else _log_rows(text, file):
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+            rows.append(row)
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+        if not names:
+            raise UserError(f"{file} holds no losses yet; wait until the run has logged a step")
+        losses = {name: [row.get(name, math.nan) for row in rows] for name in names}
+        return cls([int(row["step"]) for row in rows], losses)
+
+    def thinned(self, rows: int = MAX_ROWS) -> LossCurves:
+        """At most so many rows, each the mean of as many neighbours (a log line is a mean already)."""
+        size = math.ceil(len(self.steps) / rows)
+        starts = range(0, len(self.steps), size)
+        losses = {
+            name: [_mean(values[start : start + size]) for start in starts]
+            for name, values in self.losses.items()
+        }
+        return LossCurves([self.steps[start : start + size][-1] for start in starts], losses)
+
+    def smoothed(self, window: int) -> LossCurves:
+        """Every value as the mean of the last `window` of them."""
+        losses = {
+            name: [_mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+            for name, values in self.losses.items()
+        }
+        return LossCurves(self.steps, losses)
+
+    def at(self, name: str, step: int) -> float:
+        """The loss at the logged step that is nearest; nan where there is no such loss."""
+        if name not in self.losses:
+            return math.nan
+        nearest = min(range(len(self.steps)), key=lambda index: abs(self.steps[index] - step))
+        return self.losses[name][nearest]
+
+    def write_csv(self, path: Path) -> None:
+        """A column for the step and one for each loss, in four significant digits; nan is an empty cell."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["step", *self.losses])
+            for index, step in enumerate(self.steps):
+                values = [losses[index] for losses in self.losses.values()]
+                writer.writerow([step, *("" if math.isnan(value) else f"{value:.4g}" for value in values)])
+
+
+def _log_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            losses = {
+                name.removeprefix(PREFIX): float(value)
+                for name, value in row.items()
+                if name.startswith(PREFIX) and name.count("/") == 1
+            }
+            found = {"step": int(row["step"]), **losses}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):  # without its line break: torn
+                return
+            raise UserError(f"{file}, line {number} is no line of a run's log") from error
+        yield found
+
+
+def _csv_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
+    reader = csv.DictReader(text.splitlines())
+    if "step" not in (reader.fieldnames or ()):
+        raise UserError(f"{file} has no column step; it must be a CSV of `dualtoken curves --csv`")
+    for row in reader:
+        try:
+            yield {name: float(value) for name, value in row.items() if value}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}, line {reader.line_num} is not made of numbers") from error
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
