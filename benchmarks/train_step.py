@@ -230,7 +230,7 @@ def build_bare(size: Size, folder: Path) -> Step:
     def step() -> Losses:
         batches = packed(objective, examples, size)
         counts = total_counts(objective, batches)
-        sums = dict.fromkeys(counts, 0.0)
+        sums: dict[str, Any] = dict.fromkeys(counts, 0.0)
         for batch in batches:
             with autocast(size, device):
                 terms = objective(**to_device(batch, device))
@@ -255,7 +255,7 @@ def build_plain(size: Size, folder: Path) -> Step:
         starts = range(0, len(examples), size.padded)
         batches = [objective.collate(examples[start : start + size.padded]) for start in starts]
         counts = total_counts(objective, batches)
-        sums = dict.fromkeys(counts, 0.0)
+        sums: dict[str, Any] = dict.fromkeys(counts, 0.0)
         for batch in batches:
             with autocast(size, device):
                 losses = plain_losses(model, **to_device(batch, device))

@@ -41,6 +41,7 @@ COMMANDS = {
     "train": Command("train", "train a tokenizer or a model from a recipe"),
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
+    "bench": Command("bench", "speed and memory against plain references, on this machine"),
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 

@@ -89,8 +89,8 @@ def test_a_built_copy_holds_every_module_and_no_tests(built):
     assert Path("setup.py") not in found
 
 
-def test_a_built_copy_holds_the_small_model_and_the_recipes(built):
-    for pattern in ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json"):
+def test_a_built_copy_holds_the_small_model_the_recipes_and_the_benchmarks(built):
+    for pattern in ("pretrained/**/*", "benchmarks/*.py", "train/recipes/**/*.yaml", "train/zero/*.json"):
         expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern) if path.is_file()}
         assert expected <= {path.relative_to(built) for path in built.glob(pattern)}
     assert list(built.glob("train/recipes/*.yaml"))
