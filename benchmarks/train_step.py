@@ -378,7 +378,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each (default: 3)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed steps of each (default: 2)")
     args = parser.parse_args()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
