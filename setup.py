@@ -112,7 +112,7 @@ if __name__ == "__main__":
         cmdclass={"build_py": BuildPackage},
         include_package_data=False,
         package_data={
-            "dualtoken": ["pretrained/**/*", "ablations/*.yaml"],
+            "dualtoken": ["pretrained/**/*", "ablations/*.yaml", "benchmarks/*.py"],
             "dualtoken.scripts": ["nano_card.md"],
             "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml", "zero/*.json"],
         },

@@ -5,7 +5,7 @@ on disk) and once by `answer_many` on the same batches.
 
 Examples:
   python benchmarks/eval_overhead.py
-  python benchmarks/eval_overhead.py --questions 1198
+  python benchmarks/eval_overhead.py --size full      # all 1198 questions
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dualtoken.eval.runner import Settings, load_data, predict
 from dualtoken.mllm import DualTokenPipeline
 
 BATCH = 16
+QUESTIONS = {"small": 320, "full": 1198}
 
 
 def build(kind: str, questions: int) -> Callable[[], Any]:
@@ -47,12 +48,13 @@ def build(kind: str, questions: int) -> Callable[[], Any]:
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--questions", type=int, default=320)
+    parser.add_argument("--size", choices=list(QUESTIONS), default="small")
+    parser.add_argument("--questions", type=int, help="instead of the size's")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default: 3)")
     args = parser.parse_args()
-    kinds = ("harness", "model alone")
-    measured = costs({kind: partial(build, kind, args.questions) for kind in kinds}, args.repeats)
-    report("eval_overhead", compare(f"{args.questions} answers", "harness", measured))
+    kinds, questions = ("harness", "model alone"), args.questions or QUESTIONS[args.size]
+    measured = costs({kind: partial(build, kind, questions) for kind in kinds}, args.repeats)
+    report("eval_overhead", compare(f"{questions} answers", "harness", measured))
 
 
 if __name__ == "__main__":

@@ -27,18 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from conversations import WEIGHTS, conversation, made_up_codes
 from measure import compare, costs, report, timed_in_turns
 from PIL import Image
 
 from dualtoken.data_pipelines.code_cache import tokenize_shards
-from dualtoken.data_pipelines.convert_scenes import question_turns
 from dualtoken.data_pipelines.loader import PackedBatches, Packing, example_batches
 from dualtoken.data_pipelines.mixture import BatchPlan, Draw, Mixture
 from dualtoken.data_pipelines.packing import WindowPlan
-from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
-from dualtoken.data_pipelines.scene_language import describe
-from dualtoken.data_pipelines.scene_questions import questions
-from dualtoken.data_pipelines.scenes import Scene, random_scene, render
+from dualtoken.data_pipelines.records import EncodedImage, Record, image_part
+from dualtoken.data_pipelines.scenes import Scene, render
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
 from dualtoken.data_pipelines.stream_statistics import StreamStatistics
 from dualtoken.mllm import DualTokenForConditionalGeneration, DualTokenProcessor
@@ -47,7 +45,6 @@ from dualtoken.tokenizer import DualTokenizer
 NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
 BATCH, WORKERS = 32, 2
 PACK_LENGTH, STREAMED = 1024, 200
-WEIGHTS = {"vqa": 0.4, "caption": 0.2, "t2i": 0.3, "chat": 0.1}
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,13 @@ def write_data(folder: Path, size: Size) -> None:
     """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds with
     codes made up, which are as long and as much to compute."""
     rng = np.random.default_rng(0)
-    write(folder / "raw", size.raw, lambda: messages("t2i", rng, size.side), size.raw // (2 * WORKERS))
-    write(folder / "vqa-images", size.records, lambda: messages("vqa", rng, 2 * size.side))
+    small, large = partial(photo, side=size.side), partial(photo, side=2 * size.side)
+    write(folder / "raw", size.raw, lambda: conversation("t2i", rng, small), size.raw // (2 * WORKERS))
+    write(folder / "vqa-images", size.records, lambda: conversation("vqa", rng, large))
     tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer")
     tokenize_shards(tokenizer, folder / "vqa-images", folder / "vqa", progress=False)
     for name in ("caption", "t2i", "chat"):
-        write(folder / name, size.records, partial(messages, name, rng))
+        write(folder / name, size.records, partial(conversation, name, rng, made_up_codes()))
 
 
 def write(
@@ -87,28 +85,7 @@ def write(
             writer.write(Record(f"{folder.name}-{number}", make()))
 
 
-def messages(name: str, rng: np.random.Generator, side: int = 0) -> list[dict[str, Any]]:
-    """One conversation of a kind, with a photo of this side or, without a side, with made-up codes."""
-    scene = random_scene(rng)
-    if name == "chat":
-        words = rng.choice(describe(scene, rng).split(), size=int(rng.integers(5, 120)))
-        return [user("Go on."), assistant(" ".join(words))]
-    image = photo(scene, side, rng) if side else made_up_codes(rng)
-    if name == "t2i":
-        return [user(describe(scene, rng)), assistant(image)]
-    if name == "caption":
-        return [user(image, "Describe the image."), assistant(describe(scene, rng))]
-    asked = [(pair.question, pair.answer) for pair in questions(scene, rng, 6)]
-    return question_turns([image], asked[: int(rng.integers(1, 7))])
-
-
-def made_up_codes(rng: np.random.Generator) -> dict[str, Any]:
-    """Codes of nano's shape."""
-    pixel, semantic = rng.integers(512, size=(2, 8, 8, 4))
-    return {"type": "image", "pixel_codes": pixel, "semantic_codes": semantic}
-
-
-def photo(scene: Scene, side: int, rng: np.random.Generator) -> dict[str, Any]:
+def photo(scene: Scene, rng: np.random.Generator, side: int) -> dict[str, Any]:
     """A scene with the noise of a camera, as JPEG: flat colours would decode faster than photos do."""
     pixels = np.asarray(render(scene).resize((side, side)), dtype=np.float32)
     noisy = (pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8)

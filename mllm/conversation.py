@@ -18,6 +18,7 @@ that ends it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..tokenizer.errors import UserError
@@ -72,7 +73,7 @@ def render(
 
     `add_generation_prompt` appends the opening of an assistant turn, for the model to go on from.
     """
-    segments = _markup(chat_format.start)
+    segments = [*_markup(chat_format.start)]
     for message in normalise_messages(messages):
         turn = _render_assistant if message["role"] == "assistant" else _render_user
         segments.extend(turn(message["content"], chat_format))
@@ -85,7 +86,7 @@ def continue_last_message(segments: Sequence[Segment], chat_format: ChatFormat =
     """Segments without what ends the final turn, so that generation goes on inside it."""
     answer_end = [*_markup(chat_format.end, True), *_markup(chat_format.assistant_end_rest)]
     suffix = _markup(chat_format.answer_suffix, True)
-    for ending in ([*suffix, *answer_end], answer_end, _markup(chat_format.user_end)):
+    for ending in ([*suffix, *answer_end], answer_end, [*_markup(chat_format.user_end)]):
         if ending and list(segments[-len(ending) :]) == ending:
             return list(segments[: -len(ending)])
     return list(segments)
@@ -127,14 +128,17 @@ def has_cached_codes(part: Mapping[str, Any]) -> bool:
 
 
 def _normalise_message(index: int, message: Mapping[str, Any]) -> Message:
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+    # Plain types come first: a check against an abstract one takes longer, and records have many parts.
+    if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
         raise UserError(f"message {index} needs the keys 'role' and 'content'")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise UserError(f"message {index} has role {role!r}; allowed: {', '.join(ROLES)}")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
-    elif isinstance(content, Mapping) or not isinstance(content, Iterable):
+    elif not isinstance(content, list) and (
+        isinstance(content, Mapping) or not isinstance(content, Iterable)
+    ):
         raise UserError(
             f"message {index}: content is a text or a list of parts, not {type(content).__name__}"
         )
@@ -149,7 +153,7 @@ def _normalise_part(where: str, number: int, part: Any) -> dict[str, Any]:
     where = f"{where}, part {number}"
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    if not isinstance(part, Mapping) or "type" not in part:
+    if not isinstance(part, (dict, Mapping)) or "type" not in part:
         raise UserError(f"{where} needs a 'type': text or image")
     kind = part["type"]
     if kind == "text":
@@ -210,20 +214,18 @@ def _render_content(content: list[Message], is_target: bool, trim: bool) -> list
     ]
 
 
-def _markup(text: str, is_target: bool = False) -> list[Segment]:
+@lru_cache(maxsize=256)  # a format has few strings, and each comes in every record
+def _markup(text: str, is_target: bool = False) -> tuple[Segment, ...]:
     """A string of the format; one that is a special token of DualToken's own is a segment of that kind."""
     if text in SPECIAL_TOKENS:
-        return [Segment(special=text, is_target=is_target)]
-    return [Segment(markup=text, is_target=is_target)] if text else []
+        return (Segment(special=text, is_target=is_target),)
+    return (Segment(markup=text, is_target=is_target),) if text else ()
 
 
-def _render_part(part: Mapping[str, Any], is_target: bool) -> list[Segment]:
+def _render_part(part: Mapping[str, Any], is_target: bool) -> Sequence[Segment]:
     if part["type"] == "text":
-        return [Segment(text=part["text"], is_target=is_target)] if part["text"] else []
+        return (Segment(text=part["text"], is_target=is_target),) if part["text"] else ()
     if part["type"] == "unconditional":
-        return [Segment(special=UNCONDITIONAL, is_target=is_target)]
-    return [
-        Segment(special=IMAGE_START, is_target=is_target),
-        Segment(image=part, is_target=is_target),
-        Segment(special=IMAGE_END, is_target=is_target),
-    ]
+        return _markup(UNCONDITIONAL, is_target)
+    image = Segment(image=part, is_target=is_target)
+    return (*_markup(IMAGE_START, is_target), image, *_markup(IMAGE_END, is_target))

@@ -43,6 +43,7 @@ COMMANDS = {
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
     "ablate": Command("ablate", "variants of a recipe with several seeds, and a table of them"),
     "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
+    "bench": Command("bench", "speed and memory against plain references, on this machine"),
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 

@@ -89,8 +89,9 @@ def test_a_built_copy_holds_every_module_and_no_tests(built):
     assert Path("setup.py") not in found
 
 
-def test_a_built_copy_holds_the_small_model_and_the_recipes(built):
-    for pattern in ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json", "ablations/*.yaml"):
+def test_a_built_copy_holds_the_small_model_and_all_that_is_not_a_module(built):
+    data = ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json", "ablations/*.yaml")
+    for pattern in (*data, "benchmarks/*.py"):
         expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern) if path.is_file()}
         assert expected <= {path.relative_to(built) for path in built.glob(pattern)}
     assert list(built.glob("train/recipes/*.yaml"))

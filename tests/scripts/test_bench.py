@@ -1,0 +1,96 @@
+"""`dualtoken bench`: which benchmarks there are, and how their results are collected."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualtoken.scripts import bench, cli
+
+GOOD = '''"""Adding one, against adding it twice.
+
+More."""
+import argparse, json
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size")
+    size = parser.parse_args().size
+    cases = [{"name": f"sum, {size}", "against": "plain", "speed": 2.5, "memory": None, "seconds": 0.1}]
+    print("on the way")
+    print(json.dumps({"benchmark": "good", "machine": "here", "cases": cases, "data": {"share": 0.5}}))
+
+main()
+'''
+BAD = '''"""Ends with an error."""
+
+def main():
+    raise RuntimeError("no such thing")
+
+main()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "good.py").write_text(GOOD)
+    (folder / "bad.py").write_text(BAD)
+    (folder / "helper.py").write_text('"""No benchmark."""\n')
+    monkeypatch.setattr(bench, "FOLDER", folder)
+    return folder
+
+
+def test_every_benchmark_of_the_package_says_what_it_measures():
+    found = bench.find_benchmarks(bench.FOLDER)
+    assert {"losses", "loader", "train_step"} <= set(found)
+    assert "measure" not in found
+    for benchmark in found.values():
+        assert benchmark.summary.endswith(".")
+        assert '"--size"' in benchmark.path.read_text()
+
+
+def test_without_a_name_the_benchmarks_are_listed(folder, capsys):
+    assert cli.main(["bench"]) == 0
+    out = capsys.readouterr().out
+    assert "good           Adding one, against adding it twice." in out
+    assert "helper" not in out
+
+
+def test_results_become_a_table_and_a_list(folder, tmp_path, capsys):
+    output = tmp_path / "results" / "bench.json"
+    assert cli.main(["bench", "good", "good", "--size", "full", "--output", str(output)]) == 0
+    (result,) = json.loads(output.read_text())
+    assert result["cases"][0]["name"] == "sum, full"
+    head, row, *notes = capsys.readouterr().out.splitlines()
+    assert head.split() == ["benchmark", "case", "against", "speed", "memory", "seconds"]
+    assert row.split() == ["good", "sum,", "full", "plain", "2.5", "-", "0.1"]
+    assert notes == ["good, data: share 0.5", "good on here"]
+
+
+def test_a_failing_benchmark_leaves_the_others_their_results(folder, tmp_path, capsys):
+    output = tmp_path / "bench.json"
+    assert cli.main(["bench", "all", "--output", str(output)]) == 1
+    bad, good = json.loads(output.read_text())
+    assert bad == {"benchmark": "bad", "error": "RuntimeError: no such thing"}
+    assert good["benchmark"] == "good"
+    captured = capsys.readouterr()
+    assert "bad failed: RuntimeError: no such thing" in captured.out
+    assert "Traceback" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistake"),
+    [
+        (["goood"], "unknown benchmark 'goood'; did you mean 'good'? (benchmarks: bad, good, all)"),
+        (["good", "qqqq"], "unknown benchmark 'qqqq'; (benchmarks:"),
+        (["good", "--output", "results.txt"], "ends in .json"),
+    ],
+)
+def test_mistakes_are_one_line(folder, arguments, mistake, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert mistake in captured.err
