@@ -32,7 +32,7 @@ class StepGuard:
     Args:
         engine: DeepSpeed's engine.
         optimizer: the optimizer that was given to it.
-        folder: of the run; skipped steps are appended to ``skipped.jsonl`` there.
+        folder: of the run; skipped steps are appended to ``skipped-steps.jsonl`` there.
         spike_factor: times the running median of the norms; 0 switches that off.
         max_skipped: UserError after so many skipped steps in a row.
     """
@@ -46,7 +46,7 @@ class StepGuard:
         spike_factor: float,
         max_skipped: int,
     ) -> None:
-        self.engine, self.world, self.path = engine, world, folder / "skipped.jsonl"
+        self.engine, self.world, self.path = engine, world, folder / "skipped-steps.jsonl"
         self.spike_factor, self.max_skipped = spike_factor, max_skipped
         self.norm: float | None = None  # of the last step, before clipping
         self._norms: deque[float] = deque(maxlen=_HISTORY)

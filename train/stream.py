@@ -173,9 +173,9 @@ class Stream:
         return " ".join(parts)
 
     def _note_skip(self, skip: Skip) -> None:
-        """Name a skipped record in skipped-RANK.jsonl of the run's folder."""
+        """Name a skipped record in skipped-records-RANK.jsonl of the run's folder."""
         line = {**asdict(skip), "source": list(self.recipe.data.sources)[skip.source]}
         folder = Path(self.recipe.output)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"skipped-{self.world.rank}.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / f"skipped-records-{self.world.rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

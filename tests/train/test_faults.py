@@ -79,7 +79,7 @@ def test_a_broken_step_changes_nothing_and_names_its_records(
     assert reason in line
     assert "records: a, b" in line
     assert all(torch.equal(*pair) for pair in zip(before, snapshot(model, optimizer), strict=True))
-    assert json.loads((tmp_path / "skipped.jsonl").read_text())["records"] == ["a", "b"]
+    assert json.loads((tmp_path / "skipped-steps.jsonl").read_text())["records"] == ["a", "b"]
     assert one_step(guard, model, 4.0) is None
     assert not torch.equal(before[0], model.weight)
 
@@ -116,7 +116,7 @@ def test_broken_steps_are_skipped_alike_at_every_stage(chain: Chain, tmp_path: P
         options += ["--run.save_every", "0", "--optimizer.lr", "1e-4"]
         finished = run_faulty(["nan+spike", "1", "1+20"], [*chain.recipe("mllm", output), *options])
         assert finished.returncode == 0, finished.stderr[-3000:]
-        skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+        skipped = [json.loads(line) for line in (output / "skipped-steps.jsonl").read_text().splitlines()]
         assert [line["step"] for line in skipped] == [1, 20]
         assert "not a number" in skipped[0]["reason"]
         assert "times the usual" in skipped[1]["reason"]

@@ -80,7 +80,7 @@ def test_killed_ten_times_the_weights_are_those_of_the_uninterrupted_run(
 ) -> None:
     """SIGKILL at random moments of a run that saves at every step, so many of them fall into the writing."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ["--run.steps", "60", "--run.save_every", "1", "--run.zero_stage", "2"]
+    options = ["--run.steps", "120", "--run.save_every", "1", "--run.zero_stage", "2"]
     options += ["--run.weight_average", "0.9"]
     run_training([*chain.recipe("contrastive", whole), *options])
     rng = random.Random(20)
@@ -90,7 +90,7 @@ def test_killed_ten_times_the_weights_are_those_of_the_uninterrupted_run(
         running = start_training([*chain.recipe("contrastive", killed), *options])
         try:
             wait_for(lambda: checkpoints_of(killed).steps()[-1:] > before[-1:], running)  # noqa: B023
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.2))  # a few steps: on a fast machine ten times must fit into the run
             assert running.poll() is None, "the run ended before it was killed ten times; give it more steps"
         finally:
             running.kill()
@@ -102,7 +102,7 @@ def test_killed_ten_times_the_weights_are_those_of_the_uninterrupted_run(
     assert torn, "no kill fell into the writing of a checkpoint"
     run_training([*chain.recipe("contrastive", killed), *options])
     assert_same_model(whole, killed)
-    assert [line["step"] for line in losses(killed)] == list(range(1, 61))
+    assert [line["step"] for line in losses(killed)] == list(range(1, 121))
     assert not list((killed / "checkpoints").glob("*.partial"))
 
 

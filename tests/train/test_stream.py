@@ -186,7 +186,8 @@ def test_a_lost_shard_is_counted_and_named(
     batches = list(islice(stream.run(objective, 0), 20))
     assert len(batches) == 20
     skipped = stream.metrics()["data/skipped"]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped-0.jsonl").read_text().splitlines()]
+    names = (tmp_path / "run" / "skipped-records-0.jsonl").read_text()
+    lines = [json.loads(line) for line in names.splitlines()]
     assert skipped > 0
     assert len(lines) >= skipped
     assert {line["source"] for line in lines} == {"vqa"}
