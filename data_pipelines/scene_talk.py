@@ -128,36 +128,30 @@ def _single(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 def _colour_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """Like "What colour is the star?", "And the circle?", "Where is it relative to the red star?"."""
-    named = _alone(scene, by_shape=True, rng=rng)
-    if not named:
-        return []
-    item, *others = named
-    turns = [Turn(f"What colour is the {item.shape}?", item.colour, "colour")]
-    if others and rng.random() < 0.6:
-        other = others[0]
-        ask = choose(rng, ("And the {}?", "What about the {}?", "And what colour is the {}?")).format(
-            other.shape
-        )
-        turns.append(Turn(ask, other.colour, "follow_up"))
-        item = other
-    return turns + _about(scene, item, "colour", rng)
+    further = ("And the {}?", "What about the {}?", "And what colour is the {}?")
+    return _look_chain(scene, rng, "colour", "shape", "What colour is the {}?", further)
 
 
 def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """Like "What shape is the red object?", "And the blue one?", "Is it above the red star?"."""
-    named = _alone(scene, by_shape=False, rng=rng)
+    further = ("And the {} one?", "What about the {} one?", "And the {} object?")
+    return _look_chain(scene, rng, "shape", "colour", "What shape is the {} object?", further)
+
+
+def _look_chain(
+    scene: Scene, rng: np.random.Generator, told: str, named_by: str, first: str, further: tuple[str, ...]
+) -> list[Turn]:
+    """What is `told` of an object ("colour" or "shape") that the other of the two names; more about it."""
+    named = _alone(scene, by_shape=named_by == "shape", rng=rng)
     if not named:
         return []
     item, *others = named
-    turns = [Turn(f"What shape is the {item.colour} object?", item.shape, "shape")]
+    turns = [Turn(first.format(getattr(item, named_by)), getattr(item, told), told)]
     if others and rng.random() < 0.6:
-        other = others[0]
-        ask = choose(rng, ("And the {} one?", "What about the {} one?", "And the {} object?")).format(
-            other.colour
-        )
-        turns.append(Turn(ask, other.shape, "follow_up"))
-        item = other
-    return turns + _about(scene, item, "shape", rng)
+        item = others[0]
+        ask = choose(rng, further).format(getattr(item, named_by))
+        turns.append(Turn(ask, getattr(item, told), "follow_up"))
+    return turns + _about(scene, item, told, rng)
 
 
 def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:

@@ -50,7 +50,7 @@ class EmojiJudge:
     def ranks(self, images: Sequence[Image.Image], right: Sequence[int], prompts: Sequence[str]) -> list[int]:
         """For each image the place, from 0, that `prompts[right]` takes among all prompts."""
         texts = _embedded(self._text_ids(prompts), self._texts, self.device)
-        pixels = torch.cat([self._processor([image])["pixel_values"] for image in images])
+        pixels = self._processor(list(images))["pixel_values"]
         return places(_embedded(pixels, self._images, self.device) @ texts.T, right)
 
 

@@ -20,6 +20,7 @@ from transformers import SiglipModel
 from ..data_pipelines.records import Record
 from ..data_pipelines.scenes import Scene, patch_classes
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
+from .metrics.zero_shot import TextIds
 
 BATCH = 64
 _BACKGROUND = 0
@@ -114,15 +115,12 @@ def zero_shot_accuracy(pooled: Tensor, texts: Sequence[str], embed: Callable[[li
 def text_embedder(teacher: SiglipModel, text_tokenizer: Any) -> Callable[[list[str]], Tensor]:
     """The teacher's text tower, which tokenizers keep: texts -> (N, E)."""
     text: Any = teacher.config.text_config
-    length = int(text.max_position_embeddings)
+    text_ids = TextIds(text_tokenizer, int(text.max_position_embeddings))
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> Tensor:
-        # SigLIP was trained on padded texts and collapses without.
-        ids = text_tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )["input_ids"]
-        output: Tensor = teacher.text_model(input_ids=ids.to(teacher.device)).pooler_output
+        ids = text_ids(texts).to(teacher.device)
+        output: Tensor = teacher.text_model(input_ids=ids).pooler_output
         return output
 
     return embed

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file
+from .cli import unknown_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 ALL = "all"
@@ -87,9 +87,7 @@ def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """The benchmarks that are meant, each once. UserError for a name that there is not."""
     for name in names:
         if name != ALL and name not in known:
-            close = difflib.get_close_matches(name, [*known, ALL], n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(f"unknown benchmark {name!r}; {hint}(benchmarks: {', '.join([*known, ALL])})")
+            raise UserError(unknown_name("benchmark", name, [*known, ALL]))
     return list(known) if ALL in names else list(dict.fromkeys(names))
 
 

@@ -15,7 +15,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dualtoken {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"dualtoken: error: {unknown_command(name)}", file=sys.stderr)
+        print(f"dualtoken: error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     return run_command(name, rest)
 
@@ -177,10 +177,12 @@ def overview() -> str:
     )
 
 
-def unknown_command(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that there is not, with the nearest one that there is."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown command {name!r}; {hint}(commands: {', '.join(COMMANDS)})"
+    return f"unknown {what} {name!r}; {hint}({what}s: {', '.join(names)})"
 
 
 if __name__ == "__main__":

@@ -245,11 +245,12 @@ def emoji_figures(
     drawn = pipeline.generate_images_many(
         [prompts[index] for index in chosen], 1, list(range(count)), batch_size=32, **sampling
     )
-    ranks = judge.ranks([images[0] for images in drawn], chosen, prompts)
-    result: dict[str, Any] = {f"top{limit}": percent([r < limit for r in ranks]) for limit in (1, 5)}
-    if known := [index for index in chosen if names[index] in true_images]:
-        true_ranks = judge.ranks([true_images[names[index]] for index in known], known, prompts)
-        result["judge_on_true_images"] = percent([rank < 5 for rank in true_ranks])
+    known = [index for index in chosen if names[index] in true_images]
+    judged = [*(images[0] for images in drawn), *(true_images[names[index]] for index in known)]
+    ranks = judge.ranks(judged, [*chosen, *known], prompts)
+    result: dict[str, Any] = {f"top{limit}": percent([r < limit for r in ranks[:count]]) for limit in (1, 5)}
+    if known:
+        result["judge_on_true_images"] = percent([rank < 5 for rank in ranks[count:]])
     return {**result, "drawings": count, "names": len(names)}
 
 

@@ -13,23 +13,9 @@ from dualtoken.eval.runner import Settings, load_data, predict, score
 from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
 from dualtoken.tokenizer.errors import UserError
 
+from .test_understanding_benchmarks import UNDERSTANDING
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ALL_ON_HUB = {
-    "ai2d",
-    "gqa",
-    "mathvista",
-    "mmbench",
-    "mme",
-    "mmmu",
-    "mmvet",
-    "pope",
-    "realworldqa",
-    "scienceqa",
-    "seedbench",
-    "seedbench-letter",
-    "textvqa",
-    "vqav2",
-}
 
 
 def encoded(colour):
@@ -238,7 +224,7 @@ def test_equal_images_are_kept_once(cache):
 
 def test_every_understanding_benchmark_is_on_the_hub():
     on_hub = {name for name in benchmark_names() if get_benchmark(name).hub}
-    assert on_hub == ALL_ON_HUB
+    assert on_hub == UNDERSTANDING
     for name in on_hub:
         benchmark = get_benchmark(name)
         assert set(benchmark.hub.files) <= set(benchmark.splits)
