@@ -120,6 +120,9 @@ def figures_table(evaluation: dict[str, Any]) -> str:
     for branch, usage in evaluation["tokenizer"]["codebook_usage"].items():
         shares = ", ".join(f"{100 * share:.1f} %" for share in usage)
         rows.append(f"| codes used, {branch}, levels 1–{len(usage)} | {shares} |")
+    if named := evaluation.get("named"):
+        kept = f" (teacher {named['teacher']} %, kept {named['kept']} %)" if "teacher" in named else ""
+        rows.append(f"| one object named by its semantic codes, zero-shot | {named['from_codes']} %{kept} |")
     for name, answers in evaluation["answers"].items():
         name = ANSWERS.get(name, name)
         rows.append(f"| answers, {name} ({answers['questions']} questions) | {answers['accuracy']} % |")
