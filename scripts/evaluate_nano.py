@@ -183,7 +183,7 @@ def answer_figures(
     """
     result = {}
     for name in sets:
-        questions = _questions(data, name, scenes)
+        questions = asked_questions(data, name, scenes)
         answers = pipeline.answer_many(
             [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
         )
@@ -196,7 +196,8 @@ def answer_figures(
     return result
 
 
-def _questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
+def asked_questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
+    """The questions of one of QUESTION_SETS, each on its own; `scenes` bounds those about scenes."""
     if name == "scenes":
         return [next(single_questions(record)) for record in data.scenes(scenes)]
     if name == "scenes_reworded":

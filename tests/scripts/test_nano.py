@@ -19,7 +19,7 @@ from dualtoken.data_pipelines.shards import ShardDataset, verify_shards
 from dualtoken.eval.held_out import HeldOut
 from dualtoken.eval.text_ranker import TextRanker, places
 from dualtoken.mllm import DualTokenPipeline
-from dualtoken.scripts import cli, evaluate_nano, make_nano, nano_card, prepare
+from dualtoken.scripts import cli, evaluate_nano, gallery, make_nano, nano_card, prepare
 from dualtoken.tokenizer import DualTokenizerImageProcessor
 from dualtoken.tokenizer.errors import UserError
 
@@ -148,6 +148,24 @@ def test_a_judge_needs_a_folder_with_both_sides(tmp_path: Path) -> None:
 def test_places_count_equal_scores_against_the_right_one() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [0.7, 0.2, 0.1]])
     assert places(scores, [1, 1, 2]) == [0, 2, 2]
+
+
+def test_dialogues_are_tables_whose_images_are_there(nano: DualTokenPipeline) -> None:
+    lines, images = gallery.dialogues(nano, 2)
+    named = set(re.findall(r"!\[\]\(([\w-]+)\.png\)", "\n".join(lines)))
+    assert named == set(images)
+    assert sum(line.startswith("### Dialogue") for line in lines) == 2
+    assert all(line.count(" | ") >= 2 for line in lines if line.startswith("| "))
+
+
+@pytest.mark.slow
+def test_the_gallery_is_a_page_with_its_pictures(tmp_path: Path) -> None:
+    words = ["--model", "nano", "--output", str(tmp_path), "--dialogues", "1"]
+    assert cli.run_module("gallery", "gallery", [*words, "--overview", str(tmp_path / "all.png")]) == 0
+    page = (tmp_path / "README.md").read_text()
+    named = set(re.findall(r"\(([\w-]+\.png)\)", page))
+    assert {"drawings.png", "mistakes.png", "reconstructions.png"} <= named
+    assert named | {"README.md", "all.png"} == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
