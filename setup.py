@@ -113,7 +113,7 @@ if __name__ == "__main__":
         include_package_data=False,
         package_data={
             "dualtoken": ["pretrained/**/*", "ablations/*.yaml", "benchmarks/*.py"],
-            "dualtoken.scripts": ["nano_card.md"],
+            "dualtoken.scripts": ["*.md"],
             "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml", "zero/*.json"],
         },
         install_requires=CORE,

@@ -59,6 +59,19 @@ def single_questions(record: Record) -> Iterator[Asked]:
             yield Asked(images, question, reply["content"][0]["text"], kind)
 
 
+def emoji_prompt(name: str) -> str:
+    """What an emoji is drawn by, in training as well: "sunflower emoji"."""
+    return f"{name} emoji"
+
+
+def named_objects(count: int) -> tuple[list[Any], list[str]]:
+    """Images of one object each, and their names by colour and shape: "a red circle"."""
+    records = drawing_prompts("single_object", count)
+    objects = [record.metadata["scene"]["objects"][0] for record in records]
+    names = [f"a {one['colour']} {one['shape']}" for one in objects]
+    return [record.image_parts()[0]["image"] for record in records], names
+
+
 def normalise(answer: str) -> str:
     """An answer as it is compared: without surrounding space and full stop, in lower case."""
     return answer.strip().strip(".").lower()

@@ -31,6 +31,8 @@ from ..eval.held_out import (
     Asked,
     HeldOut,
     drawing_prompts,
+    emoji_prompt,
+    named_objects,
     normalise,
     single_questions,
 )
@@ -39,7 +41,7 @@ from .options import add_device_argument, add_model_argument, integer, load_pipe
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..eval.emoji_judge import EmojiJudge
+    from ..eval.text_ranker import TextRanker
     from ..mllm import DualTokenPipeline
 
 QUESTION_SETS = ("scenes", "easyvqa", "nlvr", "clothing", "scenes_reworded")
@@ -59,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
     )
     parser.add_argument(
-        "--teacher", type=Path, help="SigLIP folder that ranks names of emoji (default: own tokenizer)"
+        "--teacher",
+        type=Path,
+        help="its SigLIP teacher: how much codes keep of it; and it judges emoji",
     )
     parser.add_argument(
         "--emoji",
@@ -78,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
     result["tokenizer"] = tokenizer_figures(pipeline, data, args.scenes)
     result["answers"] = answer_figures(pipeline, data, args.scenes)
     result["drawings"] = drawing_figures(pipeline, args.drawings, EVALUATION_SEED)
-    judge = load_judge(args.model, args.teacher, device)
+    own, teacher = rankers(args.model, args.teacher, device)
+    result["named"] = naming_figures(own, teacher, args.scenes)
     true_images = images_by_name(args.emoji)
-    result["emoji"] = emoji_figures(pipeline, judge, data.emoji_names(), args.drawings, true_images)
+    result["emoji"] = emoji_figures(pipeline, teacher or own, data.emoji_names(), args.drawings, true_images)
     result["seconds"] = round(time.perf_counter() - started, 1)
     text = json.dumps(result, indent=2)
     print(text)
@@ -153,6 +158,19 @@ class CodeMeter:
         }
 
 
+def naming_figures(own: TextRanker, teacher: TextRanker | None, scenes: int) -> dict[str, float]:
+    """Percent of scenes of one object whose name, colour and shape, is the nearest to the image among all.
+
+    By the tokenizer's own towers, from semantic codes, and by its teacher, all of which was to be kept.
+    """
+    images, names = named_objects(scenes)
+    figures = {"from_codes": round(own.accuracy(images, names), 2)}
+    if teacher is not None:
+        figures["teacher"] = round(teacher.accuracy(images, names), 2)
+        figures["kept"] = round(100 * figures["from_codes"] / max(figures["teacher"], 1e-9), 2)
+    return figures
+
+
 # ---- answers
 
 
@@ -165,7 +183,7 @@ def answer_figures(
     """
     result = {}
     for name in sets:
-        questions = _questions(data, name, scenes)
+        questions = asked_questions(data, name, scenes)
         answers = pipeline.answer_many(
             [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
         )
@@ -178,7 +196,8 @@ def answer_figures(
     return result
 
 
-def _questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
+def asked_questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
+    """The questions of one of QUESTION_SETS, each on its own; `scenes` bounds those about scenes."""
     if name == "scenes":
         return [next(single_questions(record)) for record in data.scenes(scenes)]
     if name == "scenes_reworded":
@@ -227,7 +246,7 @@ def drawing_figures(
 
 def emoji_figures(
     pipeline: DualTokenPipeline,
-    judge: EmojiJudge,
+    judge: TextRanker,
     names: Sequence[str],
     drawings: int,
     true_images: Mapping[str, Image.Image],
@@ -237,8 +256,6 @@ def emoji_figures(
 
     true_images: emoji by name; of those that were drawn the judge's own ceiling is reported beside it.
     """
-    from ..eval.emoji_judge import emoji_prompt
-
     count = min(drawings, len(names))
     chosen = [index * len(names) // count for index in range(count)]
     prompts = [emoji_prompt(name) for name in names]
@@ -267,15 +284,13 @@ def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
     return images
 
 
-def load_judge(model: str, teacher: Path | None, device: str) -> EmojiJudge:
-    """The towers of `teacher`, or of the model's own tokenizer."""
-    from ..eval.emoji_judge import EmojiJudge
-    from ..mllm.pipeline import PRETRAINED_FOLDER
+def rankers(model: str, teacher: Path | None, device: str) -> tuple[TextRanker, TextRanker | None]:
+    """The towers of the model's own tokenizer, and those of its teacher."""
+    from ..eval.text_ranker import TextRanker
+    from ..mllm.pipeline import resolve_model
 
-    if teacher is not None:
-        return EmojiJudge(teacher, device)
-    folder = PRETRAINED_FOLDER / "nano" if model == "nano" else Path(model).expanduser()
-    return EmojiJudge(folder / "visual_tokenizer", device)
+    own = TextRanker(Path(resolve_model(model)) / "visual_tokenizer", device)
+    return own, None if teacher is None else TextRanker(teacher, device)
 
 
 def percent(values: Sequence[bool]) -> float:

@@ -307,26 +307,30 @@ def _model_step(args: argparse.Namespace) -> Step:
 
 def _card_step(args: argparse.Namespace) -> Step:
     evaluation = args.runs / "evaluation.json"
+    shipped = args.output.resolve() == SHIPPED
 
     def make() -> None:
         import json
 
-        from ..mllm import DualTokenPipeline
-        from .nano_card import gallery, update_readme, write_card
+        from .nano_card import update_readme, write_card
 
-        command = [sys.executable, "-m", "dualtoken.scripts.evaluate_nano", "--model", str(args.output)]
-        command += ["--heldout", str(args.heldout), "--output", str(evaluation)]
-        command += ["--teacher", str(args.runs / "contrastive" / "model")]
-        subprocess.run([*command, "--emoji", str(args.runs / "data" / "emoji")], check=True)
+        model = ("--model", str(args.output), "--heldout", str(args.heldout))
+        teacher, emoji = args.runs / "contrastive" / "model", args.runs / "data" / "emoji"
+        judged = ("--teacher", str(teacher), "--emoji", str(emoji))
+        _module("evaluate_nano", *model, *judged, "--output", str(evaluation))
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
-        if args.output.resolve() == SHIPPED:
+        if shipped:
             update_readme(ROOT / "README.md", figures)
-        gallery(DualTokenPipeline.from_pretrained(args.output), args.heldout).save(
-            args.output.parent / "nano.png"
-        )
+        folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
+        overview = args.output.parent / "nano.png"
+        _module("gallery", *model, "--output", str(folder), "--overview", str(overview))
 
     return Step("card", evaluation, make)
+
+
+def _module(name: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,12 @@
-"""The nano model's card, README table and gallery: made from runs, evaluation and seeds, never by hand."""
+"""The nano model's card and README table: made from runs and evaluation, never by hand."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import yaml
-
-from .contact_sheet import contact_sheet, thumbnail
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..mllm import DualTokenPipeline
 
 STEPS = ("contrastive", "tokenizer", "refinement", "mllm", "decoder")
 
@@ -23,16 +15,6 @@ ANSWERS = {
     "clothing": "clothing, which of ten labels",
     "scenes_reworded": "scenes, in words that are in no training data",
 }
-CELL, COLUMNS = 128, 6
-PROMPTS = (
-    "a red circle",
-    "a yellow star",
-    "a purple square",
-    "a blue square to the left of a yellow triangle",
-    "three green crosses",
-    "sunflower emoji",
-)
-QUESTIONS = ("How many objects are there?", "Is there a circle?")
 BEGIN, END = "<!-- nano figures: begin", "<!-- nano figures: end"
 TEMPLATE = Path(__file__).with_name("nano_card.md")
 
@@ -64,35 +46,6 @@ def update_readme(readme: Path, evaluation: dict[str, Any]) -> None:
     readme.write_text(f"{text[:begin]}\n\n{figures_table(evaluation)}\n\n{text[end:]}")
 
 
-def gallery(pipeline: DualTokenPipeline, heldout: Path) -> Image.Image:
-    """Drawings of seed 0 in the order they came, answers, and reconstructions: nothing is picked out."""
-    from ..data_pipelines.scenes import random_scene, render
-    from ..data_pipelines.shards import ShardDataset
-
-    rows = [
-        (
-            f"“{prompt}”",
-            [thumbnail(image, CELL) for image in pipeline.generate_images(prompt, COLUMNS, seed=0)],
-        )
-        for prompt in PROMPTS
-    ]
-    scenes = [render(random_scene(np.random.default_rng(10**9 + n)), 64) for n in range(COLUMNS)]
-    answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
-    told = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
-    rows.append((told, [thumbnail(scene, CELL) for scene in scenes]))
-    for name in ("emoji", "clothing"):
-        dataset = ShardDataset(heldout / name, split="all")
-        images = [
-            dataset[n * len(dataset) // COLUMNS].image_parts()[0]["image"].convert("RGB")
-            for n in range(COLUMNS)
-        ]
-        rows.append((f"{name}, held out", [thumbnail(image, CELL) for image in images]))
-        rows.append(
-            ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images])
-        )
-    return contact_sheet(rows, CELL)
-
-
 def _step(run: Path, name: str) -> dict[str, Any]:
     """What a finished run's own files say about it."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -120,6 +73,9 @@ def figures_table(evaluation: dict[str, Any]) -> str:
     for branch, usage in evaluation["tokenizer"]["codebook_usage"].items():
         shares = ", ".join(f"{100 * share:.1f} %" for share in usage)
         rows.append(f"| codes used, {branch}, levels 1–{len(usage)} | {shares} |")
+    if named := evaluation.get("named"):
+        kept = f" (teacher {named['teacher']} %, kept {named['kept']} %)" if "teacher" in named else ""
+        rows.append(f"| one object named by its semantic codes, zero-shot | {named['from_codes']} %{kept} |")
     for name, answers in evaluation["answers"].items():
         name = ANSWERS.get(name, name)
         rows.append(f"| answers, {name} ({answers['questions']} questions) | {answers['accuracy']} % |")

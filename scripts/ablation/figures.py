@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, SiglipModel
 from ...data_pipelines.convert_scenes import SceneOptions, scene_record
 from ...data_pipelines.records import Record
 from ...eval import retention
-from ...eval.held_out import EVALUATION_SEED, HeldOut, drawing_prompts
+from ...eval.held_out import EVALUATION_SEED, HeldOut, named_objects
 from ...eval.tokenizer_figures import FigureOptions, measure_tokenizer
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
@@ -136,10 +136,7 @@ def _meaning(
 
 def _labelled(evaluation: Evaluation, data: HeldOut) -> list[retention.Labelled]:
     """Scenes of one object, named by colour and shape, and the photos with their labels."""
-    records = drawing_prompts("single_object", evaluation.scenes)
-    objects = [record.metadata["scene"]["objects"][0] for record in records]
-    texts = [f"a {one['colour']} {one['shape']}" for one in objects]
-    sets = [retention.Labelled("scenes", [r.image_parts()[0]["image"] for r in records], texts)]
+    sets = [retention.Labelled("scenes", *named_objects(evaluation.scenes))]
     for name in PHOTO_SETS:
         if name in evaluation.sets:
             photos = data.records(name)

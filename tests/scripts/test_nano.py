@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 from dualtoken.data_pipelines.public_sets import SETS
 from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, SceneObject, render
 from dualtoken.data_pipelines.shards import ShardDataset, verify_shards
-from dualtoken.eval.emoji_judge import EmojiJudge, places
 from dualtoken.eval.held_out import HeldOut
+from dualtoken.eval.text_ranker import TextRanker, places
 from dualtoken.mllm import DualTokenPipeline
-from dualtoken.scripts import cli, evaluate_nano, make_nano, nano_card, prepare
+from dualtoken.scripts import cli, evaluate_nano, gallery, make_nano, nano_card, prepare
 from dualtoken.tokenizer import DualTokenizerImageProcessor
 from dualtoken.tokenizer.errors import UserError
 
@@ -105,7 +105,8 @@ def test_data_sets_are_fetched_only_when_they_are_still_needed(tmp_path: Path) -
 
 
 def test_emoji_drawn_by_name_are_ranked_by_the_models_own_towers(nano: DualTokenPipeline) -> None:
-    judge = evaluate_nano.load_judge("nano", None, "cpu")
+    judge, no_teacher = evaluate_nano.rankers("nano", None, "cpu")
+    assert no_teacher is None
     names = HeldOut().emoji_names()[:40]
     true_images = {names[10]: Image.new("RGB", (64, 64), "white")}
     result = evaluate_nano.emoji_figures(nano, judge, names, 4, true_images)
@@ -117,6 +118,15 @@ def test_emoji_drawn_by_name_are_ranked_by_the_models_own_towers(nano: DualToken
     assert "4 emoji drawn by name" in table
 
 
+def test_what_codes_keep_of_the_teacher_is_reported() -> None:
+    own, teacher = evaluate_nano.rankers("nano", NANO / "visual_tokenizer", "cpu")
+    assert set(evaluate_nano.naming_figures(own, None, 6)) == {"from_codes"}
+    named = evaluate_nano.naming_figures(own, teacher, 6)
+    assert named["from_codes"] == named["teacher"]
+    assert named["kept"] == 100 or named["teacher"] == 0
+    assert f"kept {named['kept']} %" in nano_card.figures_table({**FIGURES, "named": named})
+
+
 def test_the_teacher_may_be_the_judge(tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     vision = {**small, "image_size": 64, "patch_size": 16}
@@ -126,18 +136,36 @@ def test_the_teacher_may_be_the_judge(tmp_path: Path) -> None:
     DualTokenizerImageProcessor.from_pretrained(NANO / "visual_tokenizer").save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(NANO / "visual_tokenizer").save_pretrained(tmp_path)
     images = [Image.new("RGB", (80, 64), colour) for colour in ("red", "blue")]
-    ranks = EmojiJudge(tmp_path).ranks(images, [0, 2], ["apple emoji", "tree emoji", "flag emoji"])
+    ranks = TextRanker(tmp_path).ranks(images, [0, 2], ["apple emoji", "tree emoji", "flag emoji"])
     assert all(0 <= rank <= 2 for rank in ranks)
 
 
 def test_a_judge_needs_a_folder_with_both_sides(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot rank emoji"):
-        EmojiJudge(tmp_path)
+    with pytest.raises(UserError, match="cannot rank texts"):
+        TextRanker(tmp_path)
 
 
 def test_places_count_equal_scores_against_the_right_one() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [0.7, 0.2, 0.1]])
     assert places(scores, [1, 1, 2]) == [0, 2, 2]
+
+
+def test_dialogues_are_tables_whose_images_are_there(nano: DualTokenPipeline) -> None:
+    lines, images = gallery.dialogues(nano, 2)
+    named = set(re.findall(r"!\[\]\(([\w-]+)\.png\)", "\n".join(lines)))
+    assert named == set(images)
+    assert sum(line.startswith("### Dialogue") for line in lines) == 2
+    assert all(line.count(" | ") >= 2 for line in lines if line.startswith("| "))
+
+
+@pytest.mark.slow
+def test_the_gallery_is_a_page_with_its_pictures(tmp_path: Path) -> None:
+    words = ["--model", "nano", "--output", str(tmp_path), "--dialogues", "1"]
+    assert cli.run_module("gallery", "gallery", [*words, "--overview", str(tmp_path / "all.png")]) == 0
+    page = (tmp_path / "README.md").read_text()
+    named = set(re.findall(r"\(([\w-]+\.png)\)", page))
+    assert {"drawings.png", "mistakes.png", "reconstructions.png"} <= named
+    assert named | {"README.md", "all.png"} == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

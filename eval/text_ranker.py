@@ -1,4 +1,4 @@
-"""Which emoji does a drawing show? The image and text sides of a small SigLIP rank all names it may have."""
+"""Which text fits an image? The image and text sides of a small SigLIP rank all that it may be."""
 
 from __future__ import annotations
 
@@ -18,13 +18,8 @@ from .metrics.zero_shot import TextIds
 _BATCH = 256
 
 
-def emoji_prompt(name: str) -> str:
-    """What an emoji is drawn by, in training as well: "sunflower emoji"."""
-    return f"{name} emoji"
-
-
-class EmojiJudge:
-    """Ranks prompts by how well they fit an image, with the towers of one saved folder.
+class TextRanker:
+    """Ranks texts by how well they fit an image, with the towers of one saved folder.
 
     The folder is that of a visual tokenizer with a text side, or of the SigLIP that was its teacher; it holds
     the weights, the image processor and the text tokenizer. Raises UserError when one of them is missing.
@@ -43,15 +38,21 @@ class EmojiJudge:
             )
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{folder} cannot rank emoji: it needs an image and a text side ({first_line(error)})."
+                f"{folder} cannot rank texts: it needs an image and a text side ({first_line(error)})."
             ) from error
 
     @torch.inference_mode()
-    def ranks(self, images: Sequence[Image.Image], right: Sequence[int], prompts: Sequence[str]) -> list[int]:
-        """For each image the place, from 0, that `prompts[right]` takes among all prompts."""
-        texts = _embedded(self._text_ids(prompts), self._texts, self.device)
+    def ranks(self, images: Sequence[Image.Image], right: Sequence[int], texts: Sequence[str]) -> list[int]:
+        """For each image the place, from 0, that `texts[right]` takes among all texts."""
+        embedded = _embedded(self._text_ids(texts), self._texts, self.device)
         pixels = self._processor(list(images))["pixel_values"]
-        return places(_embedded(pixels, self._images, self.device) @ texts.T, right)
+        return places(_embedded(pixels, self._images, self.device) @ embedded.T, right)
+
+    def accuracy(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
+        """Percent of images whose own text is the first among the distinct texts of all."""
+        classes = sorted(set(texts))
+        ranks = self.ranks(images, [classes.index(text) for text in texts], classes)
+        return 100 * ranks.count(0) / max(1, len(ranks))
 
 
 def places(scores: Tensor, right: Sequence[int]) -> list[int]:
