@@ -1,7 +1,7 @@
 """Drawings, dialogues, reconstructions and mistakes of a model from fixed seeds: a page with pictures.
 
-Nothing is picked out: every part takes the first of its held-out list, and the mistakes are the first of
-their set. Drawings carry the verdict of `data_pipelines.scene_checker`.
+Nothing is picked out: prompts and talks are the first of their held-out lists, images and mistakes are evenly
+spread over theirs. Drawings carry the verdict of `data_pipelines.scene_checker`.
 
 Example:
   python -m dualtoken.scripts.gallery --model nano --output docs/gallery
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..mllm import DualTokenPipeline
 
+T = TypeVar("T")
 CELL, COLUMNS = 128, 6
 #: Questions of a set that are asked in search of mistakes.
 ASKED = 120
@@ -115,19 +117,19 @@ def reconstructions(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
 
 
 def mistakes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """Of every set of questions the first that are answered wrongly."""
+    """Of every set of questions some that are answered wrongly, evenly spread."""
     from .evaluate_nano import QUESTION_SETS, asked_questions
 
     cards = []
     for name in QUESTION_SETS:
-        asked = asked_questions(data, name, ASKED)[:ASKED]
+        asked = _spread(asked_questions(data, name, ASKED), ASKED)
         answers = pipeline.answer_many([(q.images, q.question) for q in asked], max_new_tokens=12)
         wrong = [
             (f"{one.question}\nanswer: {answer}\nright: {one.answer}", list(one.images))
             for one, answer in zip(asked, answers, strict=True)
             if normalise(answer) != normalise(one.answer)
         ]
-        cards += wrong[:COLUMNS]
+        cards += _spread(wrong, COLUMNS)
     return card_sheet(cards, COLUMNS, CELL)
 
 
@@ -180,13 +182,18 @@ def _cell(content: Any, name: str, images: dict[str, Image.Image]) -> str:
 def _before_and_after(
     pipeline: DualTokenPipeline, data: HeldOut, name: str
 ) -> list[tuple[str, list[Image.Image]]]:
-    records = data.records(name)
-    chosen = [records[n * len(records) // COLUMNS] for n in range(COLUMNS)]
+    chosen = _spread(data.records(name), COLUMNS)
     images = [record.image_parts()[0]["image"].convert("RGB") for record in chosen]
     return [
         (f"{name}, held out", [thumbnail(image, CELL) for image in images]),
         ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images]),
     ]
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spread: labels and styles stand in blocks."""
+    count = min(count, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
 
 
 if __name__ == "__main__":
