@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_pipelines.public_sets import SETS
-from ..eval.held_out import EMOJI_NAMES
+from ..eval.held_out import EMOJI_NAMES, evenly_spread
 from ..eval.held_out import HELD_OUT as HELD_OUT_FOLDER
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file, atomic_folder
@@ -193,10 +193,8 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
             split, count = HELD_OUT[name]
             dataset = ShardDataset(args.runs / "data" / name, split=split)
             source, licence = dataset.manifest["source"], dataset.manifest["licence"]
-            # Evenly spread: labels and styles stand in blocks.
-            chosen = [index * len(dataset) // count for index in range(min(count, len(dataset)))]
             with ShardWriter(args.heldout / name, source=source, licence=licence) as writer:
-                for index in chosen:
+                for index in evenly_spread(range(len(dataset)), count):
                     writer.write(dataset[index], split)
 
         return make
@@ -296,17 +294,17 @@ def _card_step(args: argparse.Namespace) -> Step:
 
         from .nano_card import update_readme, write_card
 
-        model = ("--model", str(args.output), "--heldout", str(args.heldout))
+        data = ("--heldout", str(args.heldout))
         teacher, emoji = args.runs / "contrastive" / "model", args.runs / "data" / "emoji"
         judged = ("--teacher", str(teacher), "--emoji", str(emoji))
-        _module("evaluate_nano", *model, *judged, "--output", str(evaluation))
+        _module("evaluate_nano", "--model", str(args.output), *data, *judged, "--output", str(evaluation))
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
         if shipped:
             update_readme(ROOT / "README.md", figures)
         folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
-        overview = args.output.parent / "nano.png"
-        _module("gallery", *model, "--output", str(folder), "--overview", str(overview))
+        pictures = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
+        _module("gallery", "--model", "nano" if shipped else str(args.output), *data, *pictures)
 
     return Step("card", evaluation, make)
 
