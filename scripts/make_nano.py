@@ -11,7 +11,9 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -156,13 +158,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dualtoken(*arguments: str) -> None:
-    command = [sys.executable, "-m", "dualtoken.scripts.cli", *arguments]
-    status = subprocess.run(command).returncode
+def run_command(*command: str) -> None:
+    """Run a command to its end. SIGTERM is passed on to it, so that a training saves before it stops.
+
+    Raises:
+        UserError: it ended with another status than 0.
+    """
+    child = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        status = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if status:
-        raise UserError(
-            f"'dualtoken {' '.join(arguments)}' ended with status {status}; see its message above"
-        )
+        raise UserError(f"'{shlex.join(command)}' ended with status {status}; see its message above")
+
+
+def _module(name: str, *arguments: str) -> None:
+    run_command(sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments)
+
+
+def _dualtoken(*arguments: str) -> None:
+    _module("cli", *arguments)
 
 
 def _source_steps(args: argparse.Namespace) -> list[Step]:
@@ -307,10 +324,6 @@ def _card_step(args: argparse.Namespace) -> Step:
         _module("gallery", "--model", "nano" if shipped else str(args.output), *data, *pictures)
 
     return Step("card", evaluation, make)
-
-
-def _module(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments], check=True)
 
 
 if __name__ == "__main__":
