@@ -26,6 +26,8 @@ from .scenes import (
 )
 
 SKILLS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+#: Those that ask for exactly the objects of the prompt.
+EXACT_SKILLS: tuple[str, ...] = tuple(skill for skill in SKILLS if skill != "colors")
 NUMBER_WORDS: tuple[str, ...] = ("no", "one", "two", "three", "four")
 RELATION_PHRASES: dict[str, str] = {
     "left": "to the left of",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .scene_language import (
-    SKILLS,
+    EXACT_SKILLS,
     DrawingSpec,
     WantedObject,
     article,
@@ -259,7 +259,7 @@ def _alone(scene: Scene, by_shape: bool, rng: np.random.Generator) -> list[Scene
 
 
 def _draw_then_ask(rng: np.random.Generator, count: int, words: Words, grid: int | None) -> list[Turn]:
-    skill = choose(rng, [skill for skill in SKILLS if skill != "colors"])
+    skill = choose(rng, EXACT_SKILLS)
     drawn = scene_for_skill(rng, skill, grid)
     ask = words.wish(drawn.prompt, drawn.spec, drawn.scene.background, rng)
     turns = [Turn(ask, drawn.scene, "draw", drawn.spec)]

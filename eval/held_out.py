@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..data_pipelines.convert_scenes import SceneOptions, scene_record
 from ..data_pipelines.records import Record
 from ..data_pipelines.shards import ShardDataset
+
+T = TypeVar("T")
 
 HELD_OUT = Path(__file__).resolve().parent.parent / "pretrained" / "nano_heldout"
 #: Beside the sets: a name a line.
@@ -57,6 +59,12 @@ def single_questions(record: Record) -> Iterator[Asked]:
         question = next(part["text"] for part in ask["content"] if part["type"] == "text")
         if kind != "caption":
             yield Asked(images, question, reply["content"][0]["text"], kind)
+
+
+def evenly_spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, from all over them: labels and styles stand in blocks."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def emoji_prompt(name: str) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 from ..tokenizer.errors import UserError, first_line
 from .metrics.zero_shot import TextIds
+from .retention import zero_shot_accuracy
 
 _BATCH = 256
 
@@ -44,15 +45,18 @@ class TextRanker:
     @torch.inference_mode()
     def ranks(self, images: Sequence[Image.Image], right: Sequence[int], texts: Sequence[str]) -> list[int]:
         """For each image the place, from 0, that `texts[right]` takes among all texts."""
-        embedded = _embedded(self._text_ids(texts), self._texts, self.device)
-        pixels = self._processor(list(images))["pixel_values"]
-        return places(_embedded(pixels, self._images, self.device) @ embedded.T, right)
+        return places(self._embed_images(images) @ self._embed_texts(texts).T, right)
 
+    @torch.inference_mode()
     def accuracy(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
         """Percent of images whose own text is the first among the distinct texts of all."""
-        classes = sorted(set(texts))
-        ranks = self.ranks(images, [classes.index(text) for text in texts], classes)
-        return 100 * ranks.count(0) / max(1, len(ranks))
+        return zero_shot_accuracy(self._embed_images(images), texts, self._embed_texts)
+
+    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        return _embedded(self._processor(list(images))["pixel_values"], self._images, self.device)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return _embedded(self._text_ids(texts), self._texts, self.device)
 
 
 def places(scores: Tensor, right: Sequence[int]) -> list[int]:

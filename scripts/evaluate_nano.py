@@ -32,6 +32,7 @@ from ..eval.held_out import (
     HeldOut,
     drawing_prompts,
     emoji_prompt,
+    evenly_spread,
     named_objects,
     normalise,
     single_questions,
@@ -41,6 +42,8 @@ from .options import add_device_argument, add_model_argument, integer, load_pipe
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..data_pipelines.records import Record
+    from ..data_pipelines.scene_checker import CheckResult
     from ..eval.text_ranker import TextRanker
     from ..mllm import DualTokenPipeline
 
@@ -184,16 +187,24 @@ def answer_figures(
     result = {}
     for name in sets:
         questions = asked_questions(data, name, scenes)
-        answers = pipeline.answer_many(
-            [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
-        )
         right: dict[str, list[bool]] = defaultdict(list)
-        for asked, answer in zip(questions, answers, strict=True):
-            right[asked.kind].append(normalise(answer) == normalise(asked.answer))
+        for asked, _, is_right in answered(pipeline, questions):
+            right[asked.kind].append(is_right)
         every = [value for values in right.values() for value in values]
         by_kind = {kind: percent(values) for kind, values in sorted(right.items())}
         result[name] = {"accuracy": percent(every), "questions": len(every), "by_kind": by_kind}
     return result
+
+
+def answered(pipeline: DualTokenPipeline, questions: Sequence[Asked]) -> list[tuple[Asked, str, bool]]:
+    """The questions with the model's greedy answers, and whether these are right."""
+    answers = pipeline.answer_many(
+        [(q.images, q.question) for q in questions], max_new_tokens=12, batch_size=48
+    )
+    return [
+        (asked, answer, normalise(answer) == normalise(asked.answer))
+        for asked, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def asked_questions(data: HeldOut, name: str, scenes: int) -> list[Asked]:
@@ -219,17 +230,15 @@ def drawing_figures(
 ) -> dict[str, Any]:
     """Per skill, percent of drawings that show exactly what was asked for, and with the right colours."""
     from ..data_pipelines.scene_checker import check
-    from ..data_pipelines.scene_language import SKILLS
+    from ..data_pipelines.scene_language import EXACT_SKILLS
 
     result: dict[str, Any] = {}
-    for skill in skills or [skill for skill in SKILLS if skill != "colors"]:
+    for skill in skills or EXACT_SKILLS:
         count = drawings if skill == "single_object" else (drawings + 1) // 2
-        records = drawing_prompts(skill, count, seed)
-        prompts = [record.texts()[0] for record in records]
-        drawn = pipeline.generate_images_many(prompts, 1, list(range(count)), batch_size=32, **sampling)
-        verdicts = [check(r.metadata["spec"], images[0]) for r, images in zip(records, drawn, strict=True)]
+        drawn = drawn_and_checked(pipeline, skill, count, seed, **sampling)
+        verdicts = [verdict for _, _, verdict in drawn]
         ceiling = [
-            check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r in records
+            check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r, _, _ in drawn
         ]
         result[skill] = {
             "correct": percent([verdict.correct for verdict in verdicts]),
@@ -239,6 +248,21 @@ def drawing_figures(
             "drawings": count,
         }
     return result
+
+
+def drawn_and_checked(
+    pipeline: DualTokenPipeline, skill: str, count: int, seed: int = EVALUATION_SEED, **sampling: Any
+) -> list[tuple[Record, Image.Image, CheckResult]]:
+    """The first `count` prompts of a skill, each drawn once, with the checker's verdict."""
+    from ..data_pipelines.scene_checker import check
+
+    records = drawing_prompts(skill, count, seed)
+    prompts = [record.texts()[0] for record in records]
+    drawn = pipeline.generate_images_many(prompts, 1, list(range(count)), batch_size=32, **sampling)
+    return [
+        (record, images[0], check(record.metadata["spec"], images[0]))
+        for record, images in zip(records, drawn, strict=True)
+    ]
 
 
 # ---- emoji by name
@@ -257,7 +281,7 @@ def emoji_figures(
     true_images: emoji by name; of those that were drawn the judge's own ceiling is reported beside it.
     """
     count = min(drawings, len(names))
-    chosen = [index * len(names) // count for index in range(count)]
+    chosen = evenly_spread(range(len(names)), count)
     prompts = [emoji_prompt(name) for name in names]
     drawn = pipeline.generate_images_many(
         [prompts[index] for index in chosen], 1, list(range(count)), batch_size=32, **sampling

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..eval.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, drawing_prompts, normalise
+from ..eval.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
 from ..tokenizer.files import atomic_file
 from .contact_sheet import card_sheet, contact_sheet, thumbnail
 from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..mllm import DualTokenPipeline
 
-T = TypeVar("T")
 CELL, COLUMNS = 128, 6
 #: Questions of a set that are asked in search of mistakes.
 ASKED = 120
@@ -67,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         with atomic_file(args.output / f"{name}.png") as partial:
             image.save(partial, optimize=True)
     with atomic_file(args.output / "README.md") as partial:
-        partial.write_text(PAGE.read_text().format(model=_name(args.model), dialogues="\n".join(talks)))
+        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(talks)))
     if args.overview:
         with atomic_file(args.overview) as partial:
             overview(pipeline, data).save(partial)
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
     """One picture of all: drawings of seed 0 in the order they came, answers, and reconstructions."""
-    from ..data_pipelines.scenes import random_scene, render
+    from ..data_pipelines.scenes import HELD_OUT_SEED, random_scene, render
 
     rows = [
         (
@@ -86,7 +84,7 @@ def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
         )
         for prompt in PROMPTS
     ]
-    scenes = [render(random_scene(np.random.default_rng(10**9 + n)), 64) for n in range(COLUMNS)]
+    scenes = [render(random_scene(np.random.default_rng(HELD_OUT_SEED + n)), 64) for n in range(COLUMNS)]
     answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
     told = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
     rows.append((told, [thumbnail(scene, CELL) for scene in scenes]))
@@ -96,17 +94,14 @@ def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
 
 def drawings(pipeline: DualTokenPipeline) -> Image.Image:
     """Of every skill the first held-out prompts, each drawn once, with the checker's verdict."""
-    from ..data_pipelines.scene_checker import check
-    from ..data_pipelines.scene_language import SKILLS
+    from ..data_pipelines.scene_language import EXACT_SKILLS
+    from .evaluate_nano import drawn_and_checked
 
-    cards = []
-    for skill in (skill for skill in SKILLS if skill != "colors"):
-        records = drawing_prompts(skill, COLUMNS)
-        prompts = [record.texts()[0] for record in records]
-        drawn = pipeline.generate_images_many(prompts, 1, list(range(COLUMNS)), batch_size=32)
-        for record, prompt, images in zip(records, prompts, drawn, strict=True):
-            verdict = check(record.metadata["spec"], images[0])
-            cards.append((f"{prompt}\n{'right' if verdict.correct else verdict.reason}", images))
+    cards = [
+        (f"{record.texts()[0]}\n{'right' if verdict.correct else verdict.reason}", [image])
+        for skill in EXACT_SKILLS
+        for record, image, verdict in drawn_and_checked(pipeline, skill, COLUMNS)
+    ]
     return card_sheet(cards, COLUMNS, CELL)
 
 
@@ -118,18 +113,17 @@ def reconstructions(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
 
 def mistakes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
     """Of every set of questions some that are answered wrongly, evenly spread."""
-    from .evaluate_nano import QUESTION_SETS, asked_questions
+    from .evaluate_nano import QUESTION_SETS, answered, asked_questions
 
     cards = []
     for name in QUESTION_SETS:
-        asked = _spread(asked_questions(data, name, ASKED), ASKED)
-        answers = pipeline.answer_many([(q.images, q.question) for q in asked], max_new_tokens=12)
+        asked = evenly_spread(asked_questions(data, name, ASKED), ASKED)
         wrong = [
             (f"{one.question}\nanswer: {answer}\nright: {one.answer}", list(one.images))
-            for one, answer in zip(asked, answers, strict=True)
-            if normalise(answer) != normalise(one.answer)
+            for one, answer, is_right in answered(pipeline, asked)
+            if not is_right
         ]
-        cards += _spread(wrong, COLUMNS)
+        cards += evenly_spread(wrong, COLUMNS)
     return card_sheet(cards, COLUMNS, CELL)
 
 
@@ -159,14 +153,6 @@ def dialogues(pipeline: DualTokenPipeline, count: int) -> tuple[list[str], dict[
     return lines, images
 
 
-def _name(model: str) -> str:
-    """ "nano" also when the folder inside the package was given."""
-    from ..mllm.pipeline import resolve_model
-
-    inside = Path(model).is_dir() and Path(model).resolve() == Path(resolve_model("nano")).resolve()
-    return "nano" if inside else model
-
-
 def _cell(content: Any, name: str, images: dict[str, Image.Image]) -> str:
     """Content parts as a cell of a Markdown table; their images are added to `images`."""
     words = []
@@ -182,18 +168,12 @@ def _cell(content: Any, name: str, images: dict[str, Image.Image]) -> str:
 def _before_and_after(
     pipeline: DualTokenPipeline, data: HeldOut, name: str
 ) -> list[tuple[str, list[Image.Image]]]:
-    chosen = _spread(data.records(name), COLUMNS)
+    chosen = evenly_spread(data.records(name), COLUMNS)
     images = [record.image_parts()[0]["image"].convert("RGB") for record in chosen]
     return [
         (f"{name}, held out", [thumbnail(image, CELL) for image in images]),
         ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images]),
     ]
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, evenly spread: labels and styles stand in blocks."""
-    count = min(count, len(items))
-    return [items[n * len(items) // count] for n in range(count)]
 
 
 if __name__ == "__main__":

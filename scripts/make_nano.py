@@ -11,7 +11,9 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_pipelines.public_sets import SETS
-from ..eval.held_out import EMOJI_NAMES
+from ..eval.held_out import EMOJI_NAMES, evenly_spread
 from ..eval.held_out import HELD_OUT as HELD_OUT_FOLDER
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file, atomic_folder
@@ -173,13 +175,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dualtoken(*arguments: str) -> None:
-    command = [sys.executable, "-m", "dualtoken.scripts.cli", *arguments]
-    status = subprocess.run(command).returncode
+def run_command(*command: str) -> None:
+    """Run a command to its end. SIGTERM is passed on to it, so that a training saves before it stops.
+
+    Raises:
+        UserError: it ended with another status than 0.
+    """
+    child = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        status = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if status:
-        raise UserError(
-            f"'dualtoken {' '.join(arguments)}' ended with status {status}; see its message above"
-        )
+        raise UserError(f"'{shlex.join(command)}' ended with status {status}; see its message above")
+
+
+def _module(name: str, *arguments: str) -> None:
+    run_command(sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments)
+
+
+def _dualtoken(*arguments: str) -> None:
+    _module("cli", *arguments)
 
 
 def _source_steps(args: argparse.Namespace) -> list[Step]:
@@ -210,10 +227,8 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
             split, count = HELD_OUT[name]
             dataset = ShardDataset(args.runs / "data" / name, split=split)
             source, licence = dataset.manifest["source"], dataset.manifest["licence"]
-            # Evenly spread: labels and styles stand in blocks.
-            chosen = [index * len(dataset) // count for index in range(min(count, len(dataset)))]
             with ShardWriter(args.heldout / name, source=source, licence=licence) as writer:
-                for index in chosen:
+                for index in evenly_spread(range(len(dataset)), count):
                     writer.write(dataset[index], split)
 
         return make
@@ -314,23 +329,19 @@ def _card_step(args: argparse.Namespace) -> Step:
 
         from .nano_card import update_readme, write_card
 
-        model = ("--model", str(args.output), "--heldout", str(args.heldout))
+        data = ("--heldout", str(args.heldout))
         teacher, emoji = args.runs / "contrastive" / "model", args.runs / "data" / "emoji"
         judged = ("--teacher", str(teacher), "--emoji", str(emoji))
-        _module("evaluate_nano", *model, *judged, "--output", str(evaluation))
+        _module("evaluate_nano", "--model", str(args.output), *data, *judged, "--output", str(evaluation))
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
         if shipped:
             update_readme(ROOT / "README.md", figures)
         folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
-        overview = args.output.parent / "nano.png"
-        _module("gallery", *model, "--output", str(folder), "--overview", str(overview))
+        pictures = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
+        _module("gallery", "--model", "nano" if shipped else str(args.output), *data, *pictures)
 
     return Step("card", evaluation, make)
-
-
-def _module(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments], check=True)
 
 
 if __name__ == "__main__":

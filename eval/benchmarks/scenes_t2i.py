@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from ...data_pipelines.scene_checker import CheckResult, check
-from ...data_pipelines.scene_language import SKILLS
+from ...data_pipelines.scene_language import EXACT_SKILLS
 from ..benchmark import Benchmark, Item, Score
 from ..held_out import drawing_prompts
 from ..registry import register
 from ..scorers.averages import percent
 
 # Prompts of each skill; single colours are part of the others.
-COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in SKILLS if skill != "colors"}
+COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in EXACT_SKILLS}
 
 
 @register
