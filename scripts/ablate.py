@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..tokenizer.errors import UserError
 from .options import add_device_argument, number, resolve_device
+from .processes import sigterm_interrupts
 
 if TYPE_CHECKING:
     from .ablation.plan import Places, Plan
@@ -67,12 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
         device = resolve_device(args.device)
         runner = Runner(plan, places, args.steps_scale, device, HeldOut(args.heldout or HELD_OUT))
-        # As Ctrl-C: the training that runs is asked to save, and waited for.
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+        with sigterm_interrupts():
             runner.run_all(groups, seeds)
-        finally:
-            signal.signal(signal.SIGTERM, before)
     from .ablation.document import write_document
     from .ablation.summary import Results
 

@@ -11,10 +11,7 @@ Example:
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from ..eval.held_out import EMOJI_NAMES, evenly_spread
 from ..eval.held_out import HELD_OUT as HELD_OUT_FOLDER
 from ..tokenizer.errors import UserError
 from ..tokenizer.files import atomic_file, atomic_folder
+from .processes import run_process, sigterm_interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "train" / "recipes"
@@ -166,42 +164,19 @@ def run(args: argparse.Namespace) -> int:
     known = list(dict.fromkeys(step.name for step in steps))
     if args.until and args.until not in known:
         raise UserError(f"--until {args.until}: unknown step; allowed are {', '.join(known)}")
-    for step in steps:
-        if step.result.exists():
-            print(f"{step.name}: {step.result} is there", flush=True)
-        elif not args.until or known.index(step.name) <= known.index(args.until):
-            print(f"{step.name}: making {step.result}", flush=True)
-            step.make()
+    with sigterm_interrupts():
+        for step in steps:
+            if step.result.exists():
+                print(f"{step.name}: {step.result} is there", flush=True)
+            elif not args.until or known.index(step.name) <= known.index(args.until):
+                print(f"{step.name}: making {step.result}", flush=True)
+                step.make()
     return 0
-
-
-def run_command(*command: str) -> None:
-    """Run a command to its end. SIGTERM is passed on to it, so that a training saves before it stops.
-
-    Raises:
-        UserError: it ended with another status than 0.
-    """
-    child = subprocess.Popen(command)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        status = child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if status:
-        raise UserError(f"'{shlex.join(command)}' ended with status {status}; see its message above")
-
-
-def _module(name: str, *arguments: str) -> None:
-    run_command(sys.executable, "-m", f"dualtoken.scripts.{name}", *arguments)
-
-
-def _dualtoken(*arguments: str) -> None:
-    _module("cli", *arguments)
 
 
 def _source_steps(args: argparse.Namespace) -> list[Step]:
     def fetch(name: str) -> Callable[[], None]:
-        return lambda: _dualtoken("prepare", "sources", "--output", str(args.data), "--only", name)
+        return lambda: run_process("prepare", ["sources", "--output", str(args.data), "--only", name])
 
     def result(file: str) -> Path:
         """The zip; or, when it has been read already, what was made of it."""
@@ -214,7 +189,7 @@ def _source_steps(args: argparse.Namespace) -> list[Step]:
 def _data_steps(args: argparse.Namespace) -> list[Step]:
     def prepare(name: str) -> Callable[[], None]:
         arguments = [word.replace("INPUT", str(args.data)) for word in ALL_DATA[name]]
-        return lambda: _dualtoken("prepare", *arguments, "--output", str(args.runs / "data" / name))
+        return lambda: run_process("prepare", [*arguments, "--output", str(args.runs / "data" / name)])
 
     return [Step("data", args.runs / "data" / name, prepare(name)) for name in ALL_DATA]
 
@@ -269,7 +244,7 @@ def _text_step(args: argparse.Namespace) -> Step:
 def _train_step(args: argparse.Namespace, name: str) -> Step:
     recipe = RECIPES / f"nano_{name}.yaml"
     return Step(
-        name, args.runs / name / "model", lambda: _dualtoken("train", str(recipe), *_moved(args, name))
+        name, args.runs / name / "model", lambda: run_process("train", [str(recipe), *_moved(args, name)])
     )
 
 
@@ -299,12 +274,9 @@ def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def _code_steps(args: argparse.Namespace) -> list[Step]:
     def tokenize(name: str) -> Callable[[], None]:
-        return lambda: _dualtoken(
-            "tokenize",
-            *("--tokenizer", str(args.runs / "refinement" / "model")),
-            *("--input", str(args.runs / "data" / name), "--output", str(args.runs / "codes" / name)),
-            *VIEWS.get(name, ()),
-        )
+        words = ["--tokenizer", str(args.runs / "refinement" / "model")]
+        words += ["--input", str(args.runs / "data" / name), "--output", str(args.runs / "codes" / name)]
+        return lambda: run_process("tokenize", [*words, *VIEWS.get(name, ())])
 
     return [Step("codes", args.runs / "codes" / name, tokenize(name)) for name in TOKENIZED]
 
@@ -332,14 +304,15 @@ def _card_step(args: argparse.Namespace) -> Step:
         data = ("--heldout", str(args.heldout))
         teacher, emoji = args.runs / "contrastive" / "model", args.runs / "data" / "emoji"
         judged = ("--teacher", str(teacher), "--emoji", str(emoji))
-        _module("evaluate_nano", "--model", str(args.output), *data, *judged, "--output", str(evaluation))
+        model = ["--model", str(args.output)]
+        run_process("evaluate_nano", [*model, *data, *judged, "--output", str(evaluation)])
         figures = json.loads(evaluation.read_text())
         write_card(args.output, args.runs, figures)
         if shipped:
             update_readme(ROOT / "README.md", figures)
         folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
         pictures = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
-        _module("gallery", "--model", "nano" if shipped else str(args.output), *data, *pictures)
+        run_process("gallery", ["--model", "nano" if shipped else str(args.output), *data, *pictures])
 
     return Step("card", evaluation, make)
 

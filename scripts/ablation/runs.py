@@ -10,8 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from ... import __version__
 from ...eval.held_out import HeldOut
 from ...tokenizer.errors import UserError
 from ...tokenizer.files import atomic_file
+from ..processes import run_process
 from .figures import measure
 from .plan import Places, Plan, resolve, used_sets
 
@@ -146,7 +145,7 @@ class Runner:
             )
 
     def _launch(self, module: str, words: Sequence[str], log: Path) -> None:
-        (self.launch or launch_process)(module, words, log)
+        (self.launch or run_process)(module, words, log)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -156,31 +155,6 @@ class Runner:
                 yield
         except Timeout:
             raise UserError(f"another `dualtoken ablate` works in {self.places.runs}; wait for it") from None
-
-
-def launch_process(module: str, words: Sequence[str], log: Path) -> None:
-    """Run a command of this package in a process of its own, its output appended to `log`.
-
-    Interrupted, it asks the process to stop (a training saves first) and waits for it. UserError with the
-    last line of the log for any other end than success.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"dualtoken.scripts.{module}", *words]
-    with log.open("ab") as out:
-        # A session of its own: Ctrl-C reaches this process only, and the other one is told once.
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if status:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise UserError(
-            f"`dualtoken {module}` ended with status {status}: {lines[-1] if lines else 'without a word'} "
-            f"(all of it: {log})"
-        )
 
 
 def _result(folder: Path) -> dict[str, Any]:

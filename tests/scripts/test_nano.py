@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -194,17 +190,6 @@ def test_the_readme_table_is_replaced_between_its_marks_only(tmp_path: Path) -> 
 def test_a_step_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run_module("make_nano", "make_nano", ["--until", "dinner"]) == 2
     assert "dinner" in capsys.readouterr().err
-
-
-def test_a_step_is_told_to_stop_too() -> None:
-    sleeper = (
-        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\ntime.sleep(60)"
-    )
-    alarm = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
-    alarm.start()
-    with pytest.raises(UserError, match="ended with status 7"):
-        make_nano.run_command(sys.executable, "-c", sleeper)
-    alarm.join()
 
 
 def test_every_path_of_a_recipe_moves_with_the_runs_folder() -> None:

@@ -1,0 +1,55 @@
+"""Commands of this package in processes of their own, for the commands that are made of many others."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..tokenizer.errors import UserError
+
+
+def run_process(module: str, words: Sequence[str], log: Path | None = None) -> None:
+    """Run a module of `dualtoken.scripts` to its end, its output appended to `log` where one is given.
+
+    Interrupted, it asks the process to stop (a training saves first), waits for it, and is interrupted then.
+
+    Raises:
+        UserError: any other end than success, with the last line of the log.
+    """
+    command = [sys.executable, "-m", f"dualtoken.scripts.{module}", *words]
+    if log is None:
+        status = _wait(subprocess.Popen(command, start_new_session=True))
+        told = "see its message above"
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            status = _wait(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        told = f"{lines[-1] if lines else 'without a word'} (all of it: {log})"
+    if status:
+        raise UserError(f"dualtoken.scripts.{module} ended with status {status}: {told}")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The status at the end. The process has a session of its own, so Ctrl-C reaches it through here alone:
+    a training that is told to stop twice does not save."""
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While entered, SIGTERM (preemption) does what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
