@@ -6,7 +6,7 @@ conversation. With --question the answer alone goes to the standard output.
 
 Example:
   dualtoken chat
-  dualtoken chat --image scene.png --question "What colour is the circle?"
+  dualtoken chat --image scene.png --question "What shape is the purple object?"
   dualtoken chat --image before.png --image after.png --question "What has changed?"
 """
 

@@ -21,7 +21,7 @@ from .options import (
     text_argument,
 )
 
-QUESTIONS = ("What colour is the circle?", "How many objects are there?")
+QUESTIONS = ("What shape is the purple object?", "How many objects are there?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -78,7 +78,7 @@ def test_side_by_side_enlarges_by_whole_factors(side, expected):
 def test_quickstart_answers_draws_and_names_its_files(tiny_model, working_folder, capsys):
     assert main(["quickstart", "--model", str(tiny_model), "--device", "cpu", "--num-images", "2"]) == 0
     out = capsys.readouterr().out
-    assert "What colour is the circle?" in out
+    assert "What shape is the purple object?" in out
     assert re.search(r"done in \d+\.\d s", out)
     names = ["drawing_0.png", "drawing_1.png", "scene.png"]
     assert sorted(path.name for path in Path("quickstart").iterdir()) == names
