@@ -76,6 +76,14 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
     return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
 
 
+def leave_world() -> None:
+    """Leave the process group: a process that ends within it is now and then aborted by its threads, with its
+    work done. Not for the end of a failed one: that would wait for others, which may be stuck."""
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+
+
 def _keep_freed_memory() -> None:
     """Let the C library reuse large blocks instead of returning them to the system after every operation.
 

@@ -21,7 +21,7 @@ import torch
 from ..tokenizer.files import atomic_folder
 from .checkpoint import Checkpoints, JudgedBy
 from .config import Recipe, save_resolved
-from .distributed import World, join_world
+from .distributed import World, join_world, leave_world
 from .export import export_checkpoint
 from .hang_guard import HangGuard
 from .labels import Labelled, NumberedSource, take_labels
@@ -55,7 +55,13 @@ def train(recipe: Recipe) -> Path | None:
     world = join_world(recipe.run.threads, timeout)
     hang = HangGuard(world.rank, timeout)
     with hang.watched():
-        return _train(recipe, world, hang)
+        try:
+            folder = _train(recipe, world, hang)
+        except RunStopped:
+            leave_world()
+            raise
+        leave_world()
+    return folder
 
 
 def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
