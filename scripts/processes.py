@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..tokenizer.errors import UserError
@@ -21,16 +21,15 @@ def run_process(module: str, words: Sequence[str], log: Path | None = None) -> N
         UserError: any other end than success, with the last line of the log.
     """
     command = [sys.executable, "-m", f"dualtoken.scripts.{module}", *words]
-    if log is None:
-        status = _wait(subprocess.Popen(command, start_new_session=True))
-        told = "see its message above"
-    else:
+    if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
-            status = _wait(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        told = f"{lines[-1] if lines else 'without a word'} (all of it: {log})"
+    with nullcontext() if log is None else log.open("ab") as out:
+        status = _wait(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
     if status:
+        told = "see its message above"
+        if log is not None:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            told = f"{lines[-1] if lines else 'without a word'} (all of it: {log})"
         raise UserError(f"dualtoken.scripts.{module} ended with status {status}: {told}")
 
 
