@@ -43,7 +43,7 @@ from dualtoken.train.config import (
     ScheduleConfig,
     SourceConfig,
 )
-from dualtoken.train.distributed import World, join_world
+from dualtoken.train.distributed import World, join_world, leave_world
 from dualtoken.train.labels import Labelled
 from dualtoken.train.loss_meter import LossMeter
 from dualtoken.train.loss_window import LossWindow
@@ -369,6 +369,7 @@ def trainer_against_bare(size: Size, folder: Path, repeats: int) -> dict[str, An
     """Without its memory: on a CPU the trainer has the C library keep what is freed."""
     steps = {"trainer": build_trainer(size, folder, join_world()), "bare": build_bare(size, folder)}
     seconds = timed_in_turns(steps, repeats)
+    leave_world()
     speed, own = round(seconds["bare"] / seconds["trainer"], 3), round(seconds["trainer"], 4)
     name = f"{size.name}, the trainer's step with DeepSpeed"
     return {"name": name, "against": "bare loop", "speed": speed, "memory": None, "seconds": own}

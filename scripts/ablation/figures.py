@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipModel
 
-from ...data_pipelines.convert_scenes import SceneOptions, scene_record
+from ...data_pipelines.convert_scenes import DEFAULT_SKILLS, SceneOptions, scene_record
 from ...data_pipelines.records import Record
 from ...eval import retention
 from ...eval.held_out import EVALUATION_SEED, HeldOut, named_objects
@@ -155,7 +155,7 @@ def _measure_model(model: Path, evaluation: Evaluation, device: str, data: HeldO
     figures: Figures = {f"answers/{name}": found["accuracy"] for name, found in answers.items()}
     kinds = answers["scenes"]["by_kind"]
     figures |= {f"scene_answers/{kind}": accuracy for kind, accuracy in kinds.items()}
-    figures |= held_out_losses(pipeline, evaluation.records)
+    figures |= held_out_losses(pipeline, evaluation)
     if pipeline.model.config.has_branch("pixel"):
         figures |= _drawings(pipeline, evaluation)
     return {"figures": figures, "reference": {}}
@@ -168,16 +168,18 @@ def _drawings(pipeline: DualTokenPipeline, evaluation: Evaluation) -> Figures:
 
 
 @torch.inference_mode()
-def held_out_losses(pipeline: DualTokenPipeline, count: int) -> Figures:
+def held_out_losses(pipeline: DualTokenPipeline, evaluation: Evaluation) -> Figures:
     """Mean negative log-likelihoods, in nats, on scenes never trained on: of the tokens of right answers, and
     of the codes of right drawings, over all depths of a position. No level is weighted."""
+    asked = SceneOptions(seed=EVALUATION_SEED, task="vqa")
+    skills = dict.fromkeys(evaluation.skills, 1.0) if evaluation.skills else DEFAULT_SKILLS
+    drawn = SceneOptions(seed=EVALUATION_SEED, task="t2i", grid=evaluation.grid, skills=skills)
     text, visual = _Mean(), {name: _Mean() for name in ("pixel", "semantic")}
-    for task in ("vqa", "t2i"):
-        options = SceneOptions(seed=EVALUATION_SEED, task=task)
-        records = [scene_record(options, index) for index in range(count)]
-        for start in range(0, count, _BATCH):
+    for options in (asked, drawn):
+        records = [scene_record(options, index) for index in range(evaluation.records)]
+        for start in range(0, len(records), _BATCH):
             batch = _batch(pipeline, records[start : start + _BATCH])
-            if task == "vqa":
+            if options is asked:
                 output = pipeline.model(**batch)
                 text.add(output.sums.text, int(output.counts.text))
                 continue

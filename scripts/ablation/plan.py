@@ -2,8 +2,8 @@
 
 Overrides are dotted keys with the value that replaces what the recipe says (`data.sources: {…}` replaces all
 sources, `run.steps: 300` one number). Texts in them may hold `{data:NAME}` (a set of the plan's section
-`data`), and for a variant with `tokenizer: OTHER` also `{tokenizer}` (the model folder of that variant's run
-of the same seed) and `{codes:NAME}` (that set as its codes).
+`data`). `{tokenizer}` and `{codes:NAME}` are the folder of a tokenizer and such a set as its codes; which one
+it is the base says, or for a variant with `tokenizer: OTHER` it is that of OTHER's run of the same seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import yaml
 from ...tokenizer.errors import UserError, first_line
 from .metrics import METRICS
 
-PLACEHOLDER = re.compile(r"\{(data|codes):([^{}]+)\}")
+PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")
 # What shrinks together with the number of steps.
 SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
 KINDS = ("tokenizer", "mllm")
@@ -31,17 +31,22 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Base:
-    """A recipe that variants start from. minutes: of one run, training and evaluation, for `--list`."""
+    """A recipe that variants start from.
+
+    minutes: of one run, training and evaluation, for `--list`. tokenizer: folder of the one whose codes are
+    read, where a variant names no other.
+    """
 
     recipe: str
     kind: str
     overrides: dict[str, Any] = field(default_factory=dict)
     minutes: float = 0.0
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A base with further overrides; `tokenizer` names the variant whose tokenizer and codes it uses."""
+    """A base with further overrides; `tokenizer`: the variant whose codes it reads in place of the base's."""
 
     base: str
     title: str
@@ -73,13 +78,15 @@ class Group:
 @dataclass(frozen=True)
 class Evaluation:
     """How much is measured: scenes (questions, reconstructions, probes), drawings of one object (other
-    skills a half each), records for the held-out losses, and the held-out sets beside the scenes."""
+    skills a half each), records for the held-out losses, and the held-out sets beside the scenes. grid: of
+    the drawings among those records, as trained on."""
 
     scenes: int = 300
     drawings: int = 60
     records: int = 200
     sets: list[str] = field(default_factory=lambda: ["easyvqa", "nlvr", "emoji", "clothing", "caltech"])
     skills: list[str] | None = None
+    grid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,27 @@ class Places:
         digest = hashlib.sha256(json.dumps(plan.data[name]).encode()).hexdigest()
         return self.runs / "data" / f"{name}-{digest[:8]}"
 
-    def codes(self, variant: str, seed: int, name: str) -> Path:
-        return self.run(variant, seed) / "codes" / name
+    def moved(self, plan: Plan, text: str) -> str:
+        """A text of a recipe; of a path in the plan's inputs the beginning is replaced."""
+        if text == plan.inputs or text.startswith(plan.inputs + "/"):
+            return str(self.inputs) + text.removeprefix(plan.inputs)
+        return text
+
+    def tokenizer(self, plan: Plan, variant: str, seed: int) -> Path:
+        """The folder of the tokenizer whose codes a variant reads."""
+        chosen = plan.variants[variant]
+        if chosen.tokenizer is not None:
+            return self.run(chosen.tokenizer, seed) / "model"
+        given = plan.bases[chosen.base].tokenizer
+        assert given is not None  # load_plan has seen to it
+        return Path(self.moved(plan, given))
+
+    def codes(self, plan: Plan, variant: str, seed: int, name: str) -> Path:
+        """A set as codes of that tokenizer: the same folder for all variants that read the same codes."""
+        chosen = plan.variants[variant]
+        if chosen.tokenizer is not None:
+            return self.run(chosen.tokenizer, seed) / "codes" / name
+        return self.runs / "codes" / chosen.base / self.data(plan, name).name
 
 
 def load_plan(path: Path) -> Plan:
@@ -167,12 +193,14 @@ def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 
         if value:
             set_key(recipe, key, max(1, round(value * scale)))
 
+    def place(found: re.Match[str]) -> str:
+        what, name = found.groups()
+        if what == "tokenizer":
+            return str(places.tokenizer(plan, variant, seed))
+        return str(places.data(plan, name) if what == "data" else places.codes(plan, variant, seed, name))
+
     def fill(text: str) -> str:
-        if text == plan.inputs or text.startswith(plan.inputs + "/"):
-            text = str(places.inputs) + text.removeprefix(plan.inputs)
-        if chosen.tokenizer is not None:
-            text = text.replace("{tokenizer}", str(places.run(chosen.tokenizer, seed) / "model"))
-        return PLACEHOLDER.sub(lambda found: str(_place(plan, places, chosen, seed, *found.groups())), text)
+        return PLACEHOLDER.sub(place, places.moved(plan, text))
 
     recipe = map_texts(recipe, fill)
     return {**recipe, "output": str(places.run(variant, seed)), "seed": seed}
@@ -216,13 +244,6 @@ def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
             recipe[part] = {}
         recipe = recipe[part]
     recipe[last] = value
-
-
-def _place(plan: Plan, places: Places, variant: Variant, seed: int, what: str, name: str) -> Path:
-    if what == "data":
-        return places.data(plan, name)
-    assert variant.tokenizer is not None  # _check has seen to it
-    return places.codes(variant.tokenizer, seed, name)
 
 
 def _recipe_path(plan: Path, recipe: str) -> Path:
@@ -277,8 +298,9 @@ def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:
             yield f"variants.{name} reads {{{what}:{one}}}, which is not in the section data"
     other = variant.tokenizer
     if other is None:
-        if used_sets(plan, name, "codes"):
-            yield f"variants.{name} reads codes and names no tokenizer that makes them"
+        reads = used_sets(plan, name, "codes") or used_sets(plan, name, "tokenizer")
+        if reads and plan.bases[variant.base].tokenizer is None:
+            yield f"variants.{name} reads codes, and neither it nor its base names the tokenizer"
     elif other not in plan.variants:
         yield f"variants.{name}.tokenizer {other!r} is not in variants"
     elif plan.variants[other].base in plan.bases and plan.kind(other) != "tokenizer":

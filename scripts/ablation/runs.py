@@ -84,12 +84,10 @@ class Runner:
         minutes: dict[str, float] = dict(_result(folder).get("minutes", {}))
         for name in used_sets(self.plan, run.variant, "data"):
             self._prepare(name)
-        tokenizer = self.plan.variants[run.variant].tokenizer
         for name in used_sets(self.plan, run.variant, "codes"):
-            assert tokenizer is not None
-            if not self.places.codes(tokenizer, run.seed, name).is_dir():
+            if not self.places.codes(self.plan, run.variant, run.seed, name).is_dir():
                 with _timed(minutes, f"codes of {name}"):
-                    self._tokenize(tokenizer, run.seed, name)
+                    self._tokenize(run, name)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "given.yaml") as partial:
             partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -124,10 +122,11 @@ class Runner:
             words = [*self.plan.data[name], "--output", str(folder), "--no-progress"]
             self._launch("prepare", words, folder.with_suffix(".log"))
 
-    def _tokenize(self, variant: str, seed: int, name: str) -> None:
+    def _tokenize(self, run: Run, name: str) -> None:
         self._prepare(name)
-        output, model = self.places.codes(variant, seed, name), self.places.run(variant, seed) / "model"
-        words = ["--tokenizer", str(model), "--input", str(self.places.data(self.plan, name))]
+        output = self.places.codes(self.plan, run.variant, run.seed, name)
+        tokenizer = self.places.tokenizer(self.plan, run.variant, run.seed)
+        words = ["--tokenizer", str(tokenizer), "--input", str(self.places.data(self.plan, name))]
         words += ["--output", str(output), "--device", self.device, "--no-progress"]
         self._launch("tokenize", words, output.with_suffix(".log"))
 

@@ -163,12 +163,24 @@ def test_the_recipes_of_nano_are_whole_and_differ_only_as_said(variant: str, tmp
     assert parsed.seed == 1
     texts = json.dumps(recipe)
     assert "runs/nano" not in texts
+    if parsed.mllm is None:
+        return
     other = plan.variants[variant].tokenizer
-    if other is not None:
-        assert parsed.mllm is not None
-        assert parsed.mllm.visual_tokenizer == f"elsewhere/{other}/seed-1/model"
-        assert used_sets(plan, variant, "codes") == ["t2i", "vqa"]
-        assert parsed.data.sources["t2i"].path == f"elsewhere/{other}/seed-1/codes/t2i"
+    tokenizer = f"elsewhere/{other}/seed-1/model" if other else "inputs/refinement/model"
+    assert parsed.mllm.visual_tokenizer == tokenizer
+    assert used_sets(plan, variant, "codes") == ["t2i", "vqa"]
+    assert parsed.data.sources["t2i"].path == str(PLACES.codes(plan, variant, 1, "t2i"))
+
+
+def test_codes_of_one_tokenizer_are_made_once_and_those_of_different_ones_lie_apart() -> None:
+    plan = load_plan(NANO)
+
+    def codes(variant: str, seed: int) -> Path:
+        return PLACES.codes(plan, variant, seed, "t2i")
+
+    assert codes("both", 0) == codes("pixel_only", 1)
+    others = {codes(name, seed) for name in ("model_one_tokenizer", "model_two_encoders") for seed in (0, 1)}
+    assert len(others | {codes("both", 0)}) == 5
 
 
 def test_variants_of_a_group_have_the_same_steps_and_data() -> None:
@@ -189,7 +201,11 @@ def test_variants_of_a_group_have_the_same_steps_and_data() -> None:
         ({"variants": {"one": {"title": "o", "base": "base", "overrides": {"a": "{data:b}"}}}}, "data:b"),
         (
             {"variants": {"one": {"title": "o", "base": "base", "overrides": {"a": "{codes:b}"}}}},
-            "no tokenizer",
+            "neither it nor its base names the tokenizer",
+        ),
+        (
+            {"variants": {"one": {"title": "o", "base": "base", "overrides": {"a": "{tokenizer}"}}}},
+            "neither it nor its base names the tokenizer",
         ),
         ({"groups": {"g": {"title": "g", "variants": ["three"], "metrics": []}}}, "'three'"),
         (
