@@ -40,7 +40,7 @@ TOKENIZERS = {"shared": {**SHARED}, "alone": RECONSTRUCTION_ONLY}
 
 @pytest.fixture(scope="module")
 def plan_file(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tokenizers, a model, and one on the codes of the first tokenizer."""
+    """Two tokenizers, a model on the codes of a given one, and a model on those of the first."""
     folder = tmp_path_factory.mktemp("plan")
     for name in ("tokenizer", "mllm"):
         chain.recipe(name, folder / name, run={"steps": 2, "log_every": 1, "save_every": 1, "threads": 1})
@@ -48,18 +48,17 @@ def plan_file(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {"title": name, "base": "tokenizer", "overrides": overrides}
         for name, overrides in TOKENIZERS.items()
     }
-    no_condition = {"mllm.model.pixel_condition": "none"}
     variants["semantic"] = {
         "title": "semantic codes",
         "base": "mllm",
-        "overrides": {**no_condition, "mllm.model.visual_branches": "semantic"},
+        "overrides": {"mllm.model.visual_branches": "semantic"},
     }
-    variants["own"] = {
-        "title": "own codes",
-        "base": "mllm",
-        "tokenizer": "shared",
+    variants["own"] = {"title": "own codes", "base": "mllm", "tokenizer": "shared"}
+    bases: dict[str, Any] = {name: {"recipe": f"{name}.yaml", "kind": name} for name in ("tokenizer", "mllm")}
+    bases["mllm"] |= {
+        "tokenizer": str(chain.folder / "tokenizer"),
         "overrides": {
-            **no_condition,
+            "mllm.model.pixel_condition": "none",
             "mllm.visual_tokenizer": "{tokenizer}",
             "data.sources": {"t2i": {"path": "{codes:t2i}"}},
         },
@@ -68,7 +67,7 @@ def plan_file(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = {
         "name": "tiny",
         "seeds": [0, 1],
-        "bases": {name: {"recipe": f"{name}.yaml", "kind": name} for name in ("tokenizer", "mllm")},
+        "bases": bases,
         "variants": variants,
         "data": {"t2i": ["scenes", "--task", "t2i", "--count", "6", "--image-size", "16"]},
         "groups": {
@@ -130,7 +129,7 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
     runner.run_all(["tokenizers", "models"], plan.seeds)
     assert launch.started.count("train") == 8
     assert launch.started.count("prepare") == 1
-    assert launch.started.count("tokenize") == 2
+    assert launch.started.count("tokenize") == 3  # of the given tokenizer once, for both seeds
 
     results = Results.read(plan, places)
     for variant, seeds in results.found.items():
