@@ -19,6 +19,7 @@ from dualtoken.train.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 NANO = ROOT / "ablations" / "nano.yaml"
+RESULTS = ROOT / "ablations" / "results"
 PLACES = Places(Path("elsewhere"), Path("inputs"))
 
 
@@ -151,6 +152,17 @@ def test_a_recipe_is_the_base_with_overrides_places_seed_and_scale(tmp_path: Pat
     assert recipe["seed"] == 3
     assert recipe["output"] == "elsewhere/two/seed-3"
     assert recipe["tokenizer"] == {"teacher": "inputs/teacher", "model": {"pixel_layer": 5}}
+
+
+def test_the_tables_of_the_docs_are_what_the_committed_results_say() -> None:
+    results = Results.read(load_plan(NANO), Places(RESULTS, RESULTS))
+    text = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
+    measured = [group for group in results.plan.groups.values() if set(group.variants) <= set(results.found)]
+    assert measured
+    for group in measured:
+        assert table(results, group) in text
+        for claim in group.claims:
+            assert f"- {claim.text}: **{judge(results, claim).word}**." in text
 
 
 @pytest.mark.parametrize("variant", list(load_plan(NANO).variants))
