@@ -181,7 +181,11 @@ def test_the_recipes_of_nano_are_whole_and_differ_only_as_said(variant: str, tmp
     tokenizer = f"elsewhere/{other}/seed-1/model" if other else "inputs/refinement/model"
     assert parsed.mllm.visual_tokenizer == tokenizer
     assert used_sets(plan, variant, "codes") == ["t2i", "vqa"]
-    assert parsed.data.sources["t2i"].path == str(PLACES.codes(plan, variant, 1, "t2i"))
+    codes = parsed.data.sources["t2i"].path
+    if other:
+        assert codes == f"elsewhere/{other}/seed-1/codes/t2i"
+    else:
+        assert codes == f"elsewhere/codes/model/{PLACES.data(plan, 't2i').name}"
 
 
 def test_codes_of_one_tokenizer_are_made_once_and_those_of_different_ones_lie_apart() -> None:
