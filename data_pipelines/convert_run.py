@@ -35,6 +35,7 @@ from .convert import OutputOptions, Rejected, rejecting
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, encode_record
 from .shards import MANIFEST, OpenShard, build_manifest, read_manifest
+from .unfinished import goes_on, require_free, write_plan
 
 REJECTED = "rejected.jsonl"
 #: So many rejected samples are named in the manifest itself; `rejected.jsonl` beside it names all.
@@ -95,8 +96,7 @@ def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
     disk is full, and when not one sample could be used: that is a wrong input, not a few corrupt samples.
     """
     target = Path(output.folder)
-    if target.exists() and not output.overwrite and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"Output {target} exists already: give another folder or pass --overwrite.")
+    require_free(target, output.overwrite)
     if output.shard_size < 1 or output.workers < 1:
         raise UserError(
             f"--shard-size and --workers must be at least 1, got {output.shard_size} and {output.workers}."
@@ -343,26 +343,11 @@ class _Work:
         shutil.rmtree(self.folder)
 
     def _agree(self, plan: Mapping[str, Any], overwrite: bool) -> None:
-        """Continue only what was begun with the same plan; an unreadable plan or no shards: begin again."""
-        file = self.folder / "plan.json"
-        plan = json.loads(json.dumps(plan))
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
-        if before is not None and before != plan:
-            other = sorted(key for key in plan if before.get(key) != plan[key])
-            if not overwrite:
-                raise UserError(
-                    f"{self.folder} holds an unfinished run with another {' and '.join(other)}: give the "
-                    "same command as before to finish it, or pass --overwrite to begin again."
-                )
-            before = None
-        if before is None:
+        """Go on with what was begun by the same plan; else begin again, but for the lock in the folder."""
+        if not goes_on(self.folder, plan, overwrite):
             shutil.rmtree(self.shards, ignore_errors=True)
             shutil.rmtree(self._units, ignore_errors=True)
-            with atomic_file(file) as temporary:
-                temporary.write_text(json.dumps(plan, ensure_ascii=False, indent=2), encoding="utf-8")
+            write_plan(self.folder, plan)
 
     def _finished_units(self) -> list[dict[str, Any]]:
         """The journals of the first units, up to one whose shards are not all there."""

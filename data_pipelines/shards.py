@@ -34,6 +34,7 @@ from .records import Record, RecordError
 from .sample_codec import EncodedSample, decode_record, encode_record
 from .storage import Location, locate
 from .tar_index import TarIndex, build_index, load_index, load_remote_indexes, sample_members, save_index
+from .unfinished import require_free
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,7 @@ class ShardWriter:
         first_key: int = 0,
     ) -> None:
         self.folder = Path(folder)
-        if (
-            self.folder.exists()
-            and not overwrite
-            and (not self.folder.is_dir() or any(self.folder.iterdir()))
-        ):
-            raise UserError(f"Output {self.folder} exists already: give another folder or pass --overwrite.")
+        require_free(self.folder, overwrite)
         if shard_size < 1:
             raise UserError(f"--shard-size must be at least 1, got {shard_size}.")
         self._description = {"source": source, "licence": licence, "settings": dict(settings or {})}

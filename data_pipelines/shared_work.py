@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..tokenizer.files import atomic_file, replace_folder
 from .shards import MANIFEST, read_manifest
 from .tar_index import index_path
+from .unfinished import PLAN, goes_on, read_plan, require_free, write_plan
 
-PLAN = "plan.json"
 _POLL = 0.2
 
 
@@ -65,39 +65,16 @@ class SharedWork:
     def begin(self) -> None:
         """Agree on the plan. Raises UserError when there is other work in the way."""
         if self.share.is_main:
-            if not self.overwrite and self.output.exists() and any(self.output.iterdir()):
-                raise UserError(
-                    f"Output {self.output} exists already: give another folder or pass --overwrite."
-                )
-            self._claim()
+            require_free(self.output, self.overwrite)
+            if not goes_on(self.folder, self.plan, self.overwrite):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                write_plan(self.folder, self.plan)
         else:
             # With `overwrite` a folder made by the same plan may be the very one that is to be made again.
             self._wait(
-                lambda: self._found_plan() == self.plan or (not self.overwrite and self._is_done()),
+                lambda: read_plan(self.folder) == self.plan or (not self.overwrite and self._is_done()),
                 "the plan of rank 0",
             )
-
-    def _claim(self) -> None:
-        found = self._found_plan()
-        if found is not None and found != self.plan:
-            if not self.overwrite:
-                changed = sorted(k for k in self.plan if found.get(k) != self.plan[k])
-                raise UserError(
-                    f"{self.folder} holds unfinished work with another {', '.join(changed) or 'plan'}: go on "
-                    "with the same settings, remove it, or pass --overwrite."
-                )
-            found = None
-        if found is None:
-            # Without a plan nothing in it is known to be whole.
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with atomic_file(self.folder / PLAN) as temporary:
-                temporary.write_text(json.dumps(self.plan, indent=2), encoding="utf-8")
-
-    def _found_plan(self) -> Any:
-        try:
-            return json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
 
     def _is_done(self) -> bool:
         try:
@@ -166,10 +143,8 @@ class SharedWork:
         }
         with atomic_file(whole / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if self.output.exists():
-            shutil.rmtree(self.output)
         (self.folder / PLAN).unlink()  # the parts are empty from now on
-        os.replace(whole, self.output)
+        replace_folder(whole, self.output)
         shutil.rmtree(self.folder, ignore_errors=True)
         return manifest
 
