@@ -18,6 +18,7 @@ from ...data_pipelines.records import Record
 from ...eval import retention
 from ...eval.held_out import EVALUATION_SEED, HeldOut, named_objects
 from ...eval.tokenizer_figures import FigureOptions, measure_tokenizer
+from ...eval.white_patches import white_patch_entropy
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
 from ..evaluate_nano import answer_figures, drawing_figures
@@ -62,9 +63,9 @@ def _measure_tokenizer(
     if not knows:  # nothing ever trained the semantic branch
         own = ("probe_pixel",)
         meaning = {name: value if name in own else None for name, value in meaning.items()}
-        figures["semantic_usage"] = None
+        figures["semantic_usage"] = figures["white_semantic_nats"] = None
     if not draws:
-        figures["pixel_usage"] = meaning["probe_pixel"] = None
+        figures["pixel_usage"] = figures["white_pixel_nats"] = meaning["probe_pixel"] = None
     return {"figures": figures | meaning, "reference": reference}
 
 
@@ -96,7 +97,8 @@ def _codes_and_images(
     for branch in ("pixel", "semantic"):
         usage = found[f"{branch}_usage"]
         figures[f"{branch}_usage"] = 100 * sum(usage) / len(usage)
-    return figures
+    noise = white_patch_entropy(tokenizer, processor, sets["scenes"])
+    return figures | {f"white_{branch}_nats": entropy for branch, entropy in noise.items()}
 
 
 def _meaning(

@@ -24,6 +24,10 @@ METRICS: dict[str, Metric] = {
     "teacher_frechet": Metric("Fréchet distance, teacher's features", 2, better=-1),
     "pixel_usage": Metric("pixel codes used %", 1, unit=" points"),
     "semantic_usage": Metric("semantic codes used %", 1, unit=" points"),
+    "white_pixel_nats": Metric("entropy of white patches' pixel codes, nats", 2, better=-1, unit=" nats"),
+    "white_semantic_nats": Metric(
+        "entropy of white patches' semantic codes, nats", 2, better=-1, unit=" nats"
+    ),
     "feature_cosine": Metric("cosine to the teacher's features", 3),
     "pooled_cosine": Metric("cosine to the teacher's pooled output", 3),
     "zero_shot": Metric("zero-shot %", 1, unit=" points"),
