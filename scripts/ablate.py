@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps-scale", type=number(0.0001), default=1.0, help="factor on all steps (default 1)"
     )
+    parser.add_argument(
+        "--measure-again", action="store_true", help="measure models that are there anew, for new figures"
+    )
     parser.add_argument("--document", type=Path, help="the document (default: ablations.md in --runs)")
     parser.add_argument("--heldout", type=Path, help="held-out sets (default: those of the package)")
     parser.add_argument("--list", action="store_true", help="show groups, runs and their minutes, and leave")
@@ -66,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         from .ablation.runs import Runner
 
         device = resolve_device(args.device)
-        runner = Runner(plan, places, args.steps_scale, device, HeldOut(args.heldout or HELD_OUT))
+        heldout = HeldOut(args.heldout or HELD_OUT)
+        runner = Runner(plan, places, args.steps_scale, device, heldout, args.measure_again)
         with sigterm_interrupts():
             runner.run_all(groups, seeds)
     from .ablation.document import write_document

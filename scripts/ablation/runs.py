@@ -47,13 +47,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs of a plan in one folder. scale: of the numbers of steps. say: for lines to the user."""
+    """Runs of a plan in one folder. scale: of the numbers of steps. again: measure anew the models that are
+    there. say: for lines to the user."""
 
     plan: Plan
     places: Places
     scale: float = 1.0
     device: str = "cpu"
     heldout: HeldOut = field(default_factory=HeldOut)
+    again: bool = False
     say: Callable[[str], None] = print
     launch: Launch | None = None
 
@@ -77,17 +79,15 @@ class Runner:
         """
         folder = self.places.run(run.variant, run.seed)
         self._check_same(folder, self._recipe(run))
+        if self.again and (folder / "model").is_dir():
+            return False
         return bool(_result(folder).get("evaluation") == asdict(self.plan.evaluation))
 
     def _do(self, run: Run) -> dict[str, Any]:
         folder, settings = self.places.run(run.variant, run.seed), self._recipe(run)
         minutes: dict[str, float] = dict(_result(folder).get("minutes", {}))
-        for name in used_sets(self.plan, run.variant, "data"):
-            self._prepare(name)
-        for name in used_sets(self.plan, run.variant, "codes"):
-            if not self.places.codes(self.plan, run.variant, run.seed, name).is_dir():
-                with _timed(minutes, f"codes of {name}"):
-                    self._tokenize(run, name)
+        if not (folder / "model").is_dir():
+            self._prepare_sets(run, minutes)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / "given.yaml") as partial:
             partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -115,6 +115,14 @@ class Runner:
             partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # most of the disk, and of no more use
         return result
+
+    def _prepare_sets(self, run: Run, minutes: dict[str, float]) -> None:
+        for name in used_sets(self.plan, run.variant, "data"):
+            self._prepare(name)
+        for name in used_sets(self.plan, run.variant, "codes"):
+            if not self.places.codes(self.plan, run.variant, run.seed, name).is_dir():
+                with _timed(minutes, f"codes of {name}"):
+                    self._tokenize(run, name)
 
     def _prepare(self, name: str) -> None:
         folder = self.places.data(self.plan, name)

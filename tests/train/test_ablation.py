@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,10 +155,25 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
     assert again == results.found["shared"][1]["figures"]
     assert sum("done before" in line for line in said) == 7
 
+    # All can be measured again; of what has lost its model the result stays.
+    lost, kept = places.run("alone", 0), places.run("shared", 0)
+    shutil.rmtree(lost / "model")
+    for folder in (lost, kept):
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "figures": {}}))
+    Runner(plan, places, again=True, say=said.append, launch=launch).run_all(["tokenizers"], [0])
+    assert launch.started.count("train") == 8
+    found = Results.read(plan, places).found
+    assert found["shared"][0] | {"minutes": 0} == results.found["shared"][0] | {"minutes": 0}
+    assert found["alone"][0]["figures"] == {}
+    (lost / "result.json").unlink()
+    runner.run_all(["tokenizers"], [0])
+    assert launch.started.count("train") == 9
+
     # Another evaluation measures the same models again.
     more = replace(plan, evaluation=replace(plan.evaluation, scenes=7))
     Runner(more, places, say=said.append, launch=launch).run_all(["tokenizers"], [0])
-    assert launch.started.count("train") == 8
+    assert launch.started.count("train") == 9
     assert Results.read(plan, places).found["alone"][0]["evaluation"]["scenes"] == 7
 
     document = tmp_path / "ablations.md"
