@@ -185,7 +185,8 @@ def test_the_recipes_of_nano_are_whole_and_differ_only_as_said(variant: str, tmp
     if other:
         assert codes == f"elsewhere/{other}/seed-1/codes/t2i"
     else:
-        assert codes == f"elsewhere/codes/model/{PLACES.data(plan, 't2i').name}"
+        base = plan.variants[variant].base
+        assert codes == f"elsewhere/codes/{base}/{PLACES.data(plan, 't2i').name}"
 
 
 def test_codes_of_one_tokenizer_are_made_once_and_those_of_different_ones_lie_apart() -> None:
