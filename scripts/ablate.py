@@ -120,8 +120,9 @@ def listing(plan: Plan, places: Places, groups: list[str], seeds: list[int], sca
 
 
 def _told(args: argparse.Namespace) -> list[str]:
-    """The arguments that say what was done; where it lies on this machine does not matter."""
-    words = [f"{args.plan.parent.name}/{args.plan.name}", "--runs", args.runs.name]
+    """The arguments that say what was done; of absolute paths the end, for the rest is this machine's."""
+    plan, runs = (Path(*path.parts[-2:]) if path.is_absolute() else path for path in (args.plan, args.runs))
+    words = [str(plan), "--runs", str(runs)]
     for group in args.only or ():
         words += ["--only", group]
     if args.seeds:
