@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from ..tokenizer.modeling import DualTokenizer
 from ..tokenizer.processing import DualTokenizerImageProcessor
 from ..tokenizer.stored import StoredTokenizer

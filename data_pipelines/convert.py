@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from ..tokenizer.processing import DECODING_ERRORS, load_image
 from .records import EncodedImage, RecordError
 

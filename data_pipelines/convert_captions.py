@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import ImageOptions
 from .records import EncodedImage, Record, RecordError, assistant, image_part, user
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import Rejected
 from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .convert_llava import read_entries, read_image

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .convert import ImageOptions, Rejected, one_line
 from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list
 from .convert_llava import IMAGE_MARK, check_marks, conversation, read_image, turn_text

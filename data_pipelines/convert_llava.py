@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import ImageOptions, OutputOptions
 from .convert_run import Sample, Source, write_source
 from .records import Message, Part, Record, RecordError, image_part, text_part

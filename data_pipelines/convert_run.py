@@ -29,8 +29,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file, replace_folder
+from ..common.errors import UserError
+from ..common.files import atomic_file, replace_folder
 from .convert import OutputOptions, Rejected, rejecting
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, encode_record

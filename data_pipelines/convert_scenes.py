@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import OutputOptions
 from .convert_run import Sample, Source, write_source
 from .records import Message, Record, assistant, image_part, question_turns, user

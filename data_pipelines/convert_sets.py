@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import ImageList, OutputOptions, encode_image, shrink, stable_fraction
 from .convert_run import Sample, Source, write_source
 from .label_wordings import label_question

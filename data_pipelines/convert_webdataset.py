@@ -18,7 +18,7 @@ from typing import Any
 
 import braceexpand
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .convert import Rejected, one_line
 from .convert_captions import CaptionOptions, caption_list, find_caption
 from .convert_run import Sample, Source

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 # Files read by one call of git.
 _BATCH = 256

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .mixture import BatchPlan, Draw, Mixture
 from .packing import WindowPlan, shuffled_rows
 from .records import Record

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 _BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a block depends on its number only
 

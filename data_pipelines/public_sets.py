@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from ..tokenizer.processing import DECODING_ERRORS
 from .git_files import GitFiles
 

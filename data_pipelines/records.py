@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 

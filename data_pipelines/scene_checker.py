@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .scene_language import DrawingSpec, plural
 from .scenes import COLOURS, SHAPES, draw_shape
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .scenes import (
     COLOURS,
     SHAPES,

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_folder
+from ..common.errors import UserError
+from ..common.files import atomic_folder
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, decode_record, encode_record
 from .storage import Location, locate

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file, replace_folder
+from ..common.errors import UserError
+from ..common.files import atomic_file, replace_folder
 from .shards import MANIFEST, read_manifest
 from .tar_index import index_path
 from .unfinished import PLAN, goes_on, read_plan, require_free, write_plan

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .convert import META
 from .git_files import GitFiles, downloaded_files, local_files
 from .public_sets import SETS, PublicSet, Taken

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .storage import Location, read_many
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from ..tokenizer.processing import load_image
 from .records import Record, image_part, with_image_parts
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .hub import HubData
 
 ImageSource = Path | Image.Image

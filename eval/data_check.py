@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .benchmark import Benchmark, MissingData
 from .hub import is_hub
 from .runner import Settings, image_paths, load_data

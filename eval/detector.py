@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .scorers.geneval import THRESHOLD, Detection
 
 # Names of COCO classes in checkpoints of transformers -> GenEval's.

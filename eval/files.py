@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .benchmark import Item, MissingData
 from .encoded_image import EncodedImage
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 
 PREFIX = "hub"
 

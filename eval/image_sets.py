@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..common.errors import UserError, first_line
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards import MANIFEST, ShardDataset
-from ..tokenizer.errors import UserError, first_line
 from ..tokenizer.processing import DECODING_ERRORS, load_image
 from .metrics.packages import optional_package
 

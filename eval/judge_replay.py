@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
-from .json_lines import read_json
+from ..common.errors import UserError
+from ..common.files import atomic_file
+from ..common.json_files import read_json
 
 Rows = Mapping[str, Mapping[str, Any]]
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .benchmark import Benchmark, Item
 from .judge_replay import judge_facts, read_replay, replay_path
 from .local_models import local_text_judge

@@ -7,7 +7,7 @@ in `lmms_model.py`, imported when it is asked for.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 # Of a task's generation settings, those that a text answer takes; the others are for other kinds of models.
 GENERATION_SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample")

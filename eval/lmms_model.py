@@ -13,8 +13,8 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from ..common.errors import UserError
 from ..mllm import DualTokenPipeline
-from ..tokenizer.errors import UserError
 from .likelihood import answer_likelihoods
 from .lmms import as_conversation, cut, generation_settings
 

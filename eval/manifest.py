@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from .. import __version__
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .benchmark import Benchmark, ImageSource, Item
 from .encoded_image import EncodedImage
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 
 MERGED = "predictions.jsonl"
 PART = "part-{rank:05}-of-{world:05}.jsonl"

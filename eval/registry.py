@@ -8,7 +8,7 @@ import pkgutil
 from functools import cache
 from typing import TypeVar
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .benchmark import Benchmark
 
 B = TypeVar("B", bound=Benchmark)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .runner import RESULT
 
 Result = Mapping[str, Any]

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .benchmark import Benchmark, Item, Score
 from .hub import fetch, is_hub
 from .judged import JudgedBenchmark, judge_predictions

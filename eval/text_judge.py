@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .hub import snapshot
 from .manifest import checkpoint_checksum
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..common.errors import UserError, first_line
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..tokenizer.errors import UserError, first_line
 from .metrics.zero_shot import TextIds
 from .retention import zero_shot_accuracy
 

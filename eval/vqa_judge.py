@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 
 
 class LocalJudge:

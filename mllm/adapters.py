@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration

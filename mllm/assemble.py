@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..common.errors import UserError, first_line
+from ..common.files import atomic_folder
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
-from ..tokenizer.errors import UserError, first_line
-from ..tokenizer.files import atomic_folder
 from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import render, unconditional_prompt

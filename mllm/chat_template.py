@@ -8,7 +8,7 @@ import logging
 
 from transformers import PreTrainedTokenizerBase
 
-from ..tokenizer.errors import first_line
+from ..common.errors import first_line
 from .chat_format import ChatFormat
 from .conversation import Message, render, segments_text
 

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .sampling import ImageSamplingOptions
 
 PIXEL_CONDITIONS = ("none", "semantic")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .chat_format import OWN, ChatFormat
 from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, UNCONDITIONAL
 

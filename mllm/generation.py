@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from ..common.errors import UserError
 from ..tokenizer import VisualCodes
-from ..tokenizer.errors import UserError
 from .image_generation import ImageGenerator, ImagePrompt, Progress
 from .sampling import ImageSamplingOptions
 from .storage import DualTokenStorage

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokenizer.errors import first_line
+from ..common.errors import first_line
 from .linear_cross_entropy import linear_cross_entropy
 
 TextLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]

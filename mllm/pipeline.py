@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .modeling import DualTokenForConditionalGeneration
 from .processing import DualTokenProcessor
 from .quantization import quantized_loading, require_quantization

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from ..tokenizer.processing import load_image
 from .chat_format import OWN, ChatFormat
 from .conversation import (

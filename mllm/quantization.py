@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .configuration import DualTokenConfig
 
 QUANTIZATIONS = ("none", "8bit", "4bit")

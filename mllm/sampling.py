@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 SAMPLERS = ("inverse_cdf", "gumbel")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from ..common.errors import UserError, first_line
+from ..common.files import make_readable
 from ..tokenizer import DualTokenizer, VisualCodes
-from ..tokenizer.errors import UserError, first_line
-from ..tokenizer.files import make_readable
 from ..tokenizer.stored import StoredTokenizer
 from .adapters import has_adapters
 from .configuration import DualTokenConfig

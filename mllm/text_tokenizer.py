@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .chat_format import OWN, ChatFormat
 from .chat_template import special_strings
 from .conversation import Segment

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import add_device_argument, number, resolve_device
 from .processes import sigterm_interrupts
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from .cli import unknown_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import (
     add_device_argument,
     add_model_argument,
@@ -180,7 +180,7 @@ class ChatSession:
 
     def save(self, image: Image.Image) -> Path:
         """Write a drawing under the next free number; each drawing of a session takes a seed of its own."""
-        from ..tokenizer.files import atomic_file
+        from ..common.files import atomic_file
 
         number = 0
         while (path := self.folder / f"drawing_{number:03}.png").exists():

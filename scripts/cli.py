@@ -152,7 +152,7 @@ def users_mistake(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {error.filename or error.strerror}; make room and start again"
-    from ..tokenizer.errors import UserError  # here, because it imports torch
+    from ..common.errors import UserError  # here, because it imports torch
 
     return str(error) if isinstance(error, UserError) else None
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import integer
 
 
@@ -81,8 +81,8 @@ def convert_checkpoint(args: argparse.Namespace) -> int:
 
 def convert_official(args: argparse.Namespace) -> int:
     """A released tokenizer."""
+    from ..common.files import atomic_folder
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
-    from ..tokenizer.files import atomic_folder
     from ..tokenizer.official import find_backbone
 
     tokenizer = DualTokenizer.from_official(args.checkpoint, args.config, args.backbone, not args.not_causal)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import integer, png_path
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..tokenizer.files import atomic_file
+    from ..common.files import atomic_file
     from ..train.loss_curves import LossCurves
 
     if args.csv and len(args.runs) > 1:

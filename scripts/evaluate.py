@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from . import evaluate_tokenizer
 from .options import (
     add_device_argument,
@@ -284,7 +284,7 @@ def report(args: argparse.Namespace) -> int:
     text = markdown(results)
     print(text, end="")
     if args.output:
-        from ..tokenizer.files import atomic_file
+        from ..common.files import atomic_file
 
         args.output.mkdir(parents=True, exist_ok=True)
         with atomic_file(args.output / "report.md") as partial:

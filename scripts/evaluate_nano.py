@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(result, indent=2)
     print(text)
     if args.output:
-        from ..tokenizer.files import atomic_file
+        from ..common.files import atomic_file
 
         with atomic_file(args.output) as partial:
             partial.write_text(text + "\n")

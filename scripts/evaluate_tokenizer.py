@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .options import add_device_argument, add_model_argument, integer, resolve_device
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. UserError for what is missing or cannot be read."""
     device = resolve_device(args.device)
+    from ..common.files import atomic_file
     from ..eval.image_sets import open_images
     from ..eval.tokenizer_figures import METRICS, FigureOptions, measure_tokenizer
-    from ..tokenizer.files import atomic_file
 
     asked = METRICS if args.metrics is None else args.metrics.split(",")
     metrics = [name.strip() for name in asked if name.strip()]

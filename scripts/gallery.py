@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..common.files import atomic_file
 from ..eval.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
-from ..tokenizer.files import atomic_file
 from .contact_sheet import card_sheet, contact_sheet, thumbnail
 from .options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import add_device_argument, integer, png_path, resolve_device
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     import torch
 
-    from ..tokenizer.files import atomic_file
+    from ..common.files import atomic_file
     from ..tokenizer.layer_split import split_layers
 
     backbone = load_backbone(args.backbone)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError
+from ..common.files import atomic_file, atomic_folder
 from ..data_pipelines.public_sets import SETS
 from ..eval.held_out import EMOJI_NAMES, evenly_spread
 from ..eval.held_out import HELD_OUT as HELD_OUT_FOLDER
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file, atomic_folder
 from .processes import run_process, sigterm_interrupts
 
 ROOT = Path(__file__).resolve().parent.parent

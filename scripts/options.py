@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline

@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError
 from ..data_pipelines.convert import MAX_PIXELS, ImageOptions, OutputOptions
 from ..data_pipelines.convert_captions import TASKS as CAPTION_TASKS
 from ..data_pipelines.convert_captions import CaptionOptions
 from ..data_pipelines.convert_run import REJECTED, Source, write_source
 from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
-from ..tokenizer.errors import UserError
 from . import prepare_reports, prepare_sources
 from .options import integer
 

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..common.errors import UserError
+from ..common.files import atomic_file
 from ..data_pipelines.convert import MAX_PIXELS
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards import ShardDataset, read_manifest
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_file
 from .contact_sheet import card_sheet
 from .options import integer, png_path
 

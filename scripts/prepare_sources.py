@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..common.errors import UserError
 from ..data_pipelines.public_sets import SETS
 from ..data_pipelines.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
-from ..tokenizer.errors import UserError
 
 KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}
 EXAMPLES = {

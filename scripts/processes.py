@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 
 def run_process(module: str, words: Sequence[str], log: Path | None = None) -> None:

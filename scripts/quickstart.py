@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..common.files import atomic_file
     from ..data_pipelines.scenes import Scene, SceneObject, render
-    from ..tokenizer.files import atomic_file
     from ..tokenizer.processing import load_image
 
     start = time.perf_counter()

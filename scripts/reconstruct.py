@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import add_device_argument, add_model_argument, load_pipeline, png_path, resolve_device
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from ..tokenizer.files import atomic_file
+    from ..common.files import atomic_file
     from ..tokenizer.processing import load_image
 
     output = png_path(args.output, "--output")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .contact_sheet import contact_sheet, thumbnail
 from .options import (
     add_device_argument,

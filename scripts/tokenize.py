@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .options import add_device_argument, integer, number, resolve_device
 
 VISUAL_TOKENIZER = "visual_tokenizer"

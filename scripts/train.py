@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

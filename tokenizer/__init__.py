@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from ..common.errors import UserError
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
-from .errors import UserError
 from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
 from .processing import DualTokenizerImageProcessor, load_image
 from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import first_line
+from ..common.errors import first_line
 
 # The distances of a chunk of vectors to all codes hold at most this many numbers: 4 MB in fp32, which a CPU's
 # cache still holds. GPUs want larger products and get 16 times as much.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from transformers import PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
 
-from .errors import UserError
+from ..common.errors import UserError
 
 Settings = TypeVar("Settings", bound="QuantizerConfig | DecoderConfig")
 

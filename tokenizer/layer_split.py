@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.errors import UserError
 from .backbone import TappedSiglip, cut_patches
-from .errors import UserError
 
 #: Tokens that the similarities are computed from; more change them by less than a hundredth.
 MAX_TOKENS = 4096

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipModel
 
+from ..common.errors import UserError, first_line
+from ..common.files import make_readable
 from .configuration import DualTokenizerConfig
-from .errors import UserError, first_line
-from .files import make_readable
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only")
 

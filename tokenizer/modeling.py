@@ -15,9 +15,9 @@ from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from transformers.utils import ModelOutput
 
+from ..common.errors import UserError
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
-from .errors import UserError
 from .loading import (
     check_is_tokenizer,
     check_loading_info,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, SiglipConfig
 
+from ..common.errors import UserError
 from .configuration import DualTokenizerConfig
-from .errors import UserError
 from .loading import load_tensors
 
 # Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.

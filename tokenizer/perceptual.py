@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .errors import UserError, first_line
+from ..common.errors import UserError, first_line
 from .loading import load_exactly, load_tensors
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .errors import UserError
+from ..common.errors import UserError
 
 ImageSource = str | Path | Image.Image
 DECODING_ERRORS = (

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..common.errors import UserError
 from .codebook import (
     EmaCodebooks,
     count_and_sum,
@@ -18,7 +19,6 @@ from .codebook import (
     nearest_codes,
 )
 from .configuration import QuantizerConfig
-from .errors import UserError
 
 
 @dataclass

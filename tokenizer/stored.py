@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..common.errors import UserError, first_line
 from .configuration import DualTokenizerConfig
-from .errors import UserError, first_line
 from .loading import check_is_tokenizer
 from .modeling import DualTokenizer
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..tokenizer.errors import UserError, first_line
-from ..tokenizer.files import atomic_file
+from ..common.errors import UserError, first_line
+from ..common.files import atomic_file
 from .distributed import World
 
 STATE = "state.json"

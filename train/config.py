@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ..common.errors import UserError
 from ..mllm.adapters import LoraSettings
-from ..tokenizer.errors import UserError
 from .discriminator import AdversarialConfig
 
 

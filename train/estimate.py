@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..common.errors import UserError, first_line
 from ..mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
 from ..mllm.linear_cross_entropy import GPU_FACTOR, MAX_LOGITS
 from ..tokenizer import StoredTokenizer
-from ..tokenizer.errors import UserError, first_line
 from .config import MllmObjectiveConfig, Recipe
 from .known_llms import KNOWN_LLMS
 from .objectives.base import freeze_all_but

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tokenizer.errors import UserError
-from ..tokenizer.files import atomic_folder
+from ..common.errors import UserError
+from ..common.files import atomic_folder
 from .checkpoint import RECIPE, STATE, Checkpoints, fault, read_beside
 from .config import Recipe, parse_recipe, save_resolved
 from .distributed import World

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 
 LOG = "log.jsonl"
 PREFIX = "loss/"

@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .distributed import World
 from .objectives import LossTerm, Objective
 from .objectives.base import Batch

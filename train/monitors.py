@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .distributed import World
 
 

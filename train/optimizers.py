@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .config import OptimizerConfig, ScheduleConfig
 
 # Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .saved_state import MASTER, OptimizerState, load_file, saved_weights
 
 Part = tuple[str, int, int]  # parameter's name, first number, count

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokenizer.errors import UserError, first_line
+from ..common.errors import UserError, first_line
 
 #: Key of a parameter's fp32 master weights beside those of its optimizer state.
 MASTER = "fp32"

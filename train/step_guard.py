@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..tokenizer.errors import UserError
+from ..common.errors import UserError
 from .distributed import World
 
 _HISTORY = 128  # norms whose median is "the usual"

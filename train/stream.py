@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from ..common.errors import UserError
 from ..data_pipelines.loader import PackedBatches, Packing, example_batches
 from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
 from ..data_pipelines.packing import WindowPlan, plan_state, resumed_plan
 from ..data_pipelines.shards import ShardDataset
 from ..data_pipelines.storage import is_url
 from ..data_pipelines.stream_statistics import Skip, StreamStatistics
-from ..tokenizer.errors import UserError
 from .config import Recipe
 from .distributed import World
 from .labels import Labelled

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..tokenizer.files import atomic_folder
+from ..common.files import atomic_folder
 from .checkpoint import Checkpoints, JudgedBy
 from .config import Recipe, save_resolved
 from .distributed import World, join_world, leave_world

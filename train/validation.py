@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.errors import UserError
 from ..data_pipelines.records import RecordError
 from ..data_pipelines.shards import ShardDataset
 from ..mllm import DualTokenPipeline
 from ..tokenizer import DualTokenizer
-from ..tokenizer.errors import UserError
 from .config import Recipe, ValidationConfig
 from .distributed import World
 from .loss_meter import LossMeter, global_counts

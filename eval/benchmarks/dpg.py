@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
+from ...common.json_files import read_json_lines, read_text
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means, mean
-from ..json_lines import read_json_lines, read_text
 from ..local_models import local_judge, missing
 from ..registry import register
 from ..scorers.dpg import image_score

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from PIL import Image
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
+from ...common.json_files import read_json
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means, mean
-from ..json_lines import read_json
 from ..local_models import local_judge, missing
 from ..registry import register
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...common.json_files import read_json_lines
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means
-from ..json_lines import read_json_lines
 from ..local_models import local_clip, local_detector, missing
 from ..metrics.clip_score import LocalClip
 from ..registry import register

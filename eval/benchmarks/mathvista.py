@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...common.json_files import read_json
 from ..benchmark import ImageSource, Item, Score
 from ..files import distinct, field, image_from_cell, parquet_files, read_parquet
 from ..hub import HubData
-from ..json_lines import read_json
 from ..judge_replay import read_replay, why_no_judge
 from ..judged import JudgedBenchmark
 from ..registry import register

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
+from ...common.json_files import read_json
 from ...tokenizer.processing import load_image
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
-from ..json_lines import read_json
 from ..local_models import local_inception, missing
 from ..metrics.fid import FeatureExtractor, FeatureStatistics, frechet_distance
 from ..registry import register

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import distinct, image_from_cell, parquet_files, read_parquet
 from ..hub import HubData

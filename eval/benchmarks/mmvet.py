@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
+from ...common.json_files import read_json
 from ..benchmark import ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..json_lines import read_json
 from ..judge_replay import read_replay, replay_path, why_no_judge
 from ..judged import JudgedBenchmark
 from ..registry import register

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
+from ...common.json_files import read_text
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
-from ..json_lines import read_text
 from ..registry import register
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...common.json_files import read_json_lines
 from ..benchmark import Benchmark, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..json_lines import read_json_lines
 from ..registry import register
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from ...common.json_files import read_text
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
-from ..json_lines import read_text
 from ..registry import register
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...common.json_files import read_json
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..json_lines import read_json
 from ..prompts import short_answer
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...tokenizer.errors import UserError, first_line
+from ...common.errors import UserError, first_line
 from .packages import optional_package
 
 #: PIL images (B) -> normalised embeddings (B, E); texts (B) -> the same

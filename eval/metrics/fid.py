@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...tokenizer.errors import UserError, first_line
+from ...common.errors import UserError, first_line
 from .packages import optional_package
 
 #: uint8 images (B, 3, H, W) -> features (B, F)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
 
 
 def optional_package(name: str, extra: str = "eval") -> ModuleType:

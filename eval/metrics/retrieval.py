@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
 
 CUTS = (1, 5, 10)
 _ROWS = 1024

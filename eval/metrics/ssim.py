@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...tokenizer.errors import UserError
+from ...common.errors import UserError
 from .packages import optional_package
 
 #: Name of the figure -> data range handed to skimage.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...common.errors import UserError
 from ...tokenizer import DualTokenizer
-from ...tokenizer.errors import UserError
 from .packages import optional_package
 
 Template = str | Callable[[str], str]

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...tokenizer.files import atomic_file
+from ...common.files import atomic_file
 from .metrics import metric_of
 from .plan import Group, Plan
 from .summary import Results, Spread, judge

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ...tokenizer.errors import UserError, first_line
+from ...common.errors import UserError, first_line
 from .metrics import METRICS
 
 PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")

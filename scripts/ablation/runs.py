@@ -22,9 +22,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ... import __version__
+from ...common.errors import UserError
+from ...common.files import atomic_file
 from ...eval.held_out import HeldOut
-from ...tokenizer.errors import UserError
-from ...tokenizer.files import atomic_file
 from ..processes import run_process
 from .figures import measure
 from .plan import Places, Plan, resolve, used_sets

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...tokenizer.errors import UserError, first_line
+from ...common.errors import UserError, first_line
 from .metrics import metric_of
 from .plan import Claim, Group, Places, Plan
 from .runs import RESULT

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.code_cache import (
     check_codes_belong,
     codes_checksum,
@@ -24,7 +25,6 @@ from dualtoken.data_pipelines.shared_work import Share, SharedWork
 from dualtoken.data_pipelines.views import ViewOptions, views
 from dualtoken.scripts import cli
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
-from dualtoken.tokenizer.errors import UserError
 
 
 @pytest.fixture(scope="module")

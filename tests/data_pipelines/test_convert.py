@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert import OutputOptions, stable_fraction, stored_image
 from dualtoken.data_pipelines.convert_llava import llava_record, prepare_llava
 from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes, scene_record
@@ -24,7 +25,6 @@ from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scene_language import DrawingSpec
 from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, render
 from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.tokenizer.errors import UserError
 
 
 def png(size=(20, 20), colour=(9, 99, 199), kind="PNG") -> bytes:

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert import ImageList, ImageOptions, OutputOptions, stored_image
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
 from dualtoken.data_pipelines.convert_folder import FolderSource
@@ -23,7 +24,6 @@ from dualtoken.data_pipelines.convert_webdataset import WebDatasetSource, find_t
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.sample_codec import encode_record
 from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.tokenizer.errors import UserError
 
 
 def picture(shade: int = 0, kind: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:

@@ -15,6 +15,7 @@ from filelock import FileLock
 from PIL import Image
 
 import dualtoken
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines import convert_run
 from dualtoken.data_pipelines.convert import OutputOptions, Rejected
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
@@ -23,7 +24,6 @@ from dualtoken.data_pipelines.convert_run import Sample, Source, write_source
 from dualtoken.data_pipelines.records import Record, assistant, user
 from dualtoken.data_pipelines.shards import read_manifest
 from dualtoken.scripts import cli
-from dualtoken.tokenizer.errors import UserError
 
 
 class Numbers(Source):

@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.mixture import BatchPlan, Mixture
-from dualtoken.tokenizer.errors import UserError
 
 
 def test_every_epoch_of_a_source_visits_every_record_once() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.loader import PackedBatches, Packing
 from dualtoken.data_pipelines.mixture import Mixture
 from dualtoken.data_pipelines.packing import WindowPlan, pack, plan_state, resumed_plan
 from dualtoken.data_pipelines.records import Record, RecordError, assistant
 from dualtoken.data_pipelines.stream_statistics import StreamStatistics
-from dualtoken.tokenizer.errors import UserError
 
 SIZES = [200, 90]
 LENGTH, WINDOW, ROWS = 64, 32, 3

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards import ShardDataset
 from dualtoken.scripts import cli, prepare
 from dualtoken.scripts.prepare import KINDS, parse_weights
-from dualtoken.tokenizer.errors import UserError
 
 
 def test_scenes_from_the_command_line(tmp_path, capsys):

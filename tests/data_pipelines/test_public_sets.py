@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines import convert_sets, source_sets
 from dualtoken.data_pipelines.convert import OutputOptions
 from dualtoken.data_pipelines.git_files import GitFiles, downloaded_files, local_files
 from dualtoken.data_pipelines.public_sets import SETS, PublicSet
 from dualtoken.data_pipelines.source_sets import SourceOptions, make_sets
 from dualtoken.scripts import cli
-from dualtoken.tokenizer.errors import UserError
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.scene_checker import check, find_objects
 from dualtoken.data_pipelines.scene_language import SKILLS, DrawingSpec, WantedObject, scene_for_skill
 from dualtoken.data_pipelines.scenes import COLOURS, SHAPES, Scene, SceneObject, random_scene, render
-from dualtoken.tokenizer.errors import UserError
 
 
 def one(shape="circle", colour="red", x=0.5, y=0.5, radius=0.2):

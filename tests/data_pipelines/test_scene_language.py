@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.scene_language import (
     BARE_SHARE,
     NUMBER_WORDS,
@@ -19,7 +20,6 @@ from dualtoken.data_pipelines.scene_language import (
 )
 from dualtoken.data_pipelines.scene_questions import KINDS, questions, statements
 from dualtoken.data_pipelines.scenes import Scene, SceneObject, random_scene, relation
-from dualtoken.tokenizer.errors import UserError
 
 PHRASES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 LOOK = r"(?:the )?(?:(\w+) )?(\w+)"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert_scenes import SceneOptions
 from dualtoken.data_pipelines.scenes import (
     BACKGROUNDS,
@@ -21,7 +22,6 @@ from dualtoken.data_pipelines.scenes import (
     relation,
     render,
 )
-from dualtoken.tokenizer.errors import UserError
 
 
 def scenes(count: int) -> list[Scene]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, assistant, image_part, user
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter, read_manifest, verify_shards
 from dualtoken.data_pipelines.tar_index import build_index, index_path
-from dualtoken.tokenizer.errors import UserError
 
 
 def picture(shade: int) -> Image.Image:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.loader import example_batches
 from dualtoken.data_pipelines.mixture import BatchPlan, Mixture
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, image_part, user
@@ -16,7 +17,6 @@ from dualtoken.data_pipelines.scenes import random_scene, render
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter, read_manifest
 from dualtoken.data_pipelines.storage import is_url, locate
 from dualtoken.data_pipelines.stream_statistics import StreamStatistics
-from dualtoken.tokenizer.errors import UserError
 
 
 @pytest.fixture

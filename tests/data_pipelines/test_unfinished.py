@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.unfinished import PLAN, goes_on, read_plan, require_free, write_plan
-from dualtoken.tokenizer.errors import UserError
 
 ANY_PLAN = {"settings": {"count": 3}, "input": "abc"}
 

@@ -7,11 +7,11 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.eval import benchmark_names, get_benchmark
 from dualtoken.eval.hub import HubData, fetch, is_hub
 from dualtoken.eval.runner import Settings, load_data, predict, score
 from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
-from dualtoken.tokenizer.errors import UserError
 
 from .test_understanding_benchmarks import UNDERSTANDING
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.eval import benchmark_names, get_benchmark
-from dualtoken.tokenizer.errors import UserError
 
 OFFICIAL = Path(__file__).parent / "official"
 UNDERSTANDING = {

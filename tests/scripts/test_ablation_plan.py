@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts.ablation.document import document, table
 from dualtoken.scripts.ablation.plan import Claim, Places, Plan, load_plan, resolve, used_sets
 from dualtoken.scripts.ablation.summary import Results, Spread, judge
 from dualtoken.scripts.cli import run_command
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]

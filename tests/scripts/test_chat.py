@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.mllm import DualTokenPipeline
 from dualtoken.scripts.chat import ChatSession, converse
 from dualtoken.scripts.cli import main
-from dualtoken.tokenizer.errors import UserError
 
 
 class FakePipeline:

@@ -8,8 +8,8 @@ import types
 import pytest
 
 from dualtoken import __version__
+from dualtoken.common.errors import UserError
 from dualtoken.scripts import cli
-from dualtoken.tokenizer.errors import UserError
 
 
 def fake_command(monkeypatch: pytest.MonkeyPatch, run) -> None:

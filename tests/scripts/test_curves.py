@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts import cli
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.loss_curves import MAX_ROWS, LossCurves
 
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "curves"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.public_sets import SETS
 from dualtoken.data_pipelines.scenes import HELD_OUT_SEED, Scene, SceneObject, render
 from dualtoken.data_pipelines.shards import ShardDataset, verify_shards
@@ -21,7 +22,6 @@ from dualtoken.eval.text_ranker import TextRanker, places
 from dualtoken.mllm import DualTokenPipeline
 from dualtoken.scripts import cli, evaluate_nano, gallery, make_nano, nano_card, prepare
 from dualtoken.tokenizer import DualTokenizerImageProcessor
-from dualtoken.tokenizer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NANO, HELD_OUT = ROOT / "pretrained" / "nano", ROOT / "pretrained" / "nano_heldout"

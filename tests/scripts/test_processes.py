@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts.processes import run_process, sigterm_interrupts
-from dualtoken.tokenizer.errors import UserError
 
 # Saves when it is told to stop and then ends well, as a run at its last step does.
 SAVING = """

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from dualtoken.common.files import atomic_file, atomic_folder
 from dualtoken.tokenizer import DualTokenizerImageProcessor, UserError, load_image
-from dualtoken.tokenizer.files import atomic_file, atomic_folder
 
 
 def test_load_image_gives_upright_rgb_on_white(tmp_path):

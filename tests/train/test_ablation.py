@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.code_cache import tokenize_shards
 from dualtoken.data_pipelines.convert import OutputOptions
 from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
@@ -26,7 +27,6 @@ from dualtoken.scripts.ablation.runs import Runner
 from dualtoken.scripts.ablation.summary import Results
 from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe, save_resolved
 from dualtoken.train.objectives import build_objective
 

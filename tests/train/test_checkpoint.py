@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import users_mistake
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.checkpoint import BESIDE, STATE, Checkpoints, JudgedBy, fault
 from dualtoken.train.distributed import World
 from dualtoken.train.loss_window import LossWindow

@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
+from dualtoken.common.errors import UserError
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import Recipe, parse_recipe, save_resolved
 
 FOLDER = Path(__file__).parents[2] / "train" / "recipes"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualtoken.tokenizer.errors import UserError
+from dualtoken.common.errors import UserError
 from dualtoken.train.discriminator import AdversarialConfig, Adversary, PatchDiscriminator
 
 from .conftest import Chain, kill_training, run_training

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dualtoken.common.errors import UserError
 from dualtoken.mllm import depth_transformer
 from dualtoken.mllm.depth_transformer import DepthTransformer
 from dualtoken.mllm.visual_embedding import FrozenCodebook
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe
 from dualtoken.train.estimate import GPUS, SETTINGS, Estimate, depth_head_bytes, llm_config, llm_layer_bytes
 from dualtoken.train.flops import ModelFlops, peak_tflops

@@ -11,8 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import run_command
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.checkpoint import RECIPE, STATE, Checkpoints
 from dualtoken.train.export import find_checkpoint, recipe_of
 

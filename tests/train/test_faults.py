@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualtoken.tokenizer.errors import UserError
+from dualtoken.common.errors import UserError
 from dualtoken.train.distributed import World
 from dualtoken.train.step_guard import StepGuard
 

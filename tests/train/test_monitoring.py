@@ -14,9 +14,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import OptimizerConfig, parse_recipe
 from dualtoken.train.hang_guard import HangGuard
 from dualtoken.train.labels import Labelled, NumberedSource, take_labels

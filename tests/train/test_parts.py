@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import OptimizerConfig, ScheduleConfig
 from dualtoken.train.distributed import World
 from dualtoken.train.loss_meter import LossMeter

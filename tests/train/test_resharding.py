@@ -9,7 +9,7 @@ import pytest
 import torch
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from dualtoken.tokenizer.errors import UserError
+from dualtoken.common.errors import UserError
 from dualtoken.train.config import parse_recipe
 from dualtoken.train.resharding import load_resharded
 from dualtoken.train.saved_state import MASTER, OptimizerState, saved_weights

@@ -13,9 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards import ShardDataset
 from dualtoken.mllm.processing import flash_attention_bounds
-from dualtoken.tokenizer.errors import UserError
 from dualtoken.train.config import parse_recipe
 from dualtoken.train.distributed import World
 from dualtoken.train.objectives import build_objective

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ...common.errors import UserError
 from ...data_pipelines.records import Record
-from ...tokenizer.errors import UserError
 from ..flops import Work
 
 Batch = dict[str, Any]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...common.errors import UserError
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError
 from ...mllm import (
@@ -28,7 +29,6 @@ from ...mllm.assemble import unconditional_prompt_ids
 from ...mllm.modeling import TargetLosses
 from ...mllm.processing import IGNORE, flash_attention_bounds
 from ...tokenizer import DualTokenizer, StoredTokenizer
-from ...tokenizer.errors import UserError
 from ..config import MllmObjectiveConfig
 from ..flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but

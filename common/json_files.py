@@ -1,0 +1,178 @@
+"""JSON from elsewhere, read strictly: one error type, bounded depth and size, and mistakes named by place.
+
+What comes back can always be written again as valid JSON in UTF-8: no NaN, no lone surrogates.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, first_line, shown
+
+DEEPEST = 64
+#: Settings and manifests are never bigger; lists of records are read by other means.
+LARGEST_FILE = 256_000_000
+
+
+class JsonError(ValueError):
+    """A text that is not usable JSON; the message is one line."""
+
+
+def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
+    """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
+
+    NaN and infinities, which are not JSON, become None.
+
+    Errors:
+        JsonError for anything else that is not JSON, that is nested deeper than `deepest`, or that holds a
+        number of thousands of digits or half of a surrogate pair.
+    """
+    try:
+        if isinstance(text, bytes | bytearray):
+            text = text.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except RecursionError:
+        raise JsonError(f"nested deeper than {deepest} levels") from None
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not UTF-8 at byte {error.start}") from None
+    except ValueError as error:
+        raise JsonError(first_line(error)) from None
+    if text.count("[") + text.count("{") > deepest and nesting(value) > deepest:
+        raise JsonError(f"nested deeper than {deepest} levels")
+    suspicious = "\\ud" in text or "\\uD" in text or not is_encodable(text)
+    if suspicious and not is_encodable(json.dumps(value, ensure_ascii=False)):
+        raise JsonError("half of a surrogate pair, which no text can hold")
+    return value
+
+
+def nesting(value: Any) -> int:
+    """How many lists and objects of `value` lie within one another; 0 for a text or a number."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in _children(item)]
+    return depth
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: it has no lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
+    """A text file in UTF-8, without its byte order mark.
+
+    Errors:
+        UserError where it cannot be read, is not a regular file, or is bigger than `largest` bytes.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise UserError(f"{path} is not a file")
+        if about.st_size > largest:
+            raise UserError(f"{path} has {about.st_size} bytes; at most {largest} are read")
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. UserError where it is not JSON."""
+    try:
+        return parse_json(read_text(path))
+    except JsonError as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. UserError where it holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {shown(value)}; expected a JSON object")
+    return value
+
+
+def read_json_lines(path: Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a file, in order. UserError for a line that is not one, or lacks one of `fields`."""
+    rows = []
+    for number, line in enumerate_lines(read_text(path)):
+        try:
+            row = parse_json(line)
+        except JsonError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error})") from None
+        lost = [name for name in fields if not isinstance(row, dict) or name not in row]
+        if lost or not isinstance(row, dict):
+            raise UserError(f"{path}, line {number} has no field {', '.join(lost) or '(not an object)'}")
+        rows.append(row)
+    return rows
+
+
+def enumerate_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that hold something; only a line feed ends a line.
+
+    Not splitlines: texts in JSON may hold the other separators that it knows, such as U+2028.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if abs(number) != float("inf") else None
+
+
+def _children(item: dict[str, Any] | list[Any]) -> Sequence[Any]:
+    return list(item.values()) if isinstance(item, dict) else item
+
+
+# --- fields of objects from elsewhere ----------------------------------------
+
+
+def take(
+    found: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: object, default: Any = ...
+) -> Any:
+    """`found[name]`, which must be of `kind` (a bool is not a number); `default` stands for null and absent.
+
+    Errors:
+        UserError that names `where` (a file), the field and what it holds.
+    """
+    value = found.get(name)
+    if value is None and default is not ...:
+        return default
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(one.__name__ for one in kinds)
+        raise UserError(f"{where}: {name} is {shown(value)}; expected {names}")
+    return value
+
+
+def take_count(
+    found: Mapping[str, Any], name: str, where: object, default: Any = ..., most: int = 2**53
+) -> int:
+    """`found[name]`, a whole number from 0 to `most`. Errors as in `take`."""
+    value = take(found, name, int, where, default)
+    if not 0 <= value <= most:
+        raise UserError(f"{where}: {name} is {shown(value)}; expected a number from 0 to {most}")
+    return int(value)
+
+
+def take_list(
+    found: Mapping[str, Any], name: str, check: Callable[[Any], bool], expected: str, where: object
+) -> list[Any]:
+    """`found[name]`, a list whose items all pass `check`; `expected` says in words what they are."""
+    values = take(found, name, list, where)
+    wrong = next((value for value in values if not check(value)), None)
+    if wrong is not None or not all(map(check, values)):
+        raise UserError(f"{where}: {name} holds {shown(wrong)}; expected {expected}")
+    return list(values)

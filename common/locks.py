@@ -1,0 +1,56 @@
+"""One process at a time in an output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UserError
+from .json_files import read_json_object
+
+LOCK = ".lock"
+OWNER = ".lock.json"
+
+
+@contextmanager
+def only_process(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder`, which is made if need be, for this process.
+
+    The operating system frees the lock when its process ends, however it ends, so a lock that a killed
+    process left behind is not in the way. `what` names the folder in the message, such as "--output runs/a".
+
+    Errors:
+        UserError while another process holds it; the message has its host, number and start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{what} is in use by {_owner(folder)}: wait until it has ended, or give another output"
+        ) from None
+    since = datetime.now().isoformat(" ", "seconds")
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    try:
+        (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+        yield
+    finally:
+        # The lock file itself stays: another process may be opening it, and would hold a file that is gone.
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = read_json_object(folder / OWNER)
+    except UserError:
+        return "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"

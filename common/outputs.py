@@ -1,0 +1,112 @@
+"""What an output may be written over: only what this package made, never an input, never a mount point."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .errors import UserError
+from .files import atomic_file
+from .json_files import read_json_object, take_list
+from .locks import LOCK, OWNER
+
+#: Lies in every folder that a command made; without it a folder is somebody's own and is never replaced.
+MARK = ".dualtoken.json"
+_UNSEEN = {MARK, LOCK, OWNER}
+
+
+def check_output(
+    output: Path, inputs: Mapping[str, Path | None], overwrite: bool, option: str = "--output"
+) -> None:
+    """Raise UserError, before anything is touched, unless `output` can be made by a command.
+
+    inputs: what the command reads, by the option that names it; None is passed over.
+
+    Refused are an output that is one of the inputs or a folder around one, one on a mount point (the finished
+    folder could not be renamed to it), a file in its place, and a folder that is not empty: with `overwrite`
+    only one that this package made and that holds nothing else is allowed.
+    """
+    refuse_overlap(output, inputs, option)
+    if is_mount_point(output):
+        raise UserError(f"{option} {output} is a mount point and cannot be replaced; give a folder inside it")
+    if not output.exists() and not output.is_symlink():
+        _require_writable(output, option)
+        return
+    if not output.is_dir():
+        raise UserError(f"{option} {output} exists and is not a folder; give another name")
+    if not any(output.iterdir()):
+        return
+    if not overwrite:
+        hint = "give another folder, or pass --overwrite" if _is_ours(output) else "give another folder"
+        raise UserError(f"{option} {output} exists already: {hint}")
+    require_ours(output, option)
+
+
+def refuse_overlap(output: Path, inputs: Mapping[str, Path | None], option: str = "--output") -> None:
+    """Raise UserError where `output` is one of the inputs, or a folder that holds one."""
+    target = output.resolve()
+    for name, path in inputs.items():
+        if path is None:
+            continue
+        source = path.resolve()
+        if source == target:
+            raise UserError(f"{option} {output} is also {name}: give another folder, it would be lost")
+        if source.is_relative_to(target):
+            raise UserError(f"{option} {output} holds {name} {path}: give another folder, it would be lost")
+
+
+def require_ours(folder: Path, option: str = "--output") -> None:
+    """Raise UserError unless this package made `folder`, and everything in it."""
+    if not _is_ours(folder):
+        raise UserError(
+            f"{option} {folder} was not made by dualtoken (it has no {MARK}), so it is not replaced: remove "
+            "it yourself, or give another folder"
+        )
+    made = take_list(
+        read_json_object(folder / MARK), "entries", lambda name: isinstance(name, str), "names", folder / MARK
+    )
+    foreign = sorted({path.name for path in folder.iterdir()} - set(made) - _UNSEEN)
+    if foreign:
+        raise UserError(
+            f"{option} {folder} holds {foreign[0]!r}, which dualtoken did not make, so it is not replaced: "
+            "move that away, or give another folder"
+        )
+
+
+def mark_output(folder: Path, command: str, entries: Iterable[str] | None = None) -> None:
+    """Leave the mark that `command` made `folder` and its `entries` (None: all that lie there now)."""
+    names = {path.name for path in folder.iterdir()} if entries is None else set(entries)
+    with atomic_file(folder / MARK) as temporary:
+        temporary.write_text(
+            json.dumps({"made_by": command, "entries": sorted(names - _UNSEEN)}, indent=1), encoding="utf-8"
+        )
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted at `path`, as a container's volume, also from the same disk."""
+    if os.path.ismount(path):
+        return True
+    try:
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # not Linux
+        return False
+    mounted = {line.split()[4].replace("\\040", " ") for line in table.splitlines()}
+    return str(path.resolve()) in mounted
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / MARK).is_file()
+
+
+def _require_writable(output: Path, option: str) -> None:
+    """Raise UserError where `output` cannot be made: its nearest folder is a file, or is not writable."""
+    try:
+        above = next(folder for folder in output.absolute().parents if folder.exists())
+    except OSError as error:
+        raise UserError(f"{option} {output} cannot be made: {error.strerror}") from None
+    if not above.is_dir():
+        raise UserError(f"{option} {output} cannot be made: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {output} cannot be made: {above} is not writable")

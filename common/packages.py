@@ -1,0 +1,36 @@
+"""Packages that only some features need: which extra brings them, and one wording for a missing one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: (extra, name to install) of an optional package, by the name it is imported under.
+OPTIONAL = {
+    "accelerate": ("gpu", "accelerate"),
+    "bitsandbytes": ("gpu", "bitsandbytes"),
+    "datasets": ("train", "datasets"),
+    "deepspeed": ("train", "deepspeed"),
+    "flash_attn": ("gpu", "flash-attn"),
+    "liger_kernel": ("gpu", "liger-kernel"),
+    "lmms_eval": ("lmms", "lmms-eval"),
+    "lpips": ("train", "lpips"),
+    "matplotlib": ("eval", "matplotlib"),
+    "open_clip": ("train", "open_clip_torch"),
+    "peft": ("train", "peft"),
+    "pyarrow": ("eval", "pyarrow"),
+    "skimage": ("eval", "scikit-image"),
+    "tensorboard": ("train", "tensorboard"),
+    "torch_fidelity": ("eval", "torch-fidelity"),
+    "torchdata": ("train", "torchdata"),
+    "torchmetrics": ("eval", "torchmetrics"),
+    "vector_quantize_pytorch": ("bench", "vector-quantize-pytorch"),
+}
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def missing_package(name: str) -> str:
+    """What to tell a user who lacks the package imported as `name`, and how to install it."""
+    extra, package = OPTIONAL.get(name, ("", name))
+    if extra and (_ROOT / "setup.py").is_file():  # a clone: its extras can be installed from here
+        return f"the package {package} is needed and not installed: pip install '.[{extra}]' in {_ROOT}"
+    return f"the package {package} is needed and not installed: pip install {package}"

@@ -1,0 +1,74 @@
+"""Paths that people and files give: expanded, regular, and inside the folder they belong to."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path, PurePosixPath
+
+from .errors import UserError, shown
+
+#: Names of splits and shards become names of files: letters, digits, and . _ - + between them.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading ~ expanded. UserError for one that no file system can hold."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise UserError(f"{shown(text)} is not a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of a user that there is not
+        raise UserError(f"{shown(text)}: there is no such user's home folder") from None
+
+
+def regular_file(path: Path, what: str) -> Path:
+    """`path`, if it is a regular file. UserError, starting with `what`, for anything else.
+
+    A folder, a pipe or a device may never end, or never answer; it is refused by what it is, unopened.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise UserError(f"{what} {shown(str(path))} cannot be read: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{what} {shown(str(path))} is {kind}; give a file")
+    return path
+
+
+def inside(folder: Path, name: object, what: str) -> Path:
+    """The path `name` of `folder`, for a name that a file gives.
+
+    Errors:
+        UserError for a name that is not a text, is absolute, or leads out of the folder (also by a link).
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UserError(f"{what} {shown(name)} is not the name of a file")
+    pure = PurePosixPath(name.replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
+        raise UserError(f"{what} {shown(name)} leads out of {folder}; names are relative to that folder")
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{what} {shown(name)} is a link out of {folder}")
+    except (OSError, RuntimeError):  # a loop of links
+        raise UserError(f"{what} {shown(name)} cannot be followed") from None
+    return path
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` may become part of a file's name: letters, digits, and . _ - + between them."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def plain_name(name: object, what: str) -> str:
+    """`name`, if it is plain. UserError, starting with `what`, for anything else."""
+    if not isinstance(name, str) or not is_plain_name(name):
+        raise UserError(
+            f"{what} {shown(name)} cannot name a file; use at most 100 letters, digits, and . _ - +"
+        )
+    return name

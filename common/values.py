@@ -1,0 +1,79 @@
+"""Checks of single values, in one wording for command lines, recipes and Python calls."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import UserError, shown
+
+#: Seeds are what torch and numpy both take.
+LARGEST_SEED = 2**63 - 1
+
+
+def whole_number(value: Any, name: str, least: int = 0, most: int | None = None) -> int:
+    """`value` as an int; numpy's integers are taken, booleans, floats and texts are not.
+
+    Errors:
+        UserError for another type, and for one outside `least` to `most`.
+    """
+    value = _scalar(value)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name} is {shown(value)}; give a whole number{_range(least, most)}")
+    number = int(value)
+    if number < least or (most is not None and number > most):
+        raise UserError(f"{name} is {shown(number)}; give a whole number{_range(least, most)}")
+    return number
+
+
+def finite_number(
+    value: Any, name: str, least: float = -math.inf, most: float = math.inf, above: float | None = None
+) -> float:
+    """`value` as a float; NaN and infinities, booleans and texts are not taken.
+
+    above: the number must be greater than this, instead of at least `least`.
+
+    Errors:
+        UserError for another type, and for one out of range.
+    """
+    limits = _range(least, most) if above is None else f" above {above:g}{_up_to(most)}"
+    value = _scalar(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{name} is {shown(value)}; give a number{limits}")
+    if not least <= number <= most or (above is not None and number <= above):
+        raise UserError(f"{name} is {shown(number)}; give a number{limits}")
+    return number
+
+
+def seed_number(value: Any, name: str = "seed") -> int:
+    """`value` as a seed of torch's generators."""
+    return whole_number(value, name, 0, LARGEST_SEED)
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {shown(value)}; give True or False")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """The Python number of numpy's and torch's scalars; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _range(least: float, most: float | None) -> str:
+    """The allowed range in words, with a space in front; empty where everything is allowed."""
+    bounded = most is not None and most != math.inf
+    if least == -math.inf:
+        return f" of {most:g} or less" if bounded else ""
+    return f" from {least:g} to {most:g}" if bounded else f" of {least:g} or more"
+
+
+def _up_to(most: float) -> str:
+    return "" if most == math.inf else f" up to {most:g}"

@@ -1,0 +1,155 @@
+"""What all other parts stand on: bounded messages, strict JSON, names and outputs, one process at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualtoken.common.errors import UserError, one_line
+from dualtoken.common.json_files import JsonError, is_encodable, nesting, parse_json, read_json_object
+from dualtoken.common.locks import only_process
+from dualtoken.common.outputs import check_output, mark_output
+from dualtoken.common.paths import inside, is_plain_name, regular_file
+from dualtoken.common.values import finite_number, seed_number, whole_number
+
+
+@pytest.mark.parametrize(
+    "given", ["x" * 10**6, "two\nlines\r\tand\x1b[31mcolour", "half \ud800 of a pair", "\u2028", ""]
+)
+def test_a_message_is_one_short_printable_line(given: str):
+    message = str(UserError(f"it is {given!s}: give another"))
+    assert len(message) <= 300
+    assert message.isprintable()
+    assert is_encodable(message)
+    assert message.startswith("it is")
+    assert message.endswith("give another")
+
+
+def test_a_short_message_stays_as_it_is():
+    assert one_line("seed is −1; give 0 or more") == "seed is −1; give 0 or more"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "[" * 65 + "]" * 65, '"\\ud800"', "1" * 5000, "{", "", b"\xff", "nul"],
+)
+def test_unusable_json_is_one_kind_of_error(text: str | bytes):
+    with pytest.raises(JsonError) as caught:
+        parse_json(text)
+    assert len(str(caught.value)) <= 300
+
+
+def test_what_is_read_can_be_written():
+    value = parse_json(b'\xef\xbb\xbf{"a": [NaN, -Infinity, 1e999, 2], "b": "\\ud83d\\ude00"}')
+    assert value == {"a": [None, None, None, 2], "b": "😀"}
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_nesting_counts_what_lies_within():
+    assert [nesting(value) for value in (1, [], [1, {"a": 2}], [[[]]])] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "", None, 3, "a\0b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: object):
+    with pytest.raises(UserError, match="shard"):
+        inside(tmp_path, name, "shard")
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="link out"):
+        inside(tmp_path / "in", "link", "shard")
+    assert inside(tmp_path / "in", "sub/a.tar", "shard") == tmp_path / "in" / "sub" / "a.tar"
+
+
+def test_names_of_splits():
+    assert all(map(is_plain_name, ["train", "val-2017", "a.b_c+d", "0"]))
+    assert not any(map(is_plain_name, ["", ".", "..", "a/b", ".hidden", "a b", "x" * 101, None, "ä"]))
+
+
+def test_a_pipe_and_a_device_are_refused_unopened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="pipe or a device"):
+            regular_file(path, "image")
+    with pytest.raises(UserError, match="is a folder"):
+        regular_file(tmp_path, "image")
+
+
+def test_an_output_never_takes_an_input(tmp_path: Path):
+    source = tmp_path / "data" / "in"
+    source.mkdir(parents=True)
+    mark_output(source, "test")
+    for output in (source, source.parent, tmp_path, source / ".." / "in"):
+        with pytest.raises(UserError, match="another folder"):
+            check_output(output, {"--input": source}, overwrite=True)
+    check_output(tmp_path / "out", {"--input": source}, overwrite=False)
+
+
+def test_only_what_was_made_here_is_replaced(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a.tar").touch()
+    with pytest.raises(UserError, match="not made by dualtoken"):
+        check_output(output, {}, overwrite=True)
+    mark_output(output, "test")
+    check_output(output, {}, overwrite=True)
+    with pytest.raises(UserError, match="exists already"):
+        check_output(output, {}, overwrite=False)
+    (output / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'notes\.txt'"):
+        check_output(output, {}, overwrite=True)
+
+
+def test_an_output_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is not a folder"):
+        check_output(tmp_path / "file" / "out", {}, overwrite=True)
+    with pytest.raises(UserError, match="mount point"):
+        check_output(Path("/proc"), {}, overwrite=True)
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from dualtoken.common.locks import only_process\n"
+        "with only_process(Path(sys.argv[1]), '--output x'): pass"
+    )
+    attempt = [sys.executable, "-c", code, str(tmp_path)]
+    with only_process(tmp_path, "--output x"):
+        second = subprocess.run(attempt, capture_output=True, text=True, check=False)
+        assert f"in use by process {os.getpid()} on" in second.stderr
+    assert subprocess.run(attempt, check=False).returncode == 0
+
+
+def test_a_lock_of_a_killed_process_is_not_in_the_way(tmp_path: Path):
+    code = (
+        "import os, sys; from pathlib import Path; from dualtoken.common.locks import only_process\n"
+        "with only_process(Path(sys.argv[1]), '--output x'): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    with only_process(tmp_path, "--output x"):
+        assert read_json_object(tmp_path / ".lock.json")["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "3", None, -1, 11, float("nan"), [1]])
+def test_whole_numbers_out_of_range_or_kind_are_refused(value: object):
+    with pytest.raises(UserError, match="count is .*; give a whole number from 0 to 10"):
+        whole_number(value, "count", 0, 10)
+
+
+@pytest.mark.parametrize("value", [True, "3", None, float("nan"), float("inf"), -0.1, 10**400])
+def test_numbers_out_of_range_or_kind_are_refused(value: object):
+    with pytest.raises(UserError, match="rate is .*; give a number of 0 or more"):
+        finite_number(value, "rate", 0.0)
+
+
+def test_numbers_of_other_libraries_are_taken():
+    assert whole_number(np.int64(3), "count") == 3
+    assert seed_number(np.array(4)) == 4
+    assert finite_number(np.float32(0.5), "rate", 0, 1) == 0.5
