@@ -55,8 +55,11 @@ EXTRAS = {
     "lmms": ["lmms-eval>=0.7"],
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
     "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
+    # What `dualtoken bench` compares with.
+    "bench": ["vector-quantize-pytorch>=1.20"],
     "dev": [
         "pytest>=8.3",
+        "hypothesis>=6.100",
         "pytest-xdist>=3.6",
         "pytest-timeout>=2.3",
         "psutil>=6",

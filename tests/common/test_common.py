@@ -139,13 +139,13 @@ def test_a_lock_of_a_killed_process_is_not_in_the_way(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [True, 1.5, "3", None, -1, 11, float("nan"), [1]])
 def test_whole_numbers_out_of_range_or_kind_are_refused(value: object):
-    with pytest.raises(UserError, match="count is .*; give a whole number from 0 to 10"):
+    with pytest.raises(UserError, match=r"count is .*; give a whole number from 0 to 10"):
         whole_number(value, "count", 0, 10)
 
 
 @pytest.mark.parametrize("value", [True, "3", None, float("nan"), float("inf"), -0.1, 10**400])
 def test_numbers_out_of_range_or_kind_are_refused(value: object):
-    with pytest.raises(UserError, match="rate is .*; give a number of 0 or more"):
+    with pytest.raises(UserError, match=r"rate is .*; give a number of 0 or more"):
         finite_number(value, "rate", 0.0)
 
 
