@@ -28,16 +28,21 @@ def whole_number(value: Any, name: str, least: int = 0, most: int | None = None)
 
 
 def finite_number(
-    value: Any, name: str, least: float = -math.inf, most: float = math.inf, above: float | None = None
+    value: Any,
+    name: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
 ) -> float:
     """`value` as a float; NaN and infinities, booleans and texts are not taken.
 
-    above: the number must be greater than this, instead of at least `least`.
+    above, below: the number must be greater, or less, than this.
 
     Errors:
         UserError for another type, and for one out of range.
     """
-    limits = _range(least, most) if above is None else f" above {above:g}{_up_to(most)}"
+    limits = _range(least, most) + _open_range(above, below)
     value = _scalar(value)
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
@@ -45,7 +50,8 @@ def finite_number(
         number = math.inf
     if not math.isfinite(number):
         raise UserError(f"{name} is {shown(value)}; give a number{limits}")
-    if not least <= number <= most or (above is not None and number <= above):
+    outside = not least <= number <= most or (above is not None and number <= above)
+    if outside or (below is not None and number >= below):
         raise UserError(f"{name} is {shown(number)}; give a number{limits}")
     return number
 
@@ -75,5 +81,6 @@ def _range(least: float, most: float | None) -> str:
     return f" from {least:g} to {most:g}" if bounded else f" of {least:g} or more"
 
 
-def _up_to(most: float) -> str:
-    return "" if most == math.inf else f" up to {most:g}"
+def _open_range(above: float | None, below: float | None) -> str:
+    low = "" if above is None else f" above {above:g}"
+    return low + ("" if below is None else f"{' and' if low else ''} below {below:g}")

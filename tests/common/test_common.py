@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from dualtoken.common.errors import UserError, one_line
 from dualtoken.common.json_files import JsonError, is_encodable, nesting, parse_json, read_json_object
+from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import check_output, mark_output
 from dualtoken.common.paths import inside, is_plain_name, regular_file
@@ -153,3 +155,40 @@ def test_numbers_of_other_libraries_are_taken():
     assert whole_number(np.int64(3), "count") == 3
     assert seed_number(np.array(4)) == 4
     assert finite_number(np.float32(0.5), "rate", 0, 1) == 0.5
+
+
+@dataclass(frozen=True)
+class _Inner:
+    share: float = limited(0.5, least=0.0, below=1.0)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    steps: int = limited(1, least=1, most=100)
+    rates: dict[str, float] = field(default_factory=dict, metadata=in_range(above=0.0))
+    pair: tuple[float, float] = limited((0.1, 0.2), least=0.0, most=1.0)
+    maybe: float | None = limited(None, least=0.0)
+    inner: _Inner = field(default_factory=_Inner)
+    named: dict[str, _Inner] = field(default_factory=dict)
+
+
+def test_ranges_of_settings_are_checked_wherever_they_lie():
+    assert problems(_Settings(), "run") == []
+    wrong = _Settings(0, {"a": 0.0}, (0.5, 2.0), float("nan"), _Inner(1.0), {"x": _Inner(-1.0)})
+    assert [line.split(" is ")[0] for line in problems(wrong, "run")] == [
+        "run.steps",
+        "run.rates.a",
+        "run.pair",
+        "run.maybe",
+        "run.inner.share",
+        "run.named.x.share",
+    ]
+
+
+def test_a_number_without_a_range_is_found():
+    @dataclass(frozen=True)
+    class Loose:
+        free: int | None = None
+
+    assert without_limits(Loose) == ["free"]
+    assert without_limits(_Settings) == []

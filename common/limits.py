@@ -1,0 +1,140 @@
+"""Ranges of numeric settings, written beside the fields of a dataclass and checked in one place.
+
+    @dataclass(frozen=True)
+    class OptimizerConfig:
+        lr: float = limited(1e-3, least=0.0, most=10.0)
+        betas: tuple[float, float] = limited((0.9, 0.95), least=0.0, below=1.0)
+
+`problems(OptimizerConfig(lr=-1.0), "optimizer")` then has one line, "optimizer.lr is -1.0; give a number from
+0 to 10".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from .errors import UserError
+from .values import finite_number, whole_number
+
+_LIMITS = "limits"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a number may be: from `least` to `most`, and strictly more than `above` and less than `below`."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float | None = None
+    below: float | None = None
+
+    def check(self, value: Any, name: str, whole: bool) -> None:
+        """Raise UserError unless `value` is a number in this range; a whole one, if `whole`."""
+        if whole:
+            least = 0 if self.least == -math.inf else int(self.least)
+            whole_number(value, name, least, None if self.most == math.inf else int(self.most))
+            return
+        finite_number(value, name, self.least, self.most, self.above, self.below)
+
+
+def limited(
+    default: Any = MISSING,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field of numbers in a range: one, an optional one, or a tuple of them."""
+    metadata = in_range(least=least, most=most, above=above, below=below)
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def in_range(
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> dict[str, Limits]:
+    """The metadata of such a field, for one with a default factory (a list or a dictionary of numbers)."""
+    return {_LIMITS: Limits(least, most, above, below)}
+
+
+def problems(section: Any, prefix: str = "") -> list[str]:
+    """What is wrong with the numbers of a dataclass and of all dataclasses in it, one line each.
+
+    Every number is checked by the range of its field; a number without a range must only be one (not NaN).
+    """
+    found = []
+    for name, limits, kind, value in _numbers(section, prefix):
+        try:
+            limits.check(value, name, whole=kind is int)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def without_limits(section: type, prefix: str = "") -> list[str]:
+    """The numeric fields of a dataclass, and of all dataclasses in it, that have no range."""
+    found = []
+    hints = typing.get_type_hints(section)
+    for one in fields(section):
+        name = f"{prefix}{one.name}"
+        if number_kind(hints[one.name]) is not None and _LIMITS not in one.metadata:
+            found.append(name)
+        for inner in _classes(hints[one.name]):
+            found += without_limits(inner, f"{name}.")
+    return found
+
+
+def number_kind(hint: Any) -> type | None:
+    """int or float for a hint of numbers of that type, also optional ones or several, else None."""
+    if hint in (int, float):
+        return typing.cast("type", hint)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (dict, Mapping):
+        arguments = arguments[1:]
+    elif typing.get_origin(hint) not in (tuple, list, typing.Union, types.UnionType):
+        return None
+    kinds = {number_kind(argument) for argument in arguments} - {None}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _numbers(section: Any, prefix: str) -> Iterator[tuple[str, Limits, type, Any]]:
+    hints = typing.get_type_hints(type(section))
+    for one in fields(section):
+        value, name = getattr(section, one.name), f"{prefix}.{one.name}".lstrip(".")
+        for inner_name, inner in _inner_sections(value, name):
+            yield from _numbers(inner, inner_name)
+        kind = number_kind(hints[one.name])
+        if kind is None or value is None:
+            continue
+        limits = one.metadata.get(_LIMITS, Limits())
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", limits, kind, item) for key, item in value.items())
+        elif isinstance(value, list | tuple):
+            yield from ((name, limits, kind, item) for item in value)
+        elif not isinstance(value, str):  # a field that is a number or a text, and has a text
+            yield name, limits, kind, value
+
+
+def _inner_sections(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from ((f"{name}.{key}", item) for key, item in value.items() if is_dataclass(item))
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """The dataclasses that a type hint names."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint
+    for argument in typing.get_args(hint):
+        yield from _classes(argument)
