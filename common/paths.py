@@ -60,6 +60,36 @@ def inside(folder: Path, name: object, what: str) -> Path:
     return path
 
 
+def walk_files(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted; folders behind links too, each folder once, so that loops end.
+
+    Whatever is not a folder comes, also pipes, devices and broken links: `regular_file` refuses these by name.
+
+    Errors:
+        UserError for a folder that cannot be read.
+    """
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    links: list[Path] = []  # followed last: a folder that lies in the tree keeps its own name
+    waiting = [folder]
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop(0)
+        try:
+            about = here.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            children = sorted(here.iterdir())
+        except OSError as error:
+            raise UserError(f"folder {shown(str(here))} cannot be read: {error.strerror}") from None
+        for child in children:
+            if not child.is_dir():
+                files.append(child)
+            else:
+                (links if child.is_symlink() else waiting).append(child)
+    return sorted(files)
+
+
 def is_plain_name(name: object) -> bool:
     """Whether `name` may become part of a file's name: letters, digits, and . _ - + between them."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None

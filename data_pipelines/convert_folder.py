@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.images import is_image_name
+from ..common.paths import walk_files
 from .convert import Rejected
 from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .convert_llava import read_entries, read_image
@@ -23,7 +25,6 @@ from .convert_run import Sample, Source
 from .records import Record, RecordError
 from .shards import file_checksum
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
 #: Lists that are taken without being asked for, as Hugging Face's image folders name them.
 DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
@@ -75,7 +76,7 @@ class FolderSource(Source):
             return file_checksum(self.captions)
         digest = hashlib.sha256()
         for path in self._images():
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {_size(path)}\n".encode())
         return digest.hexdigest()
 
     def total(self) -> int | None:
@@ -103,8 +104,7 @@ class FolderSource(Source):
 
     def _images(self) -> list[Path]:
         if self._found is None:
-            every = self.folder.rglob("*")
-            self._found = sorted(p for p in every if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            self._found = [path for path in walk_files(self.folder) if is_image_name(path.name)]
         return self._found
 
     def _caption_beside(self, name: str) -> Any:
@@ -142,3 +142,11 @@ class FolderSource(Source):
             raise UserError(
                 f"{self.captions} has no column {wanted}: give {option} as one of {', '.join(columns)}."
             )
+
+
+def _size(path: Path) -> int:
+    """The size of a file in bytes, 0 for a broken link."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

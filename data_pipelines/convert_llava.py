@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.paths import regular_file
 from .convert import ImageOptions, OutputOptions
 from .convert_run import Sample, Source, write_source
 from .records import Message, Part, Record, RecordError, image_part, text_part
@@ -192,7 +193,7 @@ def read_image(folder: Path, name: Any, options: ImageOptions) -> Any:
     if name.startswith(("http://", "https://")):
         raise RecordError(f"image '{name}': a web address; download it first, for example with img2dataset")
     try:
-        data = (folder / name).read_bytes()
-    except OSError as error:
+        data = regular_file(folder / name, "image").read_bytes()
+    except (OSError, UserError) as error:
         raise RecordError(f"image '{name}': missing or unreadable") from error
     return options.stored(data, name)

@@ -19,13 +19,13 @@ from typing import Any
 import braceexpand
 
 from ..common.errors import UserError
+from ..common.images import is_image_name
 from .convert import Rejected, one_line
 from .convert_captions import CaptionOptions, caption_list, find_caption
 from .convert_run import Sample, Source
 from .records import Record, RecordError
 from .tar_index import sample_key
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 #: Facts of img2dataset's JSON that are kept as metadata.
 KEPT_FACTS = ("url", "sha256", "original_width", "original_height", "similarity", "LICENSE", "license")
 
@@ -80,7 +80,7 @@ class WebDatasetSource(Source):
         with payload.tar.open("rb") as file:
             members = {ending: _read(file, span) for ending, span in payload.members.items()}
         facts = _facts(members)
-        image = next((ending for ending in members if ending.lower() in IMAGE_ENDINGS), None)
+        image = next((ending for ending in members if is_image_name(f"x.{ending}")), None)
         if image is None:
             raise RecordError(_why_no_image(facts))
         if "txt" in members and self.caption_field is None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from dualtoken.common.errors import UserError, one_line
+from dualtoken.common.images import is_image_name
 from dualtoken.common.json_files import JsonError, is_encodable, nesting, parse_json, read_json_object
 from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import check_output, mark_output
-from dualtoken.common.paths import inside, is_plain_name, regular_file
+from dualtoken.common.paths import inside, is_plain_name, regular_file, walk_files
 from dualtoken.common.values import finite_number, seed_number, whole_number
 
 
@@ -67,6 +68,33 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="link out"):
         inside(tmp_path / "in", "link", "shard")
     assert inside(tmp_path / "in", "sub/a.tar", "shard") == tmp_path / "in" / "sub" / "a.tar"
+
+
+def test_a_walk_follows_links_visits_each_folder_once_and_ends(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.png").touch()
+    top = tmp_path / "top"
+    (top / "real").mkdir(parents=True)
+    (top / "real" / "a.png").touch()
+    (top / "a_link").symlink_to(top / "real")  # the folder's own name is kept
+    (top / "more").symlink_to(tmp_path / "elsewhere")
+    (top / "real" / "loop").symlink_to(top)
+    (top / "nowhere.png").symlink_to(tmp_path / "none")
+    for number in range(20):  # 2**20 ways to the last folder
+        (tmp_path / f"d{number}").mkdir()
+        for name in "xy":
+            (tmp_path / f"d{number}" / name).symlink_to(tmp_path / f"d{number + 1}")
+    (top / "many").symlink_to(tmp_path / "d0")
+    (top / "real" / "blind").symlink_to("blind")  # a link to itself
+    found = [path.relative_to(top).as_posix() for path in walk_files(top) if path.suffix == ".png"]
+    assert found == ["more/b.png", "nowhere.png", "real/a.png"]
+
+
+def test_images_are_known_by_their_endings():
+    names = ["a.JPG", "a.avif", "x/b.jfif", "c.jp2", "d.gif", "e.bmp", "f.v1.webp", "x\\y.TIFF", "a.apng"]
+    assert all(map(is_image_name, names))
+    others = ["._a.jpg", "x/._a.jpg", ".jpg", "a.txt", "a.eps", "a.pdf", "a.h5", ""]
+    assert not any(map(is_image_name, others))
 
 
 def test_names_of_splits():
