@@ -63,7 +63,7 @@ def inside(folder: Path, name: object, what: str) -> Path:
 def walk_files(folder: Path) -> list[Path]:
     """Every file below `folder`, sorted; folders behind links too, each folder once, so that loops end.
 
-    Whatever is not a folder comes, also pipes, devices and broken links: `regular_file` refuses these by name.
+    Whatever is not a folder comes, also pipes, devices and broken links: `regular_file` refuses them by name.
 
     Errors:
         UserError for a folder that cannot be read.
