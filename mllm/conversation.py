@@ -1,10 +1,10 @@
 """Conversations: the one record type of every task, and the one template that turns it into a sequence.
 
 A conversation is a list of messages `{"role": "user" | "assistant", "content": [part, ...]}`; a part is
-`{"type": "text", "text": ...}`, `{"type": "image", "image": path or PIL image}` (also under `url` or `path`,
-the names transformers uses), `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}` (cached codes of
-the visual tokenizer), or `{"type": "unconditional"}`, the learned stand-in for "no prompt" of classifier-free
-guidance.
+`{"type": "text", "text": ...}`, `{"type": "image", "image": whatever load_image takes}` (also as OpenAI and
+transformers write it: `image_url`, `url`, `path`, `base64`), `{"type": "image", "pixel_codes": ...,
+"semantic_codes": ...}` (cached codes of the visual tokenizer), or `{"type": "unconditional"}`, the learned
+stand-in for "no prompt" of classifier-free guidance.
 
 The template of one turn in DualToken's own format, `<|image|>` standing once per visual position:
 
@@ -26,6 +26,9 @@ from .chat_format import OWN, ChatFormat
 from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, UNCONDITIONAL
 
 ROLES = ("user", "assistant")
+#: Types of a part that holds an image: ours, and what OpenAI's chat and responses call it.
+IMAGE_KINDS = ("image", "image_url", "input_image")
+_SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source", "data")
 
 Message = dict[str, Any]
 
@@ -49,7 +52,7 @@ class Segment:
 def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Check a conversation and bring it to the one canonical form (content as a list of typed parts).
 
-    Plain strings as content become one text part; image sources under `url` or `path` move to `image`.
+    Plain strings as content become one text part; images under other names (`image_url`, …) move to `image`.
 
     Raises:
         UserError: names the message and the part that does not fit.
@@ -162,7 +165,7 @@ def _normalise_part(where: str, number: int, part: Any) -> dict[str, Any]:
         return {"type": "text", "text": part["text"]}
     if kind == "unconditional":
         return {"type": "unconditional"}
-    if kind == "image":
+    if kind in IMAGE_KINDS:
         return _normalise_image(where, part)
     raise UserError(f"{where} has type {kind!r}; allowed: text, image")
 
@@ -172,10 +175,26 @@ def _normalise_image(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{where}: cached codes need both 'pixel_codes' and 'semantic_codes'")
     if has_cached_codes(part):
         return {"type": "image", "pixel_codes": part["pixel_codes"], "semantic_codes": part["semantic_codes"]}
-    source = next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
+    source = _image_source(part)
     if source is None:
         raise UserError(f"{where} is of type image and needs 'image' (path or PIL image) or cached codes")
     return {"type": "image", "image": source}
+
+
+def _image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
+    """The image of a part, under whichever of `_SOURCE_KEYS` it stands; None where it has none.
+
+    OpenAI writes {"image_url": {"url": ...}} or {"image_url": ...}, transformers {"url" | "path" | "base64"},
+    datasets {"image": {"bytes": ...}}, others {"source": {"data": ...}}.
+    """
+    for key in _SOURCE_KEYS:
+        source = part.get(key)
+        if isinstance(source, Mapping):
+            source = _image_source(source, may_nest=False) if may_nest else None
+        if source is not None:
+            bare = key in ("base64", "data") and isinstance(source, str) and not source.startswith("data:")
+            return f"data:;base64,{source}" if bare else source
+    return None
 
 
 def _render_user(content: list[Message], chat_format: ChatFormat) -> list[Segment]:
