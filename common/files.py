@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UserError
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -34,6 +36,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it becomes `path`, on an error it is removed.
 
     An existing folder at `path` is replaced as a whole, so nothing stale of it remains.
+
+    Errors:
+        UserError where the last renaming fails; the finished folder is then kept, and the message names it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +46,15 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        replace_folder(temporary, target)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    try:
+        replace_folder(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be made ({error.strerror}); what was finished is kept in {temporary}"
+        ) from error
 
 
 def make_readable(path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, first_line, shown
 from .files import atomic_file
 from .json_files import read_json_object, take_list
 from .locks import LOCK, OWNER
@@ -16,45 +17,50 @@ from .locks import LOCK, OWNER
 MARK = ".dualtoken.json"
 _UNSEEN = {MARK, LOCK, OWNER}
 
+#: What a command reads, by the option that names it; None is passed over.
+Inputs = Mapping[str, Path | Sequence[Path] | None]
 
-def check_output(
-    output: Path, inputs: Mapping[str, Path | None], overwrite: bool, option: str = "--output"
-) -> None:
+
+def check_output(output: Path, inputs: Inputs, overwrite: bool, option: str = "--output") -> None:
     """Raise UserError, before anything is touched, unless `output` can be made by a command.
-
-    inputs: what the command reads, by the option that names it; None is passed over.
 
     Refused are an output that is one of the inputs or a folder around one, one on a mount point (the finished
     folder could not be renamed to it), a file in its place, and a folder that is not empty: with `overwrite`
     only one that this package made and that holds nothing else is allowed.
     """
     refuse_overlap(output, inputs, option)
-    if is_mount_point(output):
-        raise UserError(f"{option} {output} is a mount point and cannot be replaced; give a folder inside it")
-    if not output.exists() and not output.is_symlink():
+    with _examining(output, option):
+        if is_mount_point(output):
+            raise UserError(
+                f"{option} {output} is a mount point and cannot be replaced; give a folder inside it"
+            )
         _require_writable(output, option)
-        return
-    if not output.is_dir():
-        raise UserError(f"{option} {output} exists and is not a folder; give another name")
-    if not any(output.iterdir()):
-        return
+        if not output.exists() and not output.is_symlink():
+            return
+        if not output.is_dir():
+            raise UserError(f"{option} {output} exists and is not a folder; give another name")
+        if all(path.name in _UNSEEN for path in output.iterdir()):
+            return
     if not overwrite:
         hint = "give another folder, or pass --overwrite" if _is_ours(output) else "give another folder"
         raise UserError(f"{option} {output} exists already: {hint}")
     require_ours(output, option)
 
 
-def refuse_overlap(output: Path, inputs: Mapping[str, Path | None], option: str = "--output") -> None:
+def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> None:
     """Raise UserError where `output` is one of the inputs, or a folder that holds one."""
-    target = output.resolve()
-    for name, path in inputs.items():
-        if path is None:
-            continue
-        source = path.resolve()
-        if source == target:
-            raise UserError(f"{option} {output} is also {name}: give another folder, it would be lost")
-        if source.is_relative_to(target):
-            raise UserError(f"{option} {output} holds {name} {path}: give another folder, it would be lost")
+    with _examining(output, option):
+        target = output.resolve()
+    for name, given in inputs.items():
+        for path in [given] if isinstance(given, Path) else given or []:
+            with _examining(path, name):
+                source = path.resolve()
+            if source == target:
+                raise UserError(f"{option} {output} is also {name}: give another folder, it would be lost")
+            if source.is_relative_to(target):
+                raise UserError(
+                    f"{option} {output} holds {name} {path}: give another folder, it would be lost"
+                )
 
 
 def require_ours(folder: Path, option: str = "--output") -> None:
@@ -101,12 +107,21 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _require_writable(output: Path, option: str) -> None:
-    """Raise UserError where `output` cannot be made: its nearest folder is a file, or is not writable."""
-    try:
-        above = next(folder for folder in output.absolute().parents if folder.exists())
-    except OSError as error:
-        raise UserError(f"{option} {output} cannot be made: {error.strerror}") from None
+    """Raise UserError where `output` cannot be made or replaced: nothing may be written where it lies."""
+    above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"{option} {output} cannot be made: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{option} {output} cannot be made: {above} is not writable")
+
+
+@contextmanager
+def _examining(path: Path, option: str) -> Iterator[None]:
+    """Turn what the file system says of a path (too long, a loop of links, forbidden) into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{option} {shown(str(path))} cannot be used: {reason}") from None

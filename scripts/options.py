@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.paths import user_path
+from ..common.values import LARGEST_SEED
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
@@ -68,16 +70,26 @@ def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualT
         raise UserError(f"--model {model} cannot be loaded: {reason}") from error
 
 
-def integer(minimum: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `minimum`."""
+def path(text: str) -> Path:
+    """An argparse type: a path, with a leading ~ expanded."""
+    try:
+        return user_path(text)
+    except UserError as error:  # which argparse would take for a ValueError without words
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
+    """An argparse type: a whole number from `minimum` to `maximum`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
         if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is too small, the least is {minimum}")
+            raise argparse.ArgumentTypeError(f"{shown(value)} is too small, the least is {minimum}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"{shown(value)} is too large, the most is {maximum}")
         return value
 
     return parse
@@ -90,10 +102,10 @@ def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], flo
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
         if not minimum <= value <= maximum:  # also refuses nan
             bound = f"{minimum:g} or more" if maximum == float("inf") else f"from {minimum:g} to {maximum:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range, allowed is {bound}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is out of range, allowed is {bound}")
         return value
 
     return parse
@@ -109,7 +121,7 @@ def text_argument(value: str, option: str) -> str:
 
 def png_path(value: str, option: str) -> Path:
     """A path to write a PNG to. UserError for another suffix or an existing folder."""
-    path = Path(value)
+    path = user_path(value)
     if path.suffix.lower() != ".png":
         raise UserError(f"{option} {value}: pictures are written as PNG, so the name must end in .png")
     if path.is_dir():

@@ -1,5 +1,7 @@
 """What all other parts stand on: bounded messages, strict JSON, names and outputs, one process at a time."""
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dualtoken.common import files
 from dualtoken.common.errors import UserError, one_line
+from dualtoken.common.files import atomic_folder
 from dualtoken.common.images import is_image_name
 from dualtoken.common.json_files import JsonError, is_encodable, nesting, parse_json, read_json_object
 from dualtoken.common.limits import in_range, limited, problems, without_limits
@@ -134,6 +138,39 @@ def test_only_what_was_made_here_is_replaced(tmp_path: Path):
     (output / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds 'notes\.txt'"):
         check_output(output, {}, overwrite=True)
+
+
+def test_several_inputs_under_one_name(tmp_path: Path):
+    tars = [tmp_path / "a" / "0.tar", tmp_path / "b" / "0.tar"]
+    with pytest.raises(UserError, match=r"holds --input .*b/0\.tar"):
+        check_output(tmp_path / "b", {"--input": tars}, overwrite=True)
+    check_output(tmp_path / "c", {"--input": tars}, overwrite=True)
+
+
+def test_a_path_that_no_file_system_takes_is_one_line(tmp_path: Path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, loop / "x", tmp_path / ("a" * 300), tmp_path / "a\0b"):
+        with pytest.raises(UserError, match="--output"):
+            check_output(path, {}, overwrite=True)
+        with contextlib.suppress(UserError):  # one that can be resolved is refused where it is read
+            check_output(tmp_path / "out", {"--input": path}, overwrite=True)
+
+
+def test_a_lock_alone_does_not_fill_an_output(tmp_path: Path):
+    with only_process(tmp_path, "--output x"):
+        check_output(tmp_path, {}, overwrite=False)
+
+
+def test_a_finished_folder_survives_a_failed_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(files, "replace_folder", refuse)
+    with pytest.raises(UserError, match=r"busy.*is kept in") as caught, atomic_folder(tmp_path / "x") as made:
+        (made / "a").write_text("whole")
+    assert str(made) in str(caught.value)
+    assert (made / "a").read_text() == "whole"
 
 
 def test_an_output_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path):
