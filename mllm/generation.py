@@ -10,7 +10,8 @@ from transformers import GenerationMixin
 
 from ..common.errors import UserError
 from ..tokenizer import VisualCodes
-from .image_generation import ImageGenerator, ImagePrompt, Progress
+from .image_generation import ImageGenerator, ImagePrompt
+from .progress import Progress, shown_progress
 from .sampling import ImageSamplingOptions
 from .storage import DualTokenStorage
 
@@ -61,8 +62,9 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             compile: of images: True compiles the steps of the drawing loop (`torch.compile`, with CUDA graphs
                 on CUDA); that takes a minute or more at the first drawing of a shape and is kept with the
                 model. A string names another backend.
-            progress: of images: called with (positions done, positions in all) after each; when it returns
-                False the drawing stops with `GenerationCancelled`.
+            progress: of images: True shows a bar on stderr; a function is called with (positions done,
+                positions in all) after each, and when it returns False the drawing stops with
+                `GenerationCancelled`.
             seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
                 only.
             generator: a torch.Generator from which a missing `seed` is drawn.
@@ -187,7 +189,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         first_image_index: int = 0,
         do_sample: bool | None = None,
         compile: bool | str = False,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         **kwargs: Any,
     ) -> Tensor:
         for key in TEXT_ONLY_ARGUMENTS:
@@ -209,7 +211,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         generator_of_images = self._image_generator(
             options, rows, longest + self.config.num_positions, compile
         )
-        drawn = generator_of_images.generate(prompt, num_return_sequences, seeds, first_image_index, progress)
+        with shown_progress(progress) as tell:
+            drawn = generator_of_images.generate(prompt, num_return_sequences, seeds, first_image_index, tell)
         return torch.cat([drawn.pixel, drawn.semantic], dim=-1).flatten(1)
 
     def _image_generator(
@@ -262,7 +265,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         generator: torch.Generator | None = None,
         streamer: Any = None,
         compile: bool | str = False,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         **kwargs: Any,
     ) -> InterleavedOutput:
         """Text until the model opens an image, the image, and on, until it ends its turn.

@@ -19,15 +19,13 @@ from torch import Tensor
 from ..tokenizer import VisualCodes
 from . import sampling
 from .depth_transformer import DepthCache, DepthTransformer
+from .progress import Progress
 from .sampling import ImageSamplingOptions
 from .step_decoder import StepDecoder
 from .visual_embedding import FrozenCodebook
 
 if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration
-
-# Called after each position with (positions done, positions in all); False stops the drawing.
-Progress = Callable[[int, int], object]
 
 
 class GenerationCancelled(Exception):

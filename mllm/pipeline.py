@@ -1,21 +1,20 @@
 """The few-lines face of the unified model: questions, chats, drawings and reconstructions."""
 
-import queue
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import TextStreamer
 
 from ..common.errors import UserError
 from .modeling import DualTokenForConditionalGeneration
 from .processing import DualTokenProcessor
+from .progress import Progress, shown_progress
 from .quantization import quantized_loading, require_quantization
 from .storage import CONFIG_FILE, is_model_folder
+from .streaming import stream_parts
 
 ImageSource = str | Path | Image.Image
 NANO = "nano"
@@ -164,7 +163,8 @@ class DualTokenPipeline:
             seed: of the random numbers; None draws one.
             batch_size: images drawn side by side.
             **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingOptions` (what is
-                left out is the model's own default); `compile` and `progress` as in the model's `generate`.
+                left out is the model's own default); `progress`, True for a bar or a function, and `compile`
+                as in the model's `generate`.
 
         Raises:
             UserError: an empty prompt or an option outside its range.
@@ -177,11 +177,13 @@ class DualTokenPipeline:
         num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         batch_size: int = 16,
+        progress: Progress | bool | None = None,
         **options: Any,
     ) -> list[list[Image.Image]]:
         """`num_images` drawings of every prompt; the same as `generate_images` on each, in batches.
 
-        `seed`: one for all prompts, or one per prompt.
+        `seed`: one for all prompts, or one per prompt. `progress`: as in `generate_images`; a bar counts the
+        positions of all batches, a function those of each.
         """
         if num_images < 1:
             raise UserError(f"num_images is {num_images}; it must be at least 1")
@@ -192,24 +194,27 @@ class DualTokenPipeline:
             _require_text("the prompt", prompt)
         images: list[list[Image.Image]] = [[] for _ in prompts]
         together = max(1, batch_size // num_images)
-        for start in range(0, len(prompts), together):
-            chosen = range(start, min(start + together, len(prompts)))
-            # The image itself, and the tokens that open and close it.
-            room = self.model.config.num_positions + 2
-            inputs = self._inputs([_question(None, prompts[index]) for index in chosen], room)
-            for first in range(0, num_images, batch_size):
-                count = min(batch_size, num_images - first)
-                tokens = self.model.generate(
-                    **inputs,
-                    generation_mode="image",
-                    num_return_sequences=count,
-                    first_image_index=first,
-                    seed=[seeds[index] for index in chosen],
-                    **options,
-                )
-                drawn = self._decode(tokens)
-                for place, index in enumerate(chosen):
-                    images[index].extend(drawn[place * count : (place + 1) * count])
+        groups = [range(len(prompts))[start : start + together] for start in range(0, len(prompts), together)]
+        firsts = range(0, num_images, batch_size)
+        # The image itself, and the tokens that open and close it.
+        room = self.model.config.num_positions + 2
+        with shown_progress(progress, len(groups) * len(firsts)) as tell:
+            for chosen in groups:
+                inputs = self._inputs([_question(None, prompts[index]) for index in chosen], room)
+                for first in firsts:
+                    count = min(batch_size, num_images - first)
+                    tokens = self.model.generate(
+                        **inputs,
+                        generation_mode="image",
+                        num_return_sequences=count,
+                        first_image_index=first,
+                        seed=[seeds[index] for index in chosen],
+                        progress=tell,
+                        **options,
+                    )
+                    drawn = self._decode(tokens)
+                    for place, index in enumerate(chosen):
+                        images[index].extend(drawn[place * count : (place + 1) * count])
         return images
 
     def reconstruct(self, image: ImageSource) -> Image.Image:
@@ -249,52 +254,7 @@ class DualTokenPipeline:
         return self.processor.image_processor.to_images(self.model.decode_image_tokens(tokens))
 
     def _stream(self, inputs: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
-        """Content parts as a background thread makes them; its error is raised here."""
-        parts: queue.Queue[Any] = queue.Queue()
-        streamer, closed = PartStreamer(self, parts), threading.Event()
-
-        def work() -> None:
-            try:
-                self.model.generate(
-                    **inputs,
-                    generation_mode="interleaved",
-                    streamer=streamer,
-                    stopping_criteria=[
-                        lambda ids, scores, **_: ids.new_full(ids.shape[:1], closed.is_set()).bool()
-                    ],
-                    progress=lambda done, total: not closed.is_set(),
-                    **options,
-                )
-                parts.put(None)
-            except BaseException as error:
-                parts.put(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while (part := parts.get()) is not None:
-                if isinstance(part, BaseException):
-                    raise part
-                yield part
-        finally:
-            closed.set()
-            thread.join()
-
-
-class PartStreamer(TextStreamer):
-    """Puts finished pieces of text, and images, as content parts into a queue."""
-
-    def __init__(self, pipeline: DualTokenPipeline, parts: "queue.Queue[Any]") -> None:
-        super().__init__(pipeline.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.pipeline, self.parts = pipeline, parts
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.parts.put({"type": "text", "text": text})
-
-    def put_image(self, tokens: torch.Tensor) -> None:
-        """Called by interleaved generation with the tokens (1, P x 2D) of a finished image."""
-        self.parts.put({"type": "image", "image": self.pipeline._decode(tokens)[0]})
+        return stream_parts(self.model.generate, self.processor.tokenizer, self._decode, **inputs, **options)
 
 
 def _question(images: ImageSource | Sequence[ImageSource] | None, question: str) -> list[dict[str, Any]]:
