@@ -207,7 +207,7 @@ class HubImages(ImageSet):
     """A HF dataset: its image column, and its class label and captions where it has them."""
 
     def __init__(self, dataset: Any, source: str = "dataset") -> None:
-        datasets = optional_package("datasets", "train")
+        datasets = optional_package("datasets")
         self.source = source
         self._dataset = dataset
         features = dataset.features
@@ -258,7 +258,7 @@ def open_images(source: str | Path, split: str | None = None) -> ImageSet:
 
 
 def _load_hub(name: str, split: str | None) -> Any:
-    datasets = optional_package("datasets", "train")
+    datasets = optional_package("datasets")
     try:
         return _one_split(datasets.load_dataset(name), name, split)
     except UserError:
@@ -268,7 +268,7 @@ def _load_hub(name: str, split: str | None) -> Any:
 
 
 def _load_saved(path: Path, split: str | None) -> Any:
-    datasets = optional_package("datasets", "train")
+    datasets = optional_package("datasets")
     try:
         return _one_split(datasets.load_from_disk(str(path)), str(path), split)
     except UserError:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..common.errors import UserError, first_line
+from ..common.packages import missing_package
 
 if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration
@@ -72,9 +73,7 @@ def add_lora(model: "DualTokenForConditionalGeneration", settings: LoraSettings 
     try:
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError as error:
-        raise UserError(
-            "LoRA needs the package peft, which is not installed: pip install 'dualtoken[train]'"
-        ) from error
+        raise UserError(f"for LoRA {missing_package('peft')}") from error
     if has_adapters(model):
         raise UserError("the model has adapters already; call merge_adapters(model) before adding new ones")
     if getattr(model, "is_quantized", False):

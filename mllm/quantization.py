@@ -36,7 +36,7 @@ def require_quantization(quantization: str, device: torch.device) -> None:
     if missing:
         raise UserError(
             f"quantization {quantization!r} needs {' and '.join(missing)}, which this installation lacks "
-            "or has in too old a version: pip install -U 'dualtoken[gpu]', or these packages alone"
+            f"or has in too old a version: pip install -U {' '.join(missing)}"
         )
 
 

@@ -10,17 +10,18 @@ run that saved on SIGTERM; 1 with a traceback for anything else.
 
 import argparse
 import difflib
-import errno
 import importlib
-import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
 
 from .. import __version__
+from ..common.errors import one_line, shown
+from .mistakes import CommandLineError, users_mistake
+from .streams import flush_or_give_up, make_tolerant
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,6 @@ COMMANDS = {
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 
-# The extra that brings an optional package, by the name it is imported under.
-EXTRA_OF = {
-    "bitsandbytes": "gpu",
-    "datasets": "train",
-    "deepspeed": "train",
-    "flash_attn": "gpu",
-    "liger_kernel": "gpu",
-    "lpips": "train",
-    "matplotlib": "eval",
-    "open_clip": "train",
-    "peft": "train",
-    "skimage": "eval",
-    "tensorboard": "train",
-    "torchdata": "train",
-    "torchmetrics": "eval",
-}
-
-
-class CommandLineError(Exception):
-    """The command line itself is wrong: an unknown option, a missing value."""
-
 
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, like every other mistake's."""
@@ -79,20 +59,24 @@ class CommandParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
+    if arguments and arguments[0] in COMMANDS:
+        return run_command(arguments[0], arguments[1:])
+    return guarded("dualtoken", lambda: without_command(arguments))
+
+
+def without_command(arguments: Sequence[str]) -> int:
+    """What there is to say when no command is named."""
+    name = arguments[0] if arguments else None
+    if name is None:
         print(overview(), file=sys.stderr)
         return 2
-    name, rest = arguments[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         print(overview())
         return 0
     if name == "--version":
         print(f"dualtoken {__version__}")
         return 0
-    if name not in COMMANDS:
-        print(f"dualtoken: error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
-        return 2
-    return run_command(name, rest)
+    raise CommandLineError(unknown_name("command", name, COMMANDS))
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
@@ -101,24 +85,41 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 
 def run_module(name: str, prog: str, arguments: Sequence[str]) -> int:
-    """Import a module of this package, parse its arguments, run it; what it raises becomes an exit status."""
-    try:
+    """Import a module of this package, parse its arguments and run it, guarded."""
+
+    def run() -> int:
         module = importlib.import_module(f".{name}", __package__)
-        args = command_parser(module, prog).parse_args(arguments)
-        return int(module.run(args) or 0)
+        return int(module.run(command_parser(module, prog).parse_args(arguments)) or 0)
+
+    return guarded(prog, run)
+
+
+def guarded(prog: str, run: Callable[[], int]) -> int:
+    """The exit status of `run()`; what it raises becomes one.
+
+    A mistake of the user's, whatever raised it, is told in one line of at most 300 characters.
+    """
+    make_tolerant()
+    try:
+        status = run()
+        sys.stdout.flush()  # here, where a full disk or a reader that is gone can still be told
+        return status
+    except SystemExit:  # after --help
+        flush_or_give_up()
+        raise
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away; without this Python complains again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush_or_give_up()
         return 1
     except Exception as error:
+        flush_or_give_up()
         mistake = users_mistake(error)
         if mistake is None:
             traceback.print_exc()
             return 1
-        print(f"{prog}: error: {' '.join(mistake.split())}", file=sys.stderr)
+        print(one_line(f"{prog}: error: {mistake}"), file=sys.stderr)
         return 2
 
 
@@ -133,28 +134,6 @@ def command_parser(module: ModuleType, prog: str) -> argparse.ArgumentParser:
     )
     module.add_arguments(parser)
     return parser
-
-
-def users_mistake(error: Exception) -> str | None:
-    """The line that tells a user what to change, or None where the error is the program's own."""
-    if isinstance(error, CommandLineError):
-        return str(error)
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").split(".")[0]
-        if package in EXTRA_OF:
-            extra = EXTRA_OF[package]
-            return f"the package {package} is needed and not installed: pip install 'dualtoken[{extra}]'"
-        return None
-    if "operator torchvision::nms does not exist" in str(error):
-        return (
-            "torch and torchvision are builds that do not fit together (one for CPU, one for CUDA):"
-            " reinstall both from one source, or remove torchvision, which the core does not need"
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full: {error.filename or error.strerror}; make room and start again"
-    from ..common.errors import UserError  # here, because it imports torch
-
-    return str(error) if isinstance(error, UserError) else None
 
 
 def overview() -> str:
@@ -182,7 +161,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}({what}s: {', '.join(names)})"
+    return f"unknown {what} {shown(name)}; {hint}({what}s: {', '.join(names)})"
 
 
 if __name__ == "__main__":

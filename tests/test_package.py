@@ -63,17 +63,16 @@ def test_the_constraints_fit_the_requirements(setup):
 
 
 def test_the_extras_are_the_documented_ones(setup):
-    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "dev"}
+    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "bench", "dev"}
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{extra}`" in readme for extra in setup["EXTRAS"])
 
 
 def test_missing_optional_packages_are_named_by_their_extra(setup):
-    from dualtoken.scripts.cli import EXTRA_OF
+    from dualtoken.common.packages import OPTIONAL
 
-    distribution = {"open_clip": "open_clip_torch", "skimage": "scikit-image", "flash_attn": "flash-attn"}
-    for module, extra in EXTRA_OF.items():
-        wanted = canonicalize_name(distribution.get(module, module))
+    for extra, package in OPTIONAL.values():
+        wanted = canonicalize_name(package)
         assert wanted in [canonicalize_name(Requirement(text).name) for text in setup["EXTRAS"][extra]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,9 @@ def test_lpips_takes_local_weights(tmp_path: Path) -> None:
         PerceptualDistance(tmp_path / "none.pt")
 
 
-def test_a_missing_package_is_named_with_its_extra() -> None:
-    with pytest.raises(UserError, match=r"no_such_package is needed .* pip install 'dualtoken\[eval\]'"):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(UserError, match=r"scikit-image is needed .* pip install '\.\[eval\]'"):
+        packages.optional_package("skimage.metrics")
+    with pytest.raises(UserError, match=r"no_such_package is needed .* pip install no_such_package"):
         packages.optional_package("no_such_package.part")

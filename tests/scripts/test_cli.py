@@ -1,9 +1,12 @@
 """The command line itself: the table of commands, exit statuses, how errors are told."""
 
 import importlib
+import io
 import subprocess
 import sys
+import tempfile
 import types
+from pathlib import Path
 
 import pytest
 
@@ -110,7 +113,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
         monkeypatch, raising(ModuleNotFoundError("No module named 'skimage'", name="skimage.metrics"))
     )
     assert cli.main(["fake"]) == 2
-    assert "pip install 'dualtoken[eval]'" in capsys.readouterr().err
+    assert "pip install '.[eval]' in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), ModuleNotFoundError("no x", name="x")])
@@ -126,6 +129,89 @@ def test_mismatched_torchvision_is_told_in_one_line(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "torchvision" in err
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/root/out"),
+            "'/root/out' cannot be used: Permission denied",
+        ),
+        (OSError(36, "File name too long", LONG), "File name too long"),
+        (OSError(40, "Too many levels of symbolic links", "loop"), "'loop' cannot be used"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "'a/b' cannot be used: Not a directory"),
+        (OSError(30, "Read-only file system", "/x"), "the disk is read-only: /x"),
+        (OSError(28, "No space left on device"), "the disk is full; make room"),
+        (UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "unexpected end"), "is not UTF-8 text"),
+        (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), "is not UTF-8 text"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array with shape (9,)"), "this needs 7.28 TiB"),
+        (RuntimeError("can't allocate memory: you tried to allocate 4000000000000 bytes."), "4000.0 GB"),
+        (UserError(f"size {LONG} is odd"), "is odd"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_what_the_user_gave_is_told_in_one_short_line(error, told, monkeypatch, capsys):
+    fake_command(monkeypatch, raising(error))
+    assert cli.main(["fake"]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert len(err) <= 301
+
+
+def test_long_words_of_the_command_line_make_no_long_message(monkeypatch, capsys):
+    fake_command(monkeypatch, lambda args: 0)
+    for argv in ([LONG], ["fake", "--size", LONG], ["fake", LONG], ["fake", f"--{LONG}"]):
+        assert cli.main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert len(err) <= 301
+
+
+def test_what_the_terminal_cannot_show_is_replaced(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    fake_command(monkeypatch, lambda args: print("größe, \udce9"))
+    assert cli.main(["fake"]) == 0
+    assert screen.buffer.getvalue() == b"gr??e, ?\n"
+
+
+def test_bytes_that_are_no_text_can_be_read(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nx\n"), encoding="utf-8"))
+    lines = []
+    fake_command(monkeypatch, lambda args: lines.extend(sys.stdin))
+    assert cli.main(["fake"]) == 0
+    assert lines == ["caf\udce9\n", "x\n"]
+
+
+def test_closed_streams_are_replaced_before_a_file_takes_their_number():
+    code = (
+        "import sys, os; from dualtoken.scripts import cli; from dualtoken.scripts.streams import *\n"
+        "make_tolerant(); file = open(sys.argv[1], 'w'); print('lost'); assert file.fileno() > 2\n"
+        "assert sys.stdin.read() == ''; file.write('kept')"
+    )
+    with tempfile.NamedTemporaryFile() as target:
+        command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", code, target.name]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert Path(target.name).read_text() == "kept"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("argv", [["--help"], ["bench"]])
+def test_output_that_cannot_be_written_is_one_line(argv):
+    code = "import sys; from dualtoken.scripts import cli; sys.exit(cli.main(sys.argv[1:]))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_interrupting_gives_130(monkeypatch, capsys):

@@ -167,7 +167,9 @@ def test_errors_of_every_part_of_saving_are_told_in_one_line(
 def test_a_full_disk_is_told_in_one_line_wherever_it_is_met() -> None:
     error = OSError(28, "No space left on device", "run/log.jsonl")
     assert users_mistake(error) == "the disk is full: run/log.jsonl; make room and start again"
-    assert users_mistake(OSError(5, "Input/output error", "run/log.jsonl")) is None
+    error = OSError(5, "Input/output error", "run/log.jsonl")
+    assert users_mistake(error) == "'run/log.jsonl' cannot be used: Input/output error"
+    assert users_mistake(OSError(5, "Input/output error")) is None
 
 
 def test_another_batch_is_refused(tmp_path: Path) -> None:
