@@ -9,24 +9,30 @@ A record is what every converter writes, every shard stores and every training o
     ], metadata={"task": "vqa"})
 
 An image part holds either "image" (a PIL image, a path, or an `EncodedImage`) or cached codes of the visual
-tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D).
+tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). What else messages may be says
+`mllm.messages`: records are held to the same schema as the messages of a chat.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line, shown
+from ..common.json_files import DEEPEST, JsonError, is_encodable, parse_json
+from ..mllm.messages import Message, normalise_messages
 
-ROLES: tuple[str, ...] = ("system", "user", "assistant")
+#: Characters of an id: those of a long path.
+LONGEST_ID = 4096
+#: A record is stored as one JSON object, in which its metadata lie deeper.
+DEEPEST_METADATA = DEEPEST - 4
 
 Part = dict[str, Any]
-Message = dict[str, Any]
 
 
 class RecordError(UserError):
@@ -70,7 +76,7 @@ class Record:
     def has_target(self) -> bool:
         """Whether a model learns something from it: an assistant turn holds an image or a word."""
         return any(
-            role == "assistant" and (part["type"] == "image" or bool(part["text"].strip()))
+            role == "assistant" and (part["type"] == "image" or bool(part.get("text", "").strip()))
             for role, part in self.parts()
         )
 
@@ -84,42 +90,45 @@ class Record:
         return "t2i" if "assistant" in roles else "vqa" if roles else "text"
 
     def validate(self) -> Record:
-        """Return the record itself, or raise RecordError that says which part breaks the schema and how."""
+        """Return the record itself, its messages and metadata in the form in which they are stored.
+
+        Raises:
+            RecordError: says which part breaks the schema, and how.
+        """
+        self.check_messages()
+        self.metadata = _plain_json(self.metadata, self.id)
+        return self
+
+    def check_messages(self) -> Record:
+        """`validate` without a look into the metadata, for what has just been read from JSON."""
         if not isinstance(self.id, str) or not self.id:
-            raise RecordError(f"A record needs a non-empty string as id, got {self.id!r}.")
-        if not isinstance(self.messages, list) or not self.messages:
-            raise RecordError(f"Record '{self.id}' has no messages.")
-        for number, message in enumerate(self.messages, start=1):
-            reason = _message_problem(message)
-            if reason:
-                raise RecordError(f"Record '{self.id}', message {number}: {reason}.")
+            raise RecordError(f"A record needs a non-empty string as id, got {shown(self.id)}.")
+        if len(self.id) > LONGEST_ID or "\0" in self.id or not is_encodable(self.id):
+            raise RecordError(
+                f"Record {shown(self.id)}: an id has at most {LONGEST_ID} characters, of UTF-8 and not NUL"
+            )
+        try:
+            self.messages = normalise_messages(self.messages)
+        except UserError as error:
+            raise RecordError(f"Record {shown(self.id)}: {error}") from None
+        if self.metadata is None:
+            self.metadata = {}
         if not isinstance(self.metadata, dict):
-            raise RecordError(f"Record '{self.id}': metadata must be an object.")
+            raise RecordError(f"Record {shown(self.id)}: metadata must be an object.")
         return self
 
 
-def _message_problem(message: Any) -> str | None:
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        return "a message is an object with 'role' and 'content'"
-    if message["role"] not in ROLES:
-        return f"role '{message['role']}' is not one of {', '.join(ROLES)}"
-    content = message["content"]
-    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
-        return "content must be a non-empty list of parts"
-    return next((reason for part in content if (reason := _part_problem(part))), None)
-
-
-def _part_problem(part: Any) -> str | None:
-    if not isinstance(part, Mapping):
-        return "a content part is an object"
-    if part.get("type") == "text":
-        return None if isinstance(part.get("text"), str) else "a text part needs a string under 'text'"
-    if part.get("type") == "image":
-        codes = [name in part for name in ("pixel_codes", "semantic_codes")]
-        if ("image" in part) != any(codes) and all(codes) == any(codes):
-            return None
-        return "an image part needs either 'image' or both 'pixel_codes' and 'semantic_codes'"
-    return f"a content part's type is 'text' or 'image', got {part.get('type')!r}"
+def _plain_json(metadata: dict[str, Any], record_id: str) -> dict[str, Any]:
+    """Metadata as they will be read back: NaN is null, a tuple a list. Raises RecordError."""
+    try:
+        plain: dict[str, Any] = parse_json(json.dumps(metadata, ensure_ascii=False), DEEPEST_METADATA)
+    except RecursionError:
+        reason = f"nested deeper than {DEEPEST_METADATA} levels"
+    except (JsonError, TypeError, ValueError) as error:
+        reason = first_line(error)
+    else:
+        return plain
+    raise RecordError(f"Record {shown(record_id)}: metadata cannot be stored as JSON ({reason}).")
 
 
 def text_part(text: str) -> Part:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..common.errors import shown
+from ..common.json_files import parse_json
 from .records import EncodedImage, Message, Part, Record, RecordError
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
@@ -45,7 +47,7 @@ def encode_record(record: Record) -> EncodedSample:
                 number += 1
             else:
                 content.append(part)
-        messages.append({**message, "content": content})
+        messages.append({"role": message["role"], "content": content})
     data = {"id": record.id, "messages": messages, "metadata": record.metadata}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     return EncodedSample([("json", text), *members], number)
@@ -53,7 +55,7 @@ def encode_record(record: Record) -> EncodedSample:
 
 def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:
     if "image" not in part:
-        stored = {key: value for key, value in part.items() if key not in CODE_PARTS}
+        stored: Part = {"type": "image"}
         files = []
         for field, label in CODE_PARTS.items():
             stored[field] = f"{number}.{label}.npy"
@@ -114,11 +116,13 @@ def _decode_codes(data: bytes) -> np.ndarray:
 def decode_record(members: Mapping[str, bytes], load_images: bool = True) -> Record:
     """The record of a sample's members. Images are opened (they decode at first use), codes become arrays.
 
-    Without `load_images` the image parts keep the names of their members. Raises KeyError, ValueError,
-    TypeError or OSError for a damaged sample.
+    Without `load_images` the image parts keep the names of their members. Raises RecordError for a record
+    that breaks the schema, and KeyError, ValueError, TypeError or OSError for a damaged sample.
     """
-    data = json.loads(members["json"])
-    record = Record(data["id"], data["messages"], data.get("metadata", {}))
+    data = parse_json(members["json"])
+    if not isinstance(data, dict):
+        raise RecordError(f"its .json is no record but {shown(data)}")
+    record = Record(data.get("id"), data.get("messages"), data.get("metadata")).check_messages()  # type: ignore[arg-type]
     if load_images:
         for part in record.image_parts():
             _load_part(part, members)

@@ -6,9 +6,10 @@ from .adapters import LoraSettings, add_lora, merge_adapters
 from .assemble import build_model, build_processor, save_model
 from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
-from .conversation import drop_prompt, is_text_to_image, normalise_messages, render
+from .conversation import drop_prompt, is_text_to_image, render
 from .image_generation import GenerationCancelled
 from .losses import LossTerms
+from .messages import normalise_messages
 from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
 from .pipeline import DualTokenPipeline, resolve_model
 from .processing import CachedCodes, DualTokenProcessor, EncodedRecord

@@ -15,13 +15,16 @@ class ChatFormat:
 
     Args:
         start: before the first turn, with a default system prompt where the template adds one.
+        system_start, system_end: in place of `start`, around a system turn at the start; `system_end` reaches
+            up to the content of the user's turn behind it. None: there is no such role, and the text goes in
+            front of the user's.
         user_start, user_end: around a user's content.
         assistant_start: before an assistant's content; what generation starts from.
         end: the special token that ends an assistant's turn, the model's end of sequence.
         assistant_end_rest: after `end`, not trained on.
         answer_prefix, answer_suffix: white space that the assistant writes around its text (not around an
             image), trained on.
-        trim_user, trim_assistant: white space at both ends of a turn's text is dropped.
+        trim_system, trim_user, trim_assistant: white space at both ends of a turn's text is dropped.
     """
 
     start: str = BOS
@@ -34,6 +37,9 @@ class ChatFormat:
     answer_suffix: str = ""
     trim_user: bool = False
     trim_assistant: bool = False
+    system_start: str | None = None
+    system_end: str = ""
+    trim_system: bool = False
 
     @classmethod
     def own(cls) -> "ChatFormat":

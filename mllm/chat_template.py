@@ -5,16 +5,18 @@ are taken, and several other conversations have to come out the same by both way
 """
 
 import logging
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
 from ..common.errors import first_line
 from .chat_format import ChatFormat
-from .conversation import Message, render, segments_text
+from .conversation import render, segments_text
+from .messages import Message
 
 logger = logging.getLogger(__name__)
 
-QUESTION, ANSWER, NEXT = "zqquestionqz", "zqanswerqz", "zqnextqz"
+SYSTEM, QUESTION, ANSWER, NEXT = "zqsystemqz", "zqquestionqz", "zqanswerqz", "zqnextqz"
 SAMPLES = (
     ("What colour is it?", "Red."),
     ("  Two\n\nlines \n", "\n A list:\n- one\n "),
@@ -33,7 +35,7 @@ def derive_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
     try:
         chat_format = _derive(tokenizer)
         _verify(tokenizer, chat_format)
-        return chat_format
+        return _with_system(tokenizer, chat_format)
     except NotReproducible as error:
         reason = str(error)
     except Exception as error:  # a template is a program, and may raise anything
@@ -82,31 +84,50 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     )
 
 
-def _verify(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> None:
+def _with_system(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> ChatFormat:
+    """The format with what the template puts around a system turn; as it is where the template has none."""
+    try:
+        told = _apply(tokenizer, [QUESTION], system=SYSTEM)
+        before, rest = _around(told, SYSTEM)
+        between, _ = _around(rest, QUESTION)
+        trimmed = _apply(tokenizer, [QUESTION], system=f"\n {SYSTEM} \n") == told
+        found = replace(chat_format, system_start=before, system_end=between, trim_system=trimmed)
+        _verify(tokenizer, found, "  Be brief,\n\nplease. ")
+    except Exception:  # many templates refuse the role, each with an exception of its own
+        return chat_format
+    # Some take every role but the user's for the assistant, and frame it so.
+    as_answer = before.endswith(chat_format.assistant_start) and chat_format.end in between
+    return chat_format if as_answer else found
+
+
+def _verify(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, system: str | None = None) -> None:
     """Raise NotReproducible unless conversations of one to three questions come out the same by both ways."""
     contents = [content for pair in SAMPLES for content in pair]
     for turns in (1, 3, 5):
         for add_generation_prompt in (False, True):
-            expected = _apply(tokenizer, contents[:turns], add_generation_prompt)
-            segments = render(_messages(contents[:turns]), add_generation_prompt, chat_format)
+            expected = _apply(tokenizer, contents[:turns], add_generation_prompt, system)
+            segments = render(_messages(contents[:turns], system), add_generation_prompt, chat_format)
             if segments_text(segments) != expected:
                 raise NotReproducible(f"a conversation of {turns} messages is rendered in another way")
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, contents: list[str], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    contents: list[str],
+    add_generation_prompt: bool = False,
+    system: str | None = None,
 ) -> str:
     """The template's rendering of contents, said in turn by user and assistant."""
+    messages = _messages(contents, system)
     return str(
-        tokenizer.apply_chat_template(
-            _messages(contents), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     )
 
 
-def _messages(contents: list[str]) -> list[Message]:
+def _messages(contents: list[str], system: str | None = None) -> list[Message]:
     roles = ("user", "assistant")
-    return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    said = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    return said if system is None else [{"role": "system", "content": system}, *said]
 
 
 def _around(text: str, mark: str) -> tuple[str, str]:

@@ -1,10 +1,4 @@
-"""Conversations: the one record type of every task, and the one template that turns it into a sequence.
-
-A conversation is a list of messages `{"role": "user" | "assistant", "content": [part, ...]}`; a part is
-`{"type": "text", "text": ...}`, `{"type": "image", "image": whatever load_image takes}` (also as OpenAI and
-transformers write it: `image_url`, `url`, `path`, `base64`), `{"type": "image", "pixel_codes": ...,
-"semantic_codes": ...}` (cached codes of the visual tokenizer), or `{"type": "unconditional"}`, the learned
-stand-in for "no prompt" of classifier-free guidance.
+"""The one template that turns a conversation into a sequence (what a conversation is says `messages`).
 
 The template of one turn in DualToken's own format, `<|image|>` standing once per visual position:
 
@@ -14,6 +8,11 @@ The template of one turn in DualToken's own format, `<|image|>` standing once pe
 with `<|bos|>` before the first turn. A language model that has a chat template of its own keeps it: a
 `ChatFormat` holds the strings around the turns. Trained on: the content of an assistant's turn and the token
 that ends it.
+
+A system turn at the start, before a user's, is framed as the language model's template does it. A template
+without a system role, and DualToken's own format, have it in front of the user's text, a blank line between.
+So has any other system turn: it goes in front of the user's turn that follows it, and is a user's turn of its
+own where none does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,16 +20,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..common.errors import UserError
 from .chat_format import OWN, ChatFormat
+from .messages import Message, normalise_messages
 from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, UNCONDITIONAL
-
-ROLES = ("user", "assistant")
-#: Types of a part that holds an image: ours, and what OpenAI's chat and responses call it.
-IMAGE_KINDS = ("image", "image_url", "input_image")
-_SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source", "data")
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,26 +41,6 @@ class Segment:
     is_target: bool = False
 
 
-def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """Check a conversation and bring it to the one canonical form (content as a list of typed parts).
-
-    Plain strings as content become one text part; images under other names (`image_url`, …) move to `image`.
-
-    Raises:
-        UserError: names the message and the part that does not fit.
-    """
-    if isinstance(messages, (str, Mapping)):
-        raise UserError(
-            "a conversation is a list of messages [{'role': 'user', 'content': ...}], not a single value"
-        )
-    normalised = [_normalise_message(index, message) for index, message in enumerate(messages)]
-    if not normalised:
-        raise UserError(
-            "the conversation is empty; give at least one message {'role': 'user', 'content': ...}"
-        )
-    return normalised
-
-
 def render(
     messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = False, chat_format: ChatFormat = OWN
 ) -> list[Segment]:
@@ -76,10 +48,13 @@ def render(
 
     `add_generation_prompt` appends the opening of an assistant turn, for the model to go on from.
     """
+    turns = normalise_messages(messages)
     segments = [*_markup(chat_format.start)]
-    for message in normalise_messages(messages):
-        turn = _render_assistant if message["role"] == "assistant" else _render_user
-        segments.extend(turn(message["content"], chat_format))
+    if chat_format.system_start is not None and [turn["role"] for turn in turns[:2]] == ["system", "user"]:
+        segments = _render_system(turns.pop(0)["content"], turns.pop(0)["content"], chat_format)
+    for turn in _without_system(turns):
+        rendered = _render_assistant if turn["role"] == "assistant" else _render_user
+        segments.extend(rendered(turn["content"], chat_format))
     if add_generation_prompt:
         segments.extend(_markup(chat_format.assistant_start))
     return segments
@@ -104,10 +79,15 @@ def segments_text(segments: Iterable[Segment]) -> str:
 
 
 def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a record is one text prompt answered by images only; such a prompt may be dropped."""
-    if len(messages) != 2 or [message["role"] for message in messages] != ["user", "assistant"]:
+    """Whether a record is one text prompt answered by images only; such a prompt may be dropped.
+
+    A system turn in front belongs to the prompt.
+    """
+    turns = normalise_messages(messages)
+    if [turn["role"] for turn in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
         return False
-    prompt, answer = (message["content"] for message in normalise_messages(messages))
+    prompt = [part for turn in turns[:-1] for part in turn["content"]]
+    answer = turns[-1]["content"]
     return all(part["type"] == "text" for part in prompt) and all(part["type"] == "image" for part in answer)
 
 
@@ -117,7 +97,7 @@ def drop_prompt(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     Any other record comes back as it is: there is no guidance to learn from it.
     """
     normalised = normalise_messages(messages)
-    return [*unconditional_prompt(), normalised[1]] if is_text_to_image(normalised) else normalised
+    return [*unconditional_prompt(), normalised[-1]] if is_text_to_image(normalised) else normalised
 
 
 def unconditional_prompt() -> list[Message]:
@@ -125,76 +105,44 @@ def unconditional_prompt() -> list[Message]:
     return [{"role": "user", "content": [{"type": "unconditional"}]}]
 
 
-def has_cached_codes(part: Mapping[str, Any]) -> bool:
-    """Whether an image part carries codes instead of an image."""
-    return "pixel_codes" in part
+def _without_system(turns: Sequence[Message]) -> list[Message]:
+    """The turns with what the system says in front of the next user's turn, or as one where none follows."""
+    folded: list[Message] = []
+    waiting: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            waiting = _joined(waiting, turn["content"])
+            continue
+        if waiting and turn["role"] == "user":
+            turn = {"role": "user", "content": _joined(waiting, turn["content"])}
+        elif waiting:
+            folded.append({"role": "user", "content": waiting})
+        waiting = []
+        folded.append(turn)
+    return [*folded, {"role": "user", "content": waiting}] if waiting else folded
 
 
-def _normalise_message(index: int, message: Mapping[str, Any]) -> Message:
-    # Plain types come first: a check against an abstract one takes longer, and records have many parts.
-    if not isinstance(message, (dict, Mapping)) or "role" not in message or "content" not in message:
-        raise UserError(f"message {index} needs the keys 'role' and 'content'")
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise UserError(f"message {index} has role {role!r}; allowed: {', '.join(ROLES)}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    elif not isinstance(content, list) and (
-        isinstance(content, Mapping) or not isinstance(content, Iterable)
-    ):
-        raise UserError(
-            f"message {index}: content is a text or a list of parts, not {type(content).__name__}"
-        )
-    where = f"message {index}"
-    return {
-        "role": role,
-        "content": [_normalise_part(where, number, part) for number, part in enumerate(content)],
-    }
+def _joined(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Content of two turns as that of one, a blank line between; texts that meet become one text."""
+    if all(part.get("text") == "" for part in first):
+        return second
+    text = "\n\n"
+    if first[-1]["type"] == "text":
+        text, first = first[-1]["text"] + text, first[:-1]
+    if second[0]["type"] == "text":
+        text, second = text + second[0]["text"], second[1:]
+    return [*first, {"type": "text", "text": text}, *second]
 
 
-def _normalise_part(where: str, number: int, part: Any) -> dict[str, Any]:
-    where = f"{where}, part {number}"
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, (dict, Mapping)) or "type" not in part:
-        raise UserError(f"{where} needs a 'type': text or image")
-    kind = part["type"]
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise UserError(f"{where} is of type text and needs a string under 'text'")
-        return {"type": "text", "text": part["text"]}
-    if kind == "unconditional":
-        return {"type": "unconditional"}
-    if kind in IMAGE_KINDS:
-        return _normalise_image(where, part)
-    raise UserError(f"{where} has type {kind!r}; allowed: text, image")
-
-
-def _normalise_image(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
-    if ("pixel_codes" in part) != ("semantic_codes" in part):
-        raise UserError(f"{where}: cached codes need both 'pixel_codes' and 'semantic_codes'")
-    if has_cached_codes(part):
-        return {"type": "image", "pixel_codes": part["pixel_codes"], "semantic_codes": part["semantic_codes"]}
-    source = _image_source(part)
-    if source is None:
-        raise UserError(f"{where} is of type image and needs 'image' (path or PIL image) or cached codes")
-    return {"type": "image", "image": source}
-
-
-def _image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
-    """The image of a part, under whichever of `_SOURCE_KEYS` it stands; None where it has none.
-
-    OpenAI writes {"image_url": {"url": ...}} or {"image_url": ...}, transformers {"url" | "path" | "base64"},
-    datasets {"image": {"bytes": ...}}, others {"source": {"data": ...}}.
-    """
-    for key in _SOURCE_KEYS:
-        source = part.get(key)
-        if isinstance(source, Mapping):
-            source = _image_source(source, may_nest=False) if may_nest else None
-        if source is not None:
-            bare = key in ("base64", "data") and isinstance(source, str) and not source.startswith("data:")
-            return f"data:;base64,{source}" if bare else source
-    return None
+def _render_system(system: list[Message], question: list[Message], chat_format: ChatFormat) -> list[Segment]:
+    """A system turn with the user's turn behind it, which some templates put into one frame."""
+    return [
+        *_markup(chat_format.system_start or ""),
+        *_render_content(system, False, chat_format.trim_system),
+        *_markup(chat_format.system_end),
+        *_render_content(question, False, chat_format.trim_user),
+        *_markup(chat_format.user_end),
+    ]
 
 
 def _render_user(content: list[Message], chat_format: ChatFormat) -> list[Segment]:

@@ -18,14 +18,12 @@ from ..common.errors import UserError
 from ..tokenizer.processing import load_image
 from .chat_format import OWN, ChatFormat
 from .conversation import (
-    Message,
     Segment,
     continue_last_message,
-    has_cached_codes,
-    normalise_messages,
     render,
     segments_text,
 )
+from .messages import Message, has_cached_codes, normalise_messages
 from .special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from .text_tokenizer import encode_segments, special_pattern
 

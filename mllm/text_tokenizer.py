@@ -157,6 +157,7 @@ def _turn_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) ->
     """Tokens of the format that the tokenizer does not count as special, as which text could write them."""
     markup = "".join((chat_format.start, chat_format.user_start, chat_format.user_end))
     markup += "".join((chat_format.assistant_start, chat_format.end, chat_format.assistant_end_rest))
+    markup += (chat_format.system_start or "") + chat_format.system_end
     added = (token for token in tokenizer.added_tokens_decoder.values() if not token.special)
     return [token.content for token in added if token.content.strip() and token.content in markup]
 

@@ -174,3 +174,52 @@ def test_padding_ids_exist(processor, family):
     batch = processor.collate([processor.encode_record(conversation(n)) for n in (2, 4)])
     assert batch["input_ids"].dtype == torch.long
     assert (batch["input_ids"][0, -1] == processor.tokenizer.pad_token_id).item()
+
+
+LLAMA2_SYSTEM = """
+{%- set told = '' -%}
+{%- if messages[0].role == 'system' -%}
+    {%- set told = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' -%}
+{%- endif -%}
+{%- for message in messages if message.role != 'system' -%}
+    {%- if message.role == 'user' -%}
+        {{- bos_token + '[INST] ' + (told if loop.first else '') + message.content.strip() + ' [/INST]' -}}
+    {%- else %}{{- ' ' + message.content.strip() + ' ' + eos_token -}}{% endif -%}
+{%- endfor -%}
+"""
+REFUSES_SYSTEM = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif -%}"
+SYSTEM = {"role": "system", "content": " Be brief,\n\nplease. "}
+
+
+def set_template(tokenizer, family):
+    if family == "llama2":
+        tokenizer.chat_template = LLAMA2_SYSTEM
+    elif family == "gemma":
+        tokenizer.chat_template = REFUSES_SYSTEM + tokenizer.chat_template
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama3", "llama2", "same_names"])
+@pytest.mark.parametrize("length", [1, 2, 3, 6])
+def test_a_system_turn_is_the_templates(visual_tokenizer, tokenizer, family, length):
+    set_template(tokenizer, family)
+    processor = build_processor(visual_tokenizer, tokenizer)
+    messages, prompt = [SYSTEM, *conversation(length)], bool(length % 2)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
+    assert "Be brief" in expected
+    assert processor.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) == expected
+    ids = processor.apply_chat_template(messages, add_generation_prompt=prompt)["input_ids"][0].tolist()
+    assert ids == tokenizer.apply_chat_template(
+        messages, add_generation_prompt=prompt, tokenize=True, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("family", ["gemma", "mistral", "chatml_thinking"])
+def test_without_a_system_role_the_text_goes_before_the_users(visual_tokenizer, tokenizer, family):
+    set_template(tokenizer, family)
+    processor = build_processor(visual_tokenizer, tokenizer)
+    assert not processor.chat_format.is_own
+    first, *others = conversation(4)
+    folded = [{**first, "content": f"{SYSTEM['content']}\n\n{first['content']}"}, *others]
+    assert processor.encode_record([SYSTEM, first, *others]).input_ids.tolist() == (
+        processor.encode_record(folded).input_ids.tolist()
+    )

@@ -7,10 +7,10 @@ import pytest
 from dualtoken.mllm.conversation import (
     drop_prompt,
     is_text_to_image,
-    normalise_messages,
     render,
     unconditional_prompt,
 )
+from dualtoken.mllm.messages import normalise_messages
 from dualtoken.tokenizer import UserError
 
 
@@ -65,15 +65,92 @@ def test_only_drawing_prompts_are_dropped(records):
     [
         ([], "empty"),
         ("hello", "list of messages"),
-        ([{"content": "x"}], "message 0"),
-        ([{"role": "system", "content": "x"}], "role 'system'"),
-        ([{"role": "user", "content": 3}], "message 0"),
-        ([{"role": "user", "content": [{"type": "video"}]}], "type 'video'"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "part 0"),
+        (None, "list of messages"),
+        (["hello"], "message 1 is 'hello'"),
+        ([{"content": "x"}], "message 1"),
+        ([{"role": "user", "content": None}], "neither may be null"),
+        ([{"role": "robot", "content": "x"}], "role 'robot'"),
+        ([{"role": ["user"], "content": "x"}], "role .'user'."),
+        ([{"role": "user", "content": 3}], "message 1"),
+        ([{"role": "user", "content": []}], "empty list"),
+        ([{"role": "user", "content": [3]}], "part 1 needs a 'type'"),
+        ([{"role": "user", "content": ["q", {"type": "text"}]}], "part 2"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "part 1"),
+        ([{"role": "user", "content": "half \ud83d"}], "surrogate"),
+        ([{"role": "user", "content": "nul \0"}], "NUL"),
+        ([{"role": "user", "content": [{"type": "sound"}]}], "audio, which is not supported"),
+        (
+            [{"role": "user", "content": [{"type": "video", "video": "v.mp4"}]}],
+            "'video' is video, which is not",
+        ),
+        ([{"role": "user", "content": [{"type": "video_url", "image": "a.png"}]}], "is video"),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "is audio"),
+        ([{"role": "user", "content": "<video>\nWhat happens?"}], "mark <video> is video"),
+        ([{"role": "user", "content": "What is said? <AUDIO> "}], "mark <audio> is audio"),
+        ([{"role": "user", "content": [{"type": "image", "image": 3}]}], "not 3"),
+        ([{"role": "assistant", "content": [{"type": "unconditional"}]}], "unconditional"),
         ([{"role": "user", "content": [{"type": "image"}]}], "'image'"),
         ([{"role": "user", "content": [{"type": "image", "pixel_codes": 1}]}], "semantic_codes"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": "x", "pixel_codes": 1, "semantic_codes": 1}],
+                }
+            ],
+            "either 'image'",
+        ),
     ],
 )
 def test_malformed_conversations_are_named(messages, named):
     with pytest.raises(UserError, match=named):
         normalise_messages(messages)
+
+
+SYSTEM: dict[str, Any] = {"role": "system", "content": "Be brief."}
+ASK: dict[str, Any] = {"role": "user", "content": "how many?"}
+REPLY: dict[str, Any] = {"role": "assistant", "content": "Two."}
+
+
+@pytest.mark.parametrize(
+    ("messages", "same_as"),
+    [
+        ([SYSTEM, ASK, REPLY], [{**ASK, "content": "Be brief.\n\nhow many?"}, REPLY]),
+        ([ASK, REPLY, SYSTEM, ASK], [ASK, REPLY, {**ASK, "content": "Be brief.\n\nhow many?"}]),
+        ([SYSTEM, SYSTEM, ASK], [{**ASK, "content": "Be brief.\n\nBe brief.\n\nhow many?"}]),
+        ([SYSTEM, REPLY], [{**ASK, "content": "Be brief."}, REPLY]),
+        ([ASK, SYSTEM], [ASK, {**ASK, "content": "Be brief."}]),
+        ([{**SYSTEM, "content": ""}, ASK, REPLY], [ASK, REPLY]),
+    ],
+)
+def test_without_a_system_role_the_text_goes_before_the_users(messages, same_as):
+    assert render(messages) == render(same_as)
+
+
+def test_a_system_turn_before_an_image_keeps_its_distance():
+    picture = {"type": "image", "image": "a.png"}
+    segments = render([SYSTEM, {"role": "user", "content": [picture, "what?"]}])
+    assert [segment.text for segment in segments if segment.text] == ["Be brief.\n\n", "what?"]
+    assert not any(segment.is_target for segment in segments)
+
+
+def test_a_system_turn_belongs_to_a_drawings_prompt(records):
+    drawing = [SYSTEM, *records["drawing"]]
+    assert is_text_to_image(drawing)
+    assert drop_prompt(drawing) == drop_prompt(records["drawing"])
+
+
+@pytest.mark.parametrize(
+    "text", ["what is <video> in HTML?", "<video><source></video>", "<videos>", "a <b> c"]
+)
+def test_what_is_only_said_of_videos_is_text(text):
+    assert normalise_messages([{"role": "user", "content": text}])[0]["content"][0]["text"] == text
+
+
+def test_a_text_of_any_kind_is_checked_quickly():
+    for text in (
+        "\n" * 1_000_000,
+        "\n<video>" * 100_000 + "</video>" + "\n" * 1_000_000,
+        " " * 1_000_000 + "<",
+    ):
+        normalise_messages([{"role": "user", "content": "x" + text + "x"}])

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.mllm.conversation import normalise_messages
+from dualtoken.mllm.messages import normalise_messages
 
 PICTURE = Image.new("RGB", (4, 4))
 URL = "data:image/png;base64,AAAA"
@@ -43,7 +43,7 @@ def test_each_spelling_of_an_image(part: dict, source: object):
     ],
 )
 def test_a_part_without_an_image_is_named(part: dict):
-    with pytest.raises(UserError, match="message 0, part 0"):
+    with pytest.raises(UserError, match="message 1, part 1"):
         normalised(part)
 
 

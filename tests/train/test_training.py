@@ -169,9 +169,11 @@ def test_records_without_a_target_are_named(chain: Chain, tmp_path: Path) -> Non
     for messages in ([user("a circle")], [user("a circle"), assistant("")], [assistant(""), user("?")]):
         with pytest.raises(RecordError, match="'empty-7' has nothing to learn"):
             objective.prepare(Record("empty-7", messages), 0)
+    odd = {"role": "robot", "content": [text_part("x")]}
+    with pytest.raises(RecordError, match="'odd-1': message 1 has role 'robot'"):
+        objective.prepare(Record("odd-1", [odd, assistant("y")]), 0)
     system = {"role": "system", "content": [text_part("x")]}
-    with pytest.raises(RecordError, match="'odd-1': message 0 has role 'system'"):
-        objective.prepare(Record("odd-1", [system, assistant("y")]), 0)
+    objective.prepare(Record("told", [system, user("?"), assistant("y")]), 0)
     objective.prepare(Record("good", [user(""), assistant("y")]), 0)
 
 
