@@ -20,17 +20,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line
+from ..common.outputs import Inputs, check_output
+from ..common.paths import user_path
+from ..common.values import whole_number
 from ..tokenizer.modeling import DualTokenizer
 from ..tokenizer.processing import DualTokenizerImageProcessor
 from ..tokenizer.stored import StoredTokenizer
+from .convert import MOST_RECORDS, MOST_WORKERS
 from .records import Part, Record, RecordError, with_image_parts
 from .shards import ShardDataset, ShardWriter, read_manifest
 from .shared_work import Share, SharedWork
-from .storage import locate
+from .storage import Location, locate
 from .views import ViewOptions
 from .views import views as record_views
 
+#: Images in one batch, at most.
+MOST_BATCH = 65_536
 # Weights that only turn codes into images: training them further leaves all codes as they are.
 _AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
 
@@ -104,6 +110,7 @@ def tokenize_shards(
     views: ViewOptions | None = None,
     share: Share | None = None,
     decoders: int = 1,
+    reads: Inputs | None = None,
 ) -> dict[str, Any] | None:
     """Write the records of `source` with codes, uint16 (H, W, D), for images; returns the new manifest.
 
@@ -115,13 +122,21 @@ def tokenize_shards(
     Args:
         share: this process's part when several work on one output; all but the main one return None.
         decoders: threads that decode images ahead of the tokenizer.
+        reads: what else `output` may not be, by the option that names it, such as the tokenizer's folder.
 
     Raises:
-        UserError: `source` holds codes already, `output` exists, or there is unfinished work of another kind.
+        UserError: `source` holds codes already, `output` may not be made (`check_output`) or is being made
+            by another process, or there is unfinished work of another kind.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
-    manifest = read_manifest(source)
+    whole_number(batch_size, "--batch-size", 1, MOST_BATCH)
+    whole_number(shard_size, "--shard-size", 1, MOST_RECORDS)
+    whole_number(decoders, "--decoders", 1, MOST_WORKERS)
+    output, share, place = user_path(output), share or Share(), locate(source)
+    place = user_path(place) if isinstance(place, Path) else place
+    inputs = {**(reads or {}), "--input": place if isinstance(place, Path) else None}
+    if share.is_main:
+        check_output(output, inputs, overwrite)
+    manifest = read_manifest(place)
     if "tokenizer" in manifest:
         raise UserError(f"{source} holds codes already: give the shards with the images.")
     processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
@@ -130,7 +145,6 @@ def tokenize_shards(
     encoder = _Encoder(
         tokenizer, processor, batch_size, torch.device(device), views or ViewOptions(), decoders
     )
-    share = share or Share()
     description = {
         **{key: manifest[key] for key in ("format", "version", "source", "licence", "settings")},
         "tokenizer": _describe(tokenizer, processor),
@@ -143,33 +157,43 @@ def tokenize_shards(
         "views": asdict(encoder.views),
         "shard_size": shard_size,
     }
-    work = SharedWork(Path(output), plan, share, overwrite)
-    work.begin()
-    shards = manifest["shards"]
+    with SharedWork(output, plan, share, overwrite, inputs=inputs) as work:
+        _make_shards(work, place, manifest, encoder, shard_size, progress)
+        return work.finish(len(manifest["shards"]), description) if share.is_main else None
+
+
+def _make_shards(
+    work: SharedWork,
+    place: Path | Location,
+    manifest: Mapping[str, Any],
+    encoder: _Encoder,
+    shard_size: int,
+    progress: bool,
+) -> None:
+    """Make this process's shards; the main one then waits for the others'."""
+    shards, is_main = manifest["shards"], work.share.is_main
     before = np.cumsum([0] + [shard["records"] for shard in shards])
     with tqdm(
         total=manifest["counts"]["records"],
         unit="records",
-        disable=not (progress and share.is_main),
+        disable=not (progress and is_main),
         mininterval=1.0,
     ) as bar:
         own = work.own(len(shards))
         bar.update(sum(shards[n]["records"] for n in range(len(shards)) if work.is_finished(n)))
         for number in own:
             work.clean(number)
-            dataset = ShardDataset(locate(source) / shards[number]["file"])
+            dataset = ShardDataset(place / shards[number]["file"])
             first_key = int(before[number]) * encoder.views.copies
             with _part_writer(work.part(number), manifest, shard_size, first_key) as writer:
                 _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)
-        if not share.is_main:
-            return None
 
         def show(finished: int) -> None:
             bar.n = max(bar.n, round(manifest["counts"]["records"] * finished / max(len(shards), 1)))
             bar.refresh()
 
-        work.wait_for_all(len(shards), show)
-    return work.finish(len(shards), description)
+        if is_main:
+            work.wait_for_all(len(shards), show)
 
 
 def _part_writer(folder: Path, manifest: Mapping[str, Any], shard_size: int, first_key: int) -> ShardWriter:
@@ -229,8 +253,11 @@ class _Encoder:
                 _Loaded(view, [self.processor.resize(part["image"]) for part in view.image_parts()])
                 for view in record_views(record, self.views)
             ]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RecordError(f"Record '{record.id}': an image cannot be read ({error}).") from error
+        except Exception as error:
+            # Pillow raises nearly anything on foreign bytes; one record costs itself only.
+            raise RecordError(
+                f"Record '{record.id}': an image cannot be read ({first_line(error)})."
+            ) from error
 
     def encode(self, batch: Sequence[_Loaded]) -> Iterator[Record]:
         """The records of a batch with codes in place of images."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
+import stat
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,25 @@ from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line, shown
+from ..common.json_files import LARGEST_FILE, JsonError, enumerate_lines, parse_json
+from ..common.paths import inside, regular_file, user_path
+from ..common.values import finite_number, whole_number
 from ..tokenizer.processing import DECODING_ERRORS, load_image
 from .records import EncodedImage, RecordError
 
 META = "meta.jsonl"
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _JPEG_QUALITY = 95
+_SAMPLED_ROWS = 100
 #: Images of more pixels are refused before they are decoded.
 MAX_PIXELS = 64_000_000
+#: Bounds of what a user may set: Pillow's sizes are 31 bits, and nobody has more cores or records.
+MOST_PIXELS = 2**31 - 1
+MOST_WORKERS = 1024
+MOST_RECORDS = 10**12
+#: Files of images and members of archives with more bytes are not read.
+LARGEST_IMAGE_FILE = 256_000_000
 
 T = TypeVar("T")
 
@@ -39,6 +48,11 @@ class Rejected:
     sample: str
     reason: str
 
+    def __post_init__(self) -> None:
+        # Names and reasons quote the data, and are kept and shown: bounded, and in UTF-8.
+        object.__setattr__(self, "sample", one_line(self.sample))
+        object.__setattr__(self, "reason", one_line(self.reason))
+
 
 @dataclass(frozen=True)
 class OutputOptions:
@@ -49,6 +63,11 @@ class OutputOptions:
     overwrite: bool = False
     progress: bool = True
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", user_path(self.folder))
+        whole_number(self.shard_size, "--shard-size", 1, MOST_RECORDS)
+        whole_number(self.workers, "--workers", 1, MOST_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -64,12 +83,10 @@ class ImageOptions:
     held_out: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_size is not None and self.max_size < 8:
-            raise UserError(f"--max-image-size must be at least 8, got {self.max_size}.")
-        if self.max_pixels < 64:
-            raise UserError(f"--max-pixels must be at least 64, got {self.max_pixels}.")
-        if not 0 <= self.held_out < 1:
-            raise UserError(f"--held-out is a share from 0 to below 1, got {self.held_out}.")
+        if self.max_size is not None:
+            whole_number(self.max_size, "--max-image-size", 8, MOST_PIXELS)
+        whole_number(self.max_pixels, "--max-pixels", 64, MOST_PIXELS)
+        finite_number(self.held_out, "--held-out", 0.0, below=1.0)
 
     def stored(self, data: bytes, name: str) -> EncodedImage:
         """`stored_image` with these limits."""
@@ -86,47 +103,89 @@ class ImageOptions:
 class ImageList:
     """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout. Picklable.
 
-    Every line of the list is an object whose "file" names the image.
+    Every line of the list is an object whose "file" names the image, inside the zip or folder. `broken` are
+    the lines that are no object.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._zip: zipfile.ZipFile | None = None
-        if not self.path.is_dir() and not (self.path.is_file() and zipfile.is_zipfile(self.path)):
-            raise UserError(f"--input {path} is neither a zip nor a folder: expected one that holds {META}.")
+        if not self.path.is_dir():
+            regular_file(self.path, "--input")
+            if not zipfile.is_zipfile(self.path):
+                raise UserError(
+                    f"--input {path} is neither a zip nor a folder: expected one that holds {META}."
+                )
         try:
-            lines = self._read(META).decode("utf-8").splitlines()
-            self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
-        except (KeyError, OSError) as error:
-            raise UserError(f"--input {path} holds no {META}.") from error
-        except ValueError as error:
-            raise UserError(f"{META} in {path} is not JSON lines ({error}).") from error
+            text = self._read(META, LARGEST_FILE).decode("utf-8-sig", "surrogateescape")
+        except RecordError as error:
+            raise UserError(f"--input {path} holds no {META} that can be read ({error}).") from error
+        self.rows: list[dict[str, Any]] = []
+        self.broken: list[Rejected] = []
+        for number, line in enumerate_lines(text):
+            try:
+                self.rows.append(_row(line))
+            except RecordError as error:
+                self.broken.append(Rejected(f"line {number}", str(error)))
 
-    def _read(self, name: str) -> bytes:
-        if self.path.is_dir():
-            return (self.path / name).read_bytes()
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.path)
-        return self._zip.read(name)
+    def _read(self, name: object, largest: int) -> bytes:
+        """A file of at most `largest` bytes. Raises RecordError for one that is missing or outside."""
+        try:
+            path = inside(self.path, name, "image")
+            if self.path.is_dir():
+                return read_file(path, largest)
+            self._zip = self._zip or zipfile.ZipFile(self.path)
+            member = self._zip.getinfo(str(name))
+            if member.file_size > largest:
+                raise RecordError(f"it has {member.file_size} bytes, more than {largest}")
+            return self._zip.read(member)
+        except RecordError as error:
+            raise RecordError(f"image {shown(name)}: {error}") from error
+        except UserError as error:
+            raise RecordError(str(error)) from error
+        except Exception as error:
+            # zipfile, zlib and its kin raise nearly anything on foreign bytes.
+            raise RecordError(f"image {shown(name)}: missing or unreadable") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "rows": []}  # rows travel one by one
+        return {**self.__dict__, "_zip": None, "rows": [], "broken": []}  # rows travel one by one
 
     def require(self, *fields: str) -> None:
         """Raise UserError unless the rows have these fields: the wrong converter for this input."""
-        missing = [name for name in fields if not self.rows or name not in self.rows[0]]
+        missing = [name for name in fields if not any(name in row for row in self.rows[:_SAMPLED_ROWS])]
         if missing:
             raise UserError(
                 f"{META} in {self.path} has no field '{missing[0]}': is this the right kind of data?"
             )
 
-    def image(self, name: str, max_size: int | None = None) -> EncodedImage:
+    def image(self, name: Any, max_size: int | None = None) -> EncodedImage:
         """The image `name`, checked. Raises RecordError when it is missing or broken."""
-        try:
-            data = self._read(name)
-        except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise RecordError(f"image '{name}': missing or unreadable") from error
-        return stored_image(data, name, max_size)
+        return stored_image(self._read(name, LARGEST_IMAGE_FILE), name, max_size)
+
+
+def _row(line: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except JsonError as error:
+        raise RecordError(f"it is not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+        raise RecordError("it is not a JSON object whose 'file' names an image")
+    return row
+
+
+def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
+    """The content of a file. Raises RecordError where it is not a regular file, or has more bytes."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise RecordError("it is not a file")
+        if about.st_size > largest:
+            raise RecordError(f"it has {about.st_size} bytes, more than {largest}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError("missing or unreadable") from error
 
 
 def stored_image(
@@ -185,14 +244,9 @@ def rejecting(sample: str, build: Callable[[], Iterable[T]]) -> Iterator[T | Rej
     """The items of `build()`, then one `Rejected` when it meets something it cannot use."""
     try:
         yield from build()
-    except RecordError as error:
+    except UserError as error:  # a RecordError, or what a guard of `common` says of a path or a value
         yield Rejected(sample, one_line(error))
     except OSError as error:
         yield Rejected(sample, f"cannot be read ({error.strerror or one_line(error)})")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         yield Rejected(sample, f"malformed entry ({type(error).__name__}: {one_line(error)})")
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())

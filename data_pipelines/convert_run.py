@@ -26,21 +26,25 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..common.errors import UserError
-from ..common.files import atomic_file, replace_folder
+from ..common.files import atomic_file
+from ..common.json_files import is_encodable, read_json_object, take_count, take_list
+from ..common.outputs import Inputs
+from ..common.paths import is_plain_name
 from .convert import OutputOptions, Rejected, rejecting
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, encode_record
-from .shards import MANIFEST, OpenShard, build_manifest, read_manifest
-from .unfinished import goes_on, require_free, write_plan
+from .shards import MANIFEST, OpenShard, build_manifest, mark_shards, read_manifest, require_split
+from .unfinished import clear, deliver, goes_on, making, write_plan
 
 REJECTED = "rejected.jsonl"
 #: So many rejected samples are named in the manifest itself; `rejected.jsonl` beside it names all.
 NAMED_IN_MANIFEST = 1000
+_COMMAND = "dualtoken prepare"
 _CHUNK = 32  # samples that travel to a worker process together
+_MOST_SPLITS = 64  # every split of a unit is an open file
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Source:
         """Changes when the input changes, so that an unfinished run is not continued with other data."""
         return ""
 
+    def inputs(self) -> Inputs:
+        """The files and folders that are read, by the option that names them: no output may replace them."""
+        return {}
+
+    def skipped(self) -> Mapping[str, int]:
+        """What of the input is no sample, counted by what it is; known when all samples have been passed."""
+        return {}
+
     def total(self) -> int | None:
         """How many samples there are, where it is known beforehand."""
         return None
@@ -92,16 +104,13 @@ def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
     """Convert all of `source` to a folder of shards and return its manifest.
 
     Goes on with `OUTPUT.partial` where a run with equal settings was stopped. Raises UserError when the
-    output exists, when another run has the same output, when an unfinished run had other settings, when the
-    disk is full, and when not one sample could be used: that is a wrong input, not a few corrupt samples.
+    output may not be made (it exists, is an input or holds one, or is being made by another process), when an
+    unfinished run had other settings, when the disk is full, when the finished shards cannot be renamed to
+    the output (they stay), and when not one sample could be used: that is a wrong input, not a few corrupt
+    samples.
     """
     target = Path(output.folder)
-    require_free(target, output.overwrite)
-    if output.shard_size < 1 or output.workers < 1:
-        raise UserError(
-            f"--shard-size and --workers must be at least 1, got {output.shard_size} and {output.workers}."
-        )
-    with _only_run(target) as folder:
+    with making(target, source.inputs(), output.overwrite, _COMMAND) as folder:
         work = _Work(folder, source, output)
         try:
             _convert(work, source, output)
@@ -183,6 +192,7 @@ def _convert_chunk(source: Source, chunk: _Chunk) -> _Converted:
 
 def _encode(source: Source, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
     for record, split in source.records(sample.payload):
+        require_split(split)
         record.validate()
         if not record.has_target():
             raise RecordError("nothing to learn: no assistant turn with text or an image")
@@ -283,9 +293,17 @@ class _Unit:
                 continue
             sample, split = result
             if split not in self._shards:
-                self._shards[split] = OpenShard(self._folder / f"{split}-{self.number:05d}.tar", split)
+                self._require_room()
+                self._shards[split] = OpenShard(self._folder, split, self.number)
             self._shards[split].add(f"{self.number:05d}{self._records:06d}", sample)
             self._records += 1
+
+    def _require_room(self) -> None:
+        if len(self._shards) == _MOST_SPLITS:
+            raise UserError(
+                f"there are more than {_MOST_SPLITS} splits ({', '.join([*self._shards][:3])}, …): is the "
+                "field that names them the right one?"
+            )
 
     def journal(self) -> dict[str, Any]:
         shards = [shard.finish() for shard in self._shards.values()]
@@ -300,16 +318,17 @@ class _Work:
         self.shards = folder / "shards"
         self._units = folder / "units"
         self._source = source
-        self._agree(
-            {
-                "source": source.name,
-                "licence": source.licence,
-                "settings": source.settings(),
-                "shard_size": output.shard_size,
-                "input": source.fingerprint(),
-            },
-            output.overwrite,
-        )
+        self._description = {
+            "source": source.name,
+            "licence": source.licence,
+            "settings": source.settings(),
+        }
+        if not is_encodable(json.dumps(self._description, ensure_ascii=False)):
+            raise UserError(f"an option for {source.name} is not UTF-8: give it in other letters")
+        plan = {**self._description, "shard_size": output.shard_size, "input": source.fingerprint()}
+        if not goes_on(folder, plan, output.overwrite):
+            clear(folder)
+            write_plan(folder, plan)
         self.shards.mkdir(exist_ok=True)
         self._units.mkdir(exist_ok=True)
         self.journals = self._finished_units()
@@ -324,12 +343,9 @@ class _Work:
     def finish(self, target: Path) -> None:
         """Write the manifest and let the shards become `target`."""
         rejected = [item for journal in self.journals for item in journal["rejected"]]
+        skipped = dict(self._source.skipped())
         manifest = build_manifest(
-            {
-                "source": self._source.name,
-                "licence": self._source.licence,
-                "settings": self._source.settings(),
-            },
+            {**self._description, **({"skipped": skipped} if skipped else {})},
             [shard for journal in self.journals for shard in journal["shards"]],
             rejected,
         )
@@ -339,23 +355,17 @@ class _Work:
             (self.shards / REJECTED).write_text(lines, encoding="utf-8")
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (self.shards / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        replace_folder(self.shards, target)
+        mark_shards(self.shards, _COMMAND)
+        deliver(self.shards, target)
         shutil.rmtree(self.folder)
 
-    def _agree(self, plan: Mapping[str, Any], overwrite: bool) -> None:
-        """Go on with what was begun by the same plan; else begin again, but for the lock in the folder."""
-        if not goes_on(self.folder, plan, overwrite):
-            shutil.rmtree(self.shards, ignore_errors=True)
-            shutil.rmtree(self._units, ignore_errors=True)
-            write_plan(self.folder, plan)
-
     def _finished_units(self) -> list[dict[str, Any]]:
-        """The journals of the first units, up to one whose shards are not all there."""
+        """The journals of the first units, up to one that is damaged or whose shards are not all there."""
         journals: list[dict[str, Any]] = []
         for number in itertools.count():
             try:
-                journal = json.loads((self._units / f"{number:05d}.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                journal = _read_journal(self._units / f"{number:05d}.json")
+            except UserError:
                 return journals
             paths = [(self.shards / shard["file"], shard["bytes"]) for shard in journal["shards"]]
             if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
@@ -370,23 +380,30 @@ class _Work:
         journals = {f"{number:05d}.json" for number in range(len(self.journals))}
         for folder, names in ((self.shards, known), (self._units, journals)):
             for path in folder.iterdir():
-                if path.name not in names:
+                if path.name in names:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
 
 
-@contextmanager
-def _only_run(target: Path) -> Iterator[Path]:
-    """`TARGET.partial`, locked; raises UserError while another process writes there."""
-    folder = target.with_name(target.name + ".partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"Another run is writing to {folder}: wait for it, or give another --output."
-        ) from None
-    try:
-        yield folder
-    finally:
-        lock.release()
+def _read_journal(path: Path) -> dict[str, Any]:
+    """The journal of a unit. UserError where it is not there, or is not what `_Unit.journal` makes."""
+    journal = read_json_object(path)
+    take_count(journal, "samples", path)
+    take_list(journal, "shards", _is_shard_entry, "shards", path)
+    take_list(journal, "rejected", _is_rejection, "rejected samples", path)
+    return journal
+
+
+def _is_shard_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(is_plain_name(entry.get(name)) for name in ("file", "split", "sha256"))
+        and all(type(entry.get(name)) is int for name in ("records", "images", "bytes"))
+    )
+
+
+def _is_rejection(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("sample", "reason"))

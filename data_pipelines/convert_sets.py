@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..common.errors import UserError
-from .convert import ImageList, OutputOptions, encode_image, shrink, stable_fraction
+from ..common.errors import shown
+from ..common.outputs import Inputs
+from ..common.values import whole_number
+from .convert import MOST_PIXELS, ImageList, OutputOptions, Rejected, encode_image, shrink, stable_fraction
 from .convert_run import Sample, Source, write_source
 from .label_wordings import label_question
 from .records import Record, RecordError, assistant, image_part, question_turns, user
@@ -30,6 +32,8 @@ from .scene_language import article
 EASYVQA_HELD_OUT = 400
 #: Share of emoji that are held out, in all their styles.
 EMOJI_HELD_OUT = 0.05
+#: Questions about one image, at most.
+MOST_QUESTIONS = 10_000
 #: x ranges of the three boxes of an NLVR drawing, each 100 × 100 pixels.
 NLVR_BOXES: tuple[tuple[int, int], ...] = ((0, 100), (150, 250), (300, 400))
 _NLVR_SPLITS = {"train1000": "train", "hidden": "train", "dev": "heldout"}
@@ -41,6 +45,13 @@ _Item = tuple[Record, str]
 def _generator(text: str) -> np.random.Generator:
     """Chance that depends on `text` only."""
     return np.random.default_rng(int(stable_fraction(text) * 2**53))
+
+
+def _words(value: Any, what: str) -> str:
+    """The text of a field; numbers and truth values are taken. Raises RecordError for null and the rest."""
+    if not isinstance(value, str | int | float) or not str(value).strip():
+        raise RecordError(f"{what} is {shown(value)}, not a text")
+    return str(value).strip()
 
 
 def _wants(task: str, kind: str) -> bool:
@@ -58,21 +69,28 @@ class ListSource(Source):
     given: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if (size := self.given.get("max_image_size")) is not None:
+            whole_number(size, "--max-image-size", 8, MOST_PIXELS)
         self.records_per_sample = int(self.given.get("variants", 1)) + (self.given.get("task") == "all")
 
     def settings(self) -> dict[str, Any]:
         return self.given
 
+    def inputs(self) -> Inputs:
+        return {"--input": self.images.path}
+
     def fingerprint(self) -> str:
         rows = json.dumps(self.images.rows, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
+        broken = "".join(f"\n{one.sample} {one.reason}" for one in self.images.broken)
+        return hashlib.sha256((rows + broken).encode()).hexdigest()
 
     def total(self) -> int:
-        return len(self.images.rows)
+        return len(self.images.rows) + len(self.images.broken)
 
-    def samples(self) -> Iterator[Sample]:
-        for number, row in enumerate(self.images.rows, start=1):
-            yield Sample(str(row.get("file", f"line {number}")), row)
+    def samples(self) -> Iterator[Sample | Rejected]:
+        for row in self.images.rows:
+            yield Sample(row["file"], row)
+        yield from self.images.broken
 
     def records(self, payload: dict[str, Any]) -> Iterator[_Item]:
         return self.entry(self.images, payload)
@@ -93,6 +111,7 @@ def prepare_easyvqa(
 
     The 400 images with the highest numbers are the held-out split.
     """
+    whole_number(questions_per_image, "--questions-per-image", 1, MOST_QUESTIONS)
     images = ImageList(path)
     images.require("file", "qa")
     border = sorted(_image_number(row) for row in images.rows)[
@@ -122,7 +141,7 @@ def _easyvqa_entry(
     image = image_part(images.image(row["file"], max_image_size))
     number = _image_number(row)
     split = "heldout" if number >= border else "train"
-    pairs = [(str(question), str(answer)) for question, answer in row["qa"]]
+    pairs = [(_words(question, "a question"), _words(answer, "an answer")) for question, answer in row["qa"]]
     if _wants(task, "vqa"):
         order = _generator(row["file"]).permutation(len(pairs))[:questions_per_image].tolist()
         messages = question_turns([image], [pairs[i] for i in order])
@@ -173,7 +192,8 @@ def prepare_nlvr(
     """
     images = ImageList(path)
     images.require("file", "split", "id", "perm", "sentence", "label")
-    images.rows = [row for row in images.rows if int(row["perm"]) < permutations]
+    # A row whose order is not a number comes through, to be rejected by name.
+    images.rows = [row for row in images.rows if not (_order(row) or 0) >= permutations]
     images.rows.sort(key=lambda row: (str(row.get("split")), str(row.get("id")), str(row.get("perm"))))
 
     entry = partial(_nlvr_entry, max_image_size=max_image_size)
@@ -181,16 +201,26 @@ def prepare_nlvr(
     return write_source(ListSource(images, entry, "NLVR", "CC-BY-4.0", settings), output)
 
 
+def _order(row: dict[str, Any]) -> int | None:
+    """Which of the six orders of its boxes a row shows."""
+    try:
+        return int(row["perm"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _nlvr_entry(images: ImageList, row: dict[str, Any], *, max_image_size: int | None) -> Iterator[_Item]:
-    split = _NLVR_SPLITS.get(row["split"])
+    split = _NLVR_SPLITS.get(str(row["split"]))
     if split is None:
-        raise RecordError(f"unknown split '{row['split']}'")
+        raise RecordError(f"unknown split {shown(row['split'])}")
+    if _order(row) is None:
+        raise RecordError(f"perm is {shown(row['perm'])}, not a number")
     label = str(row["label"]).lower()
     if label not in ("true", "false"):
-        raise RecordError(f"label '{row['label']}' is neither true nor false")
+        raise RecordError(f"label {shown(row['label'])} is neither true nor false")
     boxes = _nlvr_boxes(images.image(row["file"]).open().convert("RGB"), max_image_size)
     parts = [image_part(encode_image(box)) for box in boxes]
-    sentence = " ".join(str(row["sentence"]).split()).rstrip(". ")
+    sentence = " ".join(_words(row["sentence"], "its sentence").split()).rstrip(". ")
     metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
     record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
     yield (
@@ -237,9 +267,7 @@ def _emoji_entry(
 ) -> Iterator[_Item]:
     image = image_part(images.image(row["file"], max_image_size))
     split = "heldout" if stable_fraction(row["emoji"]) < EMOJI_HELD_OUT else "train"
-    name = str(row["name"]).strip()
-    if not name:
-        raise RecordError("it has no name")
+    name = _words(row["name"], "its name")
     metadata = {"emoji": row["emoji"], "style": row["style"], "group": row.get("group")}
     record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
     if _wants(task, "vqa"):
@@ -271,15 +299,14 @@ def prepare_labels(
     with options, as a yes-no question or as a caption. Splits but "train" have `question` alone, so that
     figures on them can be compared. noun: what all labels are, such as "piece of clothing".
     """
-    if variants < 1:
-        raise UserError(f"--variants must be at least 1, got {variants}.")
+    whole_number(variants, "--variants", 1, MOST_QUESTIONS)
     images = ImageList(path)
     images.require("file", "label")
 
     words: dict[str, Any] = {}
     if variants > 1 or noun is not None:
         words = {"variants": variants, "noun": noun}
-    labels = tuple(sorted({str(row.get("label", "")).strip() for row in images.rows} - {""}))
+    labels = tuple(sorted({str(row["label"]).strip() for row in images.rows if row.get("label")} - {""}))
     entry = partial(
         _labels_entry, task=task, question=question, max_image_size=max_image_size, labels=labels, **words
     )
@@ -299,10 +326,8 @@ def _labels_entry(
     noun: str | None = None,
 ) -> Iterator[_Item]:
     image = image_part(images.image(row["file"], max_image_size))
-    label = str(row["label"]).strip()
-    if not label:
-        raise RecordError("it has no label")
-    split = str(row.get("split", "train"))
+    label = _words(row["label"], "its label")
+    split = "train" if row.get("split") is None else str(row["split"])
     record_id = Path(row["file"]).with_suffix("").as_posix()
     metadata = {"task": "vqa", "label": label}
     if _wants(task, "vqa"):

@@ -28,13 +28,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line, shown
 from ..common.files import atomic_folder
+from ..common.outputs import check_output, mark_output
+from ..common.paths import is_plain_name, plain_name
+from ..common.values import whole_number
 from .records import Record, RecordError
 from .sample_codec import EncodedSample, decode_record, encode_record
 from .storage import Location, locate
-from .tar_index import TarIndex, build_index, load_index, load_remote_indexes, sample_members, save_index
-from .unfinished import require_free
+from .tar_index import (
+    TarIndex,
+    build_index,
+    index_path,
+    load_index,
+    load_remote_indexes,
+    sample_members,
+    save_index,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +54,20 @@ MANIFEST = "manifest.json"
 FORMAT = "dualtoken-shards"
 FORMAT_VERSION = 1
 _OPEN_FILES = 64
+_MOST_REASONS = 100
 
 
 # --- writing ----------------------------------------
 
 
 class OpenShard:
-    """A tar being written."""
+    """A tar being written: shard `number` of a split in `folder`.
 
-    def __init__(self, path: Path, split: str) -> None:
-        self.path = path
+    Every shard is named here, so no split leads out of the folder: UserError for one that is no plain name.
+    """
+
+    def __init__(self, folder: Path, split: str, number: int) -> None:
+        self.path = path = folder / f"{plain_name(split, 'the split')}-{number:05d}.tar"
         self.split = split
         self.records = 0
         self.images = 0
@@ -102,12 +116,10 @@ class ShardWriter:
         first_key: int = 0,
     ) -> None:
         self.folder = Path(folder)
-        require_free(self.folder, overwrite)
-        if shard_size < 1:
-            raise UserError(f"--shard-size must be at least 1, got {shard_size}.")
+        check_output(self.folder, {}, overwrite)
+        self._shard_size = whole_number(shard_size, "--shard-size", 1)
         self._description = {"source": source, "licence": licence, "settings": dict(settings or {})}
         self._extra = dict(extra or {})
-        self._shard_size = shard_size
         self._open: dict[str, OpenShard] = {}
         self._finished: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
@@ -125,6 +137,7 @@ class ShardWriter:
             if error[0] is None:
                 text = json.dumps(self.manifest(), indent=2, ensure_ascii=False)
                 (self._temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+                mark_shards(self._temporary, "dualtoken")
         except BaseException as problem:
             self._context.__exit__(type(problem), problem, problem.__traceback__)
             raise
@@ -133,6 +146,7 @@ class ShardWriter:
     def write(self, record: Record, split: str = "train") -> bool:
         """Store a record; a broken one is rejected with its reason instead, and False returned."""
         try:
+            require_split(split)
             sample = encode_record(record)
         except RecordError as error:
             self.reject(str(record.id), str(error))
@@ -145,7 +159,7 @@ class ShardWriter:
         shard = self._open.get(split)
         if shard is None:
             number = sum(done["split"] == split for done in self._finished)
-            shard = self._open[split] = OpenShard(self._temporary / f"{split}-{number:05d}.tar", split)
+            shard = self._open[split] = OpenShard(self._temporary, split, number)
         shard.add(f"{self._next_key:08d}", sample)
         self._next_key += 1
         if shard.records >= self._shard_size:
@@ -153,7 +167,7 @@ class ShardWriter:
 
     def reject(self, sample: str, reason: str) -> None:
         """Note a sample that was left out, for the manifest."""
-        self._rejected.append({"sample": sample, "reason": reason})
+        self._rejected.append({"sample": one_line(sample), "reason": one_line(reason)})
 
     @property
     def num_records(self) -> int:
@@ -169,6 +183,19 @@ class ShardWriter:
 
     def _close(self, split: str) -> None:
         self._finished.append(self._open.pop(split).finish())
+
+
+def require_split(split: object) -> None:
+    """Raise RecordError unless `split` can name shards."""
+    if not is_plain_name(split):
+        raise RecordError(f"its split {shown(split)} cannot name a file")
+
+
+def mark_shards(folder: Path, command: str) -> None:
+    """Mark a finished folder of shards as made by `command`, with the indexes that readers may add later."""
+    names = {path.name for path in folder.iterdir()}
+    indexes = {index_path(folder / name).name for name in names if name.endswith(".tar")}
+    mark_output(folder, command, names | indexes)
 
 
 def build_manifest(
@@ -192,8 +219,16 @@ def build_manifest(
         **description,
         "counts": counts,
         "shards": sorted(shards, key=lambda shard: shard["file"]),
-        "rejected": {"reasons": dict(reason_counts(rejected)), "samples": list(rejected)},
+        "rejected": {"reasons": _most_reasons(reason_counts(rejected)), "samples": list(rejected)},
     }
+
+
+def _most_reasons(counts: Counter[str]) -> dict[str, int]:
+    """The counts, of the most frequent reasons where there are very many."""
+    if len(counts) <= _MOST_REASONS:
+        return dict(counts)
+    most = dict(counts.most_common(_MOST_REASONS))
+    return {**most, "other reasons": counts.total() - sum(most.values())}
 
 
 def file_checksum(path: Path) -> str:

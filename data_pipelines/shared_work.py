@@ -13,30 +13,54 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
-from ..common.files import atomic_file, replace_folder
-from .shards import MANIFEST, read_manifest
+from ..common.errors import UserError, shown
+from ..common.files import atomic_file
+from ..common.json_files import read_json_object
+from ..common.outputs import Inputs
+from ..common.paths import inside, plain_name
+from .shards import MANIFEST, mark_shards, read_manifest
 from .tar_index import index_path
-from .unfinished import PLAN, goes_on, read_plan, require_free, write_plan
+from .unfinished import clear, deliver, goes_on, making, partial_folder, read_plan, write_plan
 
+_COMMAND = "dualtoken tokenize"
+_JOB = "job.json"
+_MOVES = "moves.json"
 _POLL = 0.2
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of the shards: every `size`-th from `rank` on."""
+    """This process's part of the shards: every `size`-th from `rank` on.
+
+    `job` is the same in all processes that were started together, and in no others.
+    """
 
     rank: int = 0
     size: int = 1
+    job: str = ""
 
     @classmethod
     def from_environment(cls) -> Share:
-        """As torchrun, the deepspeed launcher and accelerate say it; alone without them."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """As torchrun, the deepspeed launcher and accelerate say it; alone without them.
+
+        Errors:
+            UserError where RANK and WORLD_SIZE are not numbers that fit together.
+        """
+        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+        job = " ".join(os.environ.get(name, "") for name in names).strip()
+        rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        try:
+            share = cls(int(rank), int(size), job)
+        except ValueError:
+            share = cls(-1, 0)
+        if not 0 <= share.rank < share.size:
+            raise UserError(f"RANK is {shown(rank)} and WORLD_SIZE {shown(size)}: give neither, or numbers")
+        return share
 
     @property
     def is_main(self) -> bool:
@@ -44,10 +68,14 @@ class Share:
 
 
 class SharedWork:
-    """The folder `OUTPUT.partial`, and its way to `output`.
+    """The folder `OUTPUT.partial`, and its way to `output`; use it as a context manager.
+
+    The main process holds the folder, and the others join only work that theirs has begun: two jobs never
+    share an output.
 
     `plan` (any JSON) is what the result depends on: an unfinished folder is only gone on with by the same
-    plan. `patience` is how many seconds may pass without a sign of the other processes.
+    plan. `inputs` are what `output` may not be. `patience` is how many seconds may pass without a sign of
+    the other processes.
     """
 
     def __init__(
@@ -57,24 +85,47 @@ class SharedWork:
         share: Share,
         overwrite: bool = False,
         patience: float = 1800.0,
+        inputs: Inputs | None = None,
     ) -> None:
         self.output, self.plan, self.share = output, json.loads(json.dumps(plan)), share
-        self.overwrite, self.patience = overwrite, patience
-        self.folder = output.with_name(f"{output.name}.partial")
+        self.overwrite, self.patience, self.inputs = overwrite, patience, inputs or {}
+        self.folder = partial_folder(output)
+        self._held = ExitStack()
+        self._finished: set[int] = set()
 
-    def begin(self) -> None:
+    def __enter__(self) -> SharedWork:
         """Agree on the plan. Raises UserError when there is other work in the way."""
         if self.share.is_main:
-            require_free(self.output, self.overwrite)
-            if not goes_on(self.folder, self.plan, self.overwrite):
-                shutil.rmtree(self.folder, ignore_errors=True)
-                write_plan(self.folder, self.plan)
+            with ExitStack() as held:
+                held.enter_context(making(self.output, self.inputs, self.overwrite, _COMMAND))
+                if not goes_on(self.folder, self.plan, self.overwrite):
+                    clear(self.folder)
+                    write_plan(self.folder, self.plan)
+                self._write_job()
+                self._held = held.pop_all()
         else:
             # With `overwrite` a folder made by the same plan may be the very one that is to be made again.
             self._wait(
-                lambda: read_plan(self.folder) == self.plan or (not self.overwrite and self._is_done()),
-                "the plan of rank 0",
+                lambda: self._has_begun() or (not self.overwrite and self._is_done()), "the plan of rank 0"
             )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.close()
+
+    def _write_job(self) -> None:
+        with atomic_file(self.folder / _JOB) as temporary:
+            temporary.write_text(json.dumps(self._job()), encoding="utf-8")
+
+    def _has_begun(self) -> bool:
+        """Whether the main process of this job works on the same plan."""
+        try:
+            return read_json_object(self.folder / _JOB) == self._job() and read_plan(self.folder) == self.plan
+        except UserError:
+            return False
+
+    def _job(self) -> dict[str, Any]:
+        return {**asdict(self.share), "rank": 0}
 
     def _is_done(self) -> bool:
         try:
@@ -92,11 +143,33 @@ class SharedWork:
             shutil.rmtree(torn, ignore_errors=True)
 
     def is_finished(self, number: int) -> bool:
-        return (self.part(number) / MANIFEST).is_file()
+        """Whether shard `number` of the input has become whole shards, which are all there."""
+        if number not in self._finished and (self._is_put_together() or self._is_whole(number)):
+            self._finished.add(number)
+        return number in self._finished
+
+    def _is_put_together(self) -> bool:
+        """Whether all shards were finished before: an earlier `finish` has begun to move them."""
+        try:
+            return bool(read_json_object(self.whole / MANIFEST).get("plan") == self.plan)
+        except UserError:
+            return False
+
+    def _is_whole(self, number: int) -> bool:
+        part = self.part(number)
+        if not (part / MANIFEST).is_file():
+            return False
+        try:
+            manifest = read_manifest(part)
+            _total_counts([manifest["counts"]]), _all_rejected([manifest["rejected"]])
+            files = [(inside(part, one["file"], "shard"), one["bytes"]) for one in manifest["shards"]]
+            return all(path.stat().st_size == size for path, size in files)
+        except (UserError, OSError, LookupError, TypeError, AttributeError):  # damaged: it is made again
+            return False
 
     def own(self, count: int) -> list[int]:
         """The numbers of the unfinished shards, of `count`, that are this process's to make."""
-        if not self.folder.exists():  # this process came when all was done
+        if not self._has_begun():  # this process came when all was done
             return []
         mine = range(self.share.rank, count, self.share.size)
         return [number for number in mine if not self.is_finished(number)]
@@ -115,24 +188,44 @@ class SharedWork:
 
         self._wait(done, missing)
 
+    @property
+    def whole(self) -> Path:
+        """The folder that becomes the output."""
+        return self.folder / "whole"
+
     def finish(self, count: int, description: Mapping[str, Any]) -> dict[str, Any]:
         """Put all shards together as `output`, with `description` in the manifest, which is returned.
 
-        Can be killed and called again at any moment.
+        Can be killed and called again at any moment. Raises UserError when the last renaming fails; all is
+        kept then, and the next call renames it.
         """
+        if not self._is_put_together():
+            self._plan_moves(count, description)
+        manifest = read_json_object(self.whole / MANIFEST)
+        try:
+            for move in read_json_object(self.folder / _MOVES)["moves"]:
+                self._move(*move)
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the unfinished work in {self.folder} is damaged ({error}): remove it and start again"
+            ) from error
+        mark_shards(self.whole, _COMMAND)
+        (self.folder / _JOB).unlink(missing_ok=True)  # who comes now finds the output
+        deliver(self.whole, self.output)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return manifest
+
+    def _plan_moves(self, count: int, description: Mapping[str, Any]) -> None:
+        """Write which shard of which part gets which name, then the manifest: from now on shards may move."""
         parts = [read_manifest(self.part(number)) for number in range(count)]
-        whole = self.folder / "whole"
-        whole.mkdir(exist_ok=True)
         shards: list[dict[str, Any]] = []
+        moves: list[tuple[int, str, str]] = []
         numbers: Counter[str] = Counter()
         for number, part in enumerate(parts):
             for shard in part["shards"]:
-                name = f"{shard['split']}-{numbers[shard['split']]:05d}.tar"
+                name = f"{plain_name(shard['split'], 'the split')}-{numbers[shard['split']]:05d}.tar"
                 numbers[shard["split"]] += 1
-                old, new = self.part(number) / shard["file"], whole / name
-                for source, target in ((index_path(old), index_path(new)), (old, new)):
-                    if source.exists():
-                        os.replace(source, target)
+                moves.append((number, shard["file"], name))
                 shards.append({**shard, "file": name})
         manifest = {
             **description,
@@ -141,12 +234,21 @@ class SharedWork:
             "rejected": _all_rejected([part["rejected"] for part in parts]),
             "plan": self.plan,
         }
-        with atomic_file(whole / MANIFEST) as temporary:
+        shutil.rmtree(self.whole, ignore_errors=True)
+        with atomic_file(self.folder / _MOVES) as temporary:
+            temporary.write_text(json.dumps({"moves": moves}), encoding="utf-8")
+        with atomic_file(self.whole / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (self.folder / PLAN).unlink()  # the parts are empty from now on
-        replace_folder(whole, self.output)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return manifest
+
+    def _move(self, number: int, file: str, name: str) -> None:
+        """Move a shard and its index, unless an earlier call did. UserError where it is lost."""
+        old = inside(self.part(number), file, "shard")
+        new = inside(self.whole, name, "shard")
+        for source, target in ((index_path(old), index_path(new)), (old, new)):
+            if source.exists():
+                os.replace(source, target)
+        if not new.is_file():
+            raise UserError(f"{old} is lost")
 
     def _wait(self, ready: Callable[[], bool], what: str | Callable[[], str]) -> None:
         since, newest = time.monotonic(), 0.0

@@ -1,4 +1,4 @@
-"""Output in the making: what may be written over, and which unfinished work a command may go on with.
+"""Output in the making: `OUTPUT.partial`, which one process holds, and its way to `OUTPUT`.
 
 Unfinished work lies in a folder beside the output, with the plan of what it depends on (any JSON).
 """
@@ -6,29 +6,90 @@ Unfinished work lies in a folder beside the output, with the plan of what it dep
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import atomic_file
+from ..common.files import atomic_file, replace_folder
+from ..common.json_files import read_json_object
+from ..common.locks import LOCK, OWNER, only_process
+from ..common.outputs import MARK, Inputs, check_output, mark_output, refuse_overlap
 
 PLAN = "plan.json"
+_KEPT = {LOCK, OWNER, MARK}
 
 
-def require_free(output: Path, overwrite: bool) -> None:
-    """Raise UserError when `output` is something else than an empty folder, unless it may be written over."""
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"Output {output} exists already: give another folder or pass --overwrite.")
+def partial_folder(output: Path) -> Path:
+    """Where the unfinished work for `output` lies: beside it."""
+    named = output if output.name not in ("", "..") else output.resolve()
+    return named.parent / f"{named.name}.partial"
+
+
+@contextmanager
+def making(output: Path, inputs: Inputs, overwrite: bool, command: str) -> Iterator[Path]:
+    """The folder of unfinished work for `output`, held by this process; `command` is named in its mark.
+
+    Errors:
+        UserError where `output` may not be made (`check_output`), where the folder is somebody's own, and
+        while another process makes the same output.
+    """
+    check_output(output, inputs, overwrite)
+    folder = partial_folder(output)
+    refuse_overlap(folder, inputs, "the unfinished output")
+    _require_ours(folder)
+    with only_process(folder, f"--output {output}"):
+        check_output(output, inputs, overwrite)  # another process may have finished it meanwhile
+        mark_output(folder, command, entries=())
+        yield folder
+
+
+def _require_ours(folder: Path) -> None:
+    if not folder.is_symlink() and not folder.exists():
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"unfinished output goes to {folder}, which is not a folder: move it away")
+    # What a killed process was about to rename has a leading dot.
+    own = (folder / MARK).is_file() or all(path.name.startswith(".") for path in folder.iterdir())
+    if not own:
+        raise UserError(
+            f"unfinished output goes to {folder}, which dualtoken did not make (it has no {MARK}): "
+            "move it away, or give another --output"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove all unfinished work from a folder that is held; the lock and the mark stay."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in _KEPT:
+            path.unlink(missing_ok=True)
+
+
+def deliver(finished: Path, output: Path) -> None:
+    """Let the folder `finished` become `output`.
+
+    Errors:
+        UserError where it cannot be renamed; it stays, and the same command can try again.
+    """
+    try:
+        replace_folder(finished, output)
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be made ({error.strerror}); the finished result is kept in {finished}: mend "
+            "that and give the same command again, which only renames it"
+        ) from error
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of the work in `folder`; None where there is none, or a torn one."""
+    """The plan of the work in `folder`; None where there is none, or a damaged one."""
     try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(folder / PLAN)
+    except UserError:
         return None
-    return plan if isinstance(plan, dict) else None
 
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..common.errors import UserError
+from ..common.values import finite_number, flag, seed_number, whole_number
 from ..tokenizer.processing import load_image
 from .records import Record, image_part, with_image_parts
+
+#: Crops of one record, at most.
+MOST_CROPS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class ViewOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.crops < 0 or not 0.0 < self.crop_scale <= 1.0:
-            raise UserError("--crops must be 0 or more and --crop-scale above 0 and at most 1.")
+        whole_number(self.crops, "--crops", 0, MOST_CROPS)
+        finite_number(self.crop_scale, "--crop-scale", above=0.0, most=1.0)
+        flag(self.flips, "--flips")
+        seed_number(self.seed, "--seed")
 
     @property
     def copies(self) -> int:

@@ -291,8 +291,6 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
         return write_source(_open_source(args), output)
     from ..data_pipelines import convert_sets
 
-    if args.max_image_size is not None and args.max_image_size < 8:
-        raise UserError(f"--max-image-size must be at least 8, got {args.max_image_size}.")
     common = {"max_image_size": args.max_image_size, "output": output}
     if args.kind == "easyvqa":
         return convert_sets.prepare_easyvqa(

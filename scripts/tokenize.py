@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 
 from ..common.errors import UserError
-from .options import add_device_argument, integer, number, resolve_device
+from ..common.outputs import check_output
+from ..common.paths import user_path
+from .options import add_device_argument, integer, number, path, resolve_device
 
 VISUAL_TOKENIZER = "visual_tokenizer"
 
@@ -26,21 +28,27 @@ VISUAL_TOKENIZER = "visual_tokenizer"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     parser.add_argument(
-        "--tokenizer", required=True, help="folder of a tokenizer, or of a model that contains one"
+        "--tokenizer", type=path, required=True, help="folder of a tokenizer, or of a model that contains one"
     )
     parser.add_argument("--input", required=True, help="folder of shards with images, or its URL")
-    parser.add_argument("--output", type=Path, required=True, help="folder of shards with codes to make")
+    parser.add_argument("--output", type=path, required=True, help="folder of shards with codes to make")
     parser.add_argument(
-        "--batch-size", type=integer(1), default=64, help="images at a time (default %(default)s)"
+        "--batch-size", type=integer(1, 65_536), default=64, help="images at a time (default %(default)s)"
     )
     parser.add_argument(
         "--shard-size", type=integer(1), default=50_000, help="most records per shard (default %(default)s)"
     )
     parser.add_argument(
-        "--decoders", type=integer(1), default=4, help="threads that decode images (default %(default)s)"
+        "--decoders",
+        type=integer(1, 1024),
+        default=4,
+        help="threads that decode images (default %(default)s)",
     )
     parser.add_argument(
-        "--crops", type=integer(0), default=0, help="random crops to add per record (default %(default)s)"
+        "--crops",
+        type=integer(0, 1000),
+        default=0,
+        help="random crops to add per record (default %(default)s)",
     )
     parser.add_argument(
         "--crop-scale", type=number(0.01, 1), default=0.5, help="least area of a crop (default %(default)s)"
@@ -64,10 +72,14 @@ def run(args: argparse.Namespace) -> int:
     """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
     from ..data_pipelines.code_cache import tokenize_shards
     from ..data_pipelines.shared_work import Share
+    from ..data_pipelines.storage import is_url
     from ..data_pipelines.views import ViewOptions
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
-    folder = tokenizer_folder(Path(args.tokenizer))
+    folder, share = tokenizer_folder(args.tokenizer), Share.from_environment()
+    if share.is_main:  # the model takes a while to load
+        source = None if is_url(args.input) else user_path(args.input)
+        check_output(args.output, {"--input": source, "--tokenizer": args.tokenizer}, args.overwrite)
     device = resolve_device(args.device)
     if device == "cuda":
         import torch
@@ -88,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         progress=not args.no_progress,
         views=ViewOptions(args.crops, args.crop_scale, args.flips, args.seed),
-        share=Share.from_environment(),
+        share=share,
+        reads={"--tokenizer": args.tokenizer},
         decoders=args.decoders,
     )
     if manifest is None:  # the main process speaks for all

@@ -1,6 +1,5 @@
 """Cached codes are the codes of the tokenizer, record for record, and are bound to it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -171,8 +170,8 @@ def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
     options = {"batch_size": 2, "progress": False}
     alone = tokenize_shards(tokenizer, images, tmp_path / "alone", **options)
     # One after the other: the last one, the main process, puts the shards together.
-    (tmp_path / "together.partial").mkdir()
-    (tmp_path / "together.partial" / "plan.json").write_text(json.dumps(alone["plan"]))
+    with SharedWork(tmp_path / "together", alone["plan"], Share(0, 3)):
+        pass
     for rank in (2, 1):
         assert (
             tokenize_shards(tokenizer, images, tmp_path / "together", share=Share(rank, 3), **options) is None
@@ -182,14 +181,16 @@ def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
 
 
 def test_the_main_process_says_whom_it_waited_for(tmp_path):
-    work = SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2), patience=0.3)
-    work.begin()
-    with pytest.raises(UserError, match=r"rank 0 waited for the shards of rank 0, 1.*nothing was written"):
+    with (
+        SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2), patience=0.3) as work,
+        pytest.raises(UserError, match=r"rank 0 waited for the shards of rank 0, 1.*nothing was written"),
+    ):
         work.wait_for_all(3, lambda finished: None)
 
 
 def test_unfinished_work_of_another_kind_is_refused(tokenizer, images, tmp_path):
-    SharedWork(tmp_path / "out", {"tokenizer": "another"}, Share()).begin()
+    with SharedWork(tmp_path / "out", {"tokenizer": "another"}, Share()):
+        pass
     with pytest.raises(UserError, match=r"unfinished work with another .*tokenizer"):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)

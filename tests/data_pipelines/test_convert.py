@@ -237,7 +237,7 @@ def test_a_label_has_an_article_unless_it_is_a_plural(label, phrase):
 
 
 def test_the_wrong_input_is_a_users_mistake(output, tmp_path):
-    with pytest.raises(UserError, match="neither a zip nor a folder"):
+    with pytest.raises(UserError, match="No such file"):
         prepare_labels(tmp_path / "missing.zip", output)
     path = make_zip(tmp_path / "l.zip", [{"file": "0.png", "label": "x"}], {"0.png": png()})
     with pytest.raises(UserError, match="no field 'qa'"):

@@ -1,6 +1,7 @@
 """A run that is killed, full or wrong: what is finished stays, and going on makes the same bytes."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,18 +12,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 import dualtoken
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines import convert_run
+from dualtoken.common.locks import only_process
+from dualtoken.data_pipelines import convert_run, unfinished
 from dualtoken.data_pipelines.convert import OutputOptions, Rejected
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
 from dualtoken.data_pipelines.convert_folder import FolderSource
 from dualtoken.data_pipelines.convert_run import Sample, Source, write_source
 from dualtoken.data_pipelines.records import Record, assistant, user
-from dualtoken.data_pipelines.shards import read_manifest
+from dualtoken.data_pipelines.shards import OpenShard, ShardDataset, ShardWriter, read_manifest
 from dualtoken.scripts import cli
 
 
@@ -92,10 +93,133 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
 
 
 def test_two_runs_do_not_share_an_output(tmp_path):
-    (tmp_path / "x.partial").mkdir()
-    with FileLock(tmp_path / "x.partial" / "lock"), pytest.raises(UserError, match="Another run"):
+    with (
+        only_process(tmp_path / "x.partial", "--output x"),
+        pytest.raises(UserError, match=rf"--output .*/x is in use by process {os.getpid()} on \S+ since"),
+    ):
         write_source(Numbers(), options(tmp_path / "x"))
     write_source(Numbers(), options(tmp_path / "x"))
+    assert not (tmp_path / "x.partial").exists()
+
+
+def test_finished_work_outlives_a_failed_renaming(tmp_path, monkeypatch):
+    write_source(Numbers(), options(tmp_path / "whole"))
+
+    def refuse(source, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(unfinished, "replace_folder", refuse)
+    with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/shards.*same command"):
+        write_source(Numbers(), options(tmp_path / "x"))
+    assert contents(tmp_path / "x.partial" / "shards") == contents(tmp_path / "whole")
+    monkeypatch.undo()
+    monkeypatch.setattr(Numbers, "records", None)  # nothing is converted again
+    write_source(Numbers(), options(tmp_path / "x"))
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("folder", ["x", "x.partial"])
+def test_what_others_made_is_never_replaced(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError) as caught:
+            write_source(Numbers(), options(tmp_path / "x", overwrite=overwrite))
+        assert "pass --overwrite" not in str(caught.value)
+        assert contents(tmp_path / folder) == {"thesis.txt": b"mine"}
+
+
+def test_only_a_whole_folder_of_ours_is_replaced(tmp_path):
+    write_source(Numbers(), options(tmp_path / "x"))
+    with pytest.raises(UserError, match="pass --overwrite"):
+        write_source(Numbers(), options(tmp_path / "x"))
+    index = tmp_path / "x" / "train-00000.index.json"
+    index.unlink()
+    ShardDataset(tmp_path / "x")
+    assert index.is_file(), "readers keep an index; it is ours"
+    write_source(Numbers(20), options(tmp_path / "x", overwrite=True))
+    assert read_manifest(tmp_path / "x")["settings"] == {"count": 20}
+    (tmp_path / "x" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        write_source(Numbers(20), options(tmp_path / "x", overwrite=True))
+
+
+class Split(Numbers):
+    """Sample n is in the split that `names` gives it."""
+
+    def __init__(self, names):
+        super().__init__(len(names))
+        self.names = names
+
+    def records(self, payload):
+        yield Record(f"n{payload}", [user("which?"), assistant("this")]), self.names[payload]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../x", "/tmp/x", "a/b", "..", "", "x\0", "x" * 200, None, 3, ["train"]]
+)
+def test_a_split_never_leads_out_of_the_output(tmp_path, name):
+    (tmp_path / "deep").mkdir()
+    manifest = write_source(Split(["train", name]), options(tmp_path / "deep" / "x"))
+    assert manifest["counts"]["splits"] == {"train": 1}
+    assert "split" in manifest["rejected"]["samples"][0]["reason"]
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x"]
+    with ShardWriter(tmp_path / "w", source="s", licence="l") as writer:
+        assert not writer.write(Record("a", [user("b"), assistant("c")]), name)
+    with pytest.raises(UserError, match="split"):
+        OpenShard(tmp_path, name, 0)
+
+
+def test_more_splits_than_open_files_are_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="more than 64 splits"):
+        write_source(Split([f"s{number}" for number in range(100)]), options(tmp_path / "x", shard_size=100))
+
+
+GARBAGE = ["", "null", "[]", "{}", "[" * 100_000, '{"samples": 8, "shards": null, "rejected": []}', "\ud800"]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
+    write_source(Numbers(), options(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=40), options(tmp_path / "x"))
+    partial = tmp_path / "x.partial"
+    (partial / "units" / "00001.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
+    (partial / "units" / "folder").mkdir()
+    (partial / "shards" / "stray").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=20), options(tmp_path / "x"))
+    if not garbage.startswith("{"):  # an object is a plan, another one
+        (partial / "plan.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
+    write_source(Numbers(), options(tmp_path / "x"))
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "file", ["../../../etc/passwd", "/etc/passwd", "../plan.json", 3, None], ids=lambda file: str(file)
+)
+def test_a_journal_names_no_file_elsewhere(tmp_path, file):
+    write_source(Numbers(), options(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        write_source(Numbers(stop=40), options(tmp_path / "x"))
+    path = tmp_path / "x.partial" / "units" / "00000.json"
+    journal = json.loads(path.read_text())
+    journal["shards"][0]["file"] = file
+    path.write_text(json.dumps(journal))
+    write_source(Numbers(), options(tmp_path / "x"))
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def test_names_and_reasons_are_bounded_and_utf_8(tmp_path):
+    class Odd(Numbers):
+        def samples(self):
+            yield Sample("good", 0)
+            yield Rejected("caf\udce9" + "x" * 10**6, "half a pair \ud800" + "y" * 10**6)
+
+    write_source(Odd(), options(tmp_path / "x"))
+    (line,) = (tmp_path / "x" / convert_run.REJECTED).read_text(encoding="utf-8").splitlines()
+    assert len(line) < 1000
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.unfinished import PLAN, goes_on, read_plan, require_free, write_plan
+from dualtoken.data_pipelines.unfinished import (
+    PLAN,
+    clear,
+    deliver,
+    goes_on,
+    making,
+    partial_folder,
+    read_plan,
+    write_plan,
+)
 
 ANY_PLAN = {"settings": {"count": 3}, "input": "abc"}
 
@@ -42,12 +51,37 @@ def test_a_torn_plan_is_none(tmp_path: Path, torn: str):
     assert not goes_on(tmp_path, ANY_PLAN, overwrite=False)
 
 
-def test_output_is_written_over_only_when_told(tmp_path: Path):
-    require_free(tmp_path / "new", overwrite=False)
-    require_free(tmp_path, overwrite=False)
-    file = tmp_path / "file"
-    file.write_text("kept")
-    for taken in (tmp_path, file):
-        with pytest.raises(UserError, match="exists already: give another folder or pass --overwrite"):
-            require_free(taken, overwrite=False)
-        require_free(taken, overwrite=True)
+@pytest.mark.parametrize("output", ["x", ".", "..", "a/..", "/"])
+def test_the_unfinished_folder_lies_beside_the_output(output: str, tmp_path: Path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    folder = partial_folder(Path(output))
+    assert folder.name.endswith(".partial")
+    assert output == "/" or folder.resolve().parent == Path(output).resolve().parent
+
+
+def test_unfinished_output_is_no_input(tmp_path: Path):
+    (tmp_path / "x.partial").mkdir()
+    with (
+        pytest.raises(UserError, match="is also --input"),
+        making(tmp_path / "x", {"--input": tmp_path / "x.partial"}, overwrite=True, command="test"),
+    ):
+        pass
+
+
+def test_clearing_keeps_the_lock_and_the_mark(tmp_path: Path):
+    with making(tmp_path / "x", {}, overwrite=False, command="test") as folder:
+        before = sorted(path.name for path in folder.iterdir())
+        (folder / "shards").mkdir()
+        (folder / "shards" / "a.tar").touch()
+        write_plan(folder, ANY_PLAN)
+        clear(folder)
+        assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_renamed_stays(tmp_path: Path):
+    (tmp_path / "done").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"kept in .*done"):
+        deliver(tmp_path / "done", tmp_path / "file" / "x")
+    assert (tmp_path / "done").is_dir()
