@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +30,12 @@ def check_output(output: Path, inputs: Inputs, overwrite: bool, option: str = "-
     only one that this package made and that holds nothing else is allowed.
     """
     refuse_overlap(output, inputs, option)
-    with _examining(output, option):
+    with examining(output, option):
         if is_mount_point(output):
             raise UserError(
                 f"{option} {output} is a mount point and cannot be replaced; give a folder inside it"
             )
-        _require_writable(output, option)
+        require_writable(output, option)
         if not output.exists() and not output.is_symlink():
             return
         if not output.is_dir():
@@ -42,18 +43,18 @@ def check_output(output: Path, inputs: Inputs, overwrite: bool, option: str = "-
         if all(path.name in _UNSEEN for path in output.iterdir()):
             return
     if not overwrite:
-        hint = "give another folder, or pass --overwrite" if _is_ours(output) else "give another folder"
+        hint = "give another folder, or pass --overwrite" if is_ours(output) else "give another folder"
         raise UserError(f"{option} {output} exists already: {hint}")
     require_ours(output, option)
 
 
 def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> None:
     """Raise UserError where `output` is one of the inputs, or a folder that holds one."""
-    with _examining(output, option):
+    with examining(output, option):
         target = output.resolve()
     for name, given in inputs.items():
         for path in [given] if isinstance(given, Path) else given or []:
-            with _examining(path, name):
+            with examining(path, name):
                 source = path.resolve()
             if source == target:
                 raise UserError(f"{option} {output} is also {name}: give another folder, it would be lost")
@@ -65,20 +66,32 @@ def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> No
 
 def require_ours(folder: Path, option: str = "--output") -> None:
     """Raise UserError unless this package made `folder`, and everything in it."""
-    if not _is_ours(folder):
+    if not is_ours(folder):
         raise UserError(
             f"{option} {folder} was not made by dualtoken (it has no {MARK}), so it is not replaced: remove "
             "it yourself, or give another folder"
         )
-    made = take_list(
-        read_json_object(folder / MARK), "entries", lambda name: isinstance(name, str), "names", folder / MARK
-    )
-    foreign = sorted({path.name for path in folder.iterdir()} - set(made) - _UNSEEN)
+    foreign = sorted({path.name for path in folder.iterdir()} - made_entries(folder) - _UNSEEN)
     if foreign:
         raise UserError(
             f"{option} {folder} holds {foreign[0]!r}, which dualtoken did not make, so it is not replaced: "
             "move that away, or give another folder"
         )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a command made `folder`, or files in it."""
+    return (folder / MARK).is_file()
+
+
+def made_entries(folder: Path) -> set[str]:
+    """What a command made in `folder`, by the mark there. UserError for a mark that is not one."""
+    if not is_ours(folder):
+        return set()
+    mark = folder / MARK
+    return set(
+        take_list(read_json_object(mark), "entries", lambda name: isinstance(name, str), "names", mark)
+    )
 
 
 def mark_output(folder: Path, command: str, entries: Iterable[str] | None = None) -> None:
@@ -102,21 +115,24 @@ def is_mount_point(path: Path) -> bool:
     return str(path.resolve()) in mounted
 
 
-def _is_ours(folder: Path) -> bool:
-    return (folder / MARK).is_file()
+def require_writable(output: Path, option: str) -> None:
+    """Raise UserError where `output` cannot be made or replaced: nothing may be written where it lies.
 
-
-def _require_writable(output: Path, option: str) -> None:
-    """Raise UserError where `output` cannot be made or replaced: nothing may be written where it lies."""
+    That is tried out, as permissions tell too little of read-only disks and of what an administrator may do.
+    """
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"{option} {output} cannot be made: {above} is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {output} cannot be made: {above} is not writable")
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise UserError(
+            f"{option} {output} cannot be made: {above} is not writable ({error.strerror})"
+        ) from None
 
 
 @contextmanager
-def _examining(path: Path, option: str) -> Iterator[None]:
+def examining(path: Path, option: str) -> Iterator[None]:
     """Turn what the file system says of a path (too long, a loop of links, forbidden) into a UserError."""
     try:
         yield

@@ -1,5 +1,7 @@
 """A contact sheet: many small images on one, a row for each prompt with its text above."""
 
+from bisect import bisect
+
 from PIL import Image, ImageDraw, ImageFont
 
 CELL, GAP, LINE = 256, 8, 20
@@ -32,12 +34,12 @@ def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
 
 
 def shortened(text: str, width: int, font: Font) -> str:
-    """The text, or as much of its beginning as fits into `width` pixels."""
+    """The text on one line, or as much of its beginning as fits into `width` pixels."""
+    text = " ".join(text[: 4 * width].split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    fitting = bisect(range(1, len(text)), width, key=lambda end: font.getlength(text[:end] + "…"))
+    return text[:fitting] + "…"
 
 
 def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: int = CELL) -> Image.Image:

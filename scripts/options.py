@@ -1,26 +1,33 @@
 """The options that several commands share: which model, which device, and checks of single values."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ..common.errors import UserError, shown
+from ..common.errors import UserError, first_line, shown
+from ..common.json_files import is_encodable
+from ..common.outputs import examining
 from ..common.paths import user_path
-from ..common.values import LARGEST_SEED
+from ..common.values import LARGEST_SEED, finite_number, whole_number
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
 
+T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 QUANTIZATIONS = ("none", "8bit", "4bit")
+#: Characters of a prompt or question; no model's context holds more.
+LONGEST_TEXT = 1_000_000
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """`--model`: the small model of the package, a folder, or a hub id."""
     parser.add_argument(
         "--model",
+        type=model_name,
         default="nano",
         help="nano (comes with the package), a model's folder, or a hub id (default: nano)",
     )
@@ -46,6 +53,13 @@ def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def model_name(text: str) -> str:
+    """An argparse type: what `--model` may be, as far as it can be told without looking."""
+    if not text.strip() or "\0" in text or len(text) > 4096:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no model: give nano, a folder, or a hub id")
+    return text
+
+
 def resolve_device(name: str) -> str:
     """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
     from ..mllm.pipeline import resolve_device as resolve
@@ -66,16 +80,12 @@ def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualT
     try:
         return DualTokenPipeline.from_pretrained(model, device=device, quantization=quantization)
     except OSError as error:  # transformers' answer to a hub id without a network, and to missing files
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--model {model} cannot be loaded: {reason}") from error
+        raise UserError(f"--model {model} cannot be loaded: {first_line(error)}") from error
 
 
 def path(text: str) -> Path:
     """An argparse type: a path, with a leading ~ expanded."""
-    try:
-        return user_path(text)
-    except UserError as error:  # which argparse would take for a ValueError without words
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return _as_argument(lambda: user_path(text))
 
 
 def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
@@ -86,29 +96,47 @@ def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{shown(value)} is too small, the least is {minimum}")
-        if value > maximum:
-            raise argparse.ArgumentTypeError(f"{shown(value)} is too large, the most is {maximum}")
-        return value
+        return _as_argument(lambda: whole_number(value, "the value", minimum, maximum))
 
     return parse
 
 
-def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
-    """An argparse type: a number from `minimum` to `maximum`, both allowed."""
+def number(minimum: float, maximum: float = math.inf, above: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a finite number from `minimum` to `maximum`, both allowed, and more than `above`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
-        if not minimum <= value <= maximum:  # also refuses nan
-            bound = f"{minimum:g} or more" if maximum == float("inf") else f"from {minimum:g} to {maximum:g}"
-            raise argparse.ArgumentTypeError(f"{shown(text)} is out of range, allowed is {bound}")
-        return value
+        return _as_argument(lambda: finite_number(value, "the value", minimum, maximum, above))
 
     return parse
+
+
+def words(text: str) -> str:
+    """An argparse type: a text that is not blank, without the white space around it."""
+    return _as_argument(lambda: text_argument(text, "the text"))
+
+
+#: Argparse types that several commands share, so that a value is allowed everywhere or nowhere.
+seed = integer(0, LARGEST_SEED)
+num_images = integer(1, 10_000)
+batch_size = integer(1, 65_536)
+max_new_tokens = integer(1, 1_000_000)
+guidance = number(0, 100)
+temperature = number(0, 100)
+top_k = integer(0, 10_000_000)
+top_p = number(0, 1, above=0)
+share = number(0, 1)
+
+
+def _as_argument(check: Callable[[], T]) -> T:
+    """`check()`; argparse would take the words of a UserError, which is a ValueError, for its own."""
+    try:
+        return check()
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def text_argument(value: str, option: str) -> str:
@@ -116,14 +144,24 @@ def text_argument(value: str, option: str) -> str:
     stripped = value.strip()
     if not stripped:
         raise UserError(f"{option} is empty; say in words what is wanted")
+    if not is_encodable(stripped):
+        raise UserError(f"{option} is {shown(stripped)}, which is not UTF-8 text")
+    if len(stripped) > LONGEST_TEXT:
+        raise UserError(f"{option} has {len(stripped)} characters; at most {LONGEST_TEXT} are taken")
     return stripped
 
 
-def png_path(value: str, option: str) -> Path:
+def png_path(value: str | Path, option: str) -> Path:
     """A path to write a PNG to. UserError for another suffix or an existing folder."""
+    return file_path(value, option, ".png", "pictures are written as PNG")
+
+
+def file_path(value: str | Path, option: str, suffix: str, why: str) -> Path:
+    """A path to write a file to, with this suffix. UserError for another one or an existing folder."""
     path = user_path(value)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{option} {value}: pictures are written as PNG, so the name must end in .png")
-    if path.is_dir():
-        raise UserError(f"{option} {value} is a folder; name a file")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{option} {value}: {why}, so the name must end in {suffix}")
+    with examining(path, option):
+        if path.is_dir():
+            raise UserError(f"{option} {value} is a folder; name a file")
     return path

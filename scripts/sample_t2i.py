@@ -1,24 +1,20 @@
 """Draw images for one prompt, several, or a file of prompts (one on each line).
 
 Writes into a folder: the images (PROMPT_IMAGE.png, both counted from 0), grid.png with a row for each prompt,
-and samples.json with every setting, prompt, seed and version. The files appear together at the end; images
-that an earlier call left in the folder, as told by its samples.json, are replaced. Sampling options that are
-not given are the model's own. The same call on the same machine gives the same bytes; with another batch size
-single pixel values may be rounded differently.
+and samples.json with every setting, prompt, seed and version. The files appear together at the end; those of
+an earlier call are replaced, and no other file is. Sampling options that are not given are the model's own.
+The same call on the same machine gives the same bytes; with another batch size single pixel values may be
+rounded differently.
 
 Example:
   dualtoken sample --prompt "a red circle" --num-images 4 --output samples
-  dualtoken sample --prompts-file prompts.txt --guidance 1.5 --top-p 0.95 --seed 7 --output samples
+  dualtoken sample --prompts-file prompts.txt --guidance-scale 1.5 --top-p 0.95 --seed 7 --output samples
 """
 
 import argparse
 import json
-import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..common.errors import UserError
+from ..common.json_files import enumerate_lines, read_text
+from ..common.output_files import check_files, staged_files
+from ..common.values import whole_number
+from . import options
 from .contact_sheet import contact_sheet, thumbnail
 from .options import (
     add_device_argument,
     add_model_argument,
     add_quantization_argument,
-    integer,
     load_pipeline,
-    number,
     resolve_device,
-    text_argument,
 )
 
 if TYPE_CHECKING:
@@ -44,38 +41,48 @@ if TYPE_CHECKING:
 DESCRIPTION, GRID = "samples.json", "grid.png"
 IMAGE_NAME = re.compile(r"\d{4,}_\d{2,}\.png")
 SAMPLING_OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule", "sampler")
-GRID_ROWS = 32  # a sheet of more prompts would be too big to look at
+GRID_ROWS, GRID_COLUMNS = 32, 32  # a bigger sheet could not be looked at
+MOST_IMAGES = 100_000  # of all prompts
+LARGEST_PROMPTS_FILE = 64_000_000  # bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", action="append", help="what to draw; may be given several times")
-    prompts.add_argument("--prompts-file", metavar="FILE", help="a text file with a prompt on each line")
-    parser.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
-    parser.add_argument(
-        "--num-images", type=integer(1), default=4, help="images for each prompt (default: 4)"
+    prompts.add_argument(
+        "--prompt", type=options.words, action="append", help="what to draw; may be given several times"
+    )
+    prompts.add_argument(
+        "--prompts-file", type=options.path, metavar="FILE", help="a text file with a prompt on each line"
     )
     parser.add_argument(
-        "--batch-size", type=integer(1), default=16, help="images drawn at once (default: 16)"
+        "--output", type=options.path, metavar="DIR", required=True, help="the folder to write"
     )
-    parser.add_argument("--seed", type=integer(0), default=0, help="another seed, other images (default: 0)")
     parser.add_argument(
+        "--num-images", type=options.num_images, default=4, help="images for each prompt (default: 4)"
+    )
+    parser.add_argument(
+        "--batch-size", type=options.batch_size, default=16, help="images drawn at once (default: 16)"
+    )
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="another seed, other images (default: 0)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
         "--guidance",
-        dest="guidance_scale",
-        type=number(0),
+        type=options.guidance,
         help="classifier-free guidance; 1 is none, more follows the prompt more closely",
     )
-    parser.add_argument("--temperature", type=number(0), help="0 takes the likeliest codes")
-    parser.add_argument("--top-k", type=integer(0), help="draw from the k likeliest codes; 0: from all")
+    parser.add_argument("--temperature", type=options.temperature, help="0 takes the likeliest codes")
+    parser.add_argument("--top-k", type=options.top_k, help="draw from the k likeliest codes; 0: from all")
     parser.add_argument(
         "--top-p",
-        type=number(0, 1),
+        type=options.top_p,
         help="draw from the likeliest codes of this joint probability; 1: from all",
     )
     parser.add_argument(
         "--guidance-schedule",
         choices=("constant", "linear", "cosine"),
-        help="keep the guidance, or let it rise from 1 at the first position to --guidance at the last",
+        help="keep the guidance, or let it rise from 1 at the first position to --guidance-scale at the last",
     )
     parser.add_argument(
         "--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is drawn from its probabilities"
@@ -93,20 +100,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..eval.manifest import versions
 
-    prompts = read_prompts(args)
-    output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {args.output} is a file; name a folder")
+    prompts = args.prompt or read_prompts(args.prompts_file)
+    whole_number(len(prompts) * args.num_images, "the number of prompts times --num-images", 1, MOST_IMAGES)
+    names = [image_name(row, index) for row in range(len(prompts)) for index in range(args.num_images)]
+    check_files(args.output, [DESCRIPTION, GRID, *names])
     given = {name: getattr(args, name) for name in SAMPLING_OPTIONS if getattr(args, name) is not None}
     device = resolve_device(args.device)
-    pipeline = load_pipeline(args.model, device, args.quantization)
-    settings = {
-        "num_images": args.num_images,
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        **sampling_options(pipeline, given),
-    }
-    with staging_folder(output) as folder:
+    with staged_files(
+        args.output, "sample", outdated=lambda name: bool(IMAGE_NAME.fullmatch(name))
+    ) as folder:
+        pipeline = load_pipeline(args.model, device, args.quantization)
+        settings = {
+            "num_images": args.num_images,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+            **sampling_options(pipeline, given),
+        }
         images = draw_all(pipeline, prompts, settings, folder, args.compile)
         description = {
             "model": args.model,
@@ -118,26 +127,23 @@ def run(args: argparse.Namespace) -> int:
             "images": images,
         }
         text = json.dumps(description, indent=2, ensure_ascii=False)
-        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-        publish(folder, output)
-    print(f"{len(images)} images in {output}; all of them on {output / GRID}")
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    print(f"{len(images)} images in {args.output}; all of them on {args.output / GRID}")
     return 0
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts of `--prompt`, or of the file's lines that are not blank. UserError if there are none."""
-    if args.prompts_file is None:
-        return [text_argument(prompt, "--prompt") for prompt in args.prompt]
-    try:
-        text = Path(args.prompts_file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts-file {args.prompts_file} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"--prompts-file {args.prompts_file} cannot be read: {error.strerror}") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a file, its lines that are not blank. UserError if there are none."""
+    text = read_text(file, LARGEST_PROMPTS_FILE)
+    prompts = [line.strip() for _, line in enumerate_lines(text)]
     if not prompts:
-        raise UserError(f"--prompts-file {args.prompts_file} holds no prompt; write one on each line")
-    return prompts
+        raise UserError(f"--prompts-file {file} holds no prompt; write one on each line")
+    return [options.text_argument(prompt, f"a prompt of {file}") for prompt in prompts]
+
+
+def image_name(row: int, index: int) -> str:
+    """The file of image `index` of prompt `row`, both counted from 0."""
+    return f"{row:04}_{index:02}.png"
 
 
 def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> dict[str, Any]:
@@ -166,45 +172,13 @@ def draw_all(
             )
             for row, (prompt, images) in enumerate(zip(some, drawn, strict=True), start):
                 for index, image in enumerate(images):
-                    file = f"{row:04}_{index:02}.png"
+                    file = image_name(row, index)
                     image.save(folder / file)
                     entries.append({"file": file, "prompt": prompt, "seed": settings["seed"], "index": index})
                 if len(rows) < GRID_ROWS:
-                    rows.append((prompt, [thumbnail(image) for image in images]))
+                    rows.append((prompt, [thumbnail(image) for image in images[:GRID_COLUMNS]]))
     contact_sheet(rows).save(folder / GRID)
     return entries
-
-
-@contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` in which the files are made; it is gone afterwards, whatever happens."""
-    folder = output.resolve().parent / f".{output.resolve().name}.partial-{os.getpid()}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(folder: Path, output: Path) -> None:
-    """Move the finished files to `output`: the folder as a whole, or file by file into one that exists."""
-    if not output.exists():
-        os.replace(folder, output)
-        return
-    new = {path.name for path in folder.iterdir()}
-    for name in earlier_images(output) - new:
-        (output / name).unlink(missing_ok=True)
-    for name in sorted(new, key=lambda name: name == DESCRIPTION):  # the description comes last
-        os.replace(folder / name, output / name)
-
-
-def earlier_images(output: Path) -> set[str]:
-    """The images that an earlier call wrote into this folder, by its own description."""
-    try:
-        entries = json.loads((output / DESCRIPTION).read_text(encoding="utf-8"))["images"]
-        return {entry["file"] for entry in entries if IMAGE_NAME.fullmatch(entry["file"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 if __name__ == "__main__":

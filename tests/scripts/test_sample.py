@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import dualtoken
+from dualtoken.common.outputs import MARK
 from dualtoken.scripts import sample_t2i
 from dualtoken.scripts.cli import main
 from dualtoken.scripts.contact_sheet import CELL, contact_sheet, thumbnail
@@ -34,7 +35,7 @@ def test_files_and_their_description(sample, tiny_model):
         "--prompt", "a red circle", "--prompt", "two stars", "--num-images", "2", "--top-p", "0.9"
     )
     images = ["0000_00.png", "0000_01.png", "0001_00.png", "0001_01.png"]
-    assert sorted(contents(folder)) == sorted([*images, "grid.png", "samples.json"])
+    assert sorted(contents(folder)) == sorted([MARK, *images, "grid.png", "samples.json"])
     assert Image.open(folder / images[0]).size == (16, 16)
     description = json.loads((folder / "samples.json").read_text())
     assert [entry["file"] for entry in description["images"]] == images
@@ -57,7 +58,7 @@ def test_files_and_their_description(sample, tiny_model):
 
 
 def test_the_same_call_gives_the_same_bytes(sample):
-    arguments = ("--prompt", "a red circle", "--num-images", "3", "--seed", "7", "--guidance", "2")
+    arguments = ("--prompt", "a red circle", "--num-images", "3", "--seed", "7", "--guidance-scale", "2")
     first, second = sample(*arguments, output="one"), sample(*arguments, output="two")
     assert contents(first) == contents(second)
     again = sample(*arguments, output="one")
@@ -88,19 +89,27 @@ def test_a_later_call_replaces_the_earlier_images_and_nothing_else(sample):
     (folder / "0000_77.png").write_bytes(b"mine, not in samples.json")
     (folder / "notes.txt").write_text("mine")
     sample("--prompt", "a star", "--num-images", "1")
-    assert sorted(contents(folder)) == ["0000_00.png", "0000_77.png", "grid.png", "notes.txt", "samples.json"]
+    names = ["0000_00.png", "0000_77.png", "grid.png", "notes.txt", "samples.json"]
+    assert sorted(contents(folder)) == [MARK, *names]
 
 
-def test_a_foreign_description_deletes_nothing(sample, tmp_path):
-    (tmp_path / "precious.png").write_bytes(b"precious")
+@pytest.mark.parametrize("theirs", ["grid.png", "samples.json", "0000_00.png"])
+def test_a_file_of_the_users_is_not_replaced(theirs, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample_t2i, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "samples.json").write_text(
-        '{"images": [{"file": "../precious.png"}, {"file": "x.png"}]}'
-    )
-    (tmp_path / "out" / "x.png").write_bytes(b"x")
+    (tmp_path / "out" / theirs).write_text("mine")
+    argv = ["sample", "--model", str(tiny_model), "--prompt", "a star", "--output", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert theirs in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {theirs: b"mine"}
+
+
+def test_a_mark_from_elsewhere_deletes_nothing_outside_the_folder(sample, tmp_path):
+    (tmp_path / "0000_00.png").write_bytes(b"precious")
+    folder = sample("--prompt", "a star", "--num-images", "1")
+    (folder / MARK).write_text('{"entries": ["../0000_00.png", "0000_00.png", "grid.png", "samples.json"]}')
     sample("--prompt", "a star", "--num-images", "1")
-    assert (tmp_path / "precious.png").exists()
-    assert (tmp_path / "out" / "x.png").exists()
+    assert (tmp_path / "0000_00.png").read_bytes() == b"precious"
 
 
 def test_an_interrupted_call_leaves_nothing(sample, tiny_model, tmp_path, monkeypatch):
