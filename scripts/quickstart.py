@@ -10,68 +10,72 @@ Example:
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from .options import (
-    add_device_argument,
-    add_model_argument,
-    integer,
-    load_pipeline,
-    resolve_device,
-    text_argument,
-)
+from ..common.output_files import check_files, staged_files
+from . import options
+from .options import add_device_argument, add_model_argument, load_pipeline, resolve_device
 
 QUESTIONS = ("What shape is the purple object?", "How many objects are there?")
+SCENE = "scene.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", default="a red circle", help="what to draw (default: a red circle)")
-    parser.add_argument("--num-images", type=integer(1), default=4, help="how many drawings (default: 4)")
     parser.add_argument(
-        "--seed", type=integer(0), default=0, help="another seed, other drawings (default: 0)"
+        "--prompt", type=options.words, default="a red circle", help="what to draw (default: a red circle)"
     )
     parser.add_argument(
-        "--output", default="quickstart", help="folder for the pictures (default: ./quickstart)"
+        "--num-images", type=options.num_images, default=4, help="how many drawings (default: 4)"
+    )
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="another seed, other drawings (default: 0)"
+    )
+    parser.add_argument(
+        "--output",
+        type=options.path,
+        default="quickstart",
+        help="folder for the pictures (default: ./quickstart)",
     )
     add_model_argument(parser)
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..common.files import atomic_file
     from ..data_pipelines.scenes import Scene, SceneObject, render
     from ..tokenizer.processing import load_image
 
     start = time.perf_counter()
-    prompt = text_argument(args.prompt, "--prompt")
+    names = [f"drawing_{index}.png" for index in range(args.num_images)]
+    check_files(args.output, [SCENE, *names])
     device = resolve_device(args.device)
+    print(f"loading {args.model} on {device} …", flush=True)
     pipeline = load_pipeline(args.model, device)
-    print(f"model {args.model} on {device}, loaded in {time.perf_counter() - start:.1f} s")
+    print(f"loaded in {time.perf_counter() - start:.1f} s")
 
-    folder = Path(args.output)
     scene = Scene(
         objects=(
             SceneObject("circle", "green", 0.28, 0.34, 0.19),
             SceneObject("square", "purple", 0.72, 0.66, 0.18),
         )
     )
-    picture = folder / "scene.png"
-    with atomic_file(picture) as temporary:
-        render(scene, 256).save(temporary)
+    with staged_files(args.output, "quickstart") as folder:
+        render(scene, 256).save(folder / SCENE)
+    picture = args.output / SCENE
     print(f"\na picture of a green circle and a purple square: {picture}")
     image = load_image(picture)
     for question in QUESTIONS:
-        print(f"  {question} {pipeline.answer(image, question)}")
+        print(f"  {question} {pipeline.answer(image, question)}", flush=True)
 
     drawing_start = time.perf_counter()
-    images = pipeline.generate_images(prompt, num_images=args.num_images, seed=args.seed)
-    seconds = time.perf_counter() - drawing_start
-    print(f"\n{len(images)} drawings of {prompt!r} in {seconds:.1f} s:")
-    for index, image in enumerate(images):
-        path = folder / f"drawing_{index}.png"
-        with atomic_file(path) as temporary:
-            image.save(temporary)
-        print(f"  {path}")
+    print(f"\ndrawing {args.prompt!r} {args.num_images} times …", flush=True)
+    images = pipeline.generate_images(
+        args.prompt, num_images=args.num_images, seed=args.seed, progress=sys.stderr.isatty()
+    )
+    with staged_files(args.output, "quickstart") as folder:
+        for name, image in zip(names, images, strict=True):
+            image.save(folder / name)
+    print(f"{len(images)} drawings in {time.perf_counter() - drawing_start:.1f} s:")
+    for name in names:
+        print(f"  {args.output / name}")
 
     print(f"\ndone in {time.perf_counter() - start:.1f} s. Next: dualtoken chat, dualtoken sample --help")
     return 0

@@ -1,15 +1,24 @@
-"""Show what pixel codes keep of an image: before and after side by side, with the PSNR.
+"""Show what pixel codes keep of images: before and after side by side, with the PSNR.
 
 "Before" is the image as the model sees it, resized to the model's own square size. Small images are enlarged
 by a whole factor, each pixel a block, so that the picture holds exactly the values that were compared.
 
+Several images, or folders of them, are taken at once. A name that ends in .png gets all of them, one below
+the other; any other is a folder with a picture for each. Images that cannot be read are named and left out.
+Only what this command made is replaced.
+
 Example:
   dualtoken reconstruct photo.jpg --output before-after.png
   dualtoken reconstruct --model nano photo.jpg --output before-after.png --codes codes.npz
+  dualtoken reconstruct photos more/*.jpg --output reconstructed
 """
 
 import argparse
 import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,53 +26,158 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import UserError
+from ..common.files import atomic_file
+from ..common.images import is_image_name
+from ..common.output_files import check_file, check_files, is_our_picture, staged_files, write_picture
+from ..common.paths import walk_files
+from ..common.values import whole_number
+from . import options
 from .options import add_device_argument, add_model_argument, load_pipeline, png_path, resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..mllm import DualTokenPipeline
     from ..tokenizer import VisualCodes
 
 LEAST_HEIGHT = 256
+MOST_IMAGES = 10_000
+MOST_ON_A_SHEET = 64
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image before and after, and its codes."""
+
+    before: Image.Image
+    after: Image.Image
+    codes: "VisualCodes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="FILE", help="the image")
+    parser.add_argument("images", nargs="+", type=options.path, metavar="FILE", help="images, and folders")
     parser.add_argument(
-        "--output", required=True, help="the PNG to write: before on the left, after on the right"
+        "--output",
+        required=True,
+        type=options.path,
+        help="the PNG to write, before on the left, after on the right; or a folder for one of each image",
     )
     parser.add_argument(
-        "--codes", help="also write the codes, as an .npz with pixel and semantic (rows, columns, depth)"
+        "--codes",
+        type=options.path,
+        help="also write the codes, as an .npz with pixel and semantic (rows, columns, depth); of several "
+        "images into this folder",
     )
     add_model_argument(parser)
     add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
+    files = image_files(args.images)
+    several = len(files) > 1
+    sheet = png_path(args.output, "--output") if is_image_name(args.output.name) else None
+    check_outputs(args, files, sheet)
+    if not several:
+        open_image(files[0])  # a broken one is told before the model loads
+    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    rows: list[Image.Image] = []
+    ratios: list[float] = []
+    with ExitStack() as stack:
+        pictures = None if sheet else stack.enter_context(staged_files(args.output, "reconstruct"))
+        codes = (
+            stack.enter_context(staged_files(args.codes, "reconstruct")) if several and args.codes else None
+        )
+        for number, file, image in opened(files):
+            one = reconstruct(pipeline, image)
+            ratios.append(psnr(one.before, one.after))
+            picture = side_by_side(one.before, one.after)
+            if pictures is None:
+                rows.append(picture)
+            else:
+                picture.save(pictures / output_name(number, file, ".png"))
+            if codes is not None:
+                write_codes(one.codes, codes / output_name(number, file, ".npz"))
+            elif args.codes is not None:
+                with atomic_file(args.codes) as temporary:
+                    write_codes(one.codes, temporary)
+            print(f"PSNR {ratios[-1]:.2f} dB" + (f"  {file}" if several else ""))
+        if not ratios:
+            raise UserError(f"none of the {len(files)} images can be read")
+        if sheet is not None:
+            write_picture(below_each_other(rows), sheet)
+    if several:
+        print(f"PSNR {np.mean(ratios):.2f} dB on average of {len(ratios)} images, in {args.output}")
+    return 0
 
-    from ..common.files import atomic_file
+
+def image_files(given: list[Path]) -> list[Path]:
+    """The files themselves, and of folders those that are images, each once. UserError if there are none."""
+    files: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            found = [file for file in walk_files(path) if is_image_name(file.name)]
+            if not found:
+                raise UserError(f"the folder {path} holds no image")
+            files.update(dict.fromkeys(found))
+        else:
+            files[path] = None
+    whole_number(len(files), "the number of images", 1, MOST_IMAGES)
+    return list(files)
+
+
+def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | None) -> None:
+    """UserError for outputs that would replace an input or what somebody else made."""
+    inputs = {"an image to reconstruct": files}
+    if sheet is not None:
+        whole_number(len(files), "the number of images on one PNG (give a folder)", 1, MOST_ON_A_SHEET)
+        check_file(sheet, inputs, is_our_picture)
+    else:
+        if any(path.is_dir() and args.output.resolve() == path.resolve() for path in args.images):
+            raise UserError(f"--output {args.output} is also the folder of the images: give another one")
+        check_files(args.output, [output_name(n, file, ".png") for n, file in enumerate(files)])
+    if args.codes is None:
+        return
+    if len(files) == 1:
+        options.file_path(args.codes, "--codes", ".npz", "codes are written by numpy")
+        check_file(args.codes, inputs, is_our_codes, "--codes")
+    elif args.codes.suffix.lower() == ".npz":
+        raise UserError(f"--codes {args.codes}: the codes of {len(files)} images go into a folder; name one")
+    else:
+        check_files(args.codes, [output_name(n, file, ".npz") for n, file in enumerate(files)], "--codes")
+
+
+def output_name(number: int, file: Path, suffix: str) -> str:
+    """A name that tells the image and that no other image has."""
+    return f"{number:04}_{file.stem[:48]}{suffix}"
+
+
+def open_image(file: Path) -> Image.Image:
     from ..tokenizer.processing import load_image
 
-    output = png_path(args.output, "--output")
-    codes_path = npz_path(args.codes) if args.codes is not None else None
-    source = load_image(args.image)
-    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    return load_image(file)
+
+
+def opened(files: list[Path]) -> Iterator[tuple[int, Path, Image.Image]]:
+    """One after the other with its number; an image that cannot be read is named, and left out."""
+    for number, file in enumerate(files):
+        try:
+            image = open_image(file)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        yield number, file, image
+
+
+def reconstruct(pipeline: "DualTokenPipeline", source: Image.Image) -> Reconstruction:
+    """The image as the model sees it and as its pixel codes hold it."""
+    import torch
 
     tokenizer, processor = pipeline.model.require_visual_tokenizer(), pipeline.processor.image_processor
     with torch.inference_mode():
         pixel_values = processor(source)["pixel_values"].to(tokenizer.device, tokenizer.dtype)
         codes = tokenizer.encode(pixel_values)
         decoded = tokenizer.decode(codes.pixel)
-    before, after = processor.to_images(pixel_values)[0], processor.to_images(decoded)[0]
-
-    with atomic_file(output) as temporary:
-        side_by_side(before, after).save(temporary)
-    if codes_path is not None:
-        with atomic_file(codes_path) as temporary:
-            write_codes(codes, temporary)
-    print(f"PSNR {psnr(before, after):.2f} dB")
-    return 0
+    return Reconstruction(processor.to_images(pixel_values)[0], processor.to_images(decoded)[0], codes)
 
 
 def psnr(before: Image.Image, after: Image.Image) -> float:
@@ -83,25 +197,33 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     return picture
 
 
+def below_each_other(rows: list[Image.Image]) -> Image.Image:
+    """Pictures of one size in one, without a gap."""
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * row.height))
+    return sheet
+
+
 def write_codes(codes: "VisualCodes", path: Path) -> None:
     """The first image's codes as `pixel` and `semantic`, (rows, columns, depth), in 16 bits if they fit."""
     with path.open("wb") as file:
         np.savez_compressed(file, pixel=first_image(codes.pixel), semantic=first_image(codes.semantic))
 
 
+def is_our_codes(path: Path) -> bool:
+    """Whether `write_codes` made this file, by the names in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(archive.namelist()) == ["pixel.npy", "semantic.npy"]
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+
+
 def first_image(codes: "Tensor") -> np.ndarray:
     """(B, rows, columns, depth) int64 -> (rows, columns, depth) uint16, or int64 for larger codebooks."""
     array = codes[0].cpu().numpy()
     return array.astype(np.uint16) if array.max() <= np.iinfo(np.uint16).max else array
-
-
-def npz_path(value: str) -> Path:
-    path = Path(value)
-    if path.suffix.lower() != ".npz":
-        raise UserError(f"--codes {value}: the name must end in .npz")
-    if path.is_dir():
-        raise UserError(f"--codes {value} is a folder; name a file")
-    return path
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dualtoken.common.outputs import MARK
 from dualtoken.mllm import DualTokenPipeline
+from dualtoken.scripts import quickstart, reconstruct
 from dualtoken.scripts.cli import main
 from dualtoken.scripts.reconstruct import psnr, side_by_side
 
@@ -61,6 +63,59 @@ def test_reconstruct_writes_codes_that_decode_to_the_picture(tiny_model, picture
     assert image.tobytes() == pipeline.reconstruct(picture).tobytes()
 
 
+def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, picture, working_folder, capsys):
+    (working_folder / "photos" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png"):
+        shutil.copy(picture, working_folder / "photos" / name)
+    (working_folder / "photos" / "notes.txt").write_text("no image")
+    (working_folder / "photos" / "broken.jpg").write_bytes(b"no image")
+    argv = ["reconstruct", "--model", str(tiny_model), "--device", "cpu", "photos", str(picture)]
+    assert main([*argv, "--output", "all", "--codes", "codes"]) == 0
+    captured = capsys.readouterr()
+    assert "broken.jpg" in captured.err
+    assert "notes" not in captured.err
+    assert captured.out.count("PSNR") == 4
+    names = ["0000_a", "0002_a", "0003_picture"]
+    assert sorted(path.name for path in Path("all").iterdir()) == [MARK, *(f"{name}.png" for name in names)]
+    assert sorted(path.name for path in Path("codes").iterdir()) == [MARK, *(f"{n}.npz" for n in names)]
+    assert main([*argv, "--output", "all"]) == 0, "what the command made, it replaces"
+    assert main([*argv, "--output", "sheet.png"]) == 0
+    assert Image.open("sheet.png").size == (512, 3 * 256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["photo.png", "--output", "photo.png"], "is also an image to reconstruct"),
+        (["photo.png", "--output", "hard.png"], "is also an image to reconstruct"),
+        (["photo.png", "--output", "sub/../photo.png"], "is also an image to reconstruct"),
+        (["photo.png", "--output", "mine.png"], "not of dualtoken's making"),
+        (["photo.png", "--output", "new.png", "--codes", "mine.npz"], "not of dualtoken's making"),
+        (["photo.png", "--output", "new.png", "--codes", "sub"], "must end in .npz"),
+        (["photo.png", "mine.png", "--output", "new.png", "--codes", "new.npz"], "go into a folder"),
+        (["sub", "--output", "new.png"], "holds no image"),
+        (["photo.png", "photo.png/x", "--output", "photo.png/new"], "cannot be"),
+        ([".", "--output", "."], "is also the folder of the images"),
+        (["photo.png", "mine.png", "--output", "own"], "'0000_photo.png', which dualtoken did not make"),
+    ],
+)
+def test_reconstruct_takes_no_input_and_no_foreign_file_for_its_output(
+    arguments, told, picture, working_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(reconstruct, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
+    shutil.copy(picture, "photo.png")
+    shutil.copy(picture, "mine.png")
+    Path("hard.png").hardlink_to("photo.png")
+    Path("mine.npz").write_bytes(b"mine")
+    Path("sub").mkdir()
+    Path("own").mkdir()
+    Path("own", "0000_photo.png").write_bytes(b"mine")
+    before = {path: path.is_file() and path.read_bytes() for path in working_folder.rglob("*")}
+    assert main(["reconstruct", *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert {path: path.is_file() and path.read_bytes() for path in working_folder.rglob("*")} == before
+
+
 def test_psnr_is_the_textbook_one():
     black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
     assert psnr(black, grey) == pytest.approx(20 * np.log10(5))
@@ -81,9 +136,18 @@ def test_quickstart_answers_draws_and_names_its_files(tiny_model, working_folder
     assert "What shape is the purple object?" in out
     assert re.search(r"done in \d+\.\d s", out)
     names = ["drawing_0.png", "drawing_1.png", "scene.png"]
-    assert sorted(path.name for path in Path("quickstart").iterdir()) == names
+    assert sorted(path.name for path in Path("quickstart").iterdir()) == [MARK, *names]
     assert all(f"quickstart/{name}" in out for name in names)
     assert Image.open("quickstart/scene.png").size == (256, 256)
+
+
+def test_quickstart_leaves_pictures_of_the_users_alone(working_folder, capsys, monkeypatch):
+    monkeypatch.setattr(quickstart, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
+    Path("quickstart").mkdir()
+    Path("quickstart", "drawing_3.png").write_bytes(b"mine")
+    assert main(["quickstart"]) == 2
+    assert "'drawing_3.png', which dualtoken did not make" in capsys.readouterr().err
+    assert Path("quickstart", "drawing_3.png").read_bytes() == b"mine"
 
 
 def test_a_broken_weight_file_is_a_users_mistake(tiny_model, working_folder, capfd):
