@@ -41,12 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..data_pipelines.scenes import Scene, SceneObject, render
+    from ..mllm import resolve_model
     from ..tokenizer.processing import load_image
 
     start = time.perf_counter()
     names = [f"drawing_{index}.png" for index in range(args.num_images)]
     check_files(args.output, [SCENE, *names])
     device = resolve_device(args.device)
+    resolve_model(args.model)  # a wrong one is told before anything is said
     print(f"loading {args.model} on {device} …", flush=True)
     pipeline = load_pipeline(args.model, device)
     print(f"loaded in {time.perf_counter() - start:.1f} s")
