@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(one_line(message))
 
 
+class ImageError(UserError):
+    """An image that cannot be used, whatever library says so; the message names it and the reason."""
+
+
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
     """`text` on one line of at most `longest` characters, the middle left out where it is longer.
 

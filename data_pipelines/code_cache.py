@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..common.errors import UserError, first_line
+from ..common.errors import ImageError, UserError
 from ..common.outputs import Inputs, check_output
 from ..common.paths import user_path
 from ..common.values import whole_number
@@ -253,11 +253,8 @@ class _Encoder:
                 _Loaded(view, [self.processor.resize(part["image"]) for part in view.image_parts()])
                 for view in record_views(record, self.views)
             ]
-        except Exception as error:
-            # Pillow raises nearly anything on foreign bytes; one record costs itself only.
-            raise RecordError(
-                f"Record '{record.id}': an image cannot be read ({first_line(error)})."
-            ) from error
+        except ImageError as error:
+            raise RecordError(f"Record '{record.id}': an image cannot be read ({error}).") from error
 
     def encode(self, batch: Sequence[_Loaded]) -> Iterator[Record]:
         """The records of a batch with codes in place of images."""

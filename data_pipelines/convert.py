@@ -9,34 +9,31 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..common.errors import UserError, one_line, shown
+from ..common.errors import ImageError, UserError, one_line, shown
+from ..common.image_sources import LARGEST_IMAGE_FILE
+from ..common.images import MAX_PIXELS, decode_image
 from ..common.json_files import LARGEST_FILE, JsonError, enumerate_lines, parse_json
 from ..common.paths import inside, regular_file, user_path
 from ..common.values import finite_number, whole_number
-from ..tokenizer.processing import DECODING_ERRORS, load_image
-from .records import EncodedImage, RecordError
+from .records import STORED_FORMATS, EncodedImage, RecordError
 
 META = "meta.jsonl"
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+#: Formats of photos: written anew they become JPEG, as PNG they would be many times as large.
+_PHOTO_FORMATS = ("JPEG", "AVIF", "HEIF", "JPEG2000")
 _JPEG_QUALITY = 95
 _SAMPLED_ROWS = 100
-#: Images of more pixels are refused before they are decoded.
-MAX_PIXELS = 64_000_000
 #: Bounds of what a user may set: Pillow's sizes are 31 bits, and nobody has more cores or records.
 MOST_PIXELS = 2**31 - 1
 MOST_WORKERS = 1024
 MOST_RECORDS = 10**12
-#: Files of images and members of archives with more bytes are not read.
-LARGEST_IMAGE_FILE = 256_000_000
 
 T = TypeVar("T")
 
@@ -75,7 +72,8 @@ class ImageOptions:
     """What every converter of image files lets the user set.
 
     max_size: the shorter side is reduced to so many pixels (None: kept). max_pixels: an image of more pixels
-    is refused before it is decoded. held_out: share of the images for the split "heldout", by their names.
+    is refused before it is decoded; above MAX_PIXELS, which is what all other commands read, it is stored
+    smaller. held_out: share of the images for the split "heldout", by their names.
     """
 
     max_size: int | None = None
@@ -193,29 +191,24 @@ def stored_image(
 ) -> EncodedImage:
     """An image file for a shard: decoded once to be sure it is whole, and made smaller when it is too big.
 
-    The shorter side becomes at most `max_size` pixels. An image that is small enough keeps its own bytes.
-    More than `max_pixels` pixels are refused before anything is decoded. Raises RecordError with the reason.
+    The shorter side becomes at most `max_size` pixels, and the whole at most MAX_PIXELS. An image that is
+    small enough keeps its own bytes; of several pictures in one file it keeps the first. More than
+    `max_pixels` pixels are refused before anything is decoded. Raises RecordError with the reason.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of sizes that the limit here refuses or allows.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as opened:
-                kind = opened.format or ""
-                image = load_image(opened, max_pixels)
-    except UnidentifiedImageError:
-        raise RecordError(f"image '{name}': no image, or of an unknown format") from None
-    except Image.DecompressionBombError:
-        raise RecordError(f"image '{name}': more than {max_pixels} pixels") from None
-    except DECODING_ERRORS as error:
-        reason = one_line(error).removeprefix("image the given image ")
-        raise RecordError(f"image '{name}': {reason}") from error
+        decoded = decode_image(data, max_pixels)
+    except ImageError as error:
+        raise RecordError(f"image '{name}': {error}") from error
+    image, kind = decoded.image, decoded.format
     shorter = min(image.size)
-    if (max_size is None or shorter <= max_size) and kind in _EXTENSIONS:
-        return EncodedImage(data, _EXTENSIONS[kind])
-    if max_size is not None and shorter > max_size:
-        image = shrink(image, max_size)
-    return encode_image(image, lossy=kind == "JPEG")
+    most = shorter if max_size is None else min(shorter, max_size)
+    if image.width * image.height > MAX_PIXELS:
+        most = min(most, int(shorter * (MAX_PIXELS / (image.width * image.height)) ** 0.5) - 1)
+    if most == shorter and kind in STORED_FORMATS:
+        return EncodedImage(decoded.data, STORED_FORMATS[kind])
+    if most < shorter:
+        image = shrink(image, max(1, most))
+    return encode_image(image, lossy=kind in _PHOTO_FORMATS)
 
 
 def shrink(image: Image.Image, shorter_side: int) -> Image.Image:

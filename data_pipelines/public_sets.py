@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..common.errors import UserError
-from ..tokenizer.processing import DECODING_ERRORS
+from ..common.errors import ImageError, UserError
+from ..common.images import open_image, pillow_errors
 from .git_files import GitFiles
 
 #: Side of emoji and photos, in pixels.
@@ -277,10 +277,11 @@ def _centre_square(data: bytes, name: str) -> bytes:
 
 def _opened(data: bytes, name: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except DECODING_ERRORS as error:
-        raise UserError(f"{name} is no whole image: {error}") from error
+        with pillow_errors():
+            image = open_image(data)
+            image.load()
+    except ImageError as error:
+        raise UserError(f"{name} is no whole image: it {error}") from error
     return image
 
 

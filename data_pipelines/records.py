@@ -15,7 +15,6 @@ tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). What els
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from ..common.errors import UserError, first_line, shown
+from ..common.images import open_image
 from ..common.json_files import DEEPEST, JsonError, is_encodable, parse_json
 from ..mllm.messages import Message, normalise_messages
 
@@ -31,6 +31,9 @@ from ..mllm.messages import Message, normalise_messages
 LONGEST_ID = 4096
 #: A record is stored as one JSON object, in which its metadata lie deeper.
 DEEPEST_METADATA = DEEPEST - 4
+
+#: Endings of the image files that shards hold, by Pillow's name of the format; others are written anew.
+STORED_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 Part = dict[str, Any]
 
@@ -47,8 +50,8 @@ class EncodedImage:
     extension: str
 
     def open(self) -> Image.Image:
-        """The image, decoded at first use."""
-        return Image.open(io.BytesIO(self.data))
+        """The image, decoded at first use. ImageError where the bytes are not an image."""
+        return open_image(self.data)
 
 
 @dataclass

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from ..common.errors import shown
+from ..common.errors import ImageError, shown
+from ..common.image_sources import image_source
+from ..common.images import load_image, open_image
 from ..common.json_files import parse_json
-from .records import EncodedImage, Message, Part, Record, RecordError
+from .records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
 _CODE_LIMIT = 1 << 16
@@ -67,21 +68,21 @@ def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, M
 
 
 def _encode_image(image: Any, record_id: str) -> EncodedImage:
+    """The file of an image: its own bytes where it is a file of a format that is stored, else a PNG."""
     if isinstance(image, EncodedImage):
         return image
-    if isinstance(image, (str, Path)):
-        try:
-            data = Path(image).read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
-                kind = (opened.format or "png").lower()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise RecordError(f"Record '{record_id}': image {image} cannot be read ({error}).") from error
-        return EncodedImage(data, {"jpeg": "jpg"}.get(kind, kind))
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return EncodedImage(buffer.getvalue(), "png")
-    raise RecordError(f"Record '{record_id}': an image is a path or a PIL image, got {type(image).__name__}.")
+    try:
+        _, found = image_source(image)
+        kind = open_image(found).format if isinstance(found, bytes) else None
+        if isinstance(found, bytes) and kind in STORED_FORMATS:
+            return EncodedImage(found, STORED_FORMATS[kind])
+        upright = load_image(found)
+    except ImageError as error:
+        name = shown(str(image)) if isinstance(image, str | os.PathLike) else "given"
+        raise RecordError(f"Record '{record_id}': the image {name} cannot be read ({error}).") from error
+    buffer = io.BytesIO()
+    upright.save(buffer, format="PNG")
+    return EncodedImage(buffer.getvalue(), "png")
 
 
 def _encode_codes(codes: Any, record_id: str) -> bytes:
@@ -133,9 +134,9 @@ def _load_part(part: Part, members: Mapping[str, bytes]) -> None:
     if "image" in part:
         name = part["image"]
         try:
-            part["image"] = Image.open(io.BytesIO(members[name]))
-        except UnidentifiedImageError:
-            raise ValueError(f"'{name}' is no image, or of an unknown format") from None
+            part["image"] = open_image(members[name])
+        except ImageError as error:
+            raise ImageError(f"'{name}' {error}") from None
         return
     for field in CODE_PARTS:
         part[field] = _decode_codes(members[part[field]])

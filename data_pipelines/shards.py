@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from ..common.errors import UserError, one_line, shown
 from ..common.files import atomic_folder
@@ -319,7 +318,7 @@ class ShardDataset:
         try:
             span = self._read(number, int(self._offsets[index]), int(self._lengths[index]))
             return decode_record(sample_members(span, path)[1], load_images)
-        except (KeyError, ValueError, TypeError, OSError, Image.DecompressionBombError) as error:
+        except (KeyError, ValueError, TypeError, OSError) as error:
             raise RecordError(
                 f"Record {index} of '{path.name}' cannot be read ({type(error).__name__}: {error})."
             ) from error

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..common.images import load_image
 from ..common.values import finite_number, flag, seed_number, whole_number
-from ..tokenizer.processing import load_image
 from .records import Record, image_part, with_image_parts
 
 #: Crops of one record, at most.

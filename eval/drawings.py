@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from ..common.errors import UserError
-from ..tokenizer.processing import load_image
+from ..common.images import load_image
 from .benchmark import Benchmark, Item, Score
 from .local_models import local_clip, missing
 

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
+
+from ..common.images import open_image, pillow_errors
 
 
 class EncodedImage(Image.Image):
     """A PIL image that keeps its file's bytes and decodes them anew for every use.
 
     An ordinary image keeps its pixels once it was looked at, so that the items of a benchmark whose
-    images come in its table would end up decoded at once, gigabytes of them. Raises what `Image.open` raises
-    if the bytes are no image; broken pixels show on use, as with a file.
+    images come in its table would end up decoded at once, gigabytes of them. Raises ImageError if the bytes
+    are not an image; broken pixels show on use, as with a file.
     """
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
         self._content = content
-        with Image.open(BytesIO(content)) as opened:
-            self.format, self._mode, self._size, self.info = (
-                opened.format,
-                opened.mode,
-                opened.size,
-                opened.info,
-            )
+        opened = open_image(content)
+        self.format, self._mode, self._size = opened.format, opened.mode, opened.size
+        self.info = opened.info
 
     @cached_property
     def checksum(self) -> str:
@@ -35,9 +32,10 @@ class EncodedImage(Image.Image):
         return hashlib.sha256(self._content).hexdigest()
 
     def decode(self) -> Image.Image:
-        """The image as an ordinary one, with its pixels."""
-        image = Image.open(BytesIO(self._content))
-        image.load()
+        """The image as an ordinary one, with its pixels. ImageError where these are broken."""
+        with pillow_errors():
+            image = open_image(self._content)
+            image.load()
         return image
 
     @property

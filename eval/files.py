@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..common.errors import UserError, first_line
+from ..common.errors import ImageError, UserError, first_line
 from .benchmark import Item, MissingData
 from .encoded_image import EncodedImage
 
@@ -70,8 +70,8 @@ def image_from_bytes(content: bytes, what: str) -> Image.Image:
     """An image that is decoded when used; `what` names it in the message of one that is no image."""
     try:
         return EncodedImage(content)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{what}: not an image ({first_line(error)})") from error
+    except ImageError as error:
+        raise UserError(f"{what}: it {error}") from error
 
 
 def image_from_base64(text: str, what: str) -> Image.Image:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +14,20 @@ from typing import Any
 from PIL import Image
 
 from ..common.errors import UserError, first_line
+from ..common.image_sources import LARGEST_IMAGE_FILE
+from ..common.images import is_image_name, load_image
+from ..common.json_files import parse_json, read_text
+from ..common.paths import walk_files
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards import MANIFEST, ShardDataset
-from ..tokenizer.processing import DECODING_ERRORS, load_image
 from .metrics.packages import optional_package
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+#: Endings of what may stand beside an image in a tar.
+_BESIDE = ("json", "cls", "txt")
 _TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+#: Where a member's content lies in its tar: (offset, length).
+_Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class GivenImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """All images below a folder, by name; the folder an image lies in is its class, if there are subfolders.
+    """All images below a folder, also behind links; the folder an image lies in is its class, if there are
+    subfolders.
 
     A text file of the same name beside an image holds its captions, one a line.
     """
@@ -88,9 +93,11 @@ class FolderImages(ImageSet):
     def __init__(self, folder: Path) -> None:
         self.source = str(folder)
         self._folder = folder
-        self._files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        self._files = [path for path in walk_files(folder) if is_image_name(path.name)]
         if not self._files:
-            raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(
+                f"{folder} holds no image (.jpg, .png, .webp, … as Pillow knows them)"
+            )
         self._classes = sorted({p.parent.name for p in self._files if p.parent != folder})
 
     def __len__(self) -> int:
@@ -98,10 +105,14 @@ class FolderImages(ImageSet):
 
     def read(self, index: int) -> Sample:
         path = self._files[index]
+        name = str(path.relative_to(self._folder))
         captions = path.with_suffix(".txt")
-        texts = _lines(captions.read_text(encoding="utf-8")) if captions.is_file() else ()
+        try:
+            texts = _lines(read_text(captions)) if captions.is_file() else ()
+        except UserError as error:
+            return Sample(name, None, problem=f"its caption: {error}")
         label = path.parent.name if path.parent != self._folder else None
-        return _checked(str(path.relative_to(self._folder)), path, label, texts)
+        return _checked(name, path, label, texts)
 
     @property
     def classes(self) -> list[str] | None:
@@ -109,58 +120,70 @@ class FolderImages(ImageSet):
 
 
 class TarImages(ImageSet):
-    """A webdataset tar: `KEY.jpg` with `KEY.cls` (class number or name), `KEY.txt` (captions, one a line) or
-    `KEY.json` (fields "label", "caption").
+    """A webdataset tar: every image in it, with `KEY.cls` (class number or name), `KEY.txt` (captions, one a
+    line) or `KEY.json` (fields "label", "caption") beside `KEY.jpg`.
+
+    The key of `a.b.jpg` is `a.b`, or `a` where nothing stands beside that.
     """
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         self._path = path
-        members: dict[str, dict[str, tuple[int, int]]] = {}
+        self._images: list[tuple[str, _Place]] = []
+        self._beside: dict[tuple[str, str], _Place] = {}
         try:
             with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    if member.isfile():
-                        folder, _, file = member.name.rpartition("/")
-                        stem, _, ending = file.partition(".")
-                        place = (member.offset_data, member.size)
-                        members.setdefault(f"{folder}/{stem}".lstrip("/"), {})[ending.lower()] = place
-        except (tarfile.TarError, OSError) as error:
+                members = [(one.name, (one.offset_data, one.size)) for one in tar if one.isfile()]
+        except Exception as error:  # tarfile raises whatever it meets in a damaged header
             raise UserError(
                 f"{path} cannot be read as a tar without compression ({first_line(error)})"
             ) from error
-        endings = {suffix[1:] for suffix in SUFFIXES}
-        self._samples = [
-            (key, files, image)
-            for key, files in members.items()
-            if (image := next((name for name in files if name.rpartition(".")[2] in endings), None))
-        ]
-        if not self._samples:
-            raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+        for name, place in members:
+            self._add(name, place)
+        if not self._images:
+            raise UserError(f"{path} holds no image (.jpg, .png, .webp, … as Pillow knows them)")
+
+    def _add(self, name: str, place: _Place) -> None:
+        stem, _, ending = name.rpartition(".")
+        if is_image_name(name):
+            self._images.append((name, place))
+        elif ending.lower() in _BESIDE:
+            self._beside[stem, ending.lower()] = place
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._images)
 
     def read(self, index: int) -> Sample:
-        key, files, image = self._samples[index]
-        fields: Mapping[str, Any] = {}
+        name, place = self._images[index]
+        key = name.rpartition(".")[0]
         try:
-            if "json" in files:
-                loaded = json.loads(self._bytes(files["json"]))
-                fields = loaded if isinstance(loaded, dict) else {}
+            fields = self._fields(key)
             label = fields.get("label")
-            if "cls" in files:
-                text = self._bytes(files["cls"]).decode("utf-8").strip()
-                label = int(text) if text.isdecimal() else text
+            if (text := self._text(key, "cls")) is not None:
+                label = int(text) if text.isdecimal() and len(text) < 10 else text
             texts = _texts(fields.get("caption"))
-            if "txt" in files:
-                texts = _lines(self._bytes(files["txt"]).decode("utf-8"))
-            picture = Image.open(io.BytesIO(self._bytes(files[image])))
-        except DECODING_ERRORS as error:  # UnidentifiedImageError is an OSError, broken JSON a ValueError
+            if (text := self._text(key, "txt")) is not None:
+                texts = _lines(text)
+            image = self._bytes(place)
+        except (OSError, ValueError) as error:  # cut short, not UTF-8, not JSON
             return Sample(key, None, problem=first_line(error))
-        return _checked(key, picture, label, texts)
+        return _checked(key, image, label if isinstance(label, str | int) else None, texts)
 
-    def _bytes(self, place: tuple[int, int]) -> bytes:
+    def _fields(self, key: str) -> Mapping[str, Any]:
+        text = self._text(key, "json")
+        loaded = {} if text is None else parse_json(text)
+        return loaded if isinstance(loaded, dict) else {}
+
+    def _text(self, key: str, ending: str) -> str | None:
+        """The text beside the image of `key`; None where there is none."""
+        folder, slash, file = key.rpartition("/")
+        short = f"{folder}{slash}{file.partition('.')[0]}"
+        place = self._beside.get((key, ending)) or self._beside.get((short, ending))
+        return None if place is None else self._bytes(place).decode("utf-8-sig").strip()
+
+    def _bytes(self, place: _Place) -> bytes:
+        if place[1] > LARGEST_IMAGE_FILE:
+            raise ValueError(f"it has {place[1]} bytes; at most {LARGEST_IMAGE_FILE} are read")
         with self._path.open("rb") as file:
             file.seek(place[0])
             return file.read(place[1])
@@ -224,7 +247,7 @@ class HubImages(ImageSet):
     def read(self, index: int) -> Sample:
         try:
             row = self._dataset[index]
-        except DECODING_ERRORS as error:
+        except Exception as error:  # it decodes the image, and raises whatever that raises
             return Sample(str(index), None, problem=first_line(error))
         label = row[self._label] if self._label else None
         return _checked(str(index), row[self._image], label, _texts(row[self._text]) if self._text else ())

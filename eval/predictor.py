@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..common.images import load_image
 from ..mllm import DualTokenPipeline
-from ..tokenizer.processing import load_image
 from .benchmark import Item
 from .likelihood import answer_likelihoods
 

@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from ..common.errors import UserError
-from ..tokenizer.processing import load_image
+from ..common.images import load_image
 from .chat_format import OWN, ChatFormat
 from .conversation import (
     Segment,
@@ -258,7 +258,7 @@ class DualTokenProcessor(ProcessorMixin):
 
     def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
         if not has_cached_codes(part):
-            return load_image(part["image"])
+            return load_image(part["image"], self.image_processor.max_pixels)
         return CachedCodes(*(self._codes(name, part[name]) for name in ("pixel_codes", "semantic_codes")))
 
     def _codes(self, name: str, codes: Any) -> NDArray[Any]:

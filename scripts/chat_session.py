@@ -80,7 +80,7 @@ class ChatSession:
 
     def say(self, line: str) -> None:
         """Attach the images that the line names, and ask its words, if there are any."""
-        from ..tokenizer.processing import load_image
+        from ..common.images import load_image
 
         text, paths = words_and_images(line)
         images = [load_image(path) for path in paths]

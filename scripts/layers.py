@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.images import ImageSource, is_image_name
+from ..common.paths import walk_files
 from .options import add_device_argument, integer, png_path, resolve_device
 
 if TYPE_CHECKING:
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
 
     from ..tokenizer.backbone import TappedSiglip
     from ..tokenizer.layer_split import LayerSplit
-    from ..tokenizer.processing import ImageSource
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 16
 
 
@@ -85,14 +85,14 @@ def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
 
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder")
-    files = sorted(folder.rglob("*"))
-    sources: list[ImageSource] = [path for path in files if path.suffix.lower() in SUFFIXES]
+    files = walk_files(folder)
+    sources: list[ImageSource] = [path for path in files if is_image_name(path.name)]
     for manifest in (path for path in files if path.name == MANIFEST):
         shards = ShardDataset(manifest.parent, split="all")
         chosen = random.Random(seed).sample(range(len(shards)), min(count, len(shards)))
         sources += [part["image"] for n in chosen for part in shards[n].image_parts() if "image" in part]
     if not sources:
-        raise UserError(f"--images {folder} holds no image ({', '.join(sorted(SUFFIXES))}, or in shards)")
+        raise UserError(f"--images {folder} holds no image (.jpg, .png, .webp, …) and no shards")
     return random.Random(seed).sample(sources, min(count, len(sources)))
 
 

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..common.images import load_image
     from ..data_pipelines.scenes import Scene, SceneObject, render
     from ..mllm import resolve_model
-    from ..tokenizer.processing import load_image
 
     start = time.perf_counter()
     names = [f"drawing_{index}.png" for index in range(args.num_images)]

@@ -152,7 +152,7 @@ def output_name(number: int, file: Path, suffix: str) -> str:
 
 
 def open_image(file: Path) -> Image.Image:
-    from ..tokenizer.processing import load_image
+    from ..common.images import load_image
 
     return load_image(file)
 

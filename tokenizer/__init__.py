@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..common.errors import UserError
+from ..common.images import load_image
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
-from .processing import DualTokenizerImageProcessor, load_image
+from .processing import DualTokenizerImageProcessor
 from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
 from .stored import StoredTokenizer
 

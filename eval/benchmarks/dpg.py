@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from ...common.errors import UserError
+from ...common.images import load_image
 from ...common.json_files import read_json_lines, read_text
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means, mean
@@ -98,10 +99,7 @@ def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def grid_of_four(paths: Sequence[Path]) -> Image.Image:
     """Four images of one size as two rows of two."""
-    images = []
-    for path in paths:
-        with Image.open(path) as file:
-            images.append(file.convert("RGB"))
+    images = [load_image(path) for path in paths]
     width, height = images[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for number, image in enumerate(images):

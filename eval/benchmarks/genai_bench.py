@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from ...common.errors import UserError
+from ...common.images import load_image
 from ...common.json_files import read_json
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means, mean
@@ -57,8 +56,7 @@ class GenAIBench(DrawingBenchmark):
             if path.is_file():
                 place = folder / "genai_bench" / f"{item.id}.jpeg"
                 place.parent.mkdir(parents=True, exist_ok=True)
-                with Image.open(path) as image:
-                    image.convert("RGB").save(place)
+                load_image(path).save(place)
 
     def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
         judge = local_judge()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UserError
+from ...common.images import load_image
 from ...common.json_files import read_json
-from ...tokenizer.processing import load_image
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
 from ..local_models import local_inception, missing

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
+from ...common.images import load_image
 from ...data_pipelines.scene_checker import CheckResult, check
 from ...data_pipelines.scene_language import EXACT_SKILLS
 from ..benchmark import Benchmark, Item, Score
@@ -46,8 +45,7 @@ class ScenesT2i(Benchmark):
         right: dict[str, float] = {}
         for item in items:
             for name in predictions[item.id]:
-                with Image.open(folder / name) as image:
-                    verdict = check(item.target["spec"], image.convert("RGB"))
+                verdict = check(item.target["spec"], load_image(folder / name))
                 verdicts[item.target["skill"]].append(verdict)
                 right[item.id] = float(verdict.correct)
         metrics: dict[str, float | None] = {}

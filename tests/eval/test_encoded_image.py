@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import ImageError
+from dualtoken.common.images import load_image
 from dualtoken.eval.encoded_image import EncodedImage
-from dualtoken.tokenizer.processing import load_image
 
 UPRIGHT = 6  # the EXIF orientation of a camera held upright
 
@@ -63,8 +64,8 @@ def test_no_pixels_stay_behind():
 
 
 def test_bytes_that_are_no_image_are_refused_at_once_and_broken_pixels_on_use():
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(ImageError, match="is no image"):
         EncodedImage(b"text")
     broken = EncodedImage(encoded(Image.effect_noise((64, 64), 80), "JPEG")[:-200])
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(ImageError, match="truncated"):
         broken.load()

@@ -79,10 +79,46 @@ def test_any_size_and_kind_becomes_one_square_batch(tmp_path):
     assert isinstance(processor(images, return_tensors="np")["pixel_values"], np.ndarray)
     with pytest.raises(UserError, match="not square"):
         DualTokenizerImageProcessor(size={"height": 16, "width": 8})
-    with pytest.raises(UserError, match="uint8"):
-        processor(np.zeros((4, 4, 3)))
+    with pytest.raises(UserError, match=r"^an image array has values from -1 to 1; give uint8"):
+        processor(np.full((4, 4, 3), -1.0) * [1, 1, -1])
+    with pytest.raises(UserError, match=r"^image 1 of 2: image '/none\.png' does not exist"):
+        processor([images[0], "/none.png"])
     with pytest.raises(UserError, match="no images"):
         processor([])
+
+
+def test_arrays_and_tensors_are_the_image_they_hold():
+    levels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    processor = DualTokenizerImageProcessor(16)
+    expected = processor([Image.fromarray(image) for image in levels])["pixel_values"]
+    tensor = torch.from_numpy(levels)
+    channels_first = tensor.permute(0, 3, 1, 2)
+    batches = [levels, list(levels), levels / 255, levels.astype(np.float32), levels.astype(np.int64)]
+    batches += [tensor, channels_first, list(channels_first), channels_first / 255]
+    for batch in batches:
+        assert torch.equal(processor(batch)["pixel_values"], expected)
+    assert processor(channels_first[0] / 255)["pixel_values"].shape == (1, 3, 16, 16)
+    rounded = processor((channels_first / 255).to(torch.bfloat16).requires_grad_())["pixel_values"]
+    assert (rounded - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": 0},
+        {"size": "64"},
+        {"size": 10**9},
+        {"size": {}},
+        {"size": {"height": None, "width": None}},
+        {"image_mean": 0.5},
+        {"image_std": [0.5, 0.5, 0]},
+        {"image_std": [0.5] * 2},
+        {"max_pixels": "many"},
+    ],
+)
+def test_wrong_settings_of_a_saved_processor_are_one_line(settings):
+    with pytest.raises(UserError):
+        DualTokenizerImageProcessor(**settings)
 
 
 def test_saving_and_loading(tmp_path, tiny):
