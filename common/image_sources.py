@@ -106,7 +106,7 @@ def read_image_file(path: Path) -> bytes:
             raise ImageError(f"image {shown(str(path))} does not exist")
         size = regular_file(path, "image").stat().st_size
         if size > LARGEST_IMAGE_FILE:
-            raise ImageError(f"image {shown(str(path))} has {size} bytes; at most {LARGEST_IMAGE_FILE} are read")
+            raise ImageError(f"image {shown(str(path))} has {size} bytes, more than {LARGEST_IMAGE_FILE}")
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"image {shown(str(path))} cannot be read: {error.strerror}") from None
@@ -184,5 +184,5 @@ def _from_file(file: Any) -> bytes:
     except (OSError, ValueError) as error:  # closed, or not open for reading
         raise ImageError(f"the given file cannot be read: {error}") from None
     if not isinstance(data, bytes) or len(data) > LARGEST_IMAGE_FILE:
-        raise ImageError(f"the given file does not give at most {LARGEST_IMAGE_FILE} bytes; open it with 'rb'")
+        raise ImageError("the given file is too big, or not open as bytes: open it with 'rb'")
     return data
