@@ -475,7 +475,13 @@ def parse_recipe(arguments: list[str]) -> Recipe:
 
 def save_resolved(recipe: Recipe, path: Path) -> None:
     """Write the recipe as it was understood, defaults and overrides included."""
-    path.write_text(yaml.safe_dump(_plain(recipe.as_dict()), sort_keys=False))
+    path.write_text(yaml.safe_dump(plain_recipe(recipe), sort_keys=False))
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as `save_resolved` writes it: mappings, lists, texts and numbers."""
+    plain: dict[str, Any] = _plain(recipe.as_dict())
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from ..common.errors import UserError
+from .deepspeed_internals import without_shared_memory_operator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,20 @@ class World:
         """The main rank's value, on all of them."""
         return self.gather(value)[0]
 
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns on the main rank, or the UserError that it raises there, on all of them."""
+        value: Any = None
+        error: str | None = None
+        if self.is_main:
+            try:
+                value = action()
+            except UserError as mistake:
+                error = str(mistake)
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise UserError(error)
+        return cast(T, value)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -59,6 +79,7 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
     """
     import deepspeed
 
+    without_shared_memory_operator()
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.files import atomic_folder
-from .checkpoint import RECIPE, STATE, Checkpoints, fault, read_beside
+from .checkpoint import Checkpoints
+from .checkpoint_files import RECIPE, STATE, SavedState, damage, fault, read_beside
 from .config import Recipe, parse_recipe, save_resolved
 from .distributed import World
 from .objectives import Objective, build_objective
@@ -42,14 +42,15 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
     else:
         checkpoints = Checkpoints(path / "checkpoints", World(0, 0, 1, torch.device("cpu")), keep=1)
         steps, best = checkpoints.steps(), checkpoints.best()
-        wanted = (best or {}).get("step") if step == "best" else (step or (steps[-1] if steps else None))
+        newest = steps[-1] if steps else None
+        wanted = (best and best.step) if step == "best" else (step or newest)
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
             there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
             raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
         found = checkpoints.path(int(wanted))
-    wrong = fault(found)
+    wrong = fault(found) or damage(found)
     if wrong is not None:
-        raise UserError(f"checkpoint {found} is incomplete: {wrong}; take another one by --step")
+        raise UserError(f"checkpoint {found} {wrong}; take another one by --step")
     return found
 
 
@@ -77,7 +78,8 @@ def export_checkpoint(
     averages = beside.get("weight_average", {}).get("averages")
     if average and averages is None:
         raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
-    stage = json.loads((checkpoint / STATE).read_text()).get("zero_stage", recipe.run.zero_stage)
+    stage = SavedState.read(checkpoint).zero_stage
+    stage = recipe.run.zero_stage if stage is None else stage
     objective = build_objective(_without_judges(recipe))
     if recipe.run.precision == "bf16":  # the weights that the run computes with
         objective.bfloat16()

@@ -45,8 +45,7 @@ class HangGuard:
         try:
             yield
         except RuntimeError as error:
-            text = f"{type(error).__name__} {error}".lower()
-            if any(word in text for word in _FAULTS):
+            if is_lost_connection(error):
                 raise RuntimeError(f"{self._where()}: {_one_line(error)}") from error
             raise
         finally:
@@ -69,6 +68,12 @@ class HangGuard:
                     flush=True,
                 )
                 os._exit(1)  # the main thread is stuck in a call that no exception reaches
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether communication raised it, because another process is gone or late."""
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _FAULTS)
 
 
 def _one_line(error: BaseException) -> str:

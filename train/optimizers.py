@@ -88,6 +88,37 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=adamw)
 
 
+def divides_alike(model: nn.Module, one: OptimizerConfig, other: OptimizerConfig) -> bool:
+    """Whether both configurations make the same groups of parameters, so that each one's state fits both."""
+    groups = [
+        [[id(parameter) for parameter in group["params"]] for group in parameter_groups(model, config)]
+        for config in (one, other)
+    ]
+    return groups[0] == groups[1] and (one.muon_lr is None) == (other.muon_lr is None)
+
+
+class GroupSettings:
+    """Rates, decay and the like of every group of a new optimizer, as the recipe gives them.
+
+    A checkpoint restores those of the run that wrote it. `use` puts these back.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def use(self, optimizer: Any, scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+        """Give `optimizer` these settings, with the rates of the step that `scheduler` has come to."""
+        scheduler.base_lrs = [settings["lr"] for settings in self._groups]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        rates = [peak * factor for peak, factor in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, settings, rate in zip(optimizer.param_groups, self._groups, rates, strict=True):
+            group.update({**settings, "initial_lr": settings["lr"], "lr": rate})
+        scheduler._last_lr = rates
+
+
 def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """The factor on the peak learning rate at optimizer step ``step`` (from 0)."""
     if step < config.warmup_steps:

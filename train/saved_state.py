@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from math import ceil, prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ MASTER = "fp32"
 #: Keys with as many numbers as the parameter, divided as it is: AdamW's moments. Muon's momentum is not.
 DIVIDED = (MASTER, "exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
+
+
+class UnreadableFile(UserError):
+    """A file that is not one of a checkpoint; ``reason`` is in a few words."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file} cannot be read as a file of a checkpoint: {reason}")
+        self.reason = reason
 
 
 class OptimizerState:
@@ -91,11 +100,11 @@ def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
     return weights
 
 
-def load_file(file: Path) -> Any:
-    """One of DeepSpeed's files, on the CPU.
+def load_file(file: Path, mapped: bool = True) -> Any:
+    """One of DeepSpeed's files, on the CPU; with `mapped` its tensors are read once they are asked for.
 
     Errors:
-        UserError for a file that is torn, or holds anything but tensors and DeepSpeed's own few classes.
+        UnreadableFile for one that is torn, or holds anything but tensors and DeepSpeed's own few classes.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -105,9 +114,12 @@ def load_file(file: Path) -> Any:
         with torch.serialization.safe_globals(
             [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
         ):
-            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
-        raise UserError(f"{file} cannot be read as a file of a checkpoint: {first_line(error)}") from error
+            return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    except UnpicklingError:
+        reason = "it holds Python objects, which are never loaded"
+    except Exception as error:  # foreign bytes: torch fails at them in many ways
+        reason = first_line(error)
+    raise UnreadableFile(file, reason)
 
 
 def _model_state(folder: Path, stage: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ checkpoints hold for every rank.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ class Stream:
             [source.max_repeats for source in configs.values()],
         )
         return cls(recipe, world, sources, mixture)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the records of a source from others, by name: of equal ones a run can go on."""
+        names = self.recipe.data.sources
+        return {name: _fingerprint(source.manifest) for name, source in zip(names, self.sources, strict=True)}
 
     @property
     def is_packed(self) -> bool:
@@ -179,3 +185,11 @@ class Stream:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"skipped-records-{self.world.rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+    """A digest of the shards that a manifest lists: their names, splits, records and contents."""
+    shards = [
+        [shard.get(key) for key in ("file", "split", "records", "sha256")] for shard in manifest["shards"]
+    ]
+    return hashlib.sha256(json.dumps(shards, default=str).encode()).hexdigest()

@@ -8,6 +8,7 @@ that holds only weights, optimizer state, the step and the cursors.
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
+from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
 from .checkpoint import Checkpoints, JudgedBy
 from .config import Recipe, save_resolved
+from .deepspeed_internals import read_strictly, set_clipping
 from .distributed import World, join_world, leave_world
 from .export import export_checkpoint
 from .hang_guard import HangGuard
@@ -30,7 +34,10 @@ from .loss_window import LossWindow
 from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
-from .optimizers import build_optimizer, build_scheduler
+from .optimizers import GroupSettings, build_optimizer, build_scheduler
+from .rehearsal import rehearse_export, require_packages
+from .resume import Change, agreed_changes, require_same_groups, resuming_with
+from .run_folder import CHECKPOINTS, MODEL, run_folder
 from .step_guard import StepGuard
 from .stop_request import RunStopped, StopRequest
 from .stream import Stream
@@ -65,10 +72,22 @@ def train(recipe: Recipe) -> Path | None:
 
 
 def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
+    require_packages(recipe)
+    with run_folder(recipe, world) as folder:
+        return _train_in(folder, recipe, world, hang)
+
+
+def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every rank
-    folder = Path(recipe.output)
-    hang.enter("opening the data and the model")
+    hang.enter("opening the data and the checkpoints")
     stream = Stream.open(recipe, world)
+    run, data = recipe.run, stream.fingerprints()
+    checkpoints = Checkpoints(folder / CHECKPOINTS, world, run.keep_checkpoints, run.keep_best, data)
+    start = checkpoints.newest()
+    changed: list[Change] = []
+    if start:
+        changed = world.on_main(lambda: agreed_changes(checkpoints.path(start), recipe, data))
+    hang.enter("building the model")
     objective = build_objective(recipe)
     objective.set_attention(recipe.run.attention)
     if recipe.run.gradient_checkpointing:
@@ -78,16 +97,21 @@ def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
     stream.sources[:] = [NumberedSource(source, n) for n, source in enumerate(stream.sources)]
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
-    engine = _initialise_engine(recipe, world, objective)
-    decay = recipe.run.weight_average
+    world.on_main(lambda: rehearse_export(objective))
+    if start:
+        require_same_groups(checkpoints.path(start), objective, recipe.optimizer)
+    engine, settings = _initialise_engine(recipe, world, objective)
+    decay = run.weight_average
     average = None if decay is None else WeightAverage(objective, decay)
-    run = recipe.run
     guard = StepGuard(engine, engine.basic_optimizer, world, folder, run.spike_factor, run.max_skipped)
     beside = BesideEngine(objective, average, stream, guard)
-    checkpoints = Checkpoints(folder / "checkpoints", world, run.keep_checkpoints, run.keep_best)
-    start = checkpoints.load_newest(engine, beside.load_state_dict)
+    if start:
+        checkpoints.load(engine, start, beside.load_state_dict)
+        settings.use(engine.optimizer, engine.lr_scheduler)
+        set_clipping(engine, recipe.optimizer.gradient_clipping)
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+        for line in resuming_with(changed, start):
+            print(line, file=sys.stderr)
         save_resolved(recipe, folder / "recipe.yaml")
     with StopRequest(world) as request:
         done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, hang, request)
@@ -96,10 +120,9 @@ def _train(recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
     if done < recipe.run.steps:
         return None
     hang.enter("exporting the model")
-    if recipe.run.zero_stage == 3:
-        return _export_from_files(checkpoints.path(done), folder / "model", recipe, world)
     with nullcontext() if average is None else average.applied():
-        return _export(objective, folder / "model", recipe, world)
+        world.on_main(lambda: _export(objective, folder / MODEL, recipe, checkpoints.path(done)))
+    return folder / MODEL
 
 
 @dataclass(frozen=True)
@@ -244,11 +267,12 @@ def _step(
     return skipped
 
 
-def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> Any:
+def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> tuple[Any, GroupSettings]:
     import deepspeed
 
     objective.to(world.device)
     optimizer = build_optimizer(objective, recipe.optimizer)
+    settings = GroupSettings(optimizer)
     scheduler = build_scheduler(optimizer, recipe.run.steps, recipe.schedule)
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -256,7 +280,8 @@ def _initialise_engine(recipe: Recipe, world: World, objective: Objective) -> An
         lr_scheduler=scheduler,
         config=deepspeed_config(recipe, world.size),
     )
-    return engine
+    read_strictly(engine)
+    return engine, settings
 
 
 def _loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
@@ -276,20 +301,18 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-def _export_from_files(checkpoint: Path, folder: Path, recipe: Recipe, world: World) -> Path:
-    """At stage 3 no process holds whole weights: the model is made of the last checkpoint's files."""
-    if world.is_main:
-        export_checkpoint(checkpoint, recipe, folder)
-    world.barrier()
-    return folder
-
-
-def _export(objective: Objective, folder: Path, recipe: Recipe, world: World) -> Path:
+def _export(objective: Objective, folder: Path, recipe: Recipe, checkpoint: Path) -> None:
     """Write the trained model in its public format, whole or not at all."""
-    if world.is_main:
+    try:
+        if recipe.run.zero_stage == 3:  # no process holds whole weights; the last checkpoint's files do
+            export_checkpoint(checkpoint, recipe, folder)
+            return
         objective.eval()
         with atomic_folder(folder) as temporary:
             objective.export(temporary, EXPORT_DTYPES[recipe.run.export_dtype])
             save_resolved(recipe, temporary / "recipe.yaml")
-    world.barrier()
-    return folder
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the model could not be written to {folder} ({first_line(error)}). The training is done, and "
+            f"{checkpoint} holds it: make room, and start the run again, which then only writes the model"
+        ) from error

@@ -25,7 +25,9 @@ from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
 from dualtoken.data_pipelines.records import Record, assistant, user
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
 from dualtoken.mllm import train_text_tokenizer
+from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
+from dualtoken.train.distributed import leave_world
 
 VISION = {
     "hidden_size": 32,
@@ -175,6 +177,18 @@ def run_training(arguments: list[str], processes: int = 1) -> str:
     )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     return finished.stdout
+
+
+def train_here(arguments: list[str]) -> int:
+    """The exit status of ``dualtoken train`` in this process, which takes a second; nothing of it stays."""
+    environment = dict(os.environ)
+    try:
+        return run_command("train", arguments)
+    finally:
+        if torch.distributed.is_initialized():  # a run that failed leaves that to the end of its process
+            leave_world()
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def start_training(

@@ -14,7 +14,8 @@ from torch import nn
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import users_mistake
-from dualtoken.train.checkpoint import BESIDE, STATE, Checkpoints, JudgedBy, fault
+from dualtoken.train.checkpoint import Checkpoints, JudgedBy
+from dualtoken.train.checkpoint_files import BESIDE, STATE, Best, fault
 from dualtoken.train.distributed import World
 from dualtoken.train.loss_window import LossWindow
 from dualtoken.train.stop_request import ECHO_SECONDS, StopRequest
@@ -33,7 +34,7 @@ class Writer:
         if self.full is not None:
             Path(path).write_bytes(b"x" * self.full)
             raise OSError(28, "No space left on device", path)
-        Path(path).write_text(str(state_dict))
+        torch.save(state_dict, path)
 
 
 class FakeEngine:
@@ -57,6 +58,14 @@ class FakeEngine:
         return f"{folder}/{tag}", {}
 
 
+def load_newest(checkpoints: Checkpoints, engine: Any, load_beside: Any = None) -> int:
+    """Go on from the newest checkpoint as a run does."""
+    step = checkpoints.newest()
+    if step:
+        checkpoints.load(engine, step, load_beside)
+    return step
+
+
 def saved(folder: Path, *steps: int, **settings: Any) -> Checkpoints:
     checkpoints = Checkpoints(folder, ALONE, **{"keep": 3, **settings})
     for step in steps:
@@ -68,7 +77,7 @@ def test_old_checkpoints_go_and_half_written_ones_are_removed(tmp_path: Path) ->
     checkpoints = saved(tmp_path / "checkpoints", 10, 20, 30, keep=2)
     (tmp_path / "checkpoints" / "step-00000040.partial").mkdir()  # what a killed run leaves
     assert checkpoints.steps() == [20, 30]
-    assert checkpoints.load_newest(FakeEngine()) == 30
+    assert load_newest(checkpoints, FakeEngine()) == 30
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
     checkpoints.save(FakeEngine(), 40)
     assert checkpoints.steps() == [30, 40]
@@ -89,7 +98,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(
     else:
         os.truncate(newest / STATE, 10)
     engine = FakeEngine()
-    assert checkpoints.load_newest(engine) == 10
+    assert load_newest(checkpoints, engine) == 10
     assert engine.loaded == "step-00000010"
     (line,) = capsys.readouterr().err.splitlines()
     assert "step-00000020 is incomplete" in line
@@ -103,8 +112,8 @@ def test_a_run_does_not_silently_begin_anew_when_all_are_damaged(tmp_path: Path)
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "step-00000010" / "weights.pt").unlink()
     with pytest.raises(UserError, match=r"weights.pt is missing; none before it is whole"):
-        checkpoints.load_newest(FakeEngine())
-    assert Checkpoints(tmp_path / "none", ALONE, keep=1).load_newest(FakeEngine()) == 0
+        load_newest(checkpoints, FakeEngine())
+    assert load_newest(Checkpoints(tmp_path / "none", ALONE, keep=1), FakeEngine()) == 0
 
 
 def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
@@ -112,7 +121,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0), (40, None), (50, 1.5)):
         checkpoints.save(FakeEngine(), step, judged=None if loss is None else JudgedBy(loss, "training"))
     assert checkpoints.steps() == [20, 50]
-    assert checkpoints.best() == {"step": 20, "loss": 1.0, "data": "training"}
+    assert checkpoints.best() == Best(20, 1.0, "training")
     # A validation loss cannot be compared with a training loss; it takes its place.
     checkpoints.save(FakeEngine(), 60, judged=JudgedBy(9.0, "validation"))
     checkpoints.save(FakeEngine(), 70, judged=JudgedBy(0.1, "training"))
@@ -175,20 +184,21 @@ def test_a_full_disk_is_told_in_one_line_wherever_it_is_met() -> None:
 def test_another_batch_is_refused(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5)
     with pytest.raises(UserError, match="8 records per step, this one takes 12"):
-        checkpoints.load_newest(FakeEngine(batch=12))
+        load_newest(checkpoints, FakeEngine(batch=12))
 
 
 def test_what_is_beside_the_engine_comes_back_also_from_the_old_file(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, ALONE, keep=1)
     checkpoints.save(FakeEngine(), 5, {"objective": {"a": torch.ones(2)}})
     found: list[dict[str, Any]] = []
-    checkpoints.load_newest(FakeEngine(), found.append)
+    load_newest(checkpoints, FakeEngine(), found.append)
     state = json.loads((tmp_path / "step-00000005" / STATE).read_text())
     (tmp_path / "step-00000005" / BESIDE).rename(tmp_path / "step-00000005" / "objective.pt")
-    del state["files"], state["global_batch"], state["zero_stage"]  # nor had it these
+    for name in ("files", "checksums", "data", "global_batch", "zero_stage"):  # nor had it these
+        del state[name]
     (tmp_path / "step-00000005" / STATE).write_text(json.dumps(state))
     assert fault(tmp_path / "step-00000005") is None
-    checkpoints.load_newest(FakeEngine(), found.append)
+    load_newest(checkpoints, FakeEngine(), found.append)
     assert [state["objective"]["a"].tolist() for state in found] == [[1, 1], [1, 1]]
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import run_command
-from dualtoken.train.checkpoint import RECIPE, STATE, Checkpoints
+from dualtoken.train.checkpoint import Checkpoints
+from dualtoken.train.checkpoint_files import RECIPE, STATE, checksum
 from dualtoken.train.export import find_checkpoint, recipe_of
 
 from .conftest import Chain, run_training
@@ -32,9 +33,10 @@ def forget_the_data(run: Path) -> None:
     for source in content["data"]["sources"].values():
         source["path"] = "/gone"
     (checkpoint / RECIPE).write_text(yaml.safe_dump(content))
-    # The sizes in the state were those of the file before.
+    # Size and checksum in the state were those of the file before.
     state = json.loads((checkpoint / STATE).read_text())
     state["files"][RECIPE] = (checkpoint / RECIPE).stat().st_size
+    state["checksums"][RECIPE] = checksum(checkpoint / RECIPE)
     (checkpoint / STATE).write_text(json.dumps(state))
 
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from dualtoken.train.checkpoint import Checkpoints, fault
+from dualtoken.train.checkpoint import Checkpoints
+from dualtoken.train.checkpoint_files import fault
 
 from .conftest import Chain, run_training, start_training
 from .test_checkpoint import ALONE

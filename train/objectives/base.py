@@ -90,6 +90,9 @@ class Objective(nn.Module, ABC):
         """Write the trained model, its weights in ``dtype``, in its public format into the existing
         ``folder``."""
 
+    def rehearse_export(self, folder: Path) -> None:
+        """Try, before the training, what `export` needs besides the weights; ``folder`` is thrown away."""
+
     #: Names of the groups of parameters that may have a learning rate of their own (``optimizer.group_lr``).
     GROUPS: ClassVar[tuple[str, ...]] = ()
 

@@ -168,6 +168,12 @@ class MllmObjective(Objective):
         self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
         save_model(self.model, self.processor, folder)
 
+    def rehearse_export(self, folder: Path) -> None:
+        DualTokenizer.from_pretrained(self.config.visual_tokenizer)  # its weights are not needed before
+        self.processor.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)
+        self.model.generation_config.save_pretrained(folder)
+
     def extra_state(self) -> dict[str, Any]:
         """The chat format: what a template computed (a date) must not change when the run goes on."""
         chat_format = self.processor.chat_format

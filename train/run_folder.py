@@ -1,0 +1,88 @@
+"""The folder of a run: what may become one, and one run at a time in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ..common.errors import UserError, first_line
+from ..common.locks import only_process
+from ..common.outputs import is_mount_point, refuse_overlap
+from ..common.paths import user_path
+from ..data_pipelines.storage import is_url
+from .config import Recipe
+from .distributed import World
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+#: What a run writes over in its folder.
+WRITTEN = (CHECKPOINTS, MODEL, "recipe.yaml", "log.jsonl", "validation.jsonl", "validation", "tensorboard")
+
+
+@contextmanager
+def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
+    """Hold the folder of a run for all its processes; every rank enters this.
+
+    Errors:
+        UserError on every rank, before anything is written: the folder is an input of the run or holds one,
+        is somebody's own, cannot be written, or another run is at work in it.
+    """
+    folder = user_path(recipe.output)
+    with ExitStack() as held:
+        world.on_main(lambda: _take(recipe, folder, held))
+        yield folder
+
+
+def inputs_of(recipe: Recipe) -> dict[str, Path | None]:
+    """The folders and files that a run reads, by the keys that name them; hub ids and URLs are left out."""
+    named: dict[str, str | None] = {"init_from": recipe.init_from}
+    named |= {f"data.sources.{name}.path": source.path for name, source in recipe.data.sources.items()}
+    if recipe.validation is not None:
+        sources = recipe.validation.sources
+        named |= {f"validation.sources.{name}.path": source.path for name, source in sources.items()}
+    if recipe.mllm is not None:
+        named["mllm.llm"] = recipe.mllm.llm if isinstance(recipe.mllm.llm, str) else None
+        named["mllm.visual_tokenizer"] = recipe.mllm.visual_tokenizer
+        named["mllm.text_tokenizer"] = recipe.mllm.text_tokenizer
+    if recipe.tokenizer is not None:
+        named["tokenizer.teacher"] = recipe.tokenizer.teacher
+        named["tokenizer.perceptual_weights"] = recipe.tokenizer.perceptual_weights
+    if recipe.contrastive is not None:
+        named["contrastive.text_tokenizer"] = recipe.contrastive.text_tokenizer
+    local = {key: user_path(text) for key, text in named.items() if text and not is_url(text)}
+    return {key: path for key, path in local.items() if path.exists()}
+
+
+def _take(recipe: Recipe, folder: Path, held: ExitStack) -> None:
+    """Check the folder, make it and lock it. UserError for what is in the way of that."""
+    try:
+        refuse_overlap(folder, inputs_of(recipe), "output")
+        _refuse_foreign(folder)
+        held.enter_context(only_process(folder, f"output {folder}"))
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"output {folder} cannot be the folder of a run: {reason}; give another folder"
+        ) from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """UserError for a folder whose content a run would write over though no run made it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {folder} exists and is not a folder; give another name")
+    if is_mount_point(folder / MODEL):
+        raise UserError(
+            f"output {folder}: {MODEL}/ in it is a mount point and could not be replaced by the exported "
+            "model; mount the whole folder, or give another one"
+        )
+    is_run = (folder / CHECKPOINTS).is_dir() or (
+        (folder / "recipe.yaml").is_file() and (folder / "tensorboard").is_dir()
+    )
+    taken = [name for name in WRITTEN if (folder / name).exists() or (folder / name).is_symlink()]
+    if taken and not is_run:
+        raise UserError(
+            f"output {folder} holds {taken[0]}, which no run made there, and a run would write over it: give "
+            "another folder"
+        )
