@@ -11,15 +11,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..common.errors import ImageError, shown
+from ..common.errors import ImageError, first_line, shown
 from ..common.image_sources import image_source
 from ..common.images import load_image, open_image
-from ..common.json_files import parse_json
+from ..common.json_files import JsonError, parse_json
 from .records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
-_CODE_LIMIT = 1 << 16
+#: Codes are stored as uint16.
+CODE_LIMIT = 1 << 16
 
 Members = list[tuple[str, bytes]]
 
@@ -89,54 +91,109 @@ def _encode_codes(codes: Any, record_id: str) -> bytes:
     array = np.asarray(codes)
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
         raise RecordError(f"Record '{record_id}': codes are integers of shape (H, W, D), got {array.shape}.")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) < _CODE_LIMIT:
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < CODE_LIMIT:
         raise RecordError(
-            f"Record '{record_id}': codes must lie in [0, {_CODE_LIMIT}) to be stored as uint16."
+            f"Record '{record_id}': codes must lie in [0, {CODE_LIMIT}) to be stored as uint16."
         )
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, dtype="<u2"))
     return buffer.getvalue()
 
 
-@lru_cache(maxsize=256)
-def _code_shape(header: bytes) -> tuple[int, ...]:
-    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
-    stream = io.BytesIO(header)
-    np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran_order or dtype != np.dtype("<u2"):
-        raise ValueError(f"cached codes must be uint16 in C order, got {dtype}")
-    return shape
+# --- reading ----------------------------------------
 
 
-def _decode_codes(data: bytes) -> np.ndarray:
-    body = 10 + int.from_bytes(data[8:10], "little")
-    return np.frombuffer(data, dtype="<u2", offset=body).reshape(_code_shape(data[:body]))
+@dataclass(frozen=True)
+class CodeShape:
+    """What codes of one visual tokenizer look like: the grid (H, W), and by the name of the part (see
+    `CODE_PARTS`) their depth and how many codes a codebook has."""
+
+    grid: tuple[int, int]
+    depth: Mapping[str, int]
+    num_codes: Mapping[str, int]
+
+    def problem(self, field: str, codes: np.ndarray) -> str | None:
+        """What is wrong with an array of integers (H, W, D) or (H·W, D), or None."""
+        height, width = self.grid
+        depth, limit = self.depth[field], self.num_codes[field]
+        if codes.shape not in ((height, width, depth), (height * width, depth)):
+            return f"its {field} have shape {codes.shape}, expected {(height, width, depth)}"
+        if not 0 <= int(codes.min()) <= (largest := int(codes.max())) < limit:
+            return f"its {field} hold code {largest}; there are {limit} codes"
+        return None
 
 
-def decode_record(members: Mapping[str, bytes], load_images: bool = True) -> Record:
-    """The record of a sample's members. Images are opened (they decode at first use), codes become arrays.
+def decode_record(
+    members: Mapping[str, bytes], load_images: bool = True, shape: CodeShape | None = None
+) -> Record:
+    """The valid record of a sample's members. Images are opened (they decode at first use), codes become
+    arrays.
 
-    Without `load_images` the image parts keep the names of their members. Raises RecordError for a record
-    that breaks the schema, and KeyError, ValueError, TypeError or OSError for a damaged sample.
+    Without `load_images` the image parts keep the names of their members, and nothing is said of these. With
+    `shape` codes must fit it.
+
+    Errors:
+        RecordError with the reason, for anything that is wrong.
     """
-    data = parse_json(members["json"])
+    if "json" not in members:
+        raise RecordError("it has no .json")
+    try:
+        data = parse_json(members["json"])
+    except JsonError as error:
+        raise RecordError(f"its .json is no record ({error})") from None
     if not isinstance(data, dict):
-        raise RecordError(f"its .json is no record but {shown(data)}")
+        raise RecordError(f"its .json is no record: {shown(data)} is not an object")
     record = Record(data.get("id"), data.get("messages"), data.get("metadata")).check_messages()  # type: ignore[arg-type]
     if load_images:
         for part in record.image_parts():
-            _load_part(part, members)
+            load_part(part, members, shape)
     return record
 
 
-def _load_part(part: Part, members: Mapping[str, bytes]) -> None:
-    if "image" in part:
-        name = part["image"]
-        try:
-            part["image"] = open_image(members[name])
-        except ImageError as error:
-            raise ImageError(f"'{name}' {error}") from None
-        return
-    for field in CODE_PARTS:
-        part[field] = _decode_codes(members[part[field]])
+def load_part(part: Part, members: Mapping[str, bytes], shape: CodeShape | None = None) -> None:
+    """Put the image, or the codes, in place of the names of their members; errors as in `decode_record`."""
+    for field in ("image", *CODE_PARTS):
+        if field not in part:
+            continue
+        name = part[field]
+        if not isinstance(name, str) or name not in members:
+            raise RecordError(f"its member {shown(name)} is missing")
+        part[field] = (
+            _open_image(members[name], name)
+            if field == "image"
+            else _decode_codes(members[name], field, shape)
+        )
+
+
+def _open_image(data: bytes, name: str) -> Image.Image:
+    try:
+        return open_image(data)
+    except ImageError as error:
+        raise RecordError(f"image {shown(name)}: {error}") from None
+
+
+def _decode_codes(data: bytes, field: str, shape: CodeShape | None) -> np.ndarray:
+    try:
+        body = 10 + int.from_bytes(data[8:10], "little")
+        codes = np.frombuffer(data, dtype="<u2", offset=body).reshape(_stored_shape(data[:body]))
+    except Exception as error:  # numpy evaluates the header as Python does, and fails in as many ways
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RecordError(f"its {field} cannot be read ({reason})") from None
+    if codes.ndim != 3 or not codes.size:
+        raise RecordError(f"its {field} have shape {codes.shape}, expected (H, W, D)")
+    problem = None if shape is None else shape.problem(field, codes)
+    if problem is not None:
+        raise RecordError(problem)
+    return codes
+
+
+@lru_cache(maxsize=256)
+def _stored_shape(header: bytes) -> tuple[int, ...]:
+    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("cached codes must be .npy of version 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype != np.dtype("<u2"):
+        raise ValueError(f"cached codes must be uint16 in C order, got {shown(dtype)}")
+    return shape

@@ -1,22 +1,28 @@
-"""Is a folder of shards whole? Every fault by file, record and reason."""
+"""Is a folder of shards whole? Every fault by file, record and reason.
+
+Records are read by the functions that training reads them with: where nothing is found here, training skips
+no record for being damaged.
+"""
 
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from .convert import MAX_PIXELS, one_line, stored_image
+from ..common.errors import UserError, first_line, one_line, shown
+from .convert import MAX_PIXELS, stored_image
 from .convert_run import die_with_parent, ordered_results, worker_context
-from .convert_webdataset import TarSample, tar_samples
-from .records import Record, RecordError
-from .sample_codec import CODE_PARTS, decode_record
-from .shards import MANIFEST, file_checksum, read_manifest
+from .manifest import MANIFEST, manifest_code_shape, read_manifest
+from .records import Part, Record, RecordError
+from .sample_codec import CODE_PARTS, CodeShape, decode_record, load_part
+from .shards import file_checksum
+from .storage import locate
+from .tar_index import index_path, read_span, sample_members, scan_tar, stored_index
 
 T = TypeVar("T")
 
@@ -41,10 +47,13 @@ def check_shards(
     Checks sizes and SHA-256, reads every record, decodes every image and array of codes. Raises UserError
     when `folder` has no manifest that can be read.
     """
-    root = Path(folder)
+    root = locate(folder)
+    if not isinstance(root, Path):
+        raise UserError(f"{root} is a URL; only a local folder can be checked")
     manifest = read_manifest(root)
     shards = manifest["shards"]
-    results = each_shard(partial(check_shard, root, max_pixels=max_pixels), shards, workers)
+    check = partial(check_shard, root, shape=manifest_code_shape(manifest), max_pixels=max_pixels)
+    results = each_shard(check, shards, workers)
     for shard, faults in zip(shards, results, strict=True):
         yield shard["file"], faults
     known = {shard["file"] for shard in shards}
@@ -73,85 +82,80 @@ def each_shard(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def check_shard(folder: Path, shard: dict[str, Any], *, max_pixels: int = MAX_PIXELS) -> list[Fault]:
-    """Every fault of one shard of the manifest."""
+def check_shard(
+    folder: Path, shard: dict[str, Any], *, shape: CodeShape | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Fault]:
+    """Every fault of one shard of the manifest; with `shape` also of codes that do not fit it."""
     path = folder / shard["file"]
     if not path.is_file():
-        return [Fault(path.name, None, "missing")]
+        return [Fault(path.name, None, "is not a file" if path.exists() else "missing")]
     faults: list[Fault] = []
-    if (size := path.stat().st_size) != shard["bytes"]:
-        faults.append(Fault(path.name, None, f"has {size} bytes, the manifest says {shard['bytes']}"))
-    elif file_checksum(path) != shard["sha256"]:
-        faults.append(Fault(path.name, None, "its SHA-256 differs from the manifest's"))
-    number = 0
     try:
-        for number, sample in enumerate(tar_samples(path), start=1):
-            faults.extend(check_sample(sample, number - 1, max_pixels))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        faults.append(Fault(path.name, f"behind {number} records", f"damaged tar ({one_line(error)})"))
-    else:
-        if number != shard["records"]:
-            reason = f"has {number} records, the manifest says {shard['records']}"
+        if (size := path.stat().st_size) != shard["bytes"]:
+            faults.append(Fault(path.name, None, f"has {size} bytes, the manifest says {shard['bytes']}"))
+        elif file_checksum(path) != shard["sha256"]:
+            faults.append(Fault(path.name, None, "its SHA-256 differs from the manifest's"))
+        index, damage = scan_tar(path)
+        with path.open("rb") as file:
+            for number in range(len(index)):
+                offset, length = int(index.offsets[number]), int(index.lengths[number])
+                faults.extend(_check_span(file, offset, length, path, number, shape, max_pixels))
+        if damage is not None:
+            faults.append(Fault(path.name, f"behind {len(index)} records", f"damaged tar ({damage})"))
+        elif len(index) != shard["records"]:
+            reason = f"has {len(index)} records, the manifest says {shard['records']}"
             faults.append(Fault(path.name, None, reason))
+        if (stored := stored_index(path)) is not None and stored != index:
+            reason = f"does not fit {path.name}: delete it, it is made again"
+            faults.append(Fault(index_path(path).name, None, reason))
+    except OSError as error:
+        faults.append(Fault(path.name, None, f"cannot be read ({first_line(error)})"))
     return faults
 
 
-def check_sample(sample: TarSample, number: int, max_pixels: int = MAX_PIXELS) -> list[Fault]:
-    """Every fault of record `number` of a shard."""
-    name = f"record {number} ({sample.key})"
-    with sample.tar.open("rb") as file:
-        members = {}
-        for ending, (offset, length) in sample.members.items():
-            file.seek(offset)
-            members[ending] = file.read(length)
-    if "json" not in members:
-        return [Fault(sample.tar.name, name, "it has no .json")]
+def _check_span(
+    file: BinaryIO,
+    offset: int,
+    length: int,
+    tar: Path,
+    number: int,
+    shape: CodeShape | None,
+    max_pixels: int,
+) -> list[Fault]:
+    """Every fault of record `number` of a shard, whose members lie in these bytes."""
+    try:
+        key, members = sample_members(read_span(file, offset, length), tar)
+    except (OSError, ValueError) as error:
+        return [Fault(tar.name, f"record {number}", first_line(error))]
+    name = f"record {number} ({one_line(key, 80)})"
     try:
         record = decode_record(members, load_images=False)
-        name = f"record {number} ({sample.key}, id '{record.id}')"
-        record.validate()
-        reasons = list(_record_faults(record, members, max_pixels))
     except RecordError as error:
-        reasons = [one_line(error)]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        reasons = [f"its .json is no record ({type(error).__name__}: {one_line(error)})"]
-    return [Fault(sample.tar.name, name, reason) for reason in reasons]
+        return [Fault(tar.name, name, first_line(error))]
+    name = f"record {number} ({one_line(key, 80)}, id {shown(record.id)})"
+    return [Fault(tar.name, name, reason) for reason in _record_faults(record, members, shape, max_pixels)]
 
 
-def _record_faults(record: Record, members: dict[str, bytes], max_pixels: int) -> Iterator[str]:
+def _record_faults(
+    record: Record, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
+) -> Iterator[str]:
     if not record.has_target():
         yield "nothing to learn: no assistant turn with text or an image"
     named = {"json"}
-    whole = True
     for part in record.image_parts():
-        for field in ("image", *CODE_PARTS):
-            if field not in part:
-                continue
-            member = part[field]
-            if not isinstance(member, str) or member not in members:
-                yield f"its member '{member}' is missing"
-                whole = False
-                continue
-            named.add(member)
-            if field == "image":
-                try:
-                    stored_image(members[member], member, max_pixels=max_pixels)
-                except RecordError as error:
-                    yield str(error)
-                    whole = False
-    if whole:
-        yield from _code_faults(members)
+        names = [part[field] for field in ("image", *CODE_PARTS) if field in part]
+        named |= {name for name in names if isinstance(name, str)}
+        yield from _part_faults(part, members, shape, max_pixels)
     for member in sorted(set(members) - named):
-        yield f"its member '{member}' belongs to no image part"
+        yield f"its member {shown(member)} belongs to no image part"
 
 
-def _code_faults(members: dict[str, bytes]) -> Iterator[str]:
+def _part_faults(
+    part: Part, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
+) -> Iterator[str]:
     try:
-        record = decode_record(members)
-    except (KeyError, ValueError, TypeError, OSError, IndexError) as error:
-        yield f"its codes cannot be read ({type(error).__name__}: {one_line(error)})"
-        return
-    for part in record.image_parts():
-        for field in CODE_PARTS:
-            if field in part and part[field].ndim != 3:
-                yield f"its {field} have shape {part[field].shape}, expected (H, W, D)"
+        load_part(dict(part), members, shape)
+        if "image" in part:
+            stored_image(members[part["image"]], part["image"], max_pixels=max_pixels)
+    except RecordError as error:
+        yield first_line(error)

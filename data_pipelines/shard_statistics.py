@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .manifest import read_manifest
 from .records import Part, Record, RecordError
 from .shard_check import each_shard
-from .shards import ShardDataset, read_manifest
+from .shards import ShardDataset
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Tally:
                 self.texts[role] += 1
                 self.characters[role][len(part["text"])] += 1
                 self.words[role][len(part["text"].split())] += 1
-            else:
+            elif part["type"] == "image":
                 self.images[role] += 1
                 self._add_image(part)
 

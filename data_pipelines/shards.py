@@ -27,33 +27,35 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..common.errors import UserError, one_line, shown
+from ..common.errors import UserError, first_line, one_line, shown
 from ..common.files import atomic_folder
 from ..common.outputs import check_output, mark_output
 from ..common.paths import is_plain_name, plain_name
 from ..common.values import whole_number
+from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, manifest_code_shape, read_manifest
 from .records import Record, RecordError
-from .sample_codec import EncodedSample, decode_record, encode_record
+from .sample_codec import CodeShape, EncodedSample, decode_record, encode_record
 from .storage import Location, locate
 from .tar_index import (
     TarIndex,
     build_index,
     index_path,
-    load_index,
     load_remote_indexes,
+    read_span,
+    require_readable,
     sample_members,
     save_index,
+    surviving_index,
 )
 
 logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | Location
 
-MANIFEST = "manifest.json"
-FORMAT = "dualtoken-shards"
-FORMAT_VERSION = 1
 _OPEN_FILES = 64
 _MOST_REASONS = 100
+#: Of a folder with damage at least this share of the records must be there.
+_LEAST_READABLE = 0.01
 
 
 # --- writing ----------------------------------------
@@ -250,10 +252,15 @@ class ShardDataset:
     `source` is a folder with a manifest, a tar, or a list of these, each a path or a URL that fsspec knows
     (`s3://…`, `https://…`). `split` selects the shards of folders ("all" for every one); single tars are
     taken as they are. Images come as PIL images that decode at first use, or as cached codes: uint16 arrays
-    (H, W, D). A record that cannot be read raises RecordError.
+    (H, W, D) of the depth and the number of codes that the manifest states. A record that cannot be read, or
+    breaks the schema, raises RecordError.
 
-    With `tolerant`, shards of a folder that are missing or cut short are named in the log, and their lost
+    With `tolerant`, shards of a folder that are missing or damaged are named in the log, and their lost
     records raise RecordError when read, so that a run that met the damage on its way can also start again.
+
+    Errors:
+        UserError for a source that is not there or is neither, a split that is not there, a manifest with
+        mistakes, a shard that is missing or damaged (with `tolerant`: where 99 % of the records are lost).
     """
 
     def __init__(
@@ -262,38 +269,38 @@ class ShardDataset:
         split: str = "train",
         tolerant: bool = False,
     ) -> None:
-        sources = [source] if isinstance(source, (str, os.PathLike, Location)) else list(source)
         self.split = split
         self.manifests: list[dict[str, Any]] = []
         self.shards: list[Path | Location] = []
-        expected: dict[int, int] = {}  # records of the shards whose loss is tolerated
-        for item in map(locate, sources):
-            is_folder = item.is_dir() if isinstance(item, Path) else not item.name.endswith(".tar")
-            if is_folder:
-                self._add_folder(item, expected if tolerant else {})
+        self._shapes: list[CodeShape | None] = []
+        records: list[int | None] = []  # of each shard, as the manifest says; None for a tar without one
+        for item in _located(source):
+            if _is_folder(item):
+                records += self._add_folder(item)
             else:
                 self.shards.append(item)
-        indexes = _load_indexes(self.shards, expected)
-        self._offsets = np.concatenate([index.offsets for index in indexes])
-        self._lengths = np.concatenate([index.lengths for index in indexes])
-        if len(self._offsets) and self._offsets.max() < 0:
-            raise UserError(f"All shards of {source} are lost: prepare the data again.")
-        self._starts = np.cumsum([0] + [len(index) for index in indexes])
+                self._shapes.append(None)
+                records.append(None)
+        self._indexes = _load_indexes(self.shards, records, tolerant)
+        lengths = [
+            max(len(i), n or 0) if tolerant else len(i) for i, n in zip(self._indexes, records, strict=True)
+        ]
+        _require_readable_share(source, sum(map(len, self._indexes)), sum(lengths))
+        self._starts = np.cumsum([0, *lengths])
         self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()
 
-    def _add_folder(self, folder: Path | Location, expected: dict[int, int]) -> None:
+    def _add_folder(self, folder: Path | Location) -> list[int]:
         manifest = read_manifest(folder)
         shards = [s for s in manifest["shards"] if self.split in ("all", s["split"])]
         if not shards:
             known = sorted({shard["split"] for shard in manifest["shards"]})
-            raise UserError(
-                f"{folder} has no split '{self.split}': it has {', '.join(known) or 'no records'}."
-            )
+            has = ", ".join(known) or "no records"
+            raise UserError(f"{folder} has no split {shown(self.split)}: it has {has}.")
         self.manifests.append(manifest)
-        for shard in shards:
-            expected[len(self.shards)] = shard["records"]
-            self.shards.append(folder / shard["file"])
+        self.shards += [folder / shard["file"] for shard in shards]
+        self._shapes += [manifest_code_shape(manifest)] * len(shards)
+        return [shard["records"] for shard in shards]
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -303,7 +310,7 @@ class ShardDataset:
         return self.manifests[0]
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Record:
         return self.record(index)
@@ -316,12 +323,11 @@ class ShardDataset:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         path = self.shards[number]
         try:
-            span = self._read(number, int(self._offsets[index]), int(self._lengths[index]))
-            return decode_record(sample_members(span, path)[1], load_images)
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise RecordError(
-                f"Record {index} of '{path.name}' cannot be read ({type(error).__name__}: {error})."
-            ) from error
+            span = self._read(number, index - int(self._starts[number]))
+            return decode_record(sample_members(span, path)[1], load_images, self._shapes[number])
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise RecordError(f"Record {index} of '{path.name}' cannot be used: {reason}") from error
 
     def texts(self) -> Iterator[str]:
         """Every text of every record, in order; unreadable records are passed over."""
@@ -331,16 +337,17 @@ class ShardDataset:
             except RecordError:
                 continue
 
-    def _read(self, number: int, offset: int, length: int) -> bytes:
-        shard = self.shards[number]
-        if offset < 0:
-            raise OSError("the shard was missing or cut short when it was opened")
+    def _read(self, number: int, place: int) -> bytes:
+        """The bytes of the sample at a place of a shard. Raises OSError."""
+        shard, index = self.shards[number], self._indexes[number]
+        if place >= len(index):
+            raise OSError("the shard was missing or damaged when it was opened")
+        offset, length = int(index.offsets[place]), int(index.lengths[place])
         if isinstance(shard, Location):
+            require_readable(length)
             span = shard.read(offset, length)
         else:
-            file = self._file(number, shard)
-            file.seek(offset)
-            span = file.read(length)
+            span = read_span(self._file(number, shard), offset, length)
         if len(span) < length:
             raise OSError(f"the shard is cut short, {len(span)} of {length} bytes are there")
         return span
@@ -361,52 +368,52 @@ class ShardDataset:
         return {**self.__dict__, "_files": {}}
 
 
-def _load_indexes(shards: Sequence[Path | Location], expected: Mapping[int, int]) -> list[TarIndex]:
-    """The index of every shard; those of `expected` may be lost in part or whole, see `ShardDataset`."""
-    remote = {number: shard for number, shard in enumerate(shards) if isinstance(shard, Location)}
-    indexes = dict(zip(remote, load_remote_indexes(list(remote.values())), strict=True))
-    for number, shard in enumerate(shards):
-        if isinstance(shard, Path):
-            indexes[number] = (
-                _surviving_index(shard, expected[number]) if number in expected else load_index(shard)
-            )
-    return [indexes[number] for number in range(len(shards))]
+def _located(source: Source | Sequence[Source]) -> list[Path | Location]:
+    kinds = (str, os.PathLike, Location)
+    sources = [source] if isinstance(source, kinds) else source
+    if (
+        not isinstance(sources, Sequence)
+        or not sources
+        or not all(isinstance(item, kinds) for item in sources)
+    ):
+        raise UserError(f"{shown(source)} is not a folder of shards; give a path, a URL, or a list of these")
+    return [locate(item) for item in sources]
 
 
-def _surviving_index(shard: Path, records: int) -> TarIndex:
-    """The index of a shard of so many records, with offset -1 for those that are lost."""
+def _is_folder(item: Path | Location) -> bool:
+    """Whether it is to be read as a folder; what is not there is, unless its name is that of a tar."""
+    if isinstance(item, Location):
+        return not item.name.endswith(".tar")
     try:
-        index = load_index(shard)
-    except UserError as error:
-        index = (
-            build_index(shard, cut_short=True) if shard.is_file() else TarIndex(*np.empty((2, 0), np.int64))
-        )
-        logger.warning("%s %d of its %d records are lost.", error, records - len(index), records)
-    lost = np.full(max(0, records - len(index)), -1, np.int64)
-    return TarIndex(np.concatenate([index.offsets, lost]), np.concatenate([index.lengths, lost]))
-
-
-def read_manifest(folder: Source) -> dict[str, Any]:
-    """The manifest of a folder of shards, local or behind a URL.
-
-    Raises UserError when there is none, it cannot be read, or it is of another format.
-    """
-    path = locate(folder) / MANIFEST
-    try:
-        data = path.read_bytes() if isinstance(path, Path) else path.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
-        ) from None
+        return item.is_dir() or not (item.exists() or item.name.endswith(".tar"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    try:
-        manifest = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): prepare the data again.") from error
-    if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path} has format {manifest.get('format')!r} version {manifest.get('version')!r}.")
-    return manifest
+        raise UserError(f"{item} cannot be read: {first_line(error)}") from None
+
+
+def _load_indexes(
+    shards: Sequence[Path | Location], records: Sequence[int | None], tolerant: bool
+) -> list[TarIndex]:
+    """The index of every shard of so many records; see `ShardDataset` for what happens to a damaged one."""
+    remote = [shard for shard in shards if isinstance(shard, Location)]
+    found = iter(load_remote_indexes(remote))
+    indexes = []
+    for shard, expected in zip(shards, records, strict=True):
+        index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
+        if damage is not None and (expected is None or not tolerant):
+            raise UserError(damage)
+        if expected is not None and len(index) < expected:
+            lost = expected - len(index)
+            logger.warning("%s %d of its %d records are lost.", damage or f"{shard}:", lost, expected)
+        indexes.append(index)
+    return indexes
+
+
+def _require_readable_share(source: Any, readable: int, records: int) -> None:
+    if readable < _LEAST_READABLE * records:
+        raise UserError(
+            f"{shown(source)}: {records - readable} of {records} records are lost, their shards are missing "
+            "or damaged: prepare the data again"
+        )
 
 
 def verify_shards(folder: str | os.PathLike[str]) -> None:

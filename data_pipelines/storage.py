@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..common.errors import UserError, first_line
+from ..common.paths import user_path
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+(::|://)")
 _LOCAL = "file://"
@@ -25,11 +26,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def locate(path: str | os.PathLike[str] | Location) -> Path | Location:
-    """`path` as a Path, or as a Location if it is a URL."""
+    """`path` as a Path, ~ expanded, or as a Location if it is a URL. UserError for what cannot be a path."""
     if isinstance(path, Location):
         return path
-    text = str(path)
-    return Location(text.rstrip("/")) if is_url(text) else Path(text.removeprefix(_LOCAL))
+    text = os.fspath(path)
+    return Location(text.rstrip("/")) if is_url(text) else user_path(text.removeprefix(_LOCAL))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Location:
                 data = system.cat_file(path, start=offset, end=end)
         except Exception as error:
             raise _as_os_error(error, self.url) from error
+        if length is not None and len(data) > length:
+            raise OSError(f"{self.url}: {len(data)} bytes came where {length} were asked for")
         return bytes(data)
 
     def open(self) -> BinaryIO:
@@ -94,10 +97,11 @@ def read_many(locations: Sequence[Location]) -> list[bytes | None]:
     be read."""
     if not locations:
         return []
-    system, _ = _system(locations[0].url)
-    paths = [_system(location.url)[1] for location in locations]
+    opened = [_system(location.url) for location in locations]
+    system, paths = opened[0][0], [path for _, path in opened]
+    together = len(paths) > 1 and all(other is system for other, _ in opened)
     try:
-        found: dict[str, Any] = system.cat(paths, on_error="return") if len(paths) > 1 else {}
+        found: dict[str, Any] = system.cat(paths, on_error="return") if together else {}
     except Exception:  # some protocols refuse the whole list for one file
         found = {}
     return [
@@ -123,7 +127,7 @@ def _system(url: str) -> tuple[Any, str]:
         system, path = url_to_fs(url)
     except ImportError as error:
         raise UserError(f"{url} needs another package: {first_line(error)}") from error
-    except ValueError as error:
+    except Exception as error:  # every protocol has its own exceptions
         raise UserError(f"{url} cannot be opened: {first_line(error)}") from error
     return system, path
 

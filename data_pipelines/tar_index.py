@@ -3,7 +3,7 @@
 A sample is a run of members whose names share everything up to the first dot. The index holds one (offset,
 length) pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of
 a million samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of
-the time.
+the time. Neither tars nor indexes are trusted: what they say is checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line, one_line, shown
 from ..common.files import atomic_file
+from ..common.json_files import JsonError, parse_json
+from ..common.paths import regular_file
 from .storage import Location, read_many
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ _BLOCK = 512
 _FINGERPRINT_BYTES = 65536
 _REGULAR = (b"0", b"\0")
 _PAX = (b"x", b"g")
+_SIZE = re.compile(rb"[0-7]*")
+#: A sample of more bytes is not read: it would be held in memory as a whole.
+LARGEST_SAMPLE = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,17 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TarIndex)
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.lengths, other.lengths)
+        )
+
+
+class _DamagedTar(ValueError):
+    """A header that cannot be followed; the message is one line."""
+
 
 def index_path(tar: Path) -> Path:
     """Where the index of `tar` is kept: `train-00000.index.json` beside `train-00000.tar`."""
@@ -48,48 +65,107 @@ def index_path(tar: Path) -> Path:
 
 
 def load_index(tar: Path) -> TarIndex:
-    """The index of `tar`: from the file beside it if that belongs to it, else built, and kept if possible."""
-    if not tar.is_file():
-        raise UserError(f"Shard not found: {tar}.")
-    fingerprint = _fingerprint(tar)
-    cached = index_path(tar)
-    if cached.is_file():
-        index = _parse_index(cached.read_bytes(), fingerprint)
-        if index is not None:
-            return index
-    index = build_index(tar)
-    save_index(tar, index, fingerprint)
+    """The index of a whole tar. UserError for one that is missing or damaged."""
+    index, damage = surviving_index(tar)
+    if damage is not None:
+        raise UserError(damage)
     return index
 
 
-def load_remote_indexes(tars: Sequence[Location]) -> list[TarIndex]:
-    """The indexes of tars behind URLs: the files beside them, which their writer made and nothing checks;
-    a tar without one is read through once. Raises UserError for a tar that is not there."""
+def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
+    """The index of all samples of `tar` before any damage, and what is wrong with it: None if nothing is.
+
+    The index comes from the file beside the tar if that belongs to it; else it is built, and kept there if
+    the tar is whole and the folder can be written to.
+    """
+    try:
+        if not tar.exists():
+            return _index([], []), f"Shard not found: {tar}."
+        regular_file(tar, "shard")
+        index = stored_index(tar)
+        if index is not None:
+            return index, None
+        index, damage = scan_tar(tar)
+        if damage is None:
+            save_index(tar, index)
+    except UserError as error:
+        return _index([], []), str(error)
+    except OSError as error:
+        return _index([], []), f"Shard {tar} cannot be read: {first_line(error)}"
+    return index, damage
+
+
+def stored_index(tar: Path) -> TarIndex | None:
+    """The index from the file beside `tar`; None where there is none, or it does not fit the tar."""
+    path, size = index_path(tar), tar.stat().st_size
+    # An index is smaller than its tar, whose samples have a kilobyte or more.
+    if not path.is_file() or path.stat().st_size > size + _FINGERPRINT_BYTES:
+        return None
+    return _parse_index(path.read_bytes(), size, _fingerprint(tar))
+
+
+def scan_tar(tar: Path) -> tuple[TarIndex, str | None]:
+    """What the headers of `tar` say: as `surviving_index`, but nothing is stored. Raises OSError."""
+    with tar.open("rb") as file:
+        return _scan(file, tar.stat().st_size, str(tar))
+
+
+def build_index(tar: Path) -> TarIndex:
+    """Scan all headers of `tar`. UserError for something that is not a tar, or is damaged."""
+    index, damage = scan_tar(tar)
+    if damage is not None:
+        raise UserError(damage)
+    return index
+
+
+def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | None]]:
+    """As `surviving_index`, for tars behind URLs: the index files beside them, which their writer made and
+    only their own numbers check; a tar without one is read through once."""
+    files = read_many([tar.with_suffix(".index.json") for tar in tars])
+    stored = (None if data is None else _parse_index(data) for data in files)
     return [
-        (None if data is None else _parse_index(data)) or _scan_remote(tar)
-        for tar, data in zip(tars, read_many([tar.with_suffix(".index.json") for tar in tars]), strict=True)
+        _scan_remote(tar) if index is None else (index, None) for tar, index in zip(tars, stored, strict=True)
     ]
 
 
-def _scan_remote(tar: Location) -> TarIndex:
+def _scan_remote(tar: Location) -> tuple[TarIndex, str | None]:
     logger.warning("%s has no index beside it and is read through once", tar)
     try:
         size = tar.size()
         with tar.open() as file:
             return _scan(file, size, str(tar))
     except FileNotFoundError:
-        raise UserError(f"Shard not found: {tar}.") from None
+        return _index([], []), f"Shard not found: {tar}."
+    except Exception as error:  # every protocol has its own exceptions
+        return _index([], []), one_line(f"Shard {tar} cannot be read: {first_line(error)}")
 
 
-def _parse_index(data: bytes, fingerprint: str | None = None) -> TarIndex | None:
+def _index(offsets: Sequence[int], lengths: Sequence[int]) -> TarIndex:
+    return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
+
+
+def _parse_index(data: bytes, size: int = 2**62, fingerprint: str | None = None) -> TarIndex | None:
     """An index file's content; None where it is damaged (it is only a cache) or of another tar."""
     try:
-        fields = json.loads(data)
-        if fingerprint is None or fields["fingerprint"] == fingerprint:
-            return TarIndex(np.array(fields["offsets"], np.int64), np.array(fields["lengths"], np.int64))
-    except (ValueError, KeyError, TypeError):
-        pass
-    return None
+        fields = parse_json(data)
+    except JsonError:
+        return None
+    if not isinstance(fields, dict) or fingerprint not in (None, fields.get("fingerprint")):
+        return None
+    offsets, lengths = fields.get("offsets"), fields.get("lengths")
+    if not (_is_counts(offsets) and _is_counts(lengths)) or len(offsets) != len(lengths):
+        return None
+    index = _index(offsets, lengths)
+    ends = index.offsets + index.lengths  # cannot overflow: both are below 2^62
+    edges = np.stack([index.offsets, ends], axis=1).reshape(-1)
+    fits = not len(index) or (
+        ends[-1] <= size and index.lengths.min() >= _BLOCK and (np.diff(edges) >= 0).all()
+    )
+    return index if fits else None
+
+
+def _is_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
 
 
 def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
@@ -108,52 +184,71 @@ def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> No
         return
 
 
-def build_index(tar: Path, cut_short: bool = False) -> TarIndex:
-    """Scan all headers of `tar`. Raises UserError for something that is not a tar or, unless `cut_short` tars
-    are taken as far as they go, is cut short."""
-    with tar.open("rb") as file:
-        return _scan(file, tar.stat().st_size, str(tar), cut_short)
-
-
-def _scan(file: BinaryIO, size: int, tar: str, cut_short: bool = False) -> TarIndex:
+def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
+    """The samples before any damage, and the damage. The last one may lack members then, which shows when it
+    is read."""
     offsets: list[int] = []
-    lengths: list[int] = []
-    previous, start, position = None, 0, 0
-    while position < size:
-        file.seek(position)
-        header = file.read(_BLOCK)
-        if not header.strip(b"\0"):
-            break
-        if cut_short and len(header) < _BLOCK:
-            previous = None  # the sample at the end may lack members
-            break
-        kind, name, length = _parse_header(header, tar)
-        end = position + _BLOCK + _padded(length)
-        if end > size:
-            if cut_short:
-                previous = None
+    ends: list[int] = []
+    previous, position, damage = None, 0, None
+    try:
+        while position < size:
+            file.seek(position)
+            header = file.read(_BLOCK)
+            if not header.strip(b"\0"):
                 break
-            raise UserError(f"Shard {tar} is cut short: '{name}' reaches beyond the end of the file.")
-        key = sample_key(name)
-        if kind in _REGULAR and key != previous:
-            if previous is not None:
-                offsets.append(start)
-                lengths.append(position - start)
-            previous, start = key, position
-        position = end
+            kind, name, end = _next_header(header, position, size, tar)
+            key = sample_key(name)
+            if kind in _REGULAR and key != previous:
+                if previous is not None:
+                    ends.append(position)
+                offsets.append(position)
+                previous = key
+            position = end
+    except _DamagedTar as error:
+        damage = one_line(error)
     if previous is not None:
-        offsets.append(start)
-        lengths.append(position - start)
-    return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
+        ends.append(position)
+    index = _index(offsets, ends)
+    return TarIndex(index.offsets, index.lengths - index.offsets), damage
+
+
+def _next_header(header: bytes, position: int, size: int, tar: str) -> tuple[bytes, str, int]:
+    """(type flag, name, end of the member) of a header that is whole, and whose member lies in the file."""
+    if len(header) < _BLOCK:
+        raise _DamagedTar(f"Shard {tar} is cut short: it ends within a header.")
+    kind, name, length = _parse_header(header, tar)
+    stated = header[148:156].strip(b"\0 ")
+    actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")  # the sum counts as spaces itself
+    if not _SIZE.fullmatch(stated) or int(stated or b"0", 8) != actual:
+        raise _DamagedTar(f"Shard {tar} is damaged at byte {position}.")
+    end = position + _BLOCK + _padded(length)
+    if end > size:
+        raise _DamagedTar(f"Shard {tar} is cut short: {shown(name)} reaches beyond the end of the file.")
+    return kind, name, end
+
+
+def read_span(file: BinaryIO, offset: int, length: int) -> bytes:
+    """The bytes of one sample. Raises OSError where they are not there, or are too many."""
+    require_readable(length)
+    file.seek(offset)
+    return file.read(length)
+
+
+def require_readable(length: int) -> None:
+    """Raise OSError for a sample of more than `LARGEST_SAMPLE` bytes."""
+    if length > LARGEST_SAMPLE:
+        raise OSError(f"the sample has {length} bytes; at most {LARGEST_SAMPLE} are read")
 
 
 def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
-    """(key, {name after the key: content}) of the bytes of one sample."""
+    """(key, {name after the key: content}) of the bytes of one sample. ValueError where they are none."""
     members: dict[str, bytes] = {}
     key, position = "", 0
     while position + _BLOCK <= len(span):
         kind, name, length = _parse_header(span[position : position + _BLOCK], tar)
         body = position + _BLOCK
+        if body + length > len(span):
+            raise _DamagedTar(f"{shown(name)} reaches beyond the end of its sample")
         if kind in _REGULAR:
             key = sample_key(name)
             members[name[len(key) + 1 :]] = span[body : body + length]
@@ -169,14 +264,14 @@ def sample_key(name: str) -> str:
 
 def _parse_header(header: bytes, tar: Path | Location | str) -> tuple[bytes, str, int]:
     """(type flag, name, size) of one ustar header."""
-    kind = header[156:157]
-    if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",):
-        raise UserError(
+    kind, size = header[156:157], header[124:136].strip(b"\0 ")
+    if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",) or not _SIZE.fullmatch(size):
+        raise _DamagedTar(
             f"{tar} is not a shard this package can read: expected a plain tar of short member names."
         )
     name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
     prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace")
-    return kind, f"{prefix}/{name}" if prefix else name, int(header[124:136].strip(b"\0 ") or b"0", 8)
+    return kind, f"{prefix}/{name}" if prefix else name, int(size or b"0", 8)
 
 
 def _padded(length: int) -> int:
