@@ -2,7 +2,8 @@
 processes if asked.
 
 A record that cannot be used is counted and named, and the stream goes on: a plain batch takes another record
-in its place, a packed row does without it.
+in its place, a packed row does without it. Which one is taken follows from the draw alone, so that a resumed
+run skips and takes the same records.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from .mixture import BatchPlan, Draw, Mixture
 from .packing import WindowPlan, shuffled_rows
 from .records import Record
@@ -42,8 +43,10 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True)
 class _Example:
+    """A model-ready example; without a source where no record could be used in place of a draw."""
+
     value: Any
-    source: int
+    source: int | None
     skips: list[Skip]
 
 
@@ -61,10 +64,7 @@ class _Examples(Dataset[Any]):
                 return _Example(self.prepare(self.sources[source][index], draw.number), source, skips)
             except _UNUSABLE as error:
                 skips.append(Skip(source, index, first_line(error)))
-        raise RuntimeError(
-            f"no usable record found in place of draw {draw.number} among {len(skips)} of all sources; the "
-            f"last: {skips[-1].reason}"
-        )
+        return _Example(None, None, skips)  # an error of a worker process would come as a traceback
 
     def _candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
         """The drawn record; then others of its source, far apart as a lost shard is a run of neighbours;
@@ -82,14 +82,13 @@ class _Collate:
     collate: Callable[[list[Any]], Any]
 
     def __call__(self, examples: list[_Example]) -> tuple[Any, BatchFacts]:
+        skips = [skip for example in examples for skip in example.skips]
+        sources = [example.source for example in examples if example.source is not None]
+        if len(sources) < len(examples):
+            return None, BatchFacts(skips=skips)
         batch = self.collate([example.value for example in examples])
-        facts = BatchFacts(
-            batch_positions(batch),
-            [example.source for example in examples],
-            [example_length(example.value) for example in examples],
-            [skip for example in examples for skip in example.skips],
-        )
-        return batch, facts
+        lengths = [example_length(example.value) for example in examples]
+        return batch, BatchFacts(batch_positions(batch), sources, lengths, skips)
 
 
 def example_batches(
@@ -109,6 +108,9 @@ def example_batches(
         collate: makes a batch of a list of examples.
         statistics: counts what is given out, and names what is skipped; without it skipped records are
             named in the log.
+
+    Errors:
+        UserError where no record can be used in place of a draw, of dozens of every source.
     """
     statistics = statistics or _unnamed(sources)
     loader = DataLoader(
@@ -122,6 +124,11 @@ def example_batches(
     )
     for batch, facts in loader:
         statistics.add(facts)
+        if batch is None:
+            raise UserError(
+                f"no record can be used among {len(facts.skips)} of all sources; the last: "
+                f"{facts.skips[-1].reason}"
+            )
         yield batch
 
 
@@ -215,7 +222,8 @@ class _Windows(Dataset[Any]):
         length = example_length(example)
         if length > self.packing.length:
             raise ValueError(
-                f"Record '{record.id}' has {length} tokens, more than data.pack_length {self.packing.length}"
+                f"Record {shown(record.id)} has {length} tokens, more than data.pack_length "
+                f"{self.packing.length}"
             )
         return example
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.values import finite_number
 
 _BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a block depends on its number only
 
@@ -37,7 +38,8 @@ class Mixture:
             is not drawn any more; its share goes to the others in proportion to theirs.
 
     Errors:
-        UserError for an empty source, or where every source is limited: the stream has no end.
+        UserError for an empty source, for a weight or limit that is not above 0, or where every source is
+            limited: the stream has no end.
     """
 
     def __init__(
@@ -60,12 +62,17 @@ class Mixture:
             raise UserError(
                 "mixture: every source has max_repeats, so the data would end; leave it out for at least one"
             )
+        for number, (weight, most) in enumerate(zip(weights, limits, strict=True)):
+            finite_number(weight, f"mixture: weight {number}", above=0.0)
+            if most is not None:
+                finite_number(most, f"mixture: max_repeats {number}", most=1e9, above=0.0)
+        total = finite_number(float(sum(weights)), "mixture: the sum of all weights")
+        self.shares = np.asarray(weights, dtype=np.float64) / total
         self.lengths = list(lengths)
         self.limits = [
             None if limit is None else int(limit * length)
             for limit, length in zip(limits, lengths, strict=True)
         ]
-        self.shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.seed = seed
         self._block = -1
         self._sources = np.empty(0, dtype=np.int64)

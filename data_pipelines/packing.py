@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..common.errors import UserError
+from ..common.json_files import take_count, take_list
+
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best fit, longest first: indices of `lengths` in rows whose lengths add up to `capacity` at most.
@@ -86,15 +89,31 @@ def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[
 
     With as many ranks as then, every rank goes on in its own windows. With another number the rows that were
     not delivered are dealt anew: none comes twice, none is lost.
+
+    Errors:
+        UserError for what `plan_state` has not made.
     """
-    leftovers = tuple((int(w), int(r)) for w, r in state["leftovers"])
-    plans = [
-        WindowPlan(r, state["world_size"], state["first"], leftovers) for r in range(state["world_size"])
-    ]
-    cursors = [(int(ordinal), int(row)) for ordinal, row in state["cursors"]]
-    if world_size == state["world_size"]:
+    where = "the checkpoint's place in the data"
+    leftovers, cursors = (_pairs(state, name, where) for name in ("leftovers", "cursors"))
+    first = take_count(state, "first", where)
+    if take_count(state, "world_size", where) != len(cursors) or not cursors:
+        raise UserError(f"{where}: world_size is {state['world_size']}, but there are {len(cursors)} cursors")
+    plans = [WindowPlan(r, len(cursors), first, tuple(leftovers)) for r in range(len(cursors))]
+    if world_size == len(cursors):
         return plans[rank], cursors[rank]
     return redeal(plans, cursors, rank, world_size), (0, 0)
+
+
+def _pairs(state: Mapping[str, Any], name: str, where: str) -> list[tuple[int, int]]:
+    def is_pair(pair: Any) -> bool:
+        return (
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and all(type(number) is int and 0 <= number < 2**53 for number in pair)
+        )
+
+    pairs = take_list(state, name, is_pair, "pairs of whole numbers", where)
+    return [(first, second) for first, second in pairs]
 
 
 def redeal(

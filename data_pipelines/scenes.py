@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..common.errors import UserError
+from ..common.values import finite_number
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -36,6 +37,7 @@ OPPOSITE: dict[str, str] = {"left": "right", "right": "left", "above": "below", 
 
 HELD_OUT_SEED = 10**9
 MAX_OBJECTS = 4
+_MOST_OBJECTS = 100  # of a scene from elsewhere
 #: Number of classes of `patch_classes`: the background and every pair of a colour and a shape.
 NUM_PATCH_CLASSES = 1 + len(COLOURS) * len(SHAPES)
 
@@ -80,9 +82,16 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scene:
-        """Inverse of `to_dict`. Raises UserError for an unknown shape, colour or background."""
+        """Inverse of `to_dict`. Raises UserError for an unknown shape, colour or background, and for too many
+        objects or one off the image."""
+        if len(data["objects"]) > _MOST_OBJECTS:
+            raise UserError(
+                f"A scene of {len(data['objects'])} objects: at most {_MOST_OBJECTS} are allowed."
+            )
         objects = tuple(SceneObject(**item) for item in data["objects"])
         for item in objects:
+            for name in ("x", "y", "radius"):
+                finite_number(getattr(item, name), f"A scene object's {name}", least=0.0, most=1.0)
             if item.shape not in SHAPES or item.colour not in COLOURS:
                 raise UserError(
                     f"Unknown scene object '{item.colour} {item.shape}': shapes are {', '.join(SHAPES)}; "

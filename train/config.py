@@ -48,6 +48,9 @@ class DataConfig:
         pack_length: rows of this many tokens, each of several records that do not see one another; longer
             records are skipped, counted and named. 0 puts one record into a row. For ``mllm`` only.
         pack_window: records that are packed together. More fill the rows better and take more memory.
+        max_length: records of more tokens than this, or than the language model's context, are skipped,
+            counted and named; 0 leaves only the context. Together with ``micro_batch_size`` it bounds what a
+            step takes in memory. For ``mllm`` only.
     """
 
     sources: dict[str, SourceConfig]
@@ -56,6 +59,7 @@ class DataConfig:
     num_workers: int = 0
     pack_length: int = 0
     pack_window: int = 256
+    max_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -382,6 +386,10 @@ class Recipe:
             )
         if data.pack_length < 0 or data.pack_window < 1:
             problems.append("data.pack_length must be 0 or more and data.pack_window at least 1")
+        if data.max_length < 0:
+            problems.append("data.max_length must be 0 or more")
+        if data.max_length and self.mllm is None:
+            problems.append("data.max_length is for token sequences, so only mllm can have it; set it to 0")
         if data.pack_length and self.mllm is None:
             problems.append("data.pack_length packs token sequences, so only mllm can have it; set it to 0")
         if data.pack_length and data.sort_window > 1:

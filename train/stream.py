@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import torch
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.json_files import take
+from ..common.paths import user_path
 from ..data_pipelines.loader import PackedBatches, Packing, example_batches
 from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
 from ..data_pipelines.packing import WindowPlan, plan_state, resumed_plan
@@ -44,12 +47,13 @@ class Stream:
 
     @classmethod
     def open(cls, recipe: Recipe, world: World) -> Stream:
-        """Open all sources. Raises UserError for one that is not there or empty."""
+        """Open all sources. Raises UserError for one that is not there, empty, or of which hardly a record
+        can be read."""
         configs = recipe.data.sources
         missing = [
             f"{name}: {source.path}"
             for name, source in configs.items()
-            if not is_url(source.path) and not Path(source.path).is_dir()
+            if not is_url(source.path) and not os.path.isdir(user_path(source.path))
         ]
         if missing:
             raise UserError(
@@ -148,9 +152,10 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. Raises UserError when the recipe packs otherwise than it did."""
-        if state["packing"] != self._packing_facts():
+        packing = take(state, "packing", dict, "the checkpoint's place in the data")
+        if packing != self._packing_facts():
             raise UserError(
-                f"the checkpoint was written with {state['packing']} and the recipe says "
+                f"the checkpoint was written with {shown(packing)} and the recipe says "
                 f"{self._packing_facts()}: a resumed run must pack as before, so set data.* back or give "
                 "another output folder"
             )
@@ -159,7 +164,8 @@ class Stream:
 
     def _packing_facts(self) -> dict[str, int]:
         data = self.recipe.data
-        return {"pack_length": data.pack_length, "pack_window": data.pack_window}
+        facts = {"pack_length": data.pack_length, "pack_window": data.pack_window}
+        return facts | ({"max_length": data.max_length} if data.max_length else {})
 
     # ---- figures
 

@@ -113,7 +113,7 @@ def test_a_source_that_is_lost_as_a_whole_is_replaced(folder: Path) -> None:
     assert [len(batch) for batch in batches] == [4] * 5
     assert statistics.skipped > 0
     assert statistics.read()["share/kept"] == 1.0
-    with pytest.raises(RuntimeError, match="is lost"):
+    with pytest.raises(UserError, match="is lost"):
         next(example_batches(BatchPlan(Mixture([1000], [1.0], seed=0), 4), [Lost()], name_of, list))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...common.errors import UserError
-from ...data_pipelines.records import Record
+from ...common.errors import UserError, first_line, shown
+from ...data_pipelines.records import Record, RecordError
 from ..flops import Work
 
 Batch = dict[str, Any]
@@ -58,6 +59,31 @@ def freeze_all_but(model: nn.Module, parts: list[str], setting: str) -> None:
         raise UserError(f"{setting} {unknown or parts} fits no parameter; its parts are {known}")
 
 
+def image_of(part: Mapping[str, Any], record: Record) -> Any:
+    """The image of an image part. RecordError where it holds only codes."""
+    if "image" not in part:
+        raise RecordError(
+            f"Record {shown(record.id)} holds codes instead of an image: give the images' shards"
+        )
+    return part["image"]
+
+
+@contextmanager
+def naming(record: Record) -> Iterator[None]:
+    """Whatever goes wrong in the block is the record's fault: RecordError, with its id.
+
+    For text tokenizers, which come from elsewhere and raise what they like for a text they cannot take.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise RecordError(f"Record {shown(record.id)}: {error}") from error
+    except Exception as error:
+        raise RecordError(
+            f"Record {shown(record.id)}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
 class Objective(nn.Module, ABC):
     """A module that holds the trained model and returns its losses; DeepSpeed wraps the objective itself.
 
@@ -67,7 +93,13 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, record: Record, draw: int) -> Any:
-        """A model-ready example of a record (runs in loader workers)."""
+        """A model-ready example of a valid record (runs in loader workers).
+
+        Whatever `collate` and `forward` need is seen to here, so that one record cannot end a run.
+
+        Errors:
+            RecordError, which loaders skip and name, for a record that cannot be used.
+        """
 
     @abstractmethod
     def collate(self, examples: list[Any]) -> Batch:

@@ -16,21 +16,24 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
-from ...data_pipelines.records import Record
+from ...common.errors import first_line, shown
+from ...data_pipelines.records import Record, RecordError
 from ...data_pipelines.scenes import NUM_PATCH_CLASSES, Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
 from ..config import ContrastiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
-from .base import Batch, LossTerm, Objective, cast
+from .base import Batch, LossTerm, Objective, cast, image_of, naming
 
 _IGNORED = -100
+_CHARACTERS_PER_TOKEN = 100  # more than words have
 
 
 class Pair(NamedTuple):
-    """One training example: normalised pixels (3,S,S), caption, patch classes (G·G,) or all-ignored."""
+    """One training example: normalised pixels (3,S,S), ids of the caption (L,), patch classes (G·G,) or
+    all-ignored."""
 
     pixels: torch.Tensor
-    caption: str
+    caption: torch.Tensor
     patches: np.ndarray
 
 
@@ -61,25 +64,37 @@ class ContrastiveObjective(Objective):
 
     def prepare(self, record: Record, draw: int) -> Pair:
         image, caption = image_and_caption(record)
-        pixels = self.image_processor(image)["pixel_values"][0]
-        scene = record.metadata.get("scene")
-        if scene is None:
-            patches = np.full(self.grid**2, _IGNORED)
-        else:
-            patches = patch_classes(Scene.from_dict(scene), self.grid).reshape(-1)
-        return Pair(pixels, caption, patches)
+        with naming(record):
+            ids = self._caption_ids(caption)
+            pixels = self.image_processor(image)["pixel_values"][0]
+        return Pair(pixels, ids, self._patches(record))
 
-    def collate(self, examples: list[Pair]) -> Batch:
+    def _caption_ids(self, caption: str) -> torch.Tensor:
+        longest = self.config.max_text_length
         text = self.tokenizer(
-            [example.caption for example in examples],
+            # What is behind can hardly be among the first tokens, and a whole book costs time and memory.
+            caption[: _CHARACTERS_PER_TOKEN * longest],
             padding="max_length",
             truncation=True,
-            max_length=self.config.max_text_length,
+            max_length=longest,
             return_tensors="pt",
         )
+        return text["input_ids"][0]
+
+    def _patches(self, record: Record) -> np.ndarray:
+        scene = record.metadata.get("scene")
+        if scene is None:
+            return np.full(self.grid**2, _IGNORED)
+        try:
+            return patch_classes(Scene.from_dict(scene), self.grid).reshape(-1)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise RecordError(f"Record {shown(record.id)}: its metadata hold no scene ({reason})") from error
+
+    def collate(self, examples: list[Pair]) -> Batch:
         return {
             "pixel_values": torch.stack([example.pixels for example in examples]),
-            "input_ids": text["input_ids"],
+            "input_ids": torch.stack([example.caption for example in examples]),
             "patches": torch.from_numpy(np.stack([example.patches for example in examples])).long(),
         }
 
@@ -135,8 +150,16 @@ class ContrastiveObjective(Objective):
 
 
 def image_and_caption(record: Record) -> tuple[Any, str]:
-    """The first image and its text: the prompt it was drawn for, or the first answer about it."""
+    """The first image and its text: the prompt it was drawn for, or the first answer about it.
+
+    Errors:
+        RecordError for a record without one of them.
+    """
+    images = record.image_parts()
     drawn = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
     wanted = "user" if drawn else "assistant"
-    caption = next(part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
-    return record.image_parts()[0]["image"], caption
+    captions = (part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
+    caption = next(captions, None)
+    if not images or caption is None:
+        raise RecordError(f"Record {shown(record.id)} is not an image with a text")
+    return image_of(images[0], record), caption

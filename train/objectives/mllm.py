@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...common.errors import UserError
+from ...common.errors import UserError, shown
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
+from ...data_pipelines.manifest import code_shape
 from ...data_pipelines.records import Record, RecordError
+from ...data_pipelines.sample_codec import CODE_PARTS
 from ...mllm import (
     ChatFormat,
     DualTokenForConditionalGeneration,
@@ -27,11 +29,11 @@ from ...mllm import (
 )
 from ...mllm.assemble import unconditional_prompt_ids
 from ...mllm.modeling import TargetLosses
-from ...mllm.processing import IGNORE, flash_attention_bounds
+from ...mllm.processing import IGNORE, EncodedRecord, flash_attention_bounds
 from ...tokenizer import DualTokenizer, StoredTokenizer
 from ..config import MllmObjectiveConfig
 from ..flops import ModelFlops, Work
-from .base import Batch, LossTerm, Objective, cast, freeze_all_but
+from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -45,7 +47,7 @@ class MllmObjective(Objective):
 
     GROUPS = ("projectors", "heads", "embeddings", "llm")
 
-    def __init__(self, config: MllmObjectiveConfig, seed: int) -> None:
+    def __init__(self, config: MllmObjectiveConfig, seed: int, max_length: int = 0) -> None:
         super().__init__()
         self.config, self.seed = config, seed
         visual_tokenizer = StoredTokenizer.from_pretrained(config.visual_tokenizer)
@@ -55,34 +57,56 @@ class MllmObjective(Objective):
                 "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
             )
         self.codes_checksum = codes_checksum(visual_tokenizer)
+        self._code_shape = code_shape(
+            {
+                name: getattr(visual_tokenizer.config, name)
+                for name in ("grid_size", "pixel_quantizer", "semantic_quantizer")
+            }
+        )
         self.model = DualTokenForConditionalGeneration.from_llm(
             config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **config.model
         )
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
+        self._limit = RecordLimit.of(self.model, self.processor, max_length)
         self._add_adapters()
         if config.trained is not None:
             freeze_all_but(self.model, config.trained, "mllm.trained")
         self._flops = ModelFlops.of(self.model)
         self._target_losses: dict[str, TargetLosses] = {}
 
-    def prepare(self, record: Record, draw: int) -> Any:
+    def prepare(self, record: Record, draw: int) -> EncodedRecord:
         """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
-        nothing.
+        nothing, is too long, or has other codes than the visual tokenizer makes.
         """
+        self._check_images(record)
+        self._limit.check_before(record)
         rng = np.random.default_rng((self.seed, draw))
         messages = record.messages
         if self.config.shuffle_turns and not record.metadata.get("ordered"):
             messages = shuffle_question_turns(messages, random.Random(draw))
-        try:
+        with naming(record):
             if rng.random() < self.config.prompt_dropout:
                 messages = drop_prompt(messages)
             example = self.processor.encode_record(messages)
-        except UserError as error:
-            raise RecordError(f"Record '{record.id}': {error}") from error
+        self._limit.check(record, len(example))
         # The end of an empty answer is no lesson.
         if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
-            raise RecordError(f"Record '{record.id}' has nothing to learn: no assistant's turn with content.")
+            raise RecordError(
+                f"Record {shown(record.id)} has nothing to learn: no assistant's turn with content."
+            )
         return example
+
+    def _check_images(self, record: Record) -> None:
+        """Every image comes as codes of this visual tokenizer: others would break the batch they are in."""
+        for part in record.image_parts():
+            if "pixel_codes" not in part:
+                raise RecordError(
+                    f"Record {shown(record.id)} holds an image without codes: run `dualtoken tokenize` first"
+                )
+            for field in CODE_PARTS if self._code_shape is not None else ():
+                problem = self._code_shape.problem(field, np.asarray(part[field]))
+                if problem is not None:
+                    raise RecordError(f"Record {shown(record.id)}: {problem}")
 
     def collate(self, examples: list[Any]) -> Batch:
         return dict(self.processor.collate(examples))
@@ -195,6 +219,44 @@ class MllmObjective(Objective):
     def _add_adapters(self) -> None:
         if self.config.lora is not None:
             add_lora(self.model, self.config.lora)
+
+
+@dataclass(frozen=True)
+class RecordLimit:
+    """How long a record may be, in tokens; None knows no end.
+
+    setting: where that comes from, for messages.
+    characters: no token stands for more of them.
+    positions: tokens of one image.
+    """
+
+    tokens: int | None
+    setting: str
+    characters: int
+    positions: int
+
+    @classmethod
+    def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
+        """The language model's context, or `max_length` where that is smaller and not 0."""
+        context = getattr(model.config.text_config, "max_position_embeddings", None)
+        tokens, setting = context, "the language model's context"
+        if max_length and (context is None or max_length < context):
+            tokens, setting = max_length, "data.max_length"
+        longest = max(map(len, processor.tokenizer.get_vocab()))
+        return cls(tokens, setting, longest, processor.num_positions)
+
+    def check_before(self, record: Record) -> None:
+        """Raise RecordError for a record that is too long at a glance: to tokenize a whole book would take
+        minutes and gigabytes."""
+        characters = sum(map(len, record.texts()))
+        self.check(record, len(record.image_parts()) * self.positions + characters // self.characters)
+
+    def check(self, record: Record, length: int) -> None:
+        """Raise RecordError for a record of this many tokens, or more, if they are too many."""
+        if self.tokens is not None and length > self.tokens:
+            raise RecordError(
+                f"Record {shown(record.id)} has {length} tokens or more, {self.setting} is {self.tokens}"
+            )
 
 
 def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, SiglipModel
 
-from ...data_pipelines.records import Record
+from ...common.errors import shown
+from ...data_pipelines.records import Record, RecordError
 from ...tokenizer import (
     DualTokenizer,
     DualTokenizerConfig,
@@ -27,7 +28,7 @@ from ..config import TokenizerObjectiveConfig
 from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common
 from ..discriminator import Adversary
 from ..reconstruction import distillation_loss, gradient_loss
-from .base import Batch, LossTerm, Objective, Upcoming, cast, freeze_all_but, is_part
+from .base import Batch, LossTerm, Objective, Upcoming, cast, freeze_all_but, image_of, is_part, naming
 
 #: Losses that pull the reconstruction to the image; the adversarial one is weighed against them.
 FIDELITY = ("mse", "l1", "gradient", "perceptual")
@@ -77,7 +78,12 @@ class TokenizerObjective(Objective):
 
     def prepare(self, record: Record, draw: int) -> torch.Tensor:
         images = record.image_parts()
-        return self.image_processor(images[draw % len(images)]["image"])["pixel_values"][0]
+        if not images:
+            raise RecordError(f"Record {shown(record.id)} has no image")
+        image = image_of(images[draw % len(images)], record)
+        with naming(record):
+            pixels: torch.Tensor = self.image_processor(image)["pixel_values"][0]
+        return pixels
 
     def collate(self, examples: list[torch.Tensor]) -> Batch:
         return {"pixel_values": torch.stack(examples)}
