@@ -1,8 +1,9 @@
 """Speed and memory of the package against plain references, measured in turns on this machine.
 
-Without a name the benchmarks are listed. Each of the named ones (or "all") runs in a process of its own; the
-table shows how many times as fast as its reference each case is, and which share of the reference's memory it
-takes beyond the weights. On two CPU cores each takes a minute or two.
+Without a name the benchmarks are listed. Each of the named ones runs in a process of its own; "all" leaves out
+those that need a package that is not installed, and names them. The table shows how many times as fast as its
+reference each case is, and which share of the reference's memory it takes beyond the weights. On two CPU cores
+each takes a minute or two.
 
 Examples:
   dualtoken bench
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,8 +27,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
+from ..common.json_files import JsonError, parse_json, read_json
+from ..common.output_files import check_file
+from ..common.packages import OPTIONAL, missing_package
+from . import options
 from .cli import unknown_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -37,10 +43,17 @@ ERROR_LINES = 12  # of a benchmark that ends with an error
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A file of `benchmarks/`, and the first line of its docstring."""
+    """A file of `benchmarks/`, the first line of its docstring, and what it imports that an extra brings."""
 
     path: Path
     summary: str
+    needs: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> str | None:
+        """How to install a package that is needed and missing, or None."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return missing_package(missing[0]) if missing else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="small",
         help="small for two CPU cores, full for a GPU (default: small)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results as a JSON list")
+    parser.add_argument(
+        "--output", type=options.path, metavar="FILE.json", help="write the results as a JSON list"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.names:
         print("\n".join(f"  {name:<14} {benchmark.summary}" for name, benchmark in known.items()))
         return 0
-    names = chosen(args.names, list(known))
-    check_output(args.output)
+    names = chosen(args.names, known)
+    if args.output is not None:  # before minutes of measuring
+        options.file_path(args.output, "--output", ".json", "the results are JSON")
+        check_file(args.output, {}, is_our_result)
     results: list[dict[str, Any]] = []
     for result in measured({name: known[name] for name in names}, args.size):
         results.append(result)
@@ -79,22 +96,48 @@ def find_benchmarks(folder: Path) -> dict[str, Benchmark]:
     for path in sorted(folder.glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
-            found[path.stem] = Benchmark(path, (ast.get_docstring(module) or "").split("\n")[0])
+            summary = (ast.get_docstring(module) or "").split("\n")[0]
+            found[path.stem] = Benchmark(path, summary, tuple(sorted(OPTIONAL.keys() & imported(module))))
     return found
 
 
-def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The benchmarks that are meant, each once. UserError for a name that there is not."""
+def imported(module: ast.Module) -> set[str]:
+    """The packages that a module imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def chosen(names: Sequence[str], known: Mapping[str, Benchmark]) -> list[str]:
+    """The benchmarks that are meant, each once; "all" are those that can run.
+
+    Errors:
+        UserError for a name that there is not, and for one that needs a package that is not installed.
+    """
     for name in names:
         if name != ALL and name not in known:
             raise UserError(unknown_name("benchmark", name, [*known, ALL]))
-    return list(known) if ALL in names else list(dict.fromkeys(names))
+        if name != ALL and (lacking := known[name].lacking):
+            raise UserError(f"for the benchmark {name} {lacking}")
+    if ALL not in names:
+        return list(dict.fromkeys(names))
+    for name, benchmark in known.items():
+        if benchmark.lacking:
+            print(one_line(f"skipped: for the benchmark {name} {benchmark.lacking}"), file=sys.stderr)
+    return [name for name, benchmark in known.items() if not benchmark.lacking]
 
 
-def check_output(path: Path | None) -> None:
-    """UserError for a place that cannot be written to, before minutes of measuring."""
-    if path is not None and (path.suffix != ".json" or path.is_dir()):
-        raise UserError(f"--output {path}: the results are JSON, so name a file that ends in .json")
+def is_our_result(path: Path) -> bool:
+    """Whether a file is a list of results, as this command writes it."""
+    try:
+        results = read_json(path)
+    except UserError:
+        return False
+    return isinstance(results, list) and all(isinstance(one, dict) and "benchmark" in one for one in results)
 
 
 def measured(benchmarks: Mapping[str, Benchmark], size: str) -> Iterator[dict[str, Any]]:
@@ -110,15 +153,19 @@ def run_benchmark(name: str, benchmark: Benchmark, size: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(benchmark.path), "--size", size],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         # The benchmark finds the package where this process has found it.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+        try:
+            return parse_json((done.stdout.splitlines() or [""])[-1])
+        except JsonError as error:
+            return {"benchmark": name, "error": f"its last line is not a result: {error}"}
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     tqdm.write("\n".join(lines[-ERROR_LINES:]), file=sys.stderr)
-    return {"benchmark": name, "error": lines[-1]}
+    return {"benchmark": name, "error": one_line(lines[-1])}
 
 
 def report(results: Iterable[Mapping[str, Any]]) -> str:

@@ -80,15 +80,43 @@ def test_a_failing_benchmark_leaves_the_others_their_results(folder, tmp_path, c
     assert "Traceback" in captured.err
 
 
+def test_a_benchmark_whose_package_is_missing_is_refused_or_skipped(folder, capsys):
+    (folder / "bad.py").unlink()
+    (folder / "lacking.py").write_text(
+        f"import absent_package.part\n{GOOD.partition('main()')[0]}main(): 1 / 0"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(bench.OPTIONAL, "absent_package", ("bench", "absent-package"))
+        assert cli.main(["bench", "good", "lacking"]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "for the benchmark lacking the package absent-package is needed" in captured.err
+        assert "pip install '.[bench]'" in captured.err
+        assert captured.err.count("\n") == 1
+        assert cli.main(["bench", "all"]) == 0
+        captured = capsys.readouterr()
+        assert captured.err.startswith("skipped: for the benchmark lacking the package absent-package")
+        assert "good on here" in captured.out
+
+
+def test_what_the_benchmarks_import_has_an_extra(folder, monkeypatch):
+    monkeypatch.undo()
+    assert bench.find_benchmarks(bench.FOLDER)["quantizer"].needs == ("vector_quantize_pytorch",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "mistake"),
     [
         (["goood"], "unknown benchmark 'goood'; did you mean 'good'? (benchmarks: bad, good, all)"),
         (["good", "qqqq"], "unknown benchmark 'qqqq'; (benchmarks:"),
-        (["good", "--output", "results.txt"], "ends in .json"),
+        (["good", "--output", "results.txt"], "must end in .json"),
+        (["good", "--output", "/proc/results.json"], "cannot be made"),
+        (["good", "--output", "benchmarks/mine.json"], "is not of dualtoken's making"),
     ],
 )
-def test_mistakes_are_one_line(folder, arguments, mistake, capsys):
+def test_mistakes_are_one_line(folder, arguments, mistake, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "mine.json").write_text('{"mine": 1}')
     assert cli.main(["bench", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
