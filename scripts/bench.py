@@ -1,9 +1,9 @@
 """Speed and memory of the package against plain references, measured in turns on this machine.
 
-Without a name the benchmarks are listed. Each of the named ones runs in a process of its own; "all" leaves out
-those that need a package that is not installed, and names them. The table shows how many times as fast as its
-reference each case is, and which share of the reference's memory it takes beyond the weights. On two CPU cores
-each takes a minute or two.
+Without a name the benchmarks are listed. Each of the named ones runs in a process of its own; "all" leaves
+out those that need a package that is not installed, and names them. The table shows how many times as fast as
+its reference each case is, and which share of the reference's memory it takes beyond the weights. On two CPU
+cores each takes a minute or two.
 
 Examples:
   dualtoken bench
