@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+
+from .errors import UserError
 
 #: (extra, name to install) of an optional package, by the name it is imported under.
 OPTIONAL = {
@@ -34,3 +37,9 @@ def missing_package(name: str) -> str:
     if extra and (_ROOT / "setup.py").is_file():  # a clone: its extras can be installed from here
         return f"the package {package} is needed and not installed: pip install '.[{extra}]' in {_ROOT}"
     return f"the package {package} is needed and not installed: pip install {package}"
+
+
+def require_package(name: str) -> None:
+    """Raise UserError where the package imported as `name` is missing; it is looked for, not imported."""
+    if importlib.util.find_spec(name) is None:
+        raise UserError(missing_package(name))

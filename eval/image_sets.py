@@ -95,9 +95,7 @@ class FolderImages(ImageSet):
         self._folder = folder
         self._files = [path for path in walk_files(folder) if is_image_name(path.name)]
         if not self._files:
-            raise UserError(
-                f"{folder} holds no image (.jpg, .png, .webp, … as Pillow knows them)"
-            )
+            raise UserError(f"{folder} holds no image (.jpg, .png, .webp, … as Pillow knows them)")
         self._classes = sorted({p.parent.name for p in self._files if p.parent != folder})
 
     def __len__(self) -> int:

@@ -17,32 +17,55 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
+from ..common.files import atomic_file
+from ..common.output_files import check_file, is_our_picture, write_plot
+from ..common.packages import require_package
+from . import options
 from .options import integer, png_path
 
 if TYPE_CHECKING:
     from ..train.loss_curves import LossCurves
 
 COLUMNS = 4
+MOST_RUNS = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder, log.jsonl or CSV of a run")
-    parser.add_argument("--reference", type=Path, help="the same of a run to compare with, drawn in grey")
     parser.add_argument(
-        "--smooth", type=integer(1), default=1, help="mean of so many log lines (default %(default)s)"
+        "runs", nargs="+", type=options.path, metavar="RUN", help="folder, log.jsonl or CSV of a run"
     )
-    parser.add_argument("--output", default="curves.png", help="picture to write (default %(default)s)")
-    parser.add_argument("--csv", type=Path, help="also write the run's losses there, in 200 rows at most")
+    parser.add_argument(
+        "--reference", type=options.path, help="the same of a run to compare with, drawn in grey"
+    )
+    parser.add_argument(
+        "--smooth",
+        type=integer(1, 1000),
+        default=1,
+        help="mean of so many log lines (default %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=options.path, default="curves.png", help="picture to write (default %(default)s)"
+    )
+    parser.add_argument(
+        "--csv", type=options.path, help="also write the run's losses there, in 200 rows at most"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..common.files import atomic_file
-    from ..train.loss_curves import LossCurves
+    from ..train.loss_curves import LOG, LossCurves
 
     if args.csv and len(args.runs) > 1:
         raise UserError(f"--csv writes the losses of one run; {len(args.runs)} are given")
+    if len(args.runs) > MOST_RUNS:
+        raise UserError(f"{len(args.runs)} runs are given; at most {MOST_RUNS} can be told apart")
     output = png_path(args.output, "--output")
+    given = [*args.runs, *([args.reference] if args.reference else [])]
+    inputs = {"a run to read": [path / LOG if path.is_dir() else path for path in given]}
+    check_file(output, inputs, is_our_picture)
+    if args.csv:
+        check_file(args.csv, inputs, is_our_csv, "--csv")
+    require_package("matplotlib")
     runs = {str(path): LossCurves.read(path) for path in args.runs}
     reference = None if args.reference is None else LossCurves.read(args.reference)
     if args.csv:
@@ -53,11 +76,15 @@ def run(args: argparse.Namespace) -> int:
         reference = reference.smoothed(args.smooth)
     for name, curves in runs.items():
         print(comparison(name, curves, reference))
-    figure = chart(runs, reference)
-    with atomic_file(output) as partial:
-        figure.savefig(partial, dpi=80)
+    write_plot(chart(runs, reference), output, dpi=80)
     print(f"curves: {output}")
     return 0
+
+
+def is_our_csv(path: Path) -> bool:
+    """Whether a file is a table of losses, as --csv writes it."""
+    with path.open("rb") as file:
+        return file.read(5) == b"step,"
 
 
 def comparison(name: str, curves: LossCurves, reference: LossCurves | None) -> str:
@@ -99,11 +126,12 @@ def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
             axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5)))
             axes.yaxis.set_minor_formatter("{x:g}")
             axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_title(name, fontsize=9)
+        axes.set_title(one_line(name, 60), fontsize=9, parse_math=False)
         axes.tick_params(labelsize=7, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         if number == 1 and (reference is not None or len(runs) > 1):
-            axes.legend(frameon=False, fontsize=7)
+            for text in axes.legend(frameon=False, fontsize=7).get_texts():
+                text.set_parse_math(False)  # names of folders are no formulas
     figure.supxlabel("step", fontsize=8)
     return figure
 

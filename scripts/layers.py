@@ -17,9 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
+from ..common.files import atomic_file
 from ..common.images import ImageSource, is_image_name
-from ..common.paths import walk_files
+from ..common.json_files import read_json, read_json_object
+from ..common.output_files import check_file, is_our_picture, write_plot
+from ..common.packages import require_package
+from ..common.paths import user_path, walk_files
+from . import options
 from .options import add_device_argument, integer, png_path, resolve_device
 
 if TYPE_CHECKING:
@@ -34,16 +39,21 @@ BATCH = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     parser.add_argument("--backbone", required=True, help="folder or hub id of a SigLIP model")
-    parser.add_argument("--images", type=Path, required=True, help="folder with images or shards")
-    parser.add_argument("--output", default="layers.png", help="the picture (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--images", type=options.path, required=True, help="folder with images or shards")
     parser.add_argument(
-        "--num-images", type=integer(1), default=200, help="images to look at, at most (default %(default)s)"
+        "--output", type=options.path, default="layers.png", help="the picture (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=options.path, help="also write every number here")
+    parser.add_argument(
+        "--num-images",
+        type=options.num_images,
+        default=200,
+        help="images to look at, at most (default %(default)s)",
     )
     parser.add_argument(
-        "--segments", type=integer(2), default=3, help="parts the layers fall into (default %(default)s)"
+        "--segments", type=integer(2, 100), default=3, help="parts the layers fall into (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and tokens")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the choice of images and tokens")
     add_device_argument(parser)
 
 
@@ -51,20 +61,23 @@ def run(args: argparse.Namespace) -> int:
     """Measure, draw and print. UserError for a folder without images or a backbone that cannot be read."""
     output = png_path(args.output, "--output")
     images = choose_images(args.images, args.num_images, args.seed)
+    inputs = {"one of the images": [image for image in images if isinstance(image, Path)]}
+    check_file(output, inputs, is_our_picture)
+    if args.json is not None:
+        check_file(args.json, inputs, is_our_json, "--json")
+    require_package("matplotlib")
     device = resolve_device(args.device)
     import torch
 
-    from ..common.files import atomic_file
     from ..tokenizer.layer_split import split_layers
 
     backbone = load_backbone(args.backbone)
     torch.nn.Module.to(backbone, device)  # PreTrainedModel's own `to` has no usable types
     split = split_layers(backbone, batches(images, backbone, device), args.segments, args.seed)
-    with atomic_file(output) as partial:
-        heat_map(split, str(args.backbone)).savefig(partial, dpi=120)
-    if args.json:
+    write_plot(heat_map(split, str(args.backbone)), output, dpi=120)
+    if args.json is not None:
         with atomic_file(args.json) as partial:
-            partial.write_text(json.dumps(numbers(split), indent=2) + "\n")
+            partial.write_text(json.dumps(numbers(split), indent=2) + "\n", encoding="utf-8")
     for reason in split.reasons:
         print(reason)
     shortcut = "null" if split.shortcut_layer is None else split.shortcut_layer
@@ -105,9 +118,12 @@ def load_backbone(source: str) -> TappedSiglip:
     from ..tokenizer.loading import load_siglip
 
     transformers.logging.set_verbosity_error()
-    config = Path(source) / "config.json"
-    if config.is_file() and json.loads(config.read_text()).get("model_type") == "dualtoken_tokenizer":
-        return DualTokenizer.from_pretrained(source).backbone.eval()
+    folder = user_path(source)
+    if folder.exists():
+        source = str(folder)
+        config = folder / "config.json"
+        if config.is_file() and read_json_object(config).get("model_type") == "dualtoken_tokenizer":
+            return DualTokenizer.from_pretrained(source).backbone.eval()
     siglip = load_siglip(source)
     backbone = TappedSiglip(siglip.config)
     backbone.load_state_dict(siglip.state_dict())
@@ -129,7 +145,7 @@ def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> 
             try:
                 images.append(processor(load_image(source))["pixel_values"])
             except UserError as error:
-                print(f"skipped {source}: {error}", file=sys.stderr)
+                print(one_line(f"skipped: {error}"), file=sys.stderr)
         if images:
             yield torch.cat(images).to(device)
 
@@ -159,8 +175,17 @@ def heat_map(split: LayerSplit, title: str) -> Any:
         xlabel="layer", ylabel="pixels recovered (R²)", ylim=(min(0.0, float(split.pixel_share.min())), 1)
     )
     axes.legend(loc="lower left")
-    figure.suptitle(f"{title}: confidence {split.confidence:.2f}")
+    figure.suptitle(f"{one_line(title, 80)}: confidence {split.confidence:.2f}", parse_math=False)
     return figure
+
+
+def is_our_json(path: Path) -> bool:
+    """Whether a file holds the numbers of this command."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return False
+    return isinstance(found, dict) and {"pixel_share", "linear_cka"} <= found.keys()
 
 
 def numbers(split: LayerSplit) -> dict[str, Any]:

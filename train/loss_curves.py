@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError
+from ..common.json_files import JsonError, parse_json, read_text
+from ..common.values import whole_number
 
 LOG = "log.jsonl"
 PREFIX = "loss/"
 #: Rows of a CSV; more points than that cannot be told apart in a picture.
 MAX_ROWS = 200
+#: More losses than that are no run's, and no picture could hold them.
+MAX_LOSSES = 64
+#: Beyond this a training has diverged, and nothing can be drawn to scale.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,11 @@ class LossCurves:
         """
         file = path / LOG if path.is_dir() else path
         try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(file)
+        except UserError as error:
             raise UserError(
-                f"{file} cannot be read ({first_line(error)}); give a run's folder, its {LOG}, or a CSV of "
-                "`dualtoken curves --csv`"
-            ) from error
+                f"{error}; give a run's folder, its {LOG}, or a CSV of `dualtoken curves --csv`"
+            ) from None
         rows: list[dict[str, float]] = []
         for row in _csv_rows(text, file) if file.suffix == ".csv" else _log_rows(text, file):
             while rows and rows[-1]["step"] >= row["step"]:
@@ -52,6 +56,8 @@ class LossCurves:
         names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
         if not names:
             raise UserError(f"{file} holds no losses yet; wait until the run has logged a step")
+        if len(names) > MAX_LOSSES:
+            raise UserError(f"{file} holds {len(names)} losses; at most {MAX_LOSSES} can be drawn")
         losses = {name: [row.get(name, math.nan) for row in rows] for name in names}
         return cls([int(row["step"]) for row in rows], losses)
 
@@ -96,14 +102,14 @@ def _log_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             losses = {
-                name.removeprefix(PREFIX): float(value)
+                name.removeprefix(PREFIX): _loss(value)
                 for name, value in row.items()
                 if name.startswith(PREFIX) and name.count("/") == 1
             }
-            found = {"step": int(row["step"]), **losses}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = {"step": whole_number(row["step"], "step", 0, 2**53), **losses}
+        except (JsonError, UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):  # without its line break: torn
                 return
             raise UserError(f"{file}, line {number} is no line of a run's log") from error
@@ -112,13 +118,26 @@ def _log_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
 
 def _csv_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
     reader = csv.DictReader(text.splitlines())
-    if "step" not in (reader.fieldnames or ()):
-        raise UserError(f"{file} has no column step; it must be a CSV of `dualtoken curves --csv`")
-    for row in reader:
-        try:
-            yield {name: float(value) for name, value in row.items() if value}
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}, line {reader.line_num} is not made of numbers") from error
+    try:
+        if "step" not in (reader.fieldnames or ()):
+            raise UserError(f"{file} has no column step; it must be a CSV of `dualtoken curves --csv`")
+        for row in reader:
+            step = whole_number(int(row["step"] or ""), "step", 0, 2**53)
+            losses = {name: _loss(value) for name, value in row.items() if name != "step" and value}
+            yield {"step": step, **losses}
+    except (csv.Error, ValueError, TypeError) as error:
+        if isinstance(error, UserError) and reader.line_num <= 1:
+            raise
+        raise UserError(f"{file}, line {reader.line_num} is not made of numbers") from error
+
+
+def _loss(value: str | float | None) -> float:
+    """A loss that can be drawn; nan for one that is missing or has no end."""
+    try:
+        number = math.nan if value is None else float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
+    return number if abs(number) <= LARGEST else math.nan
 
 
 def _mean(values: list[float]) -> float:

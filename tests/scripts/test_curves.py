@@ -1,11 +1,14 @@
 """Loss curves: what a log holds after kills and resumes, what a CSV keeps, and the comparison with one."""
 
+import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts import cli
@@ -102,6 +105,81 @@ def test_a_csv_of_another_kind_is_named(tmp_path: Path):
     (tmp_path / "other.csv").write_text("name,text\na,1\n")
     with pytest.raises(UserError, match="no column step"):
         LossCurves.read(tmp_path / "other.csv")
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=80),
+    st.sampled_from(
+        [
+            "step,text\nnan,1\n",
+            "step,text\n1,inf\n2,1e400\n",
+            "step,text\n1,2,3,4\n",
+            "step,text\n,2\n",
+            'step,text\n1,"' + "x" * 200_000,
+            "step,a\0b\n1,2\n",
+            "step," + ",".join(f"loss{n}" for n in range(500)) + "\n1" + ",1" * 500,
+            '{"step": 1e999, "loss/text": 1}\n',
+            '{"step": 1, "loss/text": ' + "9" * 400 + "}\n",
+            '{"step": 1, "loss/$x_{": 1e300}\n',
+            '{"step": null, "loss/text": 1}\n\n',
+            '{"step": 1, "loss/text": NaN}\n',
+            '{"step": 1, "loss/text": [[1]]}\n\n',
+            "[" * 100_000 + "\n\n",
+            "[]\n1\n",
+        ]
+    ),
+    st.dictionaries(st.text(max_size=9).map(lambda name: f"loss/{name}"), st.floats() | st.integers()).map(
+        lambda losses: json.dumps({"step": 3, **losses}) + "\n"
+    ),
+)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(text=HOSTILE, suffix=st.sampled_from([".csv", ".jsonl"]))
+def test_a_file_of_anything_gives_curves_or_one_line(text: str, suffix: str, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"curves{suffix}"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        curves = LossCurves.read(path)
+    except UserError:
+        return
+    assert len(curves.losses) <= 64
+    assert all(abs(value) <= 1e30 or math.isnan(value) for row in curves.losses.values() for value in row)
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    for name in ("$x_{", "b"):
+        Path(name).mkdir()
+        Path(name, "log.jsonl").write_text(
+            '{"step": 1, "loss/$\\frac{": 2}\n{"step": 2, "loss/$\\frac{": NaN}\n'
+        )
+    assert cli.main(["curves", "$x_{", "b"]) == 0
+
+
+def test_a_run_and_a_picture_of_the_users_are_never_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.csv").write_text("step,text\n1,2\n")
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    (tmp_path / "mine.csv").write_text("name,age\n")
+    for arguments, told in (
+        (["run", "--csv", "run/log.jsonl"], "is also a run to read"),
+        (["run", "--reference", "old.csv", "--csv", "old.csv"], "is also a run to read"),
+        (["run", "--output", "mine.png"], "not of dualtoken's making"),
+        (["run", "--csv", "mine.csv"], "not of dualtoken's making"),
+        (["run", "--output", "/proc/x.png"], "cannot be made"),
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+        assert cli.main(["curves", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert err.count("\n") == 1
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    if importlib.util.find_spec("matplotlib"):
+        assert cli.main(["curves", "run"]) == cli.main(["curves", "run"]) == 0
 
 
 def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
