@@ -73,7 +73,7 @@ def problems(section: Any, prefix: str = "") -> list[str]:
     Every number is checked by the range of its field; a number without a range must only be one (not NaN).
     """
     found = []
-    for name, limits, kind, value in _numbers(section, prefix):
+    for name, limits, kind, value in numbers(section, prefix):
         try:
             limits.check(value, name, whole=kind is int)
         except UserError as error:
@@ -107,12 +107,13 @@ def number_kind(hint: Any) -> type | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def _numbers(section: Any, prefix: str) -> Iterator[tuple[str, Limits, type, Any]]:
+def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Limits, type, Any]]:
+    """(name, range, int or float, value) of every number in a dataclass and in all dataclasses in it."""
     hints = typing.get_type_hints(type(section))
     for one in fields(section):
         value, name = getattr(section, one.name), f"{prefix}.{one.name}".lstrip(".")
         for inner_name, inner in _inner_sections(value, name):
-            yield from _numbers(inner, inner_name)
+            yield from numbers(inner, inner_name)
         kind = number_kind(hints[one.name])
         if kind is None or value is None:
             continue
@@ -121,7 +122,7 @@ def _numbers(section: Any, prefix: str) -> Iterator[tuple[str, Limits, type, Any
             yield from ((f"{name}.{key}", limits, kind, item) for key, item in value.items())
         elif isinstance(value, list | tuple):
             yield from ((name, limits, kind, item) for item in value)
-        elif not isinstance(value, str):  # a field that is a number or a text, and has a text
+        else:
             yield name, limits, kind, value
 
 

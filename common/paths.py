@@ -13,15 +13,24 @@ from .errors import UserError, shown
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
 
 
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """`path` with a leading ~ expanded. UserError for one that no file system can hold."""
+def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
+    """`path` with a leading ~ expanded.
+
+    Errors:
+        UserError, starting with `what`, for one that no file system can hold.
+    """
     text = os.fspath(path)
     if not text or "\0" in text:
-        raise UserError(f"{shown(text)} is not a path")
+        raise UserError(f"{what} {shown(text)} is not a path")
     try:
-        return Path(text).expanduser()
+        expanded = Path(text).expanduser()
+        expanded.exists()
     except RuntimeError:  # ~name of a user that there is not
-        raise UserError(f"{shown(text)}: there is no such user's home folder") from None
+        raise UserError(f"{what} {shown(text)}: there is no such user's home folder") from None
+    except (OSError, ValueError) as error:  # too long, or not encodable
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise UserError(f"{what} {shown(text)} cannot be used: {reason}") from None
+    return expanded
 
 
 def regular_file(path: Path, what: str) -> Path:

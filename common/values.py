@@ -42,7 +42,7 @@ def finite_number(
     Errors:
         UserError for another type, and for one out of range.
     """
-    limits = _range(least, most) + _open_range(above, below)
+    limits = ",".join(filter(None, (_range(least, most), _open_range(above, below))))
     value = _scalar(value)
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
@@ -82,5 +82,7 @@ def _range(least: float, most: float | None) -> str:
 
 
 def _open_range(above: float | None, below: float | None) -> str:
-    low = "" if above is None else f" above {above:g}"
-    return low + ("" if below is None else f"{' and' if low else ''} below {below:g}")
+    """The same for bounds that are themselves not allowed."""
+    words = [f"above {above:g}"] if above is not None else []
+    words += [f"below {below:g}"] if below is not None else []
+    return f" {' and '.join(words)}" if words else ""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..common.errors import UserError, first_line
+from ..common.limits import limited, problems
 from ..common.packages import missing_package
 
 if TYPE_CHECKING:
@@ -35,20 +36,17 @@ class LoraSettings:
             names or ends of names ([q_proj, v_proj]).
     """
 
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: int = limited(16, least=1, most=65_536)
+    alpha: int = limited(32, least=1, most=2**31)
+    dropout: float = limited(0.0, least=0.0, below=1.0)
     dora: bool = False
     target_modules: str | list[str] = ALL_LINEAR
 
     def validate(self) -> None:
         """Raise UserError for a value outside its range."""
-        if self.rank < 1:
-            raise UserError(f"lora.rank is {self.rank}; it must be at least 1")
-        if self.alpha <= 0:
-            raise UserError(f"lora.alpha is {self.alpha}; it must be > 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"lora.dropout is {self.dropout}; it must be in [0, 1)")
+        wrong = problems(self, "lora")
+        if wrong:
+            raise UserError(wrong[0])
         if self.target_modules != ALL_LINEAR and (
             isinstance(self.target_modules, str) or not self.target_modules
         ):

@@ -7,15 +7,41 @@ section is shared. Unknown keys, wrong types and impossible combinations are err
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.json_files import DEEPEST, read_text
+from ..common.limits import in_range, limited
+from ..common.limits import problems as out_of_range
+from ..common.paths import user_path
+from ..common.values import LARGEST_SEED
 from ..mllm.adapters import LoraSettings
 from .discriminator import AdversarialConfig
+
+_ROOT = Path(__file__).resolve().parent.parent
+#: The recipes that the package brings.
+RECIPES = Path(__file__).resolve().parent / "recipes"
+LARGEST_RECIPE = 1_000_000  # bytes
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_WEIGHT = 1e6  # no loss has a greater one
+
+
+def _locate(section: Any, *names: str) -> None:
+    """Expand the paths in these fields: ~ is home, and pretrained/… also what the package brings."""
+    for name in names:
+        path = getattr(section, name)
+        if not isinstance(path, str):
+            continue
+        if path.startswith("~"):
+            path = str(user_path(path, name))
+        elif path.startswith("pretrained/") and not Path(path).exists() and (_ROOT / path).exists():
+            path = str(_ROOT / path)
+        object.__setattr__(section, name, path)
 
 
 @dataclass(frozen=True)
@@ -31,8 +57,11 @@ class SourceConfig:
     """
 
     path: str
-    weight: float = 1.0
-    max_repeats: float | None = None
+    weight: float = limited(1.0, above=0.0, most=1e9)
+    max_repeats: float | None = limited(None, above=0.0, most=1e9)
+
+    def __post_init__(self) -> None:
+        _locate(self, "path")
 
 
 @dataclass(frozen=True)
@@ -54,12 +83,12 @@ class DataConfig:
     """
 
     sources: dict[str, SourceConfig]
-    micro_batch_size: int = 32
-    sort_window: int = 1
-    num_workers: int = 0
-    pack_length: int = 0
-    pack_window: int = 256
-    max_length: int = 0
+    micro_batch_size: int = limited(32, least=1, most=65_535)
+    sort_window: int = limited(1, least=1, most=10_000)
+    num_workers: int = limited(0, least=0, most=256)
+    pack_length: int = limited(0, least=0, most=2**22)
+    pack_window: int = limited(256, least=1, most=1_000_000)
+    max_length: int = limited(0, least=0, most=2**22)
 
 
 @dataclass(frozen=True)
@@ -80,15 +109,15 @@ class OptimizerConfig:
         gradient_clipping: largest global gradient norm; 0 switches clipping off.
     """
 
-    lr: float = 1e-3
-    muon_lr: float | None = None
-    muon_momentum: float = 0.95
-    lr_scale: dict[str, float] = field(default_factory=dict)
-    group_lr: dict[str, float] = field(default_factory=dict)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    gradient_clipping: float = 1.0
+    lr: float = limited(1e-3, least=0.0, most=10.0)
+    muon_lr: float | None = limited(None, least=0.0, most=10.0)
+    muon_momentum: float = limited(0.95, least=0.0, below=1.0)
+    lr_scale: dict[str, float] = field(default_factory=dict, metadata=in_range(least=0.0, most=1e6))
+    group_lr: dict[str, float] = field(default_factory=dict, metadata=in_range(least=0.0, most=10.0))
+    betas: tuple[float, float] = limited((0.9, 0.95), least=0.0, below=1.0)
+    eps: float = limited(1e-8, least=0.0, most=1.0)
+    weight_decay: float = limited(0.05, least=0.0, most=10.0)
+    gradient_clipping: float = limited(1.0, least=0.0, most=1e9)
 
 
 @dataclass(frozen=True)
@@ -102,9 +131,9 @@ class ScheduleConfig:
     """
 
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_steps: int = 100
-    final_ratio: float = 0.05
-    decay_share: float = 0.1
+    warmup_steps: int = limited(100, least=0, most=10**9)
+    final_ratio: float = limited(0.05, least=0.0, most=1.0)
+    decay_share: float = limited(0.1, least=0.0, most=1.0)
 
 
 @dataclass(frozen=True)
@@ -147,26 +176,26 @@ class RunConfig:
             stopped.
     """
 
-    steps: int
-    gradient_accumulation_steps: int = 1
+    steps: int = limited(least=1, most=10**9)
+    gradient_accumulation_steps: int = limited(1, least=1, most=65_535)
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
-    weight_average: float | None = None
-    zero_stage: int = 0
+    weight_average: float | None = limited(None, above=0.0, below=1.0)
+    zero_stage: int = limited(0, least=0, most=3)
     offload: Literal["none", "optimizer", "all"] = "none"
-    threads: int = 0
-    log_every: int = 10
-    save_every: int = 500
-    keep_checkpoints: int = 2
+    threads: int = limited(0, least=0, most=1024)
+    log_every: int = limited(10, least=1, most=10**9)
+    save_every: int = limited(500, least=0, most=10**9)
+    keep_checkpoints: int = limited(2, least=1, most=10_000)
     keep_best: bool = True
     export_dtype: Literal["fp32", "bf16"] = "fp32"
-    spike_factor: float = 0.0
-    max_skipped: int = 10
-    timeout_minutes: float = 30.0
-    peak_tflops: float = 0.0
+    spike_factor: float = limited(0.0, least=0.0, most=1e9)
+    max_skipped: int = limited(10, least=1, most=10**9)
+    timeout_minutes: float = limited(30.0, above=0.0, most=100_000.0)
+    peak_tflops: float = limited(0.0, least=0.0, most=1e9)
     wandb_project: str | None = None
-    stop_after: int = 0
+    stop_after: int = limited(0, least=0, most=10**9)
 
 
 @dataclass(frozen=True)
@@ -183,12 +212,12 @@ class ValidationConfig:
         guidance_scale: of the drawings; None takes the model's own.
     """
 
-    every: int
+    every: int = limited(least=1, most=10**9)
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    batches: int = 8
+    batches: int = limited(8, least=1, most=1_000_000)
     prompts: list[str] = field(default_factory=list)
-    seed: int = 0
-    guidance_scale: float | None = None
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
+    guidance_scale: float | None = limited(None, least=0.0, most=1000.0)
 
 
 @dataclass(frozen=True)
@@ -212,12 +241,15 @@ class ContrastiveConfig:
     vision_config: dict[str, Any]
     text_config: dict[str, Any]
     text_tokenizer: str
-    contrastive_weight: float = 1.0
-    patch_weight: float = 0.0
-    patch_layer: int = -1
-    background_weight: float = 1.0
-    consistency_weight: float = 0.0
-    max_text_length: int = 32
+    contrastive_weight: float = limited(1.0, least=0.0, most=_WEIGHT)
+    patch_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    patch_layer: int = limited(-1, least=-1000, most=1000)
+    background_weight: float = limited(1.0, least=0.0, most=_WEIGHT)
+    consistency_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    max_text_length: int = limited(32, least=1, most=65_536)
+
+    def __post_init__(self) -> None:
+        _locate(self, "text_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -253,22 +285,25 @@ class TokenizerObjectiveConfig:
 
     teacher: str
     model: dict[str, Any]
-    semantic_weight: float = 5.0
-    pooled_weight: float = 1.0
-    mse_weight: float = 5.0
-    l1_weight: float = 0.0
-    gradient_weight: float = 0.0
-    pixel_commitment_weight: float = 5.0
-    semantic_commitment_weight: float = 5.0
-    pixel_consistency_weight: float = 0.0
-    semantic_consistency_weight: float = 0.0
-    perceptual_weight: float = 0.0
+    semantic_weight: float = limited(5.0, least=0.0, most=_WEIGHT)
+    pooled_weight: float = limited(1.0, least=0.0, most=_WEIGHT)
+    mse_weight: float = limited(5.0, least=0.0, most=_WEIGHT)
+    l1_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    gradient_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    pixel_commitment_weight: float = limited(5.0, least=0.0, most=_WEIGHT)
+    semantic_commitment_weight: float = limited(5.0, least=0.0, most=_WEIGHT)
+    pixel_consistency_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    semantic_consistency_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
+    perceptual_weight: float = limited(0.0, least=0.0, most=_WEIGHT)
     perceptual_weights: str | None = None
     adversarial: AdversarialConfig | None = None
     trained: list[str] | None = None
-    semantic_fraction: float = 1.0
-    unquantized_steps: int | None = 0
-    initialisation_vectors: int = 16384
+    semantic_fraction: float = limited(1.0, above=0.0, most=1.0)
+    unquantized_steps: int | None = limited(0, least=0, most=10**9)
+    initialisation_vectors: int = limited(16384, least=1, most=10**9)
+
+    def __post_init__(self) -> None:
+        _locate(self, "teacher", "perceptual_weights")
 
 
 @dataclass(frozen=True)
@@ -295,10 +330,13 @@ class MllmObjectiveConfig:
     visual_tokenizer: str
     text_tokenizer: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    prompt_dropout: float = 0.1
+    prompt_dropout: float = limited(0.1, least=0.0, most=1.0)
     shuffle_turns: bool = False
     trained: list[str] | None = None
     lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        _locate(self, "llm", "visual_tokenizer", "text_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -321,19 +359,23 @@ class Recipe:
     mllm: MllmObjectiveConfig | None = None
     validation: ValidationConfig | None = None
     init_from: str | None = None
-    seed: int = 0
+    seed: int = limited(0, least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
+        _locate(self, "output", "init_from")
+        wrong = out_of_range(self)
+        if wrong:  # first of all, because the checks below calculate with these numbers
+            raise UserError("recipe: " + "; ".join(wrong))
         sections = [name for name in ("contrastive", "tokenizer", "mllm") if getattr(self, name) is not None]
         problems = []
         if len(sections) != 1:
             problems.append(
                 f"exactly one of contrastive, tokenizer, mllm must be given, not {sections or 'none'}"
             )
+        if not self.output.strip():
+            problems.append("output is empty; give the folder of the run")
         if not self.data.sources:
             problems.append("data.sources is empty; name at least one folder of shards")
-        if any(source.weight <= 0 for source in self.data.sources.values()):
-            problems.append("every data.sources.*.weight must be > 0; remove a source that is not wanted")
         problems += _sharding_problems(self)
         optimizer = self.optimizer
         if optimizer.muon_lr is not None and self.run.zero_stage and optimizer.gradient_clipping:
@@ -350,8 +392,6 @@ class Recipe:
                 "run.precision bf16 needs run.zero_stage 1 to 3 (the stage-0 bf16 optimizer drifts)"
             )
         problems += _guard_problems(self) + _validation_problems(self)
-        if not 0.0 <= self.schedule.decay_share <= 1.0:
-            problems.append(f"schedule.decay_share is {self.schedule.decay_share}; it must be in [0, 1]")
         if self.mllm is not None and self.mllm.lora is not None:
             self.mllm.lora.validate()
             if self.mllm.trained is not None:
@@ -364,12 +404,7 @@ class Recipe:
                     "mllm.lora adapts a trained LLM, but mllm.llm is a configuration of random weights; name "
                     "a folder or hub id, or give init_from"
                 )
-        for name in ("steps", "gradient_accumulation_steps", "log_every"):
-            if getattr(self.run, name) < 1:
-                problems.append(f"run.{name} is {getattr(self.run, name)}; it must be at least 1")
         problems += self._data_problems()
-        if self.data.micro_batch_size < 1 or self.data.sort_window < 1:
-            problems.append("data.micro_batch_size and data.sort_window must be at least 1")
         if problems:
             raise UserError("recipe: " + "; ".join(problems))
 
@@ -377,17 +412,11 @@ class Recipe:
         """What is wrong with the repeats of the sources and with packing."""
         data, problems = self.data, []
         limits = [source.max_repeats for source in data.sources.values()]
-        if any(limit is not None and limit <= 0 for limit in limits):
-            problems.append("every data.sources.*.max_repeats must be > 0; leave it out for no limit")
         if limits and None not in limits:
             problems.append(
                 "every source has max_repeats, so the data would end; leave it out for at least one of "
                 "data.sources"
             )
-        if data.pack_length < 0 or data.pack_window < 1:
-            problems.append("data.pack_length must be 0 or more and data.pack_window at least 1")
-        if data.max_length < 0:
-            problems.append("data.max_length must be 0 or more")
         if data.max_length and self.mllm is None:
             problems.append("data.max_length is for token sequences, so only mllm can have it; set it to 0")
         if data.pack_length and self.mllm is None:
@@ -403,8 +432,6 @@ class Recipe:
 def _sharding_problems(recipe: Recipe) -> list[str]:
     """What ZeRO's stage and offloading cannot do."""
     run, problems = recipe.run, []
-    if run.zero_stage not in (0, 1, 2, 3):
-        problems.append(f"run.zero_stage is {run.zero_stage}; allowed are 0, 1, 2, 3")
     if run.offload == "optimizer" and run.zero_stage == 0:
         problems.append("run.offload optimizer needs run.zero_stage 1, 2 or 3")
     if run.zero_stage == 3 and recipe.mllm is None:
@@ -418,17 +445,13 @@ def _sharding_problems(recipe: Recipe) -> list[str]:
 
 def _guard_problems(recipe: Recipe) -> list[str]:
     run, problems = recipe.run, []
-    if run.spike_factor and run.spike_factor <= 1.0:
+    if 0 < run.spike_factor <= 1.0:
         problems.append(f"run.spike_factor is {run.spike_factor}; it must be above 1, or 0 to switch it off")
     if run.spike_factor and recipe.optimizer.muon_lr is not None and run.zero_stage:
         problems.append(
             "run.spike_factor with optimizer.muon_lr needs run.zero_stage 0; beyond it the norm that "
             "DeepSpeed reports is that of Muon's updates, which have no spikes"
         )
-    if run.max_skipped < 1:
-        problems.append(f"run.max_skipped is {run.max_skipped}; it must be at least 1")
-    if run.timeout_minutes <= 0:
-        problems.append(f"run.timeout_minutes is {run.timeout_minutes}; it must be > 0")
     return problems
 
 
@@ -436,8 +459,8 @@ def _validation_problems(recipe: Recipe) -> list[str]:
     validation, problems = recipe.validation, []
     if validation is None:
         return []
-    if validation.every < 1 or validation.batches < 1:
-        problems.append("validation.every and validation.batches must be at least 1")
+    if not all(prompt.strip() for prompt in validation.prompts):
+        problems.append("validation.prompts holds an empty one; give each at least one word")
     if not validation.sources and not validation.prompts:
         problems.append("validation has neither sources nor prompts; give one of them or leave it out")
     if recipe.tokenizer is not None and recipe.tokenizer.adversarial is not None:
@@ -452,7 +475,9 @@ def _validation_problems(recipe: Recipe) -> list[str]:
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
-    """Read ``[RECIPE.yaml, --section.key value, ...]`` into a Recipe.
+    """Read ``[RECIPE, --section.key value, ...]`` into a Recipe.
+
+    RECIPE is a YAML file, or the name of one that the package brings (nano_sft).
 
     Errors:
         UserError for a file that is not there, an unknown key, a wrong type or an impossible combination.
@@ -470,15 +495,58 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     )
     parser.add_class_arguments(Recipe)
     if arguments and not arguments[0].startswith("-"):
-        if not Path(arguments[0]).is_file():
-            raise UserError(f"recipe {arguments[0]!r} is not a file; give the path of a recipe YAML")
         arguments = ["--config", *arguments]
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args(_with_recipe_files(arguments))
         namespace.pop("config", None)
         return Recipe(**vars(parser.instantiate(namespace)))
-    except ArgumentError as error:
-        raise UserError(f"recipe: {' '.join(str(error).split())}") from error
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        # Beside its own errors jsonargparse lets some pass that a value of the wrong kind caused in it.
+        raise UserError(f"recipe: {error}") from error
+
+
+def _with_recipe_files(arguments: list[str]) -> list[str]:
+    """The arguments with every ``--config`` replaced by its file, read through once."""
+    found = list(arguments)
+    for number, (option, value) in enumerate(itertools.pairwise(found)):
+        if option == "--config":
+            found[number + 1] = str(_recipe_file(value))
+    return [
+        f"--config={_recipe_file(word.partition('=')[2])}" if word.startswith("--config=") else word
+        for word in found
+    ]
+
+
+def _recipe_file(given: str) -> Path:
+    """The file of a recipe that is given by path or by name, if YAML of a bounded size is in it."""
+    path = user_path(given, "recipe")
+    if not path.exists():
+        folders = (RECIPES, RECIPES / "stages")
+        names = {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
+        if given not in names:
+            raise UserError(
+                f"recipe {shown(given)} is not a file; give a YAML file, or one of {', '.join(sorted(names))}"
+            )
+        path = names[given]
+    check_yaml(read_text(path, largest=LARGEST_RECIPE), path)
+    return path
+
+
+def check_yaml(text: str, path: Path) -> None:
+    """Raise UserError unless `text` is a YAML mapping, nested and repeated no more than a recipe would be."""
+    depth = aliases = 0
+    try:
+        for number, event in enumerate(yaml.parse(text, Loader=_YAML_LOADER)):
+            if number == 2 and not isinstance(event, yaml.MappingStartEvent):
+                raise UserError(f"{path} holds no keys; expected a YAML mapping, such as output: runs/mine")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            aliases += isinstance(event, yaml.AliasEvent)
+            if depth > DEEPEST or aliases > DEEPEST:
+                raise UserError(f"{path} is nested or refers to itself more than {DEEPEST} times")
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
 
 
 def save_resolved(recipe: Recipe, path: Path) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.limits import limited
 from ..tokenizer.codebook import is_distributed
 
 
@@ -33,16 +34,16 @@ class AdversarialConfig:
         leak: slope of the hinge beyond its margin; 0 is the plain hinge.
     """
 
-    weight: float = 0.75
-    start_step: int = 0
-    warmup_steps: int = 0
-    layers: int = 3
-    channels: int = 64
-    lr: float = 7.2e-5
-    betas: tuple[float, float] = (0.5, 0.9)
-    adaptive_min: float = 0.3
-    adaptive_max: float = 10.0
-    leak: float = 0.0
+    weight: float = limited(0.75, least=0.0, most=1e6)
+    start_step: int = limited(0, least=0, most=10**9)
+    warmup_steps: int = limited(0, least=0, most=10**9)
+    layers: int = limited(3, least=1, most=10)
+    channels: int = limited(64, least=1, most=4096)
+    lr: float = limited(7.2e-5, least=0.0, most=10.0)
+    betas: tuple[float, float] = limited((0.5, 0.9), least=0.0, below=1.0)
+    adaptive_min: float = limited(0.3, least=0.0, most=1e6)
+    adaptive_max: float = limited(10.0, least=0.0, most=1e6)
+    leak: float = limited(0.0, least=0.0, most=1.0)
 
 
 class PatchDiscriminator(nn.Sequential):
