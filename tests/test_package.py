@@ -98,7 +98,7 @@ def test_a_built_copy_holds_the_small_model_and_all_that_is_not_a_module(built):
 
 def test_every_folder_of_modules_is_a_package():
     """A folder without `__init__.py` would be missing from an installation, but not from an editable one."""
-    names = ("tokenizer", "mllm", "data_pipelines", "train", "eval", "scripts")
+    names = ("common", "tokenizer", "mllm", "data_pipelines", "train", "eval", "scripts")
     folders = {path.parent for name in names for path in (ROOT / name).rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 

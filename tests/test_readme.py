@@ -43,7 +43,7 @@ def test_a_recipe_exists(name):
 
 
 def test_the_layout_names_every_folder_of_the_package():
-    (layout,) = [block for _, block in BLOCKS if block.startswith("tokenizer/")]
+    (layout,) = [block for _, block in BLOCKS if block.startswith("common/")]
     named = {line.split("/")[0] for line in layout.splitlines()}
     there = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert there - {"tests"} <= named

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -504,7 +505,21 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         raise
     except (ArgumentError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         # Beside its own errors jsonargparse lets some pass that a value of the wrong kind caused in it.
-        raise UserError(f"recipe: {error}") from error
+        raise UserError(f"recipe: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """jsonargparse's explanation, of a value in optional sections only the innermost: which key, and why."""
+    text = str(error)
+    inner = [
+        line.strip(" -")
+        for line in text.splitlines()
+        if ("is not accepted" in line or "Expected a" in line) and "NoneType" not in line
+    ]
+    if "Union subtypes" not in text or not inner:
+        return text
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    return f"{'.'.join(keys)}: {inner[0]}"
 
 
 def _with_recipe_files(arguments: list[str]) -> list[str]:

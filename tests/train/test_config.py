@@ -79,6 +79,10 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         parse_recipe([_changed(tmp_path, speed="fast")])
     with pytest.raises(UserError, match="learning_rate"):
         parse_recipe([_changed(tmp_path, optimizer={"learning_rate": 1e-3})])
+    with pytest.raises(UserError, match=r"^recipe: mllm\.lora: Option 'ranks' is not accepted$"):
+        parse_recipe(["nano_sft", "--mllm.lora", "{ranks: 3}"])
+    with pytest.raises(UserError, match=r"^recipe: mllm\.prompt_dropout: Expected a .*float.*x$"):
+        parse_recipe(["nano_sft", "--mllm.prompt_dropout", "x"])
 
 
 @pytest.mark.parametrize(
