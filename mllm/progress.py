@@ -26,7 +26,8 @@ def shown_progress(progress: Progress | bool | None, rounds: int = 1) -> Iterato
         with tqdm(unit="position", leave=False) as bar:
 
             def advance(done: int, total: int) -> None:
-                bar.total = rounds * total
+                if bar.total is None:
+                    bar.reset(rounds * total)
                 bar.update()
 
             yield advance
