@@ -5,9 +5,16 @@ generator write records to tar shards with a manifest (`shards`); training reads
 or, much faster, with codes that the visual tokenizer computed once (`code_cache`).
 """
 
-from .records import EncodedImage, Record, RecordError
-from .scenes import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
-from .shards import ShardDataset, ShardWriter
+from typing import TYPE_CHECKING
+
+from ..common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .records import EncodedImage, Record, RecordError
+    from .scenes import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
+    from .shards import ShardDataset, ShardWriter
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "NUM_PATCH_CLASSES",

@@ -1,26 +1,34 @@
 """The unified model: one causal language model that reads and writes text and images as dual visual codes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
+from typing import TYPE_CHECKING
 
-from .adapters import LoraSettings, add_lora, merge_adapters
-from .assemble import build_model, build_processor, save_model
-from .chat_format import ChatFormat
-from .configuration import DualTokenConfig
-from .conversation import drop_prompt, is_text_to_image, render
-from .image_generation import GenerationCancelled
-from .losses import LossTerms
-from .messages import normalise_messages
-from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
-from .pipeline import DualTokenPipeline, resolve_model
-from .processing import CachedCodes, DualTokenProcessor, EncodedRecord
-from .sampling import ImageSamplingOptions
-from .text_tokenizer import train_text_tokenizer
+from ..common.lazy import lazy_exports
+from ..tokenizer.auto_classes import register
 
-# exist_ok: a test runner may import the package a second time under another name.
-AutoConfig.register(DualTokenConfig.model_type, DualTokenConfig, exist_ok=True)
-AutoModel.register(DualTokenConfig, DualTokenForConditionalGeneration, exist_ok=True)
-AutoModelForMultimodalLM.register(DualTokenConfig, DualTokenForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(DualTokenConfig, DualTokenProcessor, exist_ok=True)
+if TYPE_CHECKING:
+    from .adapters import LoraSettings, add_lora, merge_adapters
+    from .assemble import build_model, build_processor, save_model
+    from .chat_format import ChatFormat
+    from .configuration import DualTokenConfig
+    from .conversation import drop_prompt, is_text_to_image, render
+    from .image_generation import GenerationCancelled
+    from .losses import LossTerms
+    from .messages import normalise_messages
+    from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
+    from .pipeline import DualTokenPipeline, resolve_model
+    from .processing import CachedCodes, DualTokenProcessor, EncodedRecord
+    from .sampling import ImageSamplingOptions
+    from .text_tokenizer import train_text_tokenizer
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+register(
+    "dualtoken",
+    config=f"{__name__}.configuration:DualTokenConfig",
+    AutoModel=f"{__name__}.modeling:DualTokenForConditionalGeneration",
+    AutoModelForMultimodalLM=f"{__name__}.modeling:DualTokenForConditionalGeneration",
+    AutoProcessor=f"{__name__}.processing:DualTokenProcessor",
+)
 
 __all__ = [
     "CachedCodes",

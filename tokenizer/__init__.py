@@ -1,21 +1,27 @@
 """The dual visual tokenizer: images to pixel and semantic codes, and pixel codes back to images."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from ..common.lazy import lazy_exports
+from .auto_classes import register
 
-from ..common.errors import UserError
-from ..common.images import load_image
-from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
-from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
-from .processing import DualTokenizerImageProcessor
-from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
-from .stored import StoredTokenizer
+if TYPE_CHECKING:
+    from ..common.errors import UserError
+    from ..common.images import load_image
+    from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+    from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
+    from .processing import DualTokenizerImageProcessor
+    from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
+    from .stored import StoredTokenizer
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
-# exist_ok: a test runner may import the package a second time under another name.
-AutoConfig.register(DualTokenizerConfig.model_type, DualTokenizerConfig, exist_ok=True)
-AutoModel.register(DualTokenizerConfig, DualTokenizer, exist_ok=True)
-AutoImageProcessor.register(DualTokenizerConfig, DualTokenizerImageProcessor, exist_ok=True)
+register(
+    "dualtoken_tokenizer",
+    config=f"{__name__}.configuration:DualTokenizerConfig",
+    AutoModel=f"{__name__}.modeling:DualTokenizer",
+    AutoImageProcessor=f"{__name__}.processing:DualTokenizerImageProcessor",
+)
 
 __all__ = [
     "CodebookHealth",
