@@ -114,18 +114,25 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError(str(error)) from None
 
 
+def inline_image(text: str) -> bytes | None:
+    """The bytes of an image file that `text` holds, a data: URL or base64; None for a name.
+
+    Errors:
+        ImageError for a data: URL that is broken.
+    """
+    return _from_data_url(text) if text.startswith("data:") else _from_base64(text)
+
+
 def _from_text(text: str) -> tuple[str, bytes]:
     """A path that is there, taken literally; or a URL, base64, or a path to be expanded."""
     if _is_there(text):
         return _from_path(Path(text))
-    if text.startswith("data:"):
-        return "the given image", _from_data_url(text)
+    if (data := inline_image(text)) is not None:
+        return "the given image", data
     if text.startswith(("http://", "https://")):
         raise ImageError(f"image {shown(text)} is a web address: download it first, and give the file")
     if text.startswith("file:"):
         text = url2pathname(urlsplit(text).path)
-    elif (data := _from_base64(text)) is not None:
-        return "the given image", data
     return _from_path(Path(text))
 
 

@@ -6,16 +6,19 @@ What comes back can always be written again as valid JSON in UTF-8: no NaN, no l
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from .errors import UserError, first_line, shown
 
 DEEPEST = 64
 #: Settings and manifests are never bigger; lists of records are read by other means.
 LARGEST_FILE = 256_000_000
+#: A line of JSON lines or of a table; some hold images.
+LONGEST_LINE = 64_000_000
 
 
 class JsonError(ValueError):
@@ -41,12 +44,96 @@ def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
         raise JsonError(f"not UTF-8 at byte {error.start}") from None
     except ValueError as error:
         raise JsonError(first_line(error)) from None
+    _check_value(value, text, deepest)
+    return value
+
+
+def json_list(text: str, deepest: int = DEEPEST) -> Iterator[Any]:
+    """The entries of a text that is a JSON list, one after the other; a JsonError for one that is unusable.
+
+    Unusable is what `parse_json` refuses, but for broken syntax, behind which nothing can be found.
+
+    Errors:
+        JsonError where the text is not a list, or its syntax is broken, with the line.
+    """
+    decoder = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)
+    place = _expected(text, 0, "[")
+    if _next_character(text, place) == "]":
+        place = _expected(text, place, "]")
+    else:
+        separator = ","
+        while separator == ",":
+            start = _past_space(text, place)
+            entry, place = _list_entry(decoder, text, start, deepest)
+            yield entry
+            separator = "]" if _next_character(text, place) == "]" else ","
+            place = _expected(text, place, separator)
+    if text[place:].strip():
+        raise JsonError(f"more behind the end of the list, in line {_line(text, place)}")
+
+
+def _list_entry(decoder: json.JSONDecoder, text: str, start: int, deepest: int) -> tuple[Any, int]:
+    """(entry, where it ends): the entry of a list that begins at `start`, or a JsonError in its place."""
+    try:
+        value, end = decoder.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise JsonError(f"{error.msg} in line {error.lineno}") from None
+    except RecursionError:
+        return JsonError(f"nested deeper than {deepest} levels"), _end_of_entry(text, start)
+    except ValueError as error:  # a number of thousands of digits
+        return JsonError(first_line(error)), _end_of_entry(text, start)
+    try:
+        _check_value(value, text[start:end], deepest)
+    except JsonError as error:
+        return error, end
+    return value, end
+
+
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+
+
+def _end_of_entry(text: str, start: int) -> int:
+    """Where the entry of a list that begins at `start` ends, by its brackets alone."""
+    depth = 0
+    for found in _STRUCTURE.finditer(text, start):
+        mark = found[0]
+        if depth == 0 and mark in (",", "]"):
+            return found.start()
+        depth += (mark in ("[", "{")) - (mark in ("]", "}"))
+    raise JsonError(f"an entry without an end, from line {_line(text, start)} on")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _past_space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
+
+
+def _next_character(text: str, place: int) -> str:
+    return text[(start := _past_space(text, place)) : start + 1]
+
+
+def _expected(text: str, place: int, character: str) -> int:
+    """The place behind `character`, which comes next."""
+    place = _past_space(text, place)
+    if text[place : place + 1] != character:
+        raise JsonError(f"{character!r} is missing in line {_line(text, place)}")
+    return place + 1
+
+
+def _line(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def _check_value(value: Any, text: str, deepest: int) -> None:
+    """Raise JsonError where `value`, parsed from `text`, cannot be written again."""
     if text.count("[") + text.count("{") > deepest and nesting(value) > deepest:
         raise JsonError(f"nested deeper than {deepest} levels")
     suspicious = "\\ud" in text or "\\uD" in text or not is_encodable(text)
     if suspicious and not is_encodable(json.dumps(value, ensure_ascii=False)):
-        raise JsonError("half of a surrogate pair, which no text can hold")
-    return value
+        raise JsonError("half of a surrogate pair, which no text can hold, or bytes that are not UTF-8")
 
 
 def nesting(value: Any) -> int:
@@ -125,6 +212,23 @@ def enumerate_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
+
+
+def bounded_lines(file: IO[AnyStr], longest: int = LONGEST_LINE) -> Iterator[AnyStr | None]:
+    """The lines of an open file; None stands for one of more than `longest` bytes or characters."""
+    while line := file.readline(longest + 1):
+        if len(line) <= longest:
+            yield line
+            continue
+        yield None
+        end = line[-1:]
+        while line and not _ends(end):
+            line = file.readline(longest + 1)
+            end = line[-1:]
+
+
+def _ends(end: str | bytes) -> bool:
+    return end in ("\n", "\r", b"\n")
 
 
 def _finite(digits: str) -> float | None:

@@ -49,8 +49,10 @@ def regular_file(path: Path, what: str) -> Path:
     return path
 
 
-def inside(folder: Path, name: object, what: str) -> Path:
+def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
     """The path `name` of `folder`, for a name that a file gives.
+
+    links: those in the folder may lead out of it; the folder is the user's own, and its links are too.
 
     Errors:
         UserError for a name that is not a text, is absolute, or leads out of the folder (also by a link).
@@ -61,6 +63,8 @@ def inside(folder: Path, name: object, what: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
         raise UserError(f"{what} {shown(name)} leads out of {folder}; names are relative to that folder")
     path = folder / name
+    if links:
+        return path
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{what} {shown(name)} is a link out of {folder}")

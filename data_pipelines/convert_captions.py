@@ -8,6 +8,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from .convert import ImageOptions
+from .foreign_values import as_list, first_given, optional_text
 from .records import EncodedImage, Record, RecordError, assistant, image_part, user
 
 TASKS: tuple[str, ...] = ("caption", "t2i", "all")
@@ -57,11 +58,15 @@ class CaptionOptions:
 
 
 def caption_list(value: Any) -> list[str]:
-    """The captions in a field: a text or a list of texts. Raises RecordError when there is none."""
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
-        raise RecordError("it has no caption" if value is None else "its caption is no text")
-    captions = [text.strip() for text in given if text.strip()]
+    """The captions in a field: a text, a number, or a list of these, whose null and empty ones are left out.
+
+    Raises RecordError when there is none.
+    """
+    given = as_list(value)
+    if not given:
+        raise RecordError("it has no caption")
+    captions = [text.strip() for item in given if (text := optional_text(item, "caption")) is not None]
+    captions = [text for text in captions if text]
     if not captions:
         raise RecordError("its caption is empty")
     return captions
@@ -71,5 +76,4 @@ def find_caption(entry: Any, field_name: str | None) -> Any:
     """The caption in a JSON object: under `field_name`, or under the first usual name; None without one."""
     if not isinstance(entry, Mapping):
         return entry if isinstance(entry, str | list) else None
-    names = CAPTION_FIELDS if field_name is None else (field_name,)
-    return next((entry[name] for name in names if entry.get(name) is not None), None)
+    return first_given(entry, *(CAPTION_FIELDS if field_name is None else (field_name,)))

@@ -6,23 +6,29 @@ in order by one process (streamed, unless a download is asked for); their images
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, first_line
-from .convert import ImageOptions, Rejected, one_line
+from ..common.errors import UserError, first_line, shown
+from ..common.outputs import Inputs
+from ..common.paths import user_path
+from ..mllm.messages import is_media
+from .convert import LARGEST_IMAGE_FILE, ImageOptions, Rejected
 from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list
-from .convert_llava import IMAGE_MARK, check_marks, conversation, read_image, turn_text
+from .convert_llava import read_image
 from .convert_run import Sample, Source
-from .records import EncodedImage, Record, RecordError, image_part, question_turns
+from .foreign_values import as_list, needed_text, optional_text
+from .hf_datasets import Dataset, open_dataset
+from .records import EncodedImage, Part, Record, RecordError, image_part, question_turns
+from .turns import check_no_media, conversation, mark_images, read_turns
 
 CONVERSATION_COLUMNS: tuple[str, ...] = ("conversations", "messages", "texts")
 IMAGE_COLUMNS: tuple[str, ...] = ("image", "images", "jpg", "png", "webp", "img")
+#: How `datasets` names files of a repository on the hub.
+_REPOSITORY = "hf://"
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,16 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """An opened data set: rows by `datasets`, files that cannot be read, and facts for the manifest."""
+class Folders:
+    """Where images may lie that rows name: the user's folder for names, the data set's own for its paths."""
 
-    rows: Any
-    damaged: list[Rejected]
-    total: int | None
-    licence: str | None
-    fingerprint: str
+    images: Path
+    data: tuple[Path, ...] = ()
+
+    def of(self, path: str) -> Path:
+        """The folder in which a path is allowed, if in any; `images` otherwise."""
+        whole = Path(os.path.abspath(path))
+        return next((one for one in self.data if whole.is_relative_to(one.absolute())), self.images)
 
 
 @dataclass
@@ -115,10 +123,10 @@ class HuggingFaceSource(Source):
         self._data: Dataset | None = open_dataset(
             self.path, self.config, self.split, self.revision, self.streaming
         )
-        known = self._data.rows.column_names
-        if known is None:
-            known = list(next(iter(self._data.rows), {}))
-        self.columns = self.columns.resolve(known)
+        self.columns = self.columns.resolve(self._data.columns)
+        # Without images, what is asked about may be a video.
+        media = () if self.columns.images else filter(is_media, self._data.columns)
+        self._media = tuple(name for name in media if name not in self.columns.used())
         if self.licence == "unknown" and self._data.licence:
             self.licence = self._data.licence
         self.records_per_sample = 1 if self.columns.caption is None else self.options.records_per_sample
@@ -129,6 +137,10 @@ class HuggingFaceSource(Source):
     def settings(self) -> dict[str, Any]:
         where = {"config": self.config, "split": self.split, "revision": self.revision}
         return {**where, "columns": asdict(self.columns), **asdict(self.options)}
+
+    def inputs(self) -> Inputs:
+        local = user_path(self.path)
+        return {"--input": local if local.exists() else None}
 
     def fingerprint(self) -> str:
         assert self._data is not None
@@ -145,10 +157,11 @@ class HuggingFaceSource(Source):
         assert self._data is not None
         yield from self._data.damaged[start:]
         number = max(0, start - len(self._data.damaged))
-        rows = self._data.rows.select_columns(self.columns.used())
         try:
-            for number, row in enumerate(rows.skip(number), start=number):  # noqa: B020
-                yield Sample(f"row {number}", (number, row))
+            rows = self._data.read([*self.columns.used(), *self._media], number)
+            for number, row in enumerate(rows, start=number):  # noqa: B020
+                name = f"row {number}"
+                yield Rejected(name, row) if isinstance(row, str) else Sample(name, (number, row))
         except UserError:
             raise
         except Exception as error:  # Arrow, the hub and the file systems have no common exception
@@ -160,13 +173,14 @@ class HuggingFaceSource(Source):
     def records(self, payload: tuple[int, dict[str, Any]]) -> Iterator[tuple[Record, str]]:
         number, row = payload
         columns = self.columns
-        given = row.get(columns.id) if columns.id else None
-        name = str(given) if given is not None else f"{self.split}-{number}"
-        limits = self.options.images
+        check_no_media({name: row[name] for name in self._media})
+        name = optional_text(row.get(columns.id), "id") if columns.id else None
+        name = name or f"{self.split}-{number}"
+        limits, folders = self.options.images, self._folders()
         images = [
-            stored_value(value, f"{name} {column}", self.image_folder, limits)
+            stored_value(value, f"{name} {column}", folders, limits)
             for column in columns.images or ()
-            for value in _as_list(row[column])
+            for value in as_list(row[column])
         ]
         if columns.caption is not None:
             if len(images) != 1:
@@ -175,166 +189,53 @@ class HuggingFaceSource(Source):
             return
         parts = [image_part(image) for image in images]
         if columns.conversations is not None:
-            turns = mark_images(unified_turns(row[columns.conversations]), len(parts))
-            yield Record(name, conversation(turns, parts)), limits.split(name)
+            turns = mark_images(read_turns(row[columns.conversations]), len(parts))
+            yield Record(name, conversation(turns, parts, self._read_part)), limits.split(name)
             return
         assert columns.question is not None
         assert columns.answer is not None
-        pairs = [(_text(row[columns.question], "question"), _text(row[columns.answer], "answer"))]
-        yield Record(name, question_turns(parts, pairs), {"task": "vqa"}), limits.split(name)
+        # Of several answers, as people gave them, the first.
+        question, answer = (
+            needed_text(next(iter(as_list(row[column])), None), what)
+            for column, what in ((columns.question, "question"), (columns.answer, "answer"))
+        )
+        record = Record(name, question_turns(parts, [(question, answer)]), {"task": "vqa"})
+        yield record, limits.split(name)
 
+    def _read_part(self, name: Any) -> Part:
+        return image_part(stored_value(name, "an image", self._folders(), self.options.images))
 
-# --- opening ----------------------------------------
+    def _folders(self) -> Folders:
+        local = user_path(self.path)
+        if local.exists():
+            return Folders(self.image_folder, (local if local.is_dir() else local.parent,))
+        import datasets
 
-
-def open_dataset(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Dataset:
-    """Open one split, images left encoded. Raises UserError when `datasets` cannot."""
-    import datasets
-
-    try:
-        if Path(path).exists():
-            return _open_local(Path(path), config, split)
-        facts = f"{path} {config} {split} {revision}"
-        rows = datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
-        known = (rows.info.splits or {}).get(split)
-        total = known.num_examples if known is not None else None
-        return Dataset(_undecoded(rows), [], total or None, rows.info.license, facts)
-    except UserError:
-        raise
-    except Exception as error:  # as many kinds of exceptions as there are file systems and formats
-        raise UserError(
-            f"--input {path} (config {config}, split {split}) cannot be opened as a Hugging Face data set: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _open_local(path: Path, config: str | None, split: str) -> Dataset:
-    import datasets
-
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise UserError(f"{path} has no split '{split}': it has {', '.join(saved)}.")
-            saved = saved[split]
-        return Dataset(_undecoded(saved), [], len(saved), saved.info.license, _file_facts([path], path))
-    if files := parquet_files(path, split):
-        return _open_parquet(files, path, split)
-    if path.is_dir():
-        rows = datasets.load_dataset(str(path), config, split=split, streaming=True)
-        every = sorted(file for file in path.rglob("*") if file.is_file())
-        return Dataset(_undecoded(rows), [], None, rows.info.license, _file_facts(every, path))
-    kind = {".jsonl": "json", ".tsv": "csv"}.get(path.suffix, path.suffix.removeprefix("."))
-    more = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **more)
-    return Dataset(_undecoded(rows), [], None, None, _file_facts([path], path.parent))
-
-
-def parquet_files(path: Path, split: str) -> list[Path]:
-    """The parquet files at `path`: those whose names tell the split, or all when none does."""
-    if path.is_file():
-        return [path] if path.suffix == ".parquet" else []
-    files = sorted(path.rglob("*.parquet"))
-    named = [file for file in files if split in re.split(r"[-_./]", file.relative_to(path).as_posix())]
-    return named or files
-
-
-def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    whole: list[str] = []
-    damaged: list[Rejected] = []
-    total = 0
-    for file in files:
-        try:
-            total += parquet.read_metadata(file).num_rows
-            whole.append(str(file))
-        except (pyarrow.ArrowException, OSError) as error:
-            damaged.append(Rejected(file.name, f"damaged parquet file ({one_line(error)[:100]})"))
-    if not whole:
-        raise UserError(f"No parquet file in {path} can be read: {damaged[0].sample}: {damaged[0].reason}.")
-    rows = datasets.load_dataset("parquet", data_files={split: whole}, split=split, streaming=True)
-    return Dataset(_undecoded(rows), damaged, total, None, _file_facts(files, path))
-
-
-def _undecoded(rows: Any) -> Any:
-    """Rows as a stream whose images stay the bytes of their files."""
-    import datasets
-
-    stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
-    return stream.decode(False)
-
-
-def _file_facts(files: Sequence[Path], root: Path) -> str:
-    every = [inner for file in files for inner in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    facts = "\n".join(f"{file.name} {file.stat().st_size}" for file in every if file.is_file())
-    return hashlib.sha256(f"{root.name}\n{facts}".encode()).hexdigest()
+        return Folders(self.image_folder, (Path(datasets.config.HF_CACHE_HOME),))
 
 
 # --- values of columns ----------------------------------------
 
 
-def stored_value(value: Any, name: str, folder: Path, options: ImageOptions) -> EncodedImage:
-    """The value of an image column: bytes, {"bytes", "path"}, or the name of a file. Raises RecordError."""
-    path: str | None = None
+def stored_value(value: Any, name: str, folders: Folders, options: ImageOptions) -> EncodedImage:
+    """The value of an image column: bytes, {"bytes", "path"}, a data: URL, or the name of a file.
+
+    Raises RecordError for anything else: null, a web address, a path outside of `folders`.
+    """
+    path: Any = None
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
-    if isinstance(value, str):
-        return read_image(folder, value, options)
     if isinstance(value, bytes):
-        return options.stored(value, path or name)
+        return options.stored(value, path if isinstance(path, str) else name)
+    if isinstance(value, str):
+        return read_image(folders.images, value, options)
+    if value is not None or not isinstance(path, str | None):
+        raise RecordError(f"its image is {shown(value if path is None else path)}, no bytes and no name")
     if path is None:
         raise RecordError("it has no image")
-    if Path(path).is_file():
-        return options.stored(Path(path).read_bytes(), Path(path).name)
-    import fsspec
+    if path.startswith(_REPOSITORY) or f"::{_REPOSITORY}" in path:
+        import fsspec
 
-    with fsspec.open(path, "rb") as file:  # a file inside the data set's repository or archive
-        return options.stored(file.read(), path)
-
-
-def unified_turns(value: Any) -> list[Any]:
-    """Turns of a conversation column: a list, the same as JSON text, or pairs {"user", "assistant"}."""
-    turns = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(turns, list):
-        raise RecordError(f"a conversation is a list of turns, got {type(turns).__name__}")
-    unified: list[Any] = []
-    for turn in turns:
-        if isinstance(turn, dict) and "user" in turn and "assistant" in turn:
-            unified += [{"role": role, "content": turn[role]} for role in ("user", "assistant")]
-        else:
-            unified.append(turn)
-    return unified
-
-
-def mark_images(turns: list[Any], num_images: int) -> list[Any]:
-    """The turns, with the images before the first question when no turn says where they belong."""
-    texts = [turn_text(turn) for turn in turns]
-    if num_images and not any(IMAGE_MARK in text for text in texts):
-        first = next((n for n, turn in enumerate(turns) if _is_user(turn)), None)
-        if first is None:
-            raise RecordError("no turn of the user that its images could stand in")
-        marked = {"role": "user", "content": IMAGE_MARK * num_images + texts[first]}
-        turns = [*turns[:first], marked, *turns[first + 1 :]]
-    check_marks(turns, num_images)
-    return turns
-
-
-def _is_user(turn: Any) -> bool:
-    return (turn.get("from") or turn.get("role")) in ("human", "user")
-
-
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return [item for item in value if item is not None]
-    return [] if value is None else [value]
-
-
-def _text(value: Any, what: str) -> str:
-    """A text, or the first of several."""
-    first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, str) or not first.strip():
-        raise RecordError(f"its {what} is empty or no text")
-    return first.strip()
+        with fsspec.open(path, "rb") as file:  # a file inside the data set's repository or archive
+            return options.stored(file.read(LARGEST_IMAGE_FILE), path)
+    return read_image(folders.of(path), path, options)

@@ -4,28 +4,34 @@ An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<ima
 with one image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a
 human turn it is input, in a gpt turn something to draw. Files are one JSON list or JSON lines. The other
 usual spelling, "messages" with "role" and "content" and images under "images", is read as well; fields that
-are neither go to the metadata.
+are neither go to the metadata. An image is the name of a file, a data: URL or base64.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
-from ..common.paths import regular_file
-from .convert import ImageOptions, OutputOptions
+from ..common.errors import ImageError, UserError, one_line, shown
+from ..common.image_sources import inline_image
+from ..common.json_files import JsonError, bounded_lines, json_list, parse_json
+from ..common.outputs import Inputs
+from ..common.paths import inside, regular_file, user_path
+from .convert import ImageOptions, OutputOptions, read_file
 from .convert_run import Sample, Source, write_source
-from .records import Message, Part, Record, RecordError, image_part, text_part
+from .foreign_values import as_list, first_given, optional_text
+from .records import EncodedImage, Record, RecordError, image_part
 from .shards import file_checksum
+from .turns import check_marks, check_no_media, conversation, read_turns
 
-IMAGE_MARK = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
+#: In place of a name, where the entry holds the image itself.
+_INLINE = "in the entry"
+#: A JSON list is read as a whole; JSON lines may be of any length.
+LARGEST_LIST = 4_000_000_000
 
 
 @dataclass
@@ -38,10 +44,7 @@ class LlavaSource(Source):
     options: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
-        if not self.path.is_file():
-            raise UserError(
-                f"--input {self.path} is not a file: expected conversations as JSON or JSON lines."
-            )
+        regular_file(self.path, "--input")
         if not self.image_folder.is_dir():
             raise UserError(f"--image-folder {self.image_folder} is not a folder.")
         self.name = self.path.name
@@ -52,6 +55,9 @@ class LlavaSource(Source):
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)
+
+    def inputs(self) -> Inputs:
+        return {"--input": self.path, "--image-folder": self.image_folder}
 
     def fingerprint(self) -> str:
         return file_checksum(self.path)
@@ -83,117 +89,110 @@ def prepare_llava(
     options: ImageOptions | None = None,
 ) -> dict[str, Any]:
     """Write the conversations of `path` to shards; `image_folder` defaults to the folder of the JSON."""
-    folder = Path(image_folder) if image_folder is not None else Path(path).parent
-    return write_source(LlavaSource(Path(path), folder, licence, options or ImageOptions()), output)
+    file = user_path(path)
+    folder = user_path(image_folder) if image_folder is not None else file.parent
+    return write_source(LlavaSource(file, folder, licence, options or ImageOptions()), output)
 
 
 def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list, or of JSON lines one by one; a broken line stays text, for a rejection."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        if not is_json_list(path):
-            yield from (_parse_line(line) for line in file if line.strip())
-            return
-        try:
-            entries = json.load(file)
-        except ValueError as error:
-            raise UserError(f"--input {path} is not valid JSON ({error}).") from error
-    yield from entries
+    """The entries of a JSON list, or of JSON lines one by one; a JsonError in the place of a broken one.
+
+    Errors:
+        UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
+    """
+    if not is_json_list(path):
+        with path.open("rb") as file:
+            yield from (_parsed(line) for line in bounded_lines(file) if line is None or line.strip())
+        return
+    if (size := path.stat().st_size) > LARGEST_LIST:
+        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry a line (JSON lines)")
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    try:
+        yield from json_list(text)
+    except JsonError as error:
+        raise UserError(f"--input {path} is not valid JSON: {error}") from error
 
 
 def is_json_list(path: Path) -> bool:
     """Whether the first character that is no white space opens a list."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        while (character := file.read(1)).isspace():
-            pass
-        return character == "["
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        while start and not start.strip():
+            start = file.read(1 << 16)
+    return start.strip().startswith(b"[")
 
 
-def _parse_line(line: str) -> Any:
+def _parsed(line: bytes | None) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
-        return line
+        return JsonError("a line too long to be read") if line is None else parse_json(line)
+    except JsonError as error:
+        return error
 
 
 def _entry_name(number: int, entry: Any) -> str:
-    if isinstance(entry, dict) and "id" in entry:
-        return f"entry {number} ({entry['id']})"
-    return f"entry {number}"
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return f"entry {number}" if given is None else f"entry {number} ({one_line(given, 80)})"
 
 
 def llava_record(
     entry: Any, image_folder: Path, default_id: str, *, options: ImageOptions | None = None
 ) -> Record:
     """One entry as a record. Raises RecordError that says what is wrong with it."""
-    if not isinstance(entry, dict):
-        raise RecordError("it is not a JSON object")
-    turns = entry.get("conversations", entry.get("messages"))
-    if not isinstance(turns, list):
+    if isinstance(entry, JsonError):
+        raise RecordError(f"it is not JSON: {entry}")
+    if not isinstance(entry, Mapping):
+        raise RecordError(f"it is not a JSON object but {shown(entry)}")
+    check_no_media(entry)
+    given = first_given(entry, "conversations", "messages")
+    if given is None:
         raise RecordError("it has no list under 'conversations' or 'messages'")
-    given = entry.get("image") or entry.get("images") or []
-    names = [given] if isinstance(given, str) else list(given)
+    turns = read_turns(given)
+    names = as_list(entry.get("image") or entry.get("images"))
     limits = options or ImageOptions()
-    # Marks are compared first: reading the images is the dear part.
+    # Marks are compared first: reading the images is the expensive part.
     check_marks(turns, len(names))
-    images = [image_part(read_image(image_folder, name, limits)) for name in names]
+
+    images = [read_image(image_folder, name, limits) for name in names]
+    messages = conversation(
+        turns, list(map(image_part, images)), lambda name: image_part(read_image(image_folder, name, limits))
+    )
     metadata = {key: value for key, value in entry.items() if key not in _KNOWN_FIELDS}
     if names:
-        metadata["images"] = names
-    return Record(str(entry.get("id", default_id)), conversation(turns, images), metadata).validate()
+        metadata["images"] = [name if inline_image(name) is None else _INLINE for name in names]
+    return Record(optional_text(entry.get("id"), "id") or default_id, messages, metadata).validate()
 
 
-def check_marks(turns: Sequence[Any], num_images: int) -> None:
-    """Raise RecordError unless the turns have one <image> mark for each image."""
-    marks = sum(turn_text(turn).count(IMAGE_MARK) for turn in turns)
-    if marks != num_images:
-        raise RecordError(f"the number of images ({num_images}) and of {IMAGE_MARK} marks ({marks}) differ")
+def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
+    """The image `name`: a file of `folder`, a data: URL or base64. Raises RecordError where it is unusable.
 
-
-def conversation(turns: Sequence[Any], images: Sequence[Part]) -> list[Message]:
-    """Messages of LLaVA's turns (from, value) or of (role, content); each mark becomes the next image."""
-    waiting = iter(images)
-    messages: list[Message] = []
-    for turn in turns:
-        given = turn.get("from", turn.get("role"))
-        role = _ROLES.get(str(given))
-        if role is None:
-            raise RecordError(f"a turn is from '{given}', expected human, gpt or system")
-        messages.append({"role": role, "content": _turn_parts(turn_text(turn), waiting)})
-    return messages
-
-
-def turn_text(turn: Any) -> str:
-    """The text of a turn of either spelling. Raises RecordError for one without a text."""
-    text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-    if isinstance(text, list):  # parts, as chat templates take them
-        pieces = [part.get("text") if part.get("type") == "text" else IMAGE_MARK for part in text]
-        text = "".join(map(str, pieces))
-    if not isinstance(text, str):
-        raise RecordError("a turn has no text under 'value' or 'content'")
-    return text
-
-
-def _turn_parts(value: str, images: Iterator[Part]) -> list[Part]:
-    """Text and images of one turn; white space around a mark only separates it from the text."""
-    if IMAGE_MARK not in value:
-        return [text_part(value)]
-    parts: list[Part] = []
-    for number, text in enumerate(value.split(IMAGE_MARK)):
-        if number:
-            parts.append(next(images))
-        if text.strip():
-            parts.append(text_part(text.strip()))
-    return parts
-
-
-def read_image(folder: Path, name: Any, options: ImageOptions) -> Any:
-    """The image file `name` of `folder`, checked. Raises RecordError when it is missing or broken."""
+    An absolute path has to lie in `folder`; links in the folder are followed.
+    """
     if not isinstance(name, str) or not name:
-        raise RecordError(f"an image is named by a text, got {type(name).__name__}")
-    if name.startswith(("http://", "https://")):
-        raise RecordError(f"image '{name}': a web address; download it first, for example with img2dataset")
+        raise RecordError(f"an image is named by a text, got {shown(name)}")
     try:
-        data = regular_file(folder / name, "image").read_bytes()
-    except (OSError, UserError) as error:
-        raise RecordError(f"image '{name}': missing or unreadable") from error
+        data = inline_image(name)
+    except ImageError as error:
+        raise RecordError(str(error)) from None
+    if data is not None:
+        return options.stored(data, _INLINE)
+    if name.startswith(("http://", "https://")):
+        raise RecordError(
+            f"image {shown(name)}: a web address; download it first, for example with img2dataset"
+        )
+    path = _path_in(folder, name)
+    try:
+        data = read_file(path)
+    except RecordError as error:
+        raise RecordError(f"image {shown(name)}: {error}") from None
     return options.stored(data, name)
+
+
+def _path_in(folder: Path, name: str) -> Path:
+    """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
+    whole = folder.absolute()
+    if Path(name).is_absolute() and Path(name).is_relative_to(whole):
+        name = str(Path(name).relative_to(whole))
+    try:
+        return inside(folder, name, "image", links=True)
+    except UserError as error:
+        raise RecordError(str(error)) from None

@@ -30,7 +30,7 @@ IMAGE_KINDS = ("image", "image_url", "input_image")
 _SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source", "data")
 _CODES = ("pixel_codes", "semantic_codes")
 _NO_IMAGES = (bool, int, float, list, tuple, dict)
-_MEDIA = re.compile(r"video|audio|sound|speech", re.IGNORECASE)
+_MEDIA = re.compile(r"(?:input_)?(?:video|audio|sound|speech)s?(?:_url|_path|_file)?", re.IGNORECASE)
 #: A mark that stands for a video or a sound begins a line or ends the text; elsewhere it is talked about.
 _MARK = re.compile(r"(?:\A\s*|^[ \t]*)<(video|audio)>|<(video|audio)>\s*\Z", re.IGNORECASE | re.MULTILINE)
 
@@ -78,7 +78,12 @@ def image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
 
 def is_media(kind: Any) -> bool:
     """Whether a part of this type, or a field of this name, holds a video or a sound."""
-    return isinstance(kind, str) and _MEDIA.search(kind) is not None
+    return isinstance(kind, str) and _MEDIA.fullmatch(kind) is not None
+
+
+def media_kind(name: str) -> str:
+    """ "video" or "audio", for a type or field that `is_media`."""
+    return "video" if "video" in name.lower() else "audio"
 
 
 def no_media(what: str, kind: str) -> str:
@@ -143,7 +148,7 @@ def _normalise_part(where: str, part: Any, role: str) -> dict[str, Any]:
             raise UserError(f"{where}: type 'unconditional' is for the user's turn, not the {role}'s")
         return {"type": "unconditional"}
     if is_media(kind):
-        raise UserError(f"{where}: {no_media(f'a part of type {shown(kind)}', _kind_of(kind))}")
+        raise UserError(f"{where}: {no_media(f'a part of type {shown(kind)}', media_kind(kind))}")
     raise UserError(f"{where} has type {shown(kind)}; allowed: text, image")
 
 
@@ -159,7 +164,3 @@ def _normalise_image(where: str, part: Mapping[str, Any]) -> dict[str, Any]:
     if source == "" if isinstance(source, str) else isinstance(source, _NO_IMAGES):
         raise UserError(f"{where}: an image is a path, a URL, bytes or a PIL image, not {shown(source)}")
     return {"type": "image", "image": source}
-
-
-def _kind_of(name: str) -> str:
-    return "video" if "video" in name.lower() else "audio"

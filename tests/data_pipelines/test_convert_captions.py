@@ -16,7 +16,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert import ImageList, ImageOptions, OutputOptions, stored_image
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
 from dualtoken.data_pipelines.convert_folder import FolderSource
-from dualtoken.data_pipelines.convert_hf import Columns, HuggingFaceSource, mark_images, unified_turns
+from dualtoken.data_pipelines.convert_hf import Columns, HuggingFaceSource
 from dualtoken.data_pipelines.convert_llava import LlavaSource, prepare_llava
 from dualtoken.data_pipelines.convert_run import REJECTED, write_source
 from dualtoken.data_pipelines.convert_sets import ListSource, _labels_entry
@@ -291,14 +291,6 @@ def test_conversations_of_a_data_set(tmp_path, output):
     ]
 
 
-def test_the_spellings_of_turns():
-    both = [{"user": "q", "assistant": "a", "source": "s"}]
-    assert unified_turns(both) == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert mark_images(unified_turns(json.dumps(both)), 1)[0]["content"] == "<image>q"
-    with pytest.raises(RecordError, match="differ"):
-        mark_images([{"role": "user", "content": "<image>"}], 2)
-
-
 @pytest.mark.parametrize(
     ("columns", "word"),
     [
@@ -362,7 +354,7 @@ def test_broken_llava_entries_are_named(tmp_path, output):
         "entry 7 (lost)": "missing",
         "entry 8 (web)": "web address",
         "entry 9 (mute)": "no text",
-        "entry 10": "not a JSON object",
+        "entry 10": "not JSON: not UTF-8 at byte 8",
     }.items():
         assert word in told[name]
 
