@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.outputs import check_output, mark_output
+from ..common.paths import user_path
 from .options import integer
 
 
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for kind in (official, trained):
         kind.add_argument("--output", type=Path, required=True, help="folder to make")
-        kind.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+        kind.add_argument("--overwrite", action="store_true", help="replace what an earlier convert made")
 
 
 def step(text: str) -> int | str:
@@ -61,19 +63,33 @@ def step(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print what came out. UserError for files that do not fit, before anything is written."""
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"--output {args.output} exists; choose another name or give --overwrite")
+    args.output, args.checkpoint = user_path(args.output), user_path(args.checkpoint)
+    check_output(args.output, inputs_of(args), args.overwrite)
     import transformers
 
     transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
-    return convert_official(args) if args.kind == "official" else convert_checkpoint(args)
+    status = convert_official(args) if args.kind == "official" else convert_checkpoint(args)
+    mark_output(args.output, "dualtoken convert")
+    return status
+
+
+def inputs_of(args: argparse.Namespace) -> dict[str, Path | None]:
+    """What is read, by the option that names it."""
+    if args.kind == "checkpoint":
+        return {"the checkpoint": args.checkpoint}
+    backbone = None if args.backbone is None else user_path(args.backbone)
+    return {"the checkpoint": args.checkpoint, "--config": args.config, "--backbone": backbone}
 
 
 def convert_checkpoint(args: argparse.Namespace) -> int:
     """A checkpoint of a training run."""
     from ..train.export import export_checkpoint, find_checkpoint, recipe_of
+    from ..train.run_folder import CHECKPOINTS
 
     checkpoint = find_checkpoint(args.checkpoint, args.step)
+    run = checkpoint.resolve().parent.parent
+    if checkpoint.parent.name == CHECKPOINTS and args.output.resolve().is_relative_to(run):
+        raise UserError(f"--output {args.output} lies in the run {run} itself; give a folder outside it")
     export_checkpoint(checkpoint, recipe_of(checkpoint), args.output, args.dtype, args.average)
     print(f"{args.output}: the model of {checkpoint}" + (", averaged" if args.average else ""))
     return 0

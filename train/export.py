@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
 from .checkpoint import Checkpoints
 from .checkpoint_files import RECIPE, STATE, SavedState, damage, fault, read_beside
@@ -74,19 +74,17 @@ def export_checkpoint(
     Errors:
         UserError when there are no averages, or the recipe builds another model than was trained.
     """
-    beside = read_beside(checkpoint)
-    averages = beside.get("weight_average", {}).get("averages")
-    if average and averages is None:
-        raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
-    stage = SavedState.read(checkpoint).zero_stage
-    stage = recipe.run.zero_stage if stage is None else stage
     objective = build_objective(_without_judges(recipe))
     if recipe.run.precision == "bf16":  # the weights that the run computes with
         objective.bfloat16()
-    _load(objective, saved_weights(checkpoint, stage), checkpoint)
-    if average:
-        _assign(dict(objective.named_parameters()), averages)
-    objective.load_extra_state(beside.get("objective", {}))
+    try:
+        _restore(objective, checkpoint, recipe, average)
+    except UserError:
+        raise
+    except Exception as error:  # foreign content fails in many ways
+        raise UserError(
+            f"{checkpoint} does not fit the model of its recipe, or is damaged: {first_line(error)}"
+        ) from error
     objective.eval()
     with atomic_folder(output) as temporary:
         objective.export(temporary, DTYPES[dtype or recipe.run.export_dtype])
@@ -101,12 +99,16 @@ def _without_judges(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, tokenizer=tokenizer)
 
 
-def _load(objective: Objective, weights: dict[str, Tensor], checkpoint: Path) -> None:
-    try:
-        objective.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{checkpoint} does not fit the model of its recipe: {reason}") from error
+def _restore(objective: Objective, checkpoint: Path, recipe: Recipe, average: bool) -> None:
+    beside = read_beside(checkpoint)
+    averages = beside.get("weight_average", {}).get("averages")
+    if average and averages is None:
+        raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
+    stage = SavedState.read(checkpoint).zero_stage
+    objective.load_state_dict(saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage))
+    if average:
+        _assign(dict(objective.named_parameters()), averages)
+    objective.load_extra_state(beside.get("objective", {}))
 
 
 @torch.no_grad()

@@ -124,9 +124,8 @@ def require_same_groups(checkpoint: Path, model: nn.Module, config: OptimizerCon
         return
     if not alike:
         raise UserError(
-            f"{checkpoint} cannot be resumed with optimizer.group_lr, lr_scale or muon_lr that put "
-            "parameters into other groups than before (rates that were equal must stay equal, and different "
-            "ones different): set them back, or begin another run (another output, and init_from)"
+            f"{checkpoint} cannot be resumed with other groups of parameters: rates by optimizer.group_lr, "
+            "lr_scale and muon_lr that were equal must stay equal, and different ones different"
         )
 
 

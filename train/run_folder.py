@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError
 from ..common.locks import only_process
-from ..common.outputs import is_mount_point, refuse_overlap
+from ..common.outputs import examining, is_mount_point, refuse_overlap, require_writable
 from ..common.paths import user_path
 from ..data_pipelines.storage import is_url
 from .config import Recipe
@@ -56,16 +56,12 @@ def inputs_of(recipe: Recipe) -> dict[str, Path | None]:
 
 def _take(recipe: Recipe, folder: Path, held: ExitStack) -> None:
     """Check the folder, make it and lock it. UserError for what is in the way of that."""
-    try:
+    with examining(folder, "output"):
         refuse_overlap(folder, inputs_of(recipe), "output")
         _refuse_foreign(folder)
+        require_writable(folder, "output")
         held.enter_context(only_process(folder, f"output {folder}"))
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(
-            f"output {folder} cannot be the folder of a run: {reason}; give another folder"
-        ) from error
 
 
 def _refuse_foreign(folder: Path) -> None:

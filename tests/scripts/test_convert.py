@@ -112,10 +112,17 @@ def test_a_truncated_checkpoint_leaves_nothing_behind(
     assert not (tmp_path / "output").exists()
 
 
-def test_an_existing_folder_is_only_replaced_when_asked(released: Path, tmp_path: Path) -> None:
-    (tmp_path / "output").mkdir()
-    assert convert(released, tmp_path / "output") == 2
-    assert convert(released, tmp_path / "output", "epoch_1.pt", "--overwrite") == 0
+def test_only_a_folder_that_it_made_is_replaced_and_only_when_asked(released: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    assert convert(released, output) == 0  # an empty one is nobody's
+    assert convert(released, output) == 2
+    assert convert(released, output, "epoch_1.pt", "--overwrite") == 0
+    (output / "notes.txt").write_text("mine")
+    assert convert(released, output, "epoch_1.pt", "--overwrite") == 2
+    assert (output / "notes.txt").read_text() == "mine"
+    assert convert(released, released, "epoch_1.pt", "--overwrite") == 2
+    assert (released / "epoch_1.pt").is_file()
 
 
 def test_safetensors_with_module_prefix(released: Path, tmp_path: Path) -> None:

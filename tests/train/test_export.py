@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dualtoken.common.errors import UserError
+from dualtoken.common.outputs import MARK
 from dualtoken.scripts.cli import run_command
 from dualtoken.train.checkpoint import Checkpoints
 from dualtoken.train.checkpoint_files import RECIPE, STATE, checksum
@@ -41,7 +42,10 @@ def forget_the_data(run: Path) -> None:
 
 
 def assert_same_folder(one: Path, other: Path) -> None:
-    names = [sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) for folder in (one, other)]
+    names = [
+        sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != MARK)
+        for folder in (one, other)
+    ]
     assert names[0] == names[1]
     for name in names[0]:
         if name.endswith(".safetensors"):
