@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -66,6 +68,19 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name} is {shown(value)}; give True or False")
     return value
+
+
+def refuse_unknown(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Raise UserError for the first name of `given` that is not `allowed`, with the one that was meant.
+
+    what: names one of them in the message, as "option".
+    """
+    names = sorted(allowed)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(names)}"
+            raise UserError(f"unknown {what} {shown(name)}; {hint}")
 
 
 def _scalar(value: Any) -> Any:

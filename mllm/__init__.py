@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .image_generation import GenerationCancelled
     from .losses import LossTerms
     from .messages import normalise_messages
+    from .model_folder import resolve_model
     from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
-    from .pipeline import DualTokenPipeline, resolve_model
+    from .pipeline import DualTokenPipeline
     from .processing import CachedCodes, DualTokenProcessor, EncodedRecord
     from .sampling import ImageSamplingOptions
     from .text_tokenizer import train_text_tokenizer
@@ -26,6 +27,7 @@ register(
     "dualtoken",
     config=f"{__name__}.configuration:DualTokenConfig",
     AutoModel=f"{__name__}.modeling:DualTokenForConditionalGeneration",
+    AutoModelForImageTextToText=f"{__name__}.modeling:DualTokenForConditionalGeneration",
     AutoModelForMultimodalLM=f"{__name__}.modeling:DualTokenForConditionalGeneration",
     AutoProcessor=f"{__name__}.processing:DualTokenProcessor",
 )

@@ -1,23 +1,53 @@
 """Configuration of the unified model: an LLM, two codebooks, two projectors, two depth transformers."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.values import finite_number, flag, whole_number
+from ..tokenizer.checked_config import CheckedConfig
+from .model_folder import MODEL_TYPE
 from .sampling import ImageSamplingOptions
 
 PIXEL_CONDITIONS = ("none", "semantic")
 SEMANTIC_CONDITIONS = ("none", "pixel")
 VISUAL_POSITIONS = ("none", "learned")
 VISUAL_BRANCHES = ("both", "pixel", "semantic")
+CHOICES = {
+    "visual_branches": VISUAL_BRANCHES,
+    "pixel_condition": PIXEL_CONDITIONS,
+    "semantic_condition": SEMANTIC_CONDITIONS,
+    "visual_position": VISUAL_POSITIONS,
+}
+LARGEST_VOCABULARY = 1 << 24
+# Most of each size, from 1 on.
+CODEBOOK_LIMITS = {"num_codes": LARGEST_VOCABULARY, "code_dim": 1 << 16, "depth": 64}
+DEPTH_TRANSFORMER_LIMITS = {
+    "hidden_size": 1 << 16,
+    "num_layers": 256,
+    "num_heads": 1024,
+    "intermediate_size": 1 << 18,
+}
+TOKEN_ID_FIELDS = (
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "user_token_id",
+    "assistant_token_id",
+    "image_start_token_id",
+    "image_token_id",
+    "image_end_token_id",
+    "unconditional_token_id",
+)
 
 DEFAULT_CODEBOOK = {"num_codes": 512, "code_dim": 16, "depth": 4, "shared_codebook": True}
 DEFAULT_DEPTH_TRANSFORMER = {"hidden_size": 192, "num_layers": 3, "num_heads": 6, "intermediate_size": 512}
 
 
-class DualTokenConfig(PreTrainedConfig):
+class DualTokenConfig(CheckedConfig):
     """Everything that fixes the parameters of a `DualTokenForConditionalGeneration`.
 
     Args:
@@ -52,7 +82,7 @@ class DualTokenConfig(PreTrainedConfig):
         UserError: a value outside its range; the message names the field.
     """
 
-    model_type = "dualtoken"
+    model_type = MODEL_TYPE
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
     # Typed Any: given as dict, object or None, but always complete after __post_init__.
@@ -92,7 +122,7 @@ class DualTokenConfig(PreTrainedConfig):
         self.depth_transformer = _merged(
             "depth_transformer", self.depth_transformer, DEFAULT_DEPTH_TRANSFORMER
         )
-        self.grid_size = [int(side) for side in self.grid_size]
+        self.grid_size = _grid(self.grid_size)
         super().__post_init__(**kwargs)
         # Tying belongs to the language model; the outer flag repeats it, as transformers' own composite
         # models do.
@@ -124,61 +154,79 @@ class DualTokenConfig(PreTrainedConfig):
         return self.visual_branches in ("both", name)
 
     def _validate(self) -> None:
-        unknown = sorted(set(self.image_sampling or {}) - set(ImageSamplingOptions.__dataclass_fields__))
-        if unknown:
-            raise UserError(f"image_sampling has unknown keys {unknown}; see ImageSamplingOptions")
-        ImageSamplingOptions(**(self.image_sampling or {}))
-        if self.visual_branches not in VISUAL_BRANCHES:
-            raise UserError(
-                f"visual_branches is {self.visual_branches!r}; allowed: {', '.join(VISUAL_BRANCHES)}"
-            )
+        """Raise UserError for a value outside its range, or one that contradicts another."""
+        ImageSamplingOptions.of(self.image_sampling)
+        for name in ("pixel_codebook", "semantic_codebook"):
+            _check_sizes(name, getattr(self, name), CODEBOOK_LIMITS)
+            flag(getattr(self, name)["shared_codebook"], f"{name}.shared_codebook")
+        _check_sizes("depth_transformer", self.depth_transformer, DEPTH_TRANSFORMER_LIMITS)
+        width, heads = self.depth_transformer["hidden_size"], self.depth_transformer["num_heads"]
+        if width % heads:
+            raise UserError(f"depth_transformer.hidden_size {width} is not a multiple of num_heads {heads}")
+        self._check_choices()
+        self._check_losses()
+        self._check_token_ids()
+        finite_number(self.initializer_range, "initializer_range", 0.0, 100.0)
+        flag(self.shared_classifier, "shared_classifier")
+
+    def _check_choices(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {shown(getattr(self, name))}; allowed: {', '.join(allowed)}")
         if self.visual_branches != "both" and not self.pixel_condition == self.semantic_condition == "none":
             raise UserError(
                 f"visual_branches is {self.visual_branches!r}; a condition on the other branch needs 'both'"
-            )
-        if self.pixel_condition not in PIXEL_CONDITIONS:
-            raise UserError(
-                f"pixel_condition is {self.pixel_condition!r}; allowed: {', '.join(PIXEL_CONDITIONS)}"
-            )
-        if self.semantic_condition not in SEMANTIC_CONDITIONS:
-            raise UserError(
-                f"semantic_condition is {self.semantic_condition!r}; "
-                f"allowed: {', '.join(SEMANTIC_CONDITIONS)}"
             )
         if "none" not in (self.pixel_condition, self.semantic_condition):
             raise UserError(
                 "pixel_condition is 'semantic' and semantic_condition is 'pixel'; only one branch can be "
                 "sampled first, so set one of them to 'none'"
             )
-        if self.visual_position not in VISUAL_POSITIONS:
-            raise UserError(
-                f"visual_position is {self.visual_position!r}; allowed: {', '.join(VISUAL_POSITIONS)}"
-            )
-        if not 0.0 < self.visual_target_fraction <= 1.0:
-            raise UserError(f"visual_target_fraction is {self.visual_target_fraction}; it must be in (0, 1]")
-        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
-            raise UserError(f"grid_size is {self.grid_size}; it must be two positive numbers (rows, columns)")
-        width, heads = self.depth_transformer["hidden_size"], self.depth_transformer["num_heads"]
-        if width % heads:
-            raise UserError(f"depth_transformer.hidden_size {width} is not a multiple of num_heads {heads}")
+
+    def _check_losses(self) -> None:
+        finite_number(self.visual_target_fraction, "visual_target_fraction", most=1.0, above=0.0)
+        for name in ("text", "pixel", "semantic"):
+            finite_number(getattr(self, f"{name}_loss_weight"), f"{name}_loss_weight", 0.0)
         for name in ("pixel", "semantic"):
-            weights, depth = (
-                getattr(self, f"{name}_depth_weights"),
-                getattr(self, f"{name}_codebook")["depth"],
-            )
-            if weights is not None and (len(weights) != depth or min(weights) < 0 or sum(weights) <= 0):
-                raise UserError(
-                    f"{name}_depth_weights is {weights}; it needs {depth} non-negative numbers, not all 0"
-                )
-            if getattr(self, f"{name}_loss_weight") < 0:
-                raise UserError(
-                    f"{name}_loss_weight is {getattr(self, f'{name}_loss_weight')}; it must be >= 0"
-                )
+            weights = getattr(self, f"{name}_depth_weights")
+            depth = getattr(self, f"{name}_codebook")["depth"]
+            if weights is None:
+                continue
+            if not isinstance(weights, list | tuple) or len(weights) != depth:
+                raise UserError(f"{name}_depth_weights is {shown(weights)}; it needs {depth} numbers")
+            numbers = [finite_number(weight, f"{name}_depth_weights", 0.0) for weight in weights]
+            if not any(numbers):
+                raise UserError(f"{name}_depth_weights is {shown(weights)}; one of them must be above 0")
+
+    def _check_token_ids(self) -> None:
+        """Raise UserError for special tokens outside the vocabulary."""
+        last = getattr(self.text_config, "vocab_size", LARGEST_VOCABULARY) - 1
+        for name in TOKEN_ID_FIELDS:
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, 0, last)
+        prompt = self.unconditional_prompt_ids
+        if not isinstance(prompt, list | tuple | None):
+            raise UserError(f"unconditional_prompt_ids is {shown(prompt)}; give a list of token ids")
+        for one in prompt or ():
+            whole_number(one, "unconditional_prompt_ids", 0, last)
 
 
-def _merged(name: str, given: dict | None, defaults: dict) -> dict:
+def _check_sizes(name: str, sizes: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    for key, most in limits.items():
+        whole_number(sizes[key], f"{name}.{key}", 1, most)
+
+
+def _grid(given: Any) -> list[int]:
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise UserError(f"grid_size is {shown(given)}; give two whole numbers (rows, columns)")
+    return [whole_number(side, "grid_size", 1, 4096) for side in given]
+
+
+def _merged(name: str, given: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     """`defaults` overridden by `given`; an unknown key is the user's mistake."""
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"{name} is {shown(given)}; give its settings by name")
     unknown = sorted(set(given or {}) - set(defaults))
     if unknown:
-        raise UserError(f"{name} has unknown keys {unknown}; allowed: {sorted(defaults)}")
+        raise UserError(f"{name} has unknown keys {shown(unknown)}; allowed: {sorted(defaults)}")
     return {**defaults, **(given or {})}

@@ -198,7 +198,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             raise UserError("this model has no pixel codes (visual_branches: semantic), so it cannot draw")
         if do_sample is False:
             kwargs["temperature"] = 0.0
-        options = _sampling_options({**(self.config.image_sampling or {}), **kwargs})
+        options = ImageSamplingOptions.of(self.config.image_sampling, kwargs)
         if num_return_sequences < 1:
             raise UserError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
         codes = None
@@ -331,15 +331,6 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             return False
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
         return longest is None or length + self.config.num_positions + 2 <= longest
-
-
-def _sampling_options(kwargs: dict[str, Any]) -> ImageSamplingOptions:
-    unknown = sorted(set(kwargs) - set(SAMPLING_FIELDS))
-    if unknown:
-        raise UserError(
-            f"unknown options {unknown} for image generation; allowed: {', '.join(SAMPLING_FIELDS)}"
-        )
-    return ImageSamplingOptions(**{key: value for key, value in kwargs.items() if value is not None})
 
 
 def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, prompts: int) -> list[int]:

@@ -9,42 +9,16 @@ import torch
 from PIL import Image
 
 from ..common.errors import UserError
+from ..common.model_source import NANO
+from .model_folder import resolve_model
 from .modeling import DualTokenForConditionalGeneration
 from .processing import DualTokenProcessor
 from .progress import Progress, shown_progress
 from .quantization import quantized_loading, require_quantization
-from .storage import CONFIG_FILE, is_model_folder
 from .streaming import stream_parts
 
 ImageSource = str | Path | Image.Image
-NANO = "nano"
-PRETRAINED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-def resolve_model(name: str | Path) -> str:
-    """Where a model is: "nano" -> the model inside the package, a folder -> itself, else a hub id
-    "owner/name".
-
-    Raises:
-        UserError: the folder is no saved DualToken model, or the name fits none of the three.
-    """
-    folder = PRETRAINED_FOLDER / NANO if str(name) == NANO else Path(name).expanduser()
-    if folder.is_dir():
-        if not is_model_folder(folder):
-            raise UserError(
-                f"{folder} is no DualToken model: it has no {CONFIG_FILE} of model_type 'dualtoken'"
-            )
-        return str(folder)
-    if str(name) == NANO:
-        raise UserError(
-            f"this installation lacks the nano model (no folder {folder}); reinstall, or give a folder"
-        )
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")) and not folder.exists():
-        return str(name)
-    raise UserError(
-        f"no model {str(name)!r}: give 'nano', the folder of a saved model, or a hub id 'owner/name'"
-    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -99,10 +73,7 @@ class DualTokenPipeline:
             dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
         placement = quantized_loading(quantization, source, target, dtype)
         model = DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype, **placement)
-        try:
-            processor = DualTokenProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{source} has no usable processor and text tokenizer: {error}") from error
+        processor = DualTokenProcessor.from_pretrained(source)
         return cls(model if placement else model.to(target), processor)
 
     @property

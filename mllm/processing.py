@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line
 from ..common.images import load_image
+from ..common.model_source import model_source
 from .chat_format import OWN, ChatFormat
 from .conversation import (
     Segment,
@@ -87,6 +88,21 @@ class DualTokenProcessor(ProcessorMixin):
             )
         self.special_ids: dict[str, int] = {token: vocabulary[token] for token in needed}
         self._special = special_pattern(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """The processor of a saved model: a folder, a hub id, or "nano". No code of the folder is run.
+
+        Raises:
+            UserError: there is no model, or no usable processor and text tokenizer beside it.
+        """
+        source = model_source(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
+        except Exception as error:  # a handful of files from elsewhere, read by transformers and tokenizers
+            raise UserError(
+                f"{source} has no usable processor and text tokenizer: {first_line(error)}"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """As saved in processor_config.json; a format of DualToken's own is left out."""

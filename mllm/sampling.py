@@ -4,13 +4,17 @@ Shapes: R images side by side, N codes, D depths.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.limits import limited, problems
+from ..common.values import refuse_unknown
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 SAMPLERS = ("inverse_cdf", "gumbel")
@@ -38,31 +42,37 @@ class ImageSamplingOptions:
         UserError: a value outside its range.
     """
 
-    guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    truncate_from_level: int = 0
+    guidance_scale: float = limited(3.0, least=0.0, most=100.0)
+    temperature: float = limited(1.0, least=0.0, most=100.0)
+    top_k: int = limited(0, least=0, most=1 << 24)
+    top_p: float = limited(1.0, above=0.0, most=1.0)
+    truncate_from_level: int = limited(0, least=0, most=64)
     guidance_schedule: str = "constant"
     sampler: str = "inverse_cdf"
 
     def __post_init__(self) -> None:
-        _require(
-            "guidance_scale", self.guidance_scale, 0.0 <= self.guidance_scale < math.inf, "a number >= 0"
-        )
-        _require("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "a number >= 0")
-        _require(
-            "top_k",
-            self.top_k,
-            self.top_k >= 0 and self.top_k == int(self.top_k),
-            "a whole number >= 0 (0: all)",
-        )
-        _require("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
-        _require("truncate_from_level", self.truncate_from_level, self.truncate_from_level >= 0, "0 or more")
+        for one in fields(self):  # numpy's and torch's numbers become Python's
+            object.__setattr__(self, one.name, _plain(getattr(self, one.name)))
+        for problem in problems(self):
+            raise UserError(problem)
         for name, allowed in (("guidance_schedule", GUIDANCE_SCHEDULES), ("sampler", SAMPLERS)):
-            _require(
-                name, getattr(self, name), getattr(self, name) in allowed, f"one of {', '.join(allowed)}"
-            )
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {shown(getattr(self, name))}; give one of {', '.join(allowed)}")
+
+    @classmethod
+    def of(cls, *settings: Mapping[str, Any] | None) -> "ImageSamplingOptions":
+        """Options out of mappings, later ones before earlier ones; None leaves a setting as it is.
+
+        Raises:
+            UserError: an unknown name, or a value outside its range.
+        """
+        chosen: dict[str, Any] = {}
+        for given in settings:
+            if not isinstance(given, Mapping | None):
+                raise UserError(f"the options of image sampling are {shown(given)}; give them by name")
+            chosen |= {name: value for name, value in (given or {}).items() if value is not None}
+        refuse_unknown(chosen, [one.name for one in fields(cls)], "option of image generation")
+        return cls(**chosen)
 
     @property
     def guided(self) -> bool:
@@ -154,6 +164,5 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def _require(name: str, value: object, fits: bool, allowed: str) -> None:
-    if not fits:
-        raise UserError(f"{name} is {value}; it must be {allowed}")
+def _plain(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

@@ -1,28 +1,28 @@
 """One folder, one call: how the unified model is saved and loaded together with its visual tokenizer."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from ..common.bounded_settings import ATTENTION, most_layers
 from ..common.errors import UserError, first_line
 from ..common.files import make_readable
-from ..tokenizer import DualTokenizer, VisualCodes
-from ..tokenizer.stored import StoredTokenizer
+from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
+from ..tokenizer.loading import TOKENIZER_FOLDER
+from ..tokenizer.quiet import quiet, size_of, size_of_model
+from ..tokenizer.weight_files import HUB_OPTIONS, refuse_bigger, weight_files
 from .adapters import has_adapters
 from .configuration import DualTokenConfig
+from .model_folder import resolve_model
 from .visual_embedding import FrozenCodebook
 
-VISUAL_TOKENIZER_FOLDER = "visual_tokenizer"
-CONFIG_FILE = "config.json"
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
+VISUAL_TOKENIZER_FOLDER = TOKENIZER_FOLDER
 
 
 class DualTokenStorage(PreTrainedModel):
@@ -99,7 +99,8 @@ class DualTokenStorage(PreTrainedModel):
         """
         if has_adapters(self):
             raise UserError("the model has adapters; call merge_adapters(model) before it is saved")
-        result = super().save_pretrained(save_directory, **kwargs)
+        with quiet(size_of_model(self)):
+            result = super().save_pretrained(save_directory, **kwargs)
         # safetensors makes its files private; a saved model is meant to be read like any other file.
         for weights in Path(save_directory).glob("*.safetensors"):
             make_readable(weights)
@@ -111,32 +112,40 @@ class DualTokenStorage(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, load_visual_tokenizer: bool = True, **kwargs: Any
     ) -> Any:
-        """Load a saved model with its visual tokenizer.
+        """Load a saved model with its visual tokenizer: a folder, a hub id, or "nano".
+
+        No code of the folder is run, whatever `trust_remote_code` says, and nothing is unpickled.
 
         Args:
             load_visual_tokenizer: False saves its memory where only cached codes are used (training).
             attn_implementation: (keyword) of the language model: "sdpa", "eager" or "flash_attention_2".
 
         Raises:
-            UserError: parameters missing from the folder or not belonging to the model (it never loads in
-                part), no visual tokenizer where one was asked for, or an attention that is unknown or not
-                installed.
+            UserError: no model there, parameters missing from the folder or not belonging to the model (it
+                never loads in part), a config.json that asks for more than the weights hold, no visual
+                tokenizer where one was asked for, or an attention that is unknown or not installed.
         """
-        source = pretrained_model_name_or_path
+        source = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
         check_attention(kwargs.get("attn_implementation"))
-        if Path(str(source)).is_dir() and not is_model_folder(Path(str(source))):
-            raise UserError(
-                f"{source} is no DualToken model: it has no {CONFIG_FILE} of model_type 'dualtoken'"
-            )
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         try:
-            loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError, SafetensorError) as error:
+            files = weight_files(source, hub)
+            if kwargs.get("config") is None:
+                config = DualTokenConfig.from_pretrained(source, **hub)
+                refuse_incomplete(config, source)
+                refuse_bigger(lambda: cls(config), most_layers(config.to_dict()), files, source)
+            with quiet(size_of(files.values())):
+                loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # files from elsewhere, read by the code of a hundred language models
             raise UserError(f"cannot load a model from {source}: {first_line(error)}") from error
         model, info = loaded
-        refuse_partial_load(str(source), info)
+        refuse_partial_load(source, info)
         if load_visual_tokenizer:
-            model.attach_visual_tokenizer(_load_visual_tokenizer(source, kwargs))
+            model.attach_visual_tokenizer(_load_visual_tokenizer(source, hub))
         return (model, info) if with_info else model
 
     def _hold_visual_tokenizer(self, visual_tokenizer: DualTokenizer | None) -> None:
@@ -163,13 +172,12 @@ def check_attention(implementation: str | None) -> None:
         )
 
 
-def is_model_folder(folder: Path) -> bool:
-    """Whether a folder's configuration says that it holds a unified model."""
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and settings.get("model_type") == DualTokenConfig.model_type
+def refuse_incomplete(config: DualTokenConfig, name: str) -> None:
+    """Raise UserError for a saved configuration that lacks what a new one gets later."""
+    fields = ("image_start_token_id", "image_token_id", "image_end_token_id", "unconditional_token_id")
+    missing = [field for field in fields if getattr(config, field) is None]
+    if missing:
+        raise UserError(f"{name}: config.json has no {', '.join(missing)}; it is not a whole DualToken model")
 
 
 def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
@@ -187,16 +195,13 @@ def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
             )
 
 
-def _load_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> DualTokenizer:
-    folder = Path(str(source)) / VISUAL_TOKENIZER_FOLDER
-    if folder.is_dir():
-        return DualTokenizer.from_pretrained(folder)
-    if Path(str(source)).is_dir():
+def _load_visual_tokenizer(source: str, hub: dict[str, Any]) -> DualTokenizer:
+    subfolder = os.path.join(hub.get("subfolder", ""), VISUAL_TOKENIZER_FOLDER)
+    if not Path(source).is_dir():
+        return DualTokenizer.from_pretrained(source, **{**hub, "subfolder": subfolder})
+    if not (Path(source) / subfolder).is_dir():
         raise UserError(
-            f"{source} has no folder {VISUAL_TOKENIZER_FOLDER}/; for cached codes only, load with "
+            f"{source} has no folder {subfolder}/; for cached codes only, load with "
             "load_visual_tokenizer=False"
         )
-    passed = {
-        key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in kwargs
-    }
-    return DualTokenizer.from_pretrained(source, subfolder=VISUAL_TOKENIZER_FOLDER, **passed)
+    return DualTokenizer.from_pretrained(Path(source) / subfolder)

@@ -95,7 +95,7 @@ def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
     """The tokenizer of `--model`, a model's or its own folder or a hub id, and where it was found."""
     import transformers
 
-    from ..mllm.pipeline import PRETRAINED_FOLDER
+    from ..common.model_source import PRETRAINED_FOLDER
     from ..tokenizer import DualTokenizer
 
     transformers.logging.set_verbosity_error()

@@ -12,6 +12,7 @@ AUTO = "transformers.models.auto"
 CONFIGS = f"{AUTO}.configuration_auto:CONFIG_MAPPING"
 MAPPINGS = {
     "AutoModel": f"{AUTO}.modeling_auto:MODEL_MAPPING",
+    "AutoModelForImageTextToText": f"{AUTO}.modeling_auto:MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
     "AutoModelForMultimodalLM": f"{AUTO}.modeling_auto:MODEL_FOR_MULTIMODAL_LM_MAPPING",
     "AutoProcessor": f"{AUTO}.processing_auto:PROCESSOR_MAPPING",
     "AutoImageProcessor": f"{AUTO}.image_processing_auto:IMAGE_PROCESSOR_MAPPING",
@@ -46,7 +47,7 @@ def _add_found(mapping: str, config: str, value: Any) -> None:
 
 def _add(mapping: str, key: Any, value: Any) -> None:
     if mapping == MAPPINGS["AutoImageProcessor"]:
-        value = {"pil": value}
+        value = {"pil": value, "torchvision": value}  # one class for both: it needs Pillow only
     # exist_ok: a test runner may import the package a second time under another name.
     _found(mapping).register(key, value, exist_ok=True)
 

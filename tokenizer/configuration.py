@@ -8,7 +8,9 @@ from typing import Any, ClassVar, TypeVar
 
 from transformers import PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.values import finite_number, flag, whole_number
+from .checked_config import CheckedConfig
 
 Settings = TypeVar("Settings", bound="QuantizerConfig | DecoderConfig")
 
@@ -37,11 +39,13 @@ class QuantizerConfig:
     update_each_depth: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_codes", "code_dim", "depth", "restart_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"quantizer setting {name} is {getattr(self, name)}; it must be at least 1")
-        if not 0.0 <= self.decay < 1.0:
-            raise UserError(f"quantizer setting decay is {self.decay}; it must be in [0, 1)")
+        limits = {"num_codes": 1 << 24, "code_dim": 1 << 16, "depth": 64, "restart_every": None}
+        for name, most in limits.items():
+            whole_number(getattr(self, name), f"quantizer setting {name}", 1, most)
+        finite_number(self.decay, "quantizer setting decay", 0.0, below=1.0)
+        finite_number(self.restart_threshold, "quantizer setting restart_threshold", 0.0)
+        for name in ("shared_codebook", "restart_unused_codes", "update_each_depth"):
+            flag(getattr(self, name), f"quantizer setting {name}")
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,23 @@ class DecoderConfig:
     patch_skip: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
-        if not self.ch_mult:
+        for name in ("ch_mult", "attn_resolutions"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise UserError(f"decoder setting {name} is {shown(getattr(self, name))}; give a list")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 1 <= len(self.ch_mult) <= 12:
             raise UserError(
-                "decoder setting ch_mult is empty; give one multiple per resolution, e.g. [1, 2, 4]"
+                f"decoder setting ch_mult is {shown(self.ch_mult)}; give one multiple for each of 1 to 12 "
+                "resolutions, e.g. [1, 2, 4]"
             )
+        for name in ("latent_size", "in_channels", "ch", "norm_groups", "out_channels", "ch_mult"):
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else [value]:
+                whole_number(number, f"decoder setting {name}", 1, 1 << 16)
+        whole_number(self.num_res_blocks, "decoder setting num_res_blocks", 0, 256)
+        for side in self.attn_resolutions:
+            whole_number(side, "decoder setting attn_resolutions", 0, 1 << 16)
+        flag(self.patch_skip, "decoder setting patch_skip")
 
     @property
     def resolution(self) -> int:
@@ -85,7 +100,8 @@ def settings_from(kind: type[Settings], given: Mapping[str, Any] | Settings, whe
     """Build `kind` from a dict; unknown and missing keys are a UserError that names them."""
     if isinstance(given, kind):
         return given
-    assert isinstance(given, Mapping)
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} is {shown(given)}; give its settings by name")
     allowed = {field.name for field in fields(kind)}
     unknown = sorted(set(given) - allowed)
     if unknown:
@@ -114,7 +130,7 @@ NANO_DECODER = {
 }
 
 
-class DualTokenizerConfig(PreTrainedConfig):
+class DualTokenizerConfig(CheckedConfig):
     """Configuration of `DualTokenizer`.
 
     vision_config, text_config: fields of `SiglipVisionConfig` / `SiglipTextConfig` (a dict or an object).
@@ -133,6 +149,7 @@ class DualTokenizerConfig(PreTrainedConfig):
     """
 
     model_type = "dualtoken_tokenizer"
+    packaged_folder = "visual_tokenizer"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "vision_config": SiglipVisionConfig,
         "text_config": SiglipTextConfig,
@@ -161,6 +178,8 @@ class DualTokenizerConfig(PreTrainedConfig):
         self.semantic_quantizer = _plain(
             settings_from(QuantizerConfig, self.semantic_quantizer or NANO_QUANTIZER, "semantic_quantizer")
         )
+        if not isinstance(self.decoder, Mapping | None):
+            raise UserError(f"decoder is {shown(self.decoder)}; give its settings by name")
         decoder = dict(self.decoder or NANO_DECODER)
         decoder.pop("resolution", None)  # follows from the latent and the number of levels
         self.decoder = _plain(settings_from(DecoderConfig, decoder, "decoder"))
@@ -177,11 +196,18 @@ class DualTokenizerConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         """Raise UserError for parts that contradict each other."""
+        self._check_backbone()
         layers = self.vision_config.num_hidden_layers
         for name in ("pixel_layer", "semantic_layer", "shortcut_layer"):
             layer = getattr(self, name)
-            if layer is not None and not 0 <= layer <= layers:
-                raise UserError(f"{name} is {layer}; the backbone has {layers} layers, so give 0 to {layers}")
+            if layer is None and name == "shortcut_layer":
+                continue
+            number = whole_number(layer, name)
+            if number > layers:
+                raise UserError(
+                    f"{name} is {number}; the backbone has {layers} layers, so give 0 to {layers}"
+                )
+        finite_number(self.shortcut_weight, "shortcut_weight")
         if self.semantic_layer < max(self.pixel_layer, self.shortcut_layer or 0):
             raise UserError(
                 f"semantic_layer {self.semantic_layer} is shallower than pixel_layer {self.pixel_layer} or "
@@ -200,6 +226,23 @@ class DualTokenizerConfig(PreTrainedConfig):
                 raise UserError(
                     f"{name} code_dim {code_dim} does not divide the backbone's width {self.hidden_size}"
                 )
+
+    def _check_backbone(self) -> None:
+        for name in ("vision_config", "text_config"):
+            part = getattr(self, name)
+            sizes = {"hidden_size": 1 << 20, "intermediate_size": 1 << 20, "num_attention_heads": 4096}
+            for key, most in sizes.items():
+                whole_number(getattr(part, key), f"{name}.{key}", 1, most)
+            whole_number(part.num_hidden_layers, f"{name}.num_hidden_layers", 0, 4096)
+            if part.hidden_size % part.num_attention_heads:
+                raise UserError(
+                    f"{name}.hidden_size {part.hidden_size} is not a multiple of num_attention_heads "
+                    f"{part.num_attention_heads}"
+                )
+        side = whole_number(self.vision_config.image_size, "vision_config.image_size", 1, 1 << 16)
+        whole_number(self.vision_config.patch_size, "vision_config.patch_size", 1, side)
+        for name in ("causal_post_projection", "shared_quantizer", "separate_encoders"):
+            flag(getattr(self, name), name)
 
     def _check_variants(self) -> None:
         if not self.shared_quantizer:
@@ -246,10 +289,12 @@ def _siglip_part(kind: type[PreTrainedConfig], given: Any, default: dict[str, An
         return given
     if isinstance(given, PreTrainedConfig):
         given = given.to_dict()
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"{kind.base_config_key} is {shown(given)}; give its settings by name")
     settings = dict(default if given is None else given)
     if kind is SiglipTextConfig:
-        # SigLIP's text tower never reads them, and the defaults lie outside small vocabularies.
-        settings = {"bos_token_id": None, "eos_token_id": None, **settings}
+        # SigLIP's text tower never reads them, and transformers' defaults lie outside small vocabularies.
+        settings = {**settings, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return kind(**settings)
 
 

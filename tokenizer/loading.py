@@ -14,17 +14,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipModel
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from ..common.files import make_readable
+from ..common.model_source import NANO, model_source
 from .configuration import DualTokenizerConfig
+from .weight_files import HUB_OPTIONS
 
-HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only")
+TOKENIZER_FOLDER = "visual_tokenizer"
+
+
+def tokenizer_source(source: str | os.PathLike[str]) -> str:
+    """The folder or hub id of a tokenizer; "nano" is that of the packaged model. Errors as `model_source`."""
+    found = model_source(source, "tokenizer")
+    return str(Path(found) / TOKENIZER_FOLDER) if str(source) == NANO else found
 
 
 def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
     """A SiglipModel from a folder or hub id; UserError if there is none."""
     try:
-        return SiglipModel.from_pretrained(source)
+        return SiglipModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load a SigLIP model from {str(source)!r}: {first_line(error)}") from error
 
@@ -57,7 +65,8 @@ def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
     if found != DualTokenizerConfig.model_type:
         hint = "; its tokenizer is in its folder 'visual_tokenizer'" if found == "dualtoken" else ""
         raise UserError(
-            f"{str(source)!r} holds a model of type {found!r}, not {DualTokenizerConfig.model_type!r}{hint}"
+            f"{str(source)!r} holds a model of type {shown(found)}, "
+            f"not {DualTokenizerConfig.model_type!r}{hint}"
         )
 
 

@@ -15,21 +15,24 @@ from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from transformers.utils import ModelOutput
 
-from ..common.errors import UserError
+from ..common.bounded_settings import most_layers
+from ..common.errors import UserError, first_line
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .loading import (
     check_is_tokenizer,
     check_loading_info,
-    first_line,
     load_exactly,
     load_siglip,
     save_whole,
+    tokenizer_source,
 )
 from .official import read_official
 from .pixel_decoder import PixelDecoder
 from .projection import AttentionProjection
+from .quiet import quiet, size_of, size_of_model
 from .residual_vq import QuantizerOutput, ResidualQuantizer
+from .weight_files import HUB_OPTIONS, refuse_bigger, weight_files
 
 
 @dataclass
@@ -332,7 +335,8 @@ class DualTokenizer(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load from a folder or hub id, in eval mode, as transformers does, but strictly and in fp32.
+        """Load from a folder, a hub id or "nano", in eval mode, as transformers does, but strictly and in
+        fp32.
 
         The weights' own format does not matter: codes computed in bf16 are other codes (at the fourth level,
         a quarter of them). Pass `dtype` for another one.
@@ -341,16 +345,21 @@ class DualTokenizer(PreTrainedModel):
         """
         asked_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("dtype", torch.float32)
-        source = str(pretrained_model_name_or_path)
+        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
+        source = tokenizer_source(pretrained_model_name_or_path)
         if kwargs.get("config") is None:
-            check_is_tokenizer(pretrained_model_name_or_path, kwargs)
+            check_is_tokenizer(source, kwargs)
+        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        files = weight_files(source, hub)
+        if kwargs.get("config") is None:
+            config = DualTokenizerConfig.from_pretrained(source, **hub)
+            refuse_bigger(lambda: cls(config), most_layers(config.to_dict()), files, source)
         try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
+            with quiet(size_of(files.values())):
+                loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except UserError:
             raise
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, ImportError, SafetensorError) as error:
             raise UserError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
         model, info = loaded
         check_loading_info(info, source)
@@ -361,7 +370,8 @@ class DualTokenizer(PreTrainedModel):
     ) -> None:
         """Save config.json and safetensors weights; other files of the folder stay, stale weights do not."""
         save = super().save_pretrained
-        save_whole(lambda folder: save(folder, **kwargs), save_directory)
+        with quiet(size_of_model(self)):
+            save_whole(lambda folder: save(folder, **kwargs), save_directory)
 
 
 def _first_images(quantized: QuantizerOutput, count: int | None) -> QuantizerOutput:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError
 from .configuration import DualTokenizerConfig
-from .loading import check_is_tokenizer
+from .loading import check_is_tokenizer, tokenizer_source
 from .modeling import DualTokenizer
+from .weight_files import weight_files
 
 CODEBOOKS = ("pixel_quantizer.codebooks.vectors", "semantic_quantizer.codebooks.vectors")
 
@@ -52,20 +51,20 @@ class StoredTokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> StoredTokenizer:
-        """Open a folder or hub id; UserError for something that is no tokenizer or cannot be read."""
+        """Open a folder, a hub id or "nano"; UserError for something that is no tokenizer or cannot
+        be read.
+        """
+        source = tokenizer_source(source)
         check_is_tokenizer(source, hub_options)
         config = DualTokenizerConfig.from_pretrained(source, **hub_options)
-        try:
-            weights = StoredWeights(_weight_files(str(source), hub_options))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(f"cannot load a tokenizer from {str(source)!r}: {first_line(error)}") from error
+        weights = StoredWeights(weight_files(source, hub_options))
         needed = CODEBOOKS[1:] if config.shared_quantizer else CODEBOOKS
         missing = [name for name in needed if name not in weights]
         if missing:
             raise UserError(
                 f"weights in {str(source)!r} lack {missing}; give the folder of a saved tokenizer"
             )
-        return cls(str(source), config, weights, hub_options)
+        return cls(source, config, weights, hub_options)
 
     def state_dict(self) -> StoredWeights:
         """As the loaded model's `state_dict`, but lazily."""
@@ -74,25 +73,3 @@ class StoredTokenizer:
     def load(self) -> DualTokenizer:
         """The whole tokenizer."""
         return DualTokenizer.from_pretrained(self.source, **self.hub_options)
-
-
-def _weight_files(source: str, hub_options: Mapping[str, Any]) -> dict[str, Path]:
-    """The safetensors file of every tensor, in one file or several."""
-    index = _find(source, SAFE_WEIGHTS_INDEX_NAME, hub_options)
-    if index is not None:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: _find(source, name, hub_options) for name in set(places.values())}
-        lost = sorted(name for name, path in files.items() if path is None)
-        if lost:
-            raise OSError(f"no file {lost[0]}")
-        return {tensor: path for tensor, name in places.items() if (path := files[name]) is not None}
-    single = _find(source, SAFE_WEIGHTS_NAME, hub_options)
-    if single is None:
-        raise OSError(f"no file {SAFE_WEIGHTS_NAME}")
-    with safe_open(single, "pt") as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def _find(source: str, name: str, hub_options: Mapping[str, Any]) -> Path | None:
-    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options)
-    return None if found is None else Path(found)

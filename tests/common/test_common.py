@@ -21,7 +21,7 @@ from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import check_output, mark_output
 from dualtoken.common.paths import inside, is_plain_name, regular_file, walk_files
-from dualtoken.common.values import finite_number, seed_number, whole_number
+from dualtoken.common.values import finite_number, refuse_unknown, seed_number, whole_number
 
 
 @pytest.mark.parametrize(
@@ -257,3 +257,11 @@ def test_a_number_without_a_range_is_found():
 
     assert without_limits(Loose) == ["free"]
     assert without_limits(_Settings) == []
+
+
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant():
+    refuse_unknown(["top_p"], ["top_k", "top_p"], "option")
+    with pytest.raises(UserError, match=r"unknown option 'guidance'; did you mean 'guidance_scale'\?"):
+        refuse_unknown(["guidance"], ["guidance_scale", "top_p"], "option")
+    with pytest.raises(UserError, match="allowed: guidance_scale, top_p"):
+        refuse_unknown(["colour"], ["guidance_scale", "top_p"], "option")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dualtoken.mllm.pipeline import NANO, PRETRAINED_FOLDER
+from dualtoken.common.model_source import NANO, PRETRAINED_FOLDER
 from dualtoken.scripts.cli import main
 
 pytestmark = pytest.mark.skipif(

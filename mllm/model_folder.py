@@ -1,0 +1,44 @@
+"""Which folders hold a unified model, told by their config.json alone."""
+
+import os
+from pathlib import Path
+
+from ..common.errors import UserError
+from ..common.json_files import read_json_object
+from ..common.model_source import model_source
+from ..common.paths import inside
+
+CONFIG_FILE = "config.json"
+MODEL_TYPE = "dualtoken"
+
+
+def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
+    """Where a model is: "nano" -> the model inside the package, a folder -> itself, else a hub id
+    "owner/name".
+
+    subfolder: the part of the folder or hub id in which the model lies.
+
+    Raises:
+        UserError: the folder is no saved DualToken model, or the name fits none of the three.
+    """
+    source = model_source(name)
+    if not Path(source).is_dir():
+        return source
+    folder = inside(Path(source), subfolder, "subfolder") if subfolder else Path(source)
+    if not is_model_folder(folder):
+        raise UserError(
+            f"{folder} is no DualToken model: it has no {CONFIG_FILE} of model_type {MODEL_TYPE!r}"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} has an adapter_config.json, which would load another model: remove it, or merge the "
+            "adapters before saving (merge_adapters)"
+        )
+    return source
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder's configuration says that it holds a unified model."""
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    return read_json_object(folder / CONFIG_FILE).get("model_type") == MODEL_TYPE
