@@ -54,11 +54,11 @@ class LocalDetector:
         self.name = folder.name
         self._device = torch.device(device)
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             self._segments = config.model_type in _SEGMENTERS
             kind: Any = AutoModelForUniversalSegmentation if self._segments else AutoModelForObjectDetection
-            self._model = kind.from_pretrained(folder).to(self._device).eval()
-            self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+            self._model = kind.from_pretrained(folder, trust_remote_code=False).to(self._device).eval()
+            self._processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
                 f"{str(folder)!r} holds no object detector that can be read: {first_line(error)}"

@@ -31,8 +31,10 @@ class TextJudge:
 
         folder = _folder(where)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, padding_side="left", trust_remote_code=False
+            )
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"{str(where)!r} holds no language model: {first_line(error)}") from error
         if not self._tokenizer.chat_template:

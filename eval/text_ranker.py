@@ -31,11 +31,12 @@ class TextRanker:
 
         self.device = device
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             self._images, self._texts = _towers(str(folder), config.model_type, device)
             self._processor = DualTokenizerImageProcessor.from_pretrained(folder)
             self._text_ids = TextIds(
-                AutoTokenizer.from_pretrained(folder), config.text_config.max_position_embeddings
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+                config.text_config.max_position_embeddings,
             )
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
@@ -83,7 +84,7 @@ def _towers(
     if model_type != "siglip":
         tokenizer = DualTokenizer.from_pretrained(folder).to(device).eval()
         return tokenizer.get_image_features, tokenizer.get_text_features
-    model: Any = SiglipModel.from_pretrained(folder)
+    model: Any = SiglipModel.from_pretrained(folder, trust_remote_code=False)
     model.to(device).eval()
     return (
         lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,

@@ -31,8 +31,10 @@ class LocalJudge:
             raise UserError(f"{str(folder)!r} is no folder; give a saved model that answers about images")
         self.name = folder.name
         try:
-            self._processor: Any = transformers.AutoProcessor.from_pretrained(folder)
-            model: Any = transformers.AutoModelForMultimodalLM.from_pretrained(folder)
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            model: Any = transformers.AutoModelForMultimodalLM.from_pretrained(
+                folder, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
                 f"{str(folder)!r} holds no model that answers about images: {first_line(error)}"

@@ -14,9 +14,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..common.bounded_settings import check_settings
 from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
+from ..tokenizer.loading import loading_reason
 from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import render, unconditional_prompt
@@ -175,10 +177,10 @@ def load_text_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrai
     if isinstance(source, PreTrainedTokenizerBase):
         return source
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere, read by transformers and tokenizers
         raise UserError(
-            f"no text tokenizer at {source}; give its folder or hub id ({first_line(error)})"
+            f"no text tokenizer at {source}; give its folder or hub id ({loading_reason(error)})"
         ) from error
 
 
@@ -189,10 +191,10 @@ def _language_model(llm: Any) -> PreTrainedModel | None:
     if isinstance(llm, PreTrainedModel):
         return torch.nn.Module.float(llm)
     try:
-        return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere, read by the code of a hundred language models
         raise UserError(
-            f"no causal language model at {llm}; give its folder or hub id ({first_line(error)})"
+            f"no causal language model at {llm}; give its folder or hub id ({loading_reason(error)})"
         ) from error
 
 
@@ -201,9 +203,10 @@ def _llm_config(llm: Any) -> PreTrainedConfig:
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise UserError("the language model's configuration needs 'model_type', for example 'llama'")
+    check_settings(fields, "the language model's configuration")
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
+    except Exception as error:  # a hundred model types read their settings, and expect right ones
         raise UserError(
             f"language model configuration of type {model_type!r}: {first_line(error)}"
         ) from error

@@ -108,7 +108,9 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         super().__init__(config)
         hidden_size = config.text_config.hidden_size
         pixel, semantic = config.pixel_codebook, config.semantic_codebook
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         self.pixel_codebook = FrozenCodebook(**pixel)
         self.semantic_codebook = FrozenCodebook(**semantic)
         rows, columns = config.grid_size

@@ -14,9 +14,10 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError
 from ..common.images import load_image
 from ..common.model_source import model_source
+from ..tokenizer.loading import loading_reason
 from .chat_format import OWN, ChatFormat
 from .conversation import (
     Segment,
@@ -101,7 +102,7 @@ class DualTokenProcessor(ProcessorMixin):
             return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
         except Exception as error:  # a handful of files from elsewhere, read by transformers and tokenizers
             raise UserError(
-                f"{source} has no usable processor and text tokenizer: {first_line(error)}"
+                f"{source} has no usable processor and text tokenizer: {loading_reason(error)}"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def quantized_loading(
 def unquantized_modules(config: DualTokenConfig) -> list[str]:
     """Names of the modules with linear layers that keep their weights."""
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config.text_config)
+        llm = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
     output = llm.get_output_embeddings()
     name = next(name for name, module in llm.named_modules() if module is output)
     return [*UNQUANTIZED_PARTS, f"language_model.{name}"]

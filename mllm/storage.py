@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from ..common.bounded_settings import ATTENTION, most_layers
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError
 from ..common.files import make_readable
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
-from ..tokenizer.loading import TOKENIZER_FOLDER
+from ..tokenizer.loading import TOKENIZER_FOLDER, loading_reason
 from ..tokenizer.quiet import quiet, size_of, size_of_model
 from ..tokenizer.weight_files import HUB_OPTIONS, refuse_bigger, weight_files
 from .adapters import has_adapters
@@ -141,7 +141,7 @@ class DualTokenStorage(PreTrainedModel):
         except UserError:
             raise
         except Exception as error:  # files from elsewhere, read by the code of a hundred language models
-            raise UserError(f"cannot load a model from {source}: {first_line(error)}") from error
+            raise UserError(f"cannot load a model from {source}: {loading_reason(error)}") from error
         model, info = loaded
         refuse_partial_load(source, info)
         if load_visual_tokenizer:

@@ -121,7 +121,7 @@ def save_text_tokenizer(backbone: str, folder: Path) -> bool:
     from transformers import AutoTokenizer
 
     try:
-        text_tokenizer: Any = AutoTokenizer.from_pretrained(backbone)
+        text_tokenizer: Any = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # a folder with a configuration only; no network
         return False
     text_tokenizer.save_pretrained(folder)

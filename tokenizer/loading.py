@@ -23,6 +23,13 @@ from .weight_files import HUB_OPTIONS
 TOKENIZER_FOLDER = "visual_tokenizer"
 
 
+def loading_reason(error: Exception) -> str:
+    """Why something from elsewhere could not be loaded, in one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and no code of a model folder is run"
+    return first_line(error)
+
+
 def tokenizer_source(source: str | os.PathLike[str]) -> str:
     """The folder or hub id of a tokenizer; "nano" is that of the packaged model. Errors as `model_source`."""
     found = model_source(source, "tokenizer")
@@ -32,9 +39,11 @@ def tokenizer_source(source: str | os.PathLike[str]) -> str:
 def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
     """A SiglipModel from a folder or hub id; UserError if there is none."""
     try:
-        return SiglipModel.from_pretrained(source, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a SigLIP model from {str(source)!r}: {first_line(error)}") from error
+        return SiglipModel.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere, read by transformers
+        raise UserError(
+            f"cannot load a SigLIP model from {str(source)!r}: {loading_reason(error)}"
+        ) from error
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -52,6 +61,8 @@ def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     try:
         settings, _ = DualTokenizerConfig.get_config_dict(source, **hub)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"{str(source)!r} is no tokenizer; give a folder with config.json and model.safetensors, or "

@@ -232,7 +232,7 @@ def _siglip_config(source: str | os.PathLike[str] | SiglipConfig) -> PreTrainedC
     if isinstance(source, SiglipConfig):
         return source
     try:
-        return SiglipConfig.from_pretrained(source)
+        return SiglipConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read the SigLIP configuration {str(source)!r}; give backbone_config=FOLDER with its "

@@ -292,7 +292,7 @@ def llm_config(llm: str | dict[str, Any]) -> PreTrainedConfig:
         others = {key: value for key, value in llm.items() if key != "model_type"}
         return AutoConfig.for_model(str(llm["model_type"]), **others)
     try:
-        return AutoConfig.from_pretrained(llm)
+        return AutoConfig.from_pretrained(llm, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no configuration of a language model at {llm} ({first_line(error)}); give a folder, a hub id "

@@ -61,9 +61,10 @@ class LocalClip:
     def _transformers(self, folder: Path) -> tuple[ImageEncoder, TextEncoder]:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        model = CLIPModel.from_pretrained(folder).eval()
+        model = CLIPModel.from_pretrained(folder, trust_remote_code=False).eval()
         torch.nn.Module.to(model, self._device)  # PreTrainedModel's own `to` has no usable types
-        processor, tokenizer = (kind.from_pretrained(folder) for kind in (AutoImageProcessor, AutoTokenizer))
+        kinds = (AutoImageProcessor, AutoTokenizer)
+        processor, tokenizer = (kind.from_pretrained(folder, trust_remote_code=False) for kind in kinds)
         length = model.config.text_config.max_position_embeddings
 
         def images(batch: Sequence[Image.Image]) -> Tensor:

@@ -53,7 +53,9 @@ def _measure_tokenizer(
     tokenizer = DualTokenizer.from_pretrained(model)
     torch.nn.Module.to(tokenizer, device)
     processor = DualTokenizerImageProcessor.from_pretrained(model)
-    teacher = SiglipModel.from_pretrained(get_key(recipe, "tokenizer.teacher")).eval()
+    teacher = SiglipModel.from_pretrained(
+        get_key(recipe, "tokenizer.teacher"), trust_remote_code=False
+    ).eval()
     torch.nn.Module.to(teacher, device)
     sets = _image_sets(evaluation, data)
     draws = any(get_key(recipe, f"tokenizer.{name}") for name in _RECONSTRUCTION_LOSSES)
@@ -127,7 +129,7 @@ def _meaning(
         "probe_pixel": retention.probe_accuracy(student.pixel, labels, train),
     }
     reference: Figures = {"probe_semantic": retention.probe_accuracy(known.semantic, labels, train)}
-    embed = retention.text_embedder(teacher, AutoTokenizer.from_pretrained(folder))
+    embed = retention.text_embedder(teacher, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     for one in _labelled(evaluation, data):
         student, known = features(one.images)
         name = f"zero_shot/{one.name}"

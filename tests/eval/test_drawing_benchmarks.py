@@ -357,8 +357,8 @@ def test_detectors_of_transformers(make, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_packaged_model_can_judge() -> None:
-    from dualtoken.eval.vqa_judge import LocalJudge
     from dualtoken.common.model_source import PRETRAINED_FOLDER
+    from dualtoken.eval.vqa_judge import LocalJudge
 
     judge = LocalJudge(PRETRAINED_FOLDER / "nano")
     yes, no = judge.probabilities(Image.new("RGB", (64, 64), "red"), "Is there a red circle?")

@@ -45,7 +45,7 @@ class ContrastiveObjective(Objective):
 
         super().__init__()
         self.config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer)
+        self.tokenizer = AutoTokenizer.from_pretrained(config.text_tokenizer, trust_remote_code=False)
         text = {
             **config.text_config,
             "vocab_size": len(self.tokenizer),
@@ -146,7 +146,7 @@ class ContrastiveObjective(Objective):
         self.tokenizer.save_pretrained(folder)
 
     def initialise_from(self, folder: str) -> None:
-        self.model.load_state_dict(SiglipModel.from_pretrained(folder).state_dict())
+        self.model.load_state_dict(SiglipModel.from_pretrained(folder, trust_remote_code=False).state_dict())
 
 
 def image_and_caption(record: Record) -> tuple[Any, str]:

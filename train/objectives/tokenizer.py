@@ -42,7 +42,9 @@ class TokenizerObjective(Objective):
     def __init__(self, config: TokenizerObjectiveConfig) -> None:
         super().__init__()
         self.config = config
-        teacher = SiglipModel.from_pretrained(config.teacher).eval().requires_grad_(False)
+        teacher = (
+            SiglipModel.from_pretrained(config.teacher, trust_remote_code=False).eval().requires_grad_(False)
+        )
         # Outside the module tree: the teacher is neither trained nor saved nor cast with the student.
         self._teacher = (teacher.vision_model,)
         model_config = DualTokenizerConfig(
@@ -64,7 +66,7 @@ class TokenizerObjective(Objective):
         if config.trained is not None:
             self._freeze_all_but(config.trained)
         self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
-        self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher)
+        self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher, trust_remote_code=False)
         self._alarms: dict[str, str] = {}
         self._summary: list[str] = []
 
