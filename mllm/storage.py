@@ -125,13 +125,13 @@ class DualTokenStorage(PreTrainedModel):
                 never loads in part), a config.json that asks for more than the weights hold, no visual
                 tokenizer where one was asked for, or an attention that is unknown or not installed.
         """
+        check_attention(kwargs.get("attn_implementation"))
         source = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"trust_remote_code": False, "use_safetensors": True}
-        check_attention(kwargs.get("attn_implementation"))
         hub = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         try:
-            files = weight_files(source, hub)
+            files = weight_files(source, hub, "a model")
             if kwargs.get("config") is None:
                 config = DualTokenConfig.from_pretrained(source, **hub)
                 refuse_incomplete(config, source)

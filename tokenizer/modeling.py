@@ -350,7 +350,7 @@ class DualTokenizer(PreTrainedModel):
         if kwargs.get("config") is None:
             check_is_tokenizer(source, kwargs)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        files = weight_files(source, hub)
+        files = weight_files(source, hub, "a tokenizer")
         if kwargs.get("config") is None:
             config = DualTokenizerConfig.from_pretrained(source, **hub)
             refuse_bigger(lambda: cls(config), most_layers(config.to_dict()), files, source)

@@ -57,7 +57,7 @@ class StoredTokenizer:
         source = tokenizer_source(source)
         check_is_tokenizer(source, hub_options)
         config = DualTokenizerConfig.from_pretrained(source, **hub_options)
-        weights = StoredWeights(weight_files(source, hub_options))
+        weights = StoredWeights(weight_files(source, hub_options, "a tokenizer"))
         needed = CODEBOOKS[1:] if config.shared_quantizer else CODEBOOKS
         missing = [name for name in needed if name not in weights]
         if missing:

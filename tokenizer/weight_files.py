@@ -21,8 +21,10 @@ HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only"
 LARGEST_FACTOR, SLACK = 2, 50_000_000
 
 
-def weight_files(source: str, hub_options: Mapping[str, Any]) -> dict[str, Path]:
+def weight_files(source: str, hub_options: Mapping[str, Any], what: str) -> dict[str, Path]:
     """The safetensors file of every tensor of a folder or hub id, in one file or several.
+
+    what: of what kind, for the message.
 
     Errors:
         UserError: there are no such files, they cannot be read, or the index names files outside the folder.
@@ -34,12 +36,12 @@ def weight_files(source: str, hub_options: Mapping[str, Any]) -> dict[str, Path]
             with safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
         if index is None:
-            raise UserError(f"cannot load {source}: it has no file {SAFE_WEIGHTS_NAME}")
+            raise UserError(f"cannot load {what} from {source}: it has no file {SAFE_WEIGHTS_NAME}")
         return _indexed(source, index, hub_options)
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load {source}: its weights are broken: {first_line(error)}") from error
+        raise UserError(f"cannot load {what} from {source}: {first_line(error)}") from error
 
 
 def refuse_bigger(make: Callable[[], nn.Module], layers: int, files: Mapping[str, Path], source: str) -> None:
