@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(saved, monkeypatch, packages_there):
         DualTokenPipeline.from_pretrained(saved, device="cpu", quantization="8bit")
     quantization.require_quantization("8bit", CUDA)
     monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(UserError, match="needs bitsandbytes, .*pip install -U bitsandbytes"):
+    with pytest.raises(UserError, match=r"needs bitsandbytes, .*pip install -U bitsandbytes"):
         quantization.require_quantization("8bit", CUDA)
 
 
