@@ -34,6 +34,8 @@ _SAMPLED_ROWS = 100
 MOST_PIXELS = 2**31 - 1
 MOST_WORKERS = 1024
 MOST_RECORDS = 10**12
+#: Captions and facts beside an image with more bytes are not read.
+LARGEST_TEXT_FILE = 16_000_000
 
 T = TypeVar("T")
 
@@ -184,6 +186,14 @@ def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
         if isinstance(error, RecordError):
             raise
         raise RecordError("missing or unreadable") from error
+
+
+def utf8_text(data: bytes, what: str) -> str:
+    """The text of a file without its byte order mark. Raises RecordError where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"its {what} is not UTF-8 at byte {error.start}") from None
 
 
 def stored_image(

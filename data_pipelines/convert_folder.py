@@ -6,28 +6,30 @@ that names the files: CSV, TSV, JSON lines or a JSON list.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import sys
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from ..common.images import is_image_name
-from ..common.paths import walk_files
-from .convert import Rejected
+from ..common.json_files import JsonError, parse_json
+from ..common.outputs import Inputs
+from ..common.paths import regular_file, user_path, walk_files
+from .convert import LARGEST_TEXT_FILE, Rejected, read_file, utf8_text
 from .convert_captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .convert_llava import read_entries, read_image
 from .convert_run import Sample, Source
 from .records import Record, RecordError
 from .shards import file_checksum
+from .table_rows import Table
 
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
 #: Lists that are taken without being asked for, as Hugging Face's image folders name them.
 DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+_CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
 
@@ -48,19 +50,21 @@ class FolderSource(Source):
     options: CaptionOptions = field(default_factory=CaptionOptions)
 
     def __post_init__(self) -> None:
+        self.folder = user_path(self.folder)
         if not self.folder.is_dir():
             raise UserError(f"--input {self.folder} is not a folder of images.")
         if self.captions is None:
             found = (self.folder / name for name in DEFAULT_LISTS)
             self.captions = next((path for path in found if path.is_file()), None)
-        elif self.captions.suffix.lower() not in _LIST_SUFFIXES:
-            raise UserError(
-                f"--captions {self.captions}: give a file that ends in {', '.join(_LIST_SUFFIXES)}."
-            )
-        elif not self.captions.is_file():
-            raise UserError(f"--captions {self.captions} is not a file.")
-        self.name = self.folder.resolve().name
+        else:
+            self.captions = regular_file(user_path(self.captions), "--captions")
+            if self.captions.suffix.lower() not in _LIST_SUFFIXES:
+                raise UserError(
+                    f"--captions {self.captions}: give a file that ends in {', '.join(_LIST_SUFFIXES)}."
+                )
+        self.name = one_line(self.folder.resolve().name)
         self._found: list[Path] | None = None
+        self._skipped: dict[str, int] = {}
         self.records_per_sample = self.options.records_per_sample
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,15 +72,21 @@ class FolderSource(Source):
 
     def settings(self) -> dict[str, Any]:
         fields = {"image_field": self.image_field, "caption_field": self.caption_field}
-        captions = "beside the images" if self.captions is None else self.captions.name
+        captions = "beside the images" if self.captions is None else one_line(self.captions.name)
         return {"captions": captions, **fields, **asdict(self.options)}
+
+    def inputs(self) -> Inputs:
+        return {"--input": self.folder, "--captions": self.captions}
+
+    def skipped(self) -> Mapping[str, int]:
+        return self._skipped
 
     def fingerprint(self) -> str:
         if self.captions is not None:
             return file_checksum(self.captions)
         digest = hashlib.sha256()
         for path in self._images():
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {_size(path)}\n".encode())
+            digest.update(os.fsencode(f"{path.relative_to(self.folder).as_posix()} {_size(path)}\n"))
         return digest.hexdigest()
 
     def total(self) -> int | None:
@@ -88,10 +98,10 @@ class FolderSource(Source):
                 name = path.relative_to(self.folder).as_posix()
                 yield Sample(name, (name, None))
             return
-        for number, row in enumerate(self._rows(self.captions), start=1):
+        for line, row, problem in self._rows(self.captions):
             named = self._image_name(row)
-            if named is None:
-                yield Rejected(f"line {number}", "it names no image")
+            if problem or named is None:
+                yield Rejected(f"line {line}", problem or "it names no image")
             else:
                 yield Sample(named, (named, find_caption(row, self.caption_field)))
 
@@ -104,18 +114,30 @@ class FolderSource(Source):
 
     def _images(self) -> list[Path]:
         if self._found is None:
-            self._found = [path for path in walk_files(self.folder) if is_image_name(path.name)]
+            files = walk_files(self.folder)
+            self._found = [path for path in files if is_image_name(path.name)]
+            pictured = {path.with_suffix("") for path in self._found}
+            others = sum(
+                not is_image_name(path.name)
+                and not (path.suffix in _CAPTION_SUFFIXES and path.with_suffix("") in pictured)
+                for path in files
+            )
+            self._skipped = {"files that are neither images nor captions": others} if others else {}
         return self._found
 
     def _caption_beside(self, name: str) -> Any:
         image = self.folder / name
-        for suffix in (".txt", ".caption"):
-            if (file := image.with_suffix(suffix)).is_file():
-                return file.read_text(encoding="utf-8-sig")
-        file = image.with_suffix(".json")
-        if not file.is_file():
-            raise RecordError("no caption beside it (.txt, .caption or .json)")
-        return find_caption(json.loads(file.read_text(encoding="utf-8-sig")), self.caption_field)
+        for suffix in _CAPTION_SUFFIXES:
+            if not (file := image.with_suffix(suffix)).is_file():
+                continue
+            text = utf8_text(read_file(file, LARGEST_TEXT_FILE), suffix)
+            if suffix != ".json":
+                return text
+            try:
+                return find_caption(parse_json(text), self.caption_field)
+            except JsonError as error:
+                raise RecordError(f"its .json is not JSON ({error})") from None
+        raise RecordError("no caption beside it (.txt, .caption or .json)")
 
     def _image_name(self, row: Any) -> str | None:
         if not isinstance(row, dict):
@@ -124,17 +146,16 @@ class FolderSource(Source):
         found = next((row[name] for name in names if row.get(name)), None)
         return found if isinstance(found, str) else None
 
-    def _rows(self, path: Path) -> Iterator[Any]:
+    def _rows(self, path: Path) -> Iterator[tuple[int, Any, str]]:
+        """(line, row, what is wrong with it) of every row of the list."""
         if path.suffix.lower() in (".json", ".jsonl"):
-            yield from read_entries(path)
+            for number, entry in enumerate(read_entries(path), start=1):
+                yield number, entry, f"it is not JSON: {entry}" if isinstance(entry, JsonError) else ""
             return
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            columns = list(rows.fieldnames or [])
-            self._require(columns, "--image-column", self.image_field, FILE_FIELDS)
-            self._require(columns, "--caption-column", self.caption_field, CAPTION_FIELDS)
-            yield from rows
+        table = Table(path)
+        self._require(table.columns(), "--image-column", self.image_field, FILE_FIELDS)
+        self._require(table.columns(), "--caption-column", self.caption_field, CAPTION_FIELDS)
+        yield from ((row.line, row.fields, row.problem) for row in table.rows())
 
     def _require(self, columns: list[str], option: str, name: str | None, usual: tuple[str, ...]) -> None:
         if not set(columns) & ({name} if name else set(usual)):

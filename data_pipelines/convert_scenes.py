@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import UserError
-from .convert import OutputOptions
+from ..common.errors import UserError, shown
+from ..common.values import finite_number, seed_number, whole_number
+from .convert import MOST_RECORDS, OutputOptions
 from .convert_run import Sample, Source, write_source
 from .records import Message, Record, assistant, image_part, question_turns, user
 from .scene_language import SKILLS, describe, scene_for_skill
@@ -27,6 +28,9 @@ DEFAULT_SKILLS: dict[str, float] = {
 }
 CAPTION_REQUESTS: tuple[str, ...] = ("Describe the image.", "Describe the image.", "What is in the image?")
 _CAPTION_SHARE = 0.15
+#: The longest side of an image, and the most turns of a record.
+MOST_SIDE = 4096
+MOST_TURNS = 1000
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,26 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise UserError(f"--task {self.task} is unknown: allowed are {', '.join(TASKS)}.")
-        if self.count < 1 or self.image_size < 8 or self.questions_per_image < 1 or self.seed < 0:
-            raise UserError(
-                "scenes need --count >= 1, --image-size >= 8, --questions-per-image >= 1, --seed >= 0; got "
-                f"{self.count}, {self.image_size}, {self.questions_per_image} and {self.seed}."
-            )
-        if self.grid is not None and (self.task not in ("t2i", "chat") or self.grid < MIN_GRID):
-            raise UserError(
-                f"--grid {self.grid} with --task {self.task}: a grid is for what is drawn, "
-                f"--task t2i or chat, and has at least {MIN_GRID} cells a side."
-            )
-        if not 0 <= self.paraphrase <= 1 or self.turns < 2:
-            raise UserError(
-                "--paraphrase is a share from 0 to 1 and --turns at least 2; got "
-                f"{self.paraphrase} and {self.turns}."
-            )
+            raise UserError(f"--task {shown(self.task)} is unknown: allowed are {', '.join(TASKS)}.")
+        whole_number(self.count, "--count", 1, MOST_RECORDS)
+        seed_number(self.seed, "--seed")
+        whole_number(self.image_size, "--image-size", 8, MOST_SIDE)
+        whole_number(self.questions_per_image, "--questions-per-image", 1, MOST_TURNS)
+        whole_number(self.turns, "--turns", 2, MOST_TURNS)
+        finite_number(self.paraphrase, "--paraphrase", 0.0, 1.0)
+        if self.grid is not None:
+            whole_number(self.grid, "--grid", MIN_GRID, MOST_SIDE)
+            if self.task not in ("t2i", "chat"):
+                raise UserError(
+                    f"--grid {self.grid} with --task {self.task}: a grid is for what is drawn, "
+                    "--task t2i or chat."
+                )
+        for name, weight in self.skills.items():
+            finite_number(weight, f"--skills {name}", 0.0)
         unknown = [name for name in self.skills if name not in SKILLS]
-        if unknown or not sum(self.skills.values()) > 0 or min(self.skills.values()) < 0:
+        if unknown or not 0 < sum(self.skills.values()) < float("inf"):
             raise UserError(
-                f"--skills {dict(self.skills)}: give weights >= 0, not all zero, for {', '.join(SKILLS)}."
+                f"--skills {shown(dict(self.skills))}: weights >= 0, not all zero, for {', '.join(SKILLS)}."
             )
 
     @property

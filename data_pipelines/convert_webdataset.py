@@ -8,38 +8,32 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
-import tarfile
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import braceexpand
 
-from ..common.errors import UserError
-from ..common.images import is_image_name
-from .convert import Rejected, one_line
+from ..common.errors import UserError, one_line, shown
+from ..common.json_files import JsonError, parse_json
+from ..common.outputs import Inputs
+from ..common.paths import regular_file, user_path
+from .convert import Rejected, utf8_text
 from .convert_captions import CaptionOptions, caption_list, find_caption
 from .convert_run import Sample, Source
 from .records import Record, RecordError
-from .tar_index import sample_key
+from .tar_samples import TEXT_ENDINGS, Content, TarSample, tar_samples
 
 #: Facts of img2dataset's JSON that are kept as metadata.
 KEPT_FACTS = ("url", "sha256", "original_width", "original_height", "similarity", "LICENSE", "license")
-
-#: Where a member's content lies in its tar: (offset, length).
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class TarSample:
-    """The members of one key: endings of names and places in the file."""
-
-    tar: Path
-    key: str
-    members: dict[str, Span]
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+#: Files that one pattern may mean.
+MOST_TARS = 1_000_000
+_DEEPEST_BRACES = 16
 
 
 @dataclass
@@ -55,103 +49,161 @@ class WebDatasetSource(Source):
     options: CaptionOptions = field(default_factory=CaptionOptions)
 
     def __post_init__(self) -> None:
-        self.name = (
-            f"{self.tars[0].name} … ({len(self.tars)} tars)" if len(self.tars) > 1 else self.tars[0].name
-        )
+        first = one_line(self.tars[0].name)
+        self.name = f"{first} … ({len(self.tars)} tars)" if len(self.tars) > 1 else first
         self.records_per_sample = self.options.records_per_sample
+        self._skipped: Counter[str] = Counter()
 
     def settings(self) -> dict[str, Any]:
         return {"caption_field": self.caption_field, **asdict(self.options)}
 
+    def inputs(self) -> Inputs:
+        linked = {Path(os.path.realpath(tar)).parent for tar in self.tars if tar.is_symlink()}
+        return {"--input": sorted({tar.parent for tar in self.tars} | linked)}
+
     def fingerprint(self) -> str:
-        facts = "\n".join(f"{tar.name} {tar.stat().st_size if tar.is_file() else ''}" for tar in self.tars)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for tar in self.tars:
+            digest.update(os.fsencode(f"{tar.name} {tar.stat().st_size if tar.is_file() else ''}\n"))
+        return digest.hexdigest()
+
+    def skipped(self) -> Mapping[str, int]:
+        return self._skipped
 
     def samples(self) -> Iterator[Sample | Rejected]:
+        self._skipped.clear()
         for tar in self.tars:
-            try:
-                for sample in tar_samples(tar):
+            for sample in tar_samples(tar, self._skipped):
+                if isinstance(sample, Rejected):
+                    yield sample
+                else:
                     yield Sample(f"{tar.name}: {sample.key}", sample)
-            except (tarfile.TarError, OSError, EOFError) as error:
-                # What stands before the damage has been used; what stands behind it cannot be found.
-                yield Rejected(tar.name, f"damaged tar, the rest of it is lost ({one_line(error)})")
 
     def records(self, payload: TarSample) -> Iterator[tuple[Record, str]]:
-        with payload.tar.open("rb") as file:
-            members = {ending: _read(file, span) for ending, span in payload.members.items()}
+        members = _contents(payload)
         facts = _facts(members)
-        image = next((ending for ending in members if is_image_name(f"x.{ending}")), None)
+        image = next((ending for ending in members if ending not in TEXT_ENDINGS), None)
         if image is None:
             raise RecordError(_why_no_image(facts))
         if "txt" in members and self.caption_field is None:
-            captions = caption_list(members["txt"].decode("utf-8"))
+            captions = caption_list(utf8_text(members["txt"], ".txt"))
         else:
             captions = caption_list(find_caption(facts, self.caption_field))
         encoded = self.options.images.stored(members[image], f"{payload.key}.{image}")
         metadata = {name: facts[name] for name in KEPT_FACTS if facts.get(name) is not None}
-        yield from self.options.records(f"{payload.tar.stem}/{payload.key}", encoded, captions, metadata)
-
-
-def tar_samples(tar: Path) -> Iterator[TarSample]:
-    """The samples of a tar, one after the other; only headers are read.
-
-    Raises tarfile.TarError at damage, after the samples before it; the last one may lack members.
-    """
-    size = tar.stat().st_size
-    if size == 0:
-        raise tarfile.ReadError("empty file")
-
-    def members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, Span]]:
-        for member in archive:
-            if member.isfile():
-                key = sample_key(member.name)
-                yield key, member.name[len(key) + 1 :], (member.offset_data, member.size)
-            archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
-
-    with tarfile.open(tar, "r:") as archive:
-        for key, group in groupby(members(archive), key=lambda member: member[0]):
-            spans = {ending: span for _, ending, span in group}
-            if any(offset + length > size for offset, length in spans.values()):
-                raise tarfile.ReadError(f"cut short within sample '{key}'")
-            yield TarSample(tar, key, spans)
-        # tarfile takes a cut or broken header for the end.
-        with tar.open("rb") as file:
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset}")
+        record_id = f"{tar_stem(payload.tar)}/{payload.key}"
+        yield from self.options.records(record_id, encoded, captions, metadata)
 
 
 def find_tars(patterns: Sequence[str]) -> list[Path]:
     """The tars that names, folders, globs and brace expressions mean, in order and each once.
 
-    `part/{00000..00009}.tar` names ten files; `part/*.tar` those that are there; a folder all its tars.
-    Raises UserError for a pattern that means nothing.
+    `part/{00000..00009}.tar` names ten files; `part/*.tar` those that are there; a folder all its tars. What
+    is there under exactly the given name is that file or folder, whatever characters its name has.
+    Raises UserError for a pattern that means nothing, and for one that means too many files.
     """
     tars: dict[Path, None] = {}
     for pattern in patterns:
-        for name in braceexpand.braceexpand(pattern):
-            if Path(name).is_dir():
-                found = sorted(Path(name).glob("*.tar"))
-            elif glob.has_magic(name):
-                found = sorted(map(Path, glob.glob(name, recursive=True)))
-            else:
-                found = [Path(name)] if Path(name).is_file() else []
+        for name in _expanded(str(user_path(pattern))):
+            found = _meant(name)
             if not found:
                 raise UserError(f"--input {name} is no tar, and no folder or pattern of tars.")
             tars.update(dict.fromkeys(found))
     return list(tars)
 
 
-def _read(file: Any, span: Span) -> bytes:
-    file.seek(span[0])
-    data = file.read(span[1])
-    if len(data) < span[1]:
+def tar_stem(tar: Path) -> str:
+    """The name of a tar without its ending, and without what UTF-8 cannot hold."""
+    suffix = next((suffix for suffix in TAR_SUFFIXES if tar.name.lower().endswith(suffix)), tar.suffix)
+    return one_line(tar.name[: len(tar.name) - len(suffix)])
+
+
+def _meant(name: str) -> list[Path]:
+    """The tars that a name without braces means."""
+    path = Path(name)
+    if os.path.isdir(path):
+        return sorted(child for child in path.iterdir() if child.name.lower().endswith(TAR_SUFFIXES))
+    if not os.path.lexists(path) and glob.has_magic(name):
+        return sorted(map(Path, glob.glob(name, recursive=True)))
+    return [regular_file(path, "--input")]
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """The names that the braces of a pattern mean. UserError where there are too many, counted beforehand."""
+    if os.path.lexists(pattern) or "{" not in pattern:
+        return iter([pattern])
+    if _count(pattern) > MOST_TARS:
+        raise UserError(
+            f"--input {shown(pattern)} names more than {MOST_TARS} files; give fewer, or a folder"
+        )
+    try:
+        return iter(braceexpand.braceexpand(pattern))
+    except ValueError:
+        raise UserError(f"--input {shown(pattern)}: its braces do not match") from None
+
+
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+
+
+def _count(pattern: str) -> int:
+    """How many names the braces of a pattern mean, without making them; ranges are counted without steps."""
+    # Of every open brace: the names of its finished alternatives, those of the one at hand, where it starts.
+    levels = [(0, 1, 0)]
+    escaped = False
+    for place, character in enumerate(pattern):
+        if escaped or character == "\\":
+            escaped = not escaped
+            continue
+        alternatives, names, start = levels[-1]
+        if character == "{":
+            levels.append((0, 1, place + 1))
+        elif character == "," and len(levels) > 1:
+            levels[-1] = (alternatives + names, 1, start)
+        elif character == "}" and len(levels) > 1:
+            levels.pop()
+            outer, before, first = levels[-1]
+            here = _range_size(pattern[start:place]) or alternatives + names
+            levels[-1] = (outer, before * here, first)
+        if len(levels) > _DEEPEST_BRACES or levels[-1][1] > MOST_TARS or levels[-1][0] > MOST_TARS:
+            return MOST_TARS + 1
+    return levels[0][1]
+
+
+def _range_size(inner: str) -> int | None:
+    """How many numbers or letters a range has, without its step; None for what is not a range."""
+    if _LETTERS.fullmatch(inner):
+        return 52
+    if (found := _NUMBERS.fullmatch(inner)) is None:
+        return None
+    if len(inner) > 40:  # int() refuses numbers of thousands of digits
+        return MOST_TARS + 1
+    return abs(int(found[2]) - int(found[1])) + 1
+
+
+def _contents(sample: TarSample) -> dict[str, bytes]:
+    if all(isinstance(content, bytes) for content in sample.members.values()):
+        return {ending: content for ending, content in sample.members.items() if isinstance(content, bytes)}
+    with sample.tar.open("rb") as file:
+        return {ending: _read(file, content) for ending, content in sample.members.items()}
+
+
+def _read(file: Any, content: Content) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    offset, length = content
+    file.seek(offset)
+    data = bytes(file.read(length))
+    if len(data) < length:
         raise RecordError("the tar is cut short")
     return data
 
 
-def _facts(members: dict[str, bytes]) -> dict[str, Any]:
-    facts = json.loads(members["json"]) if "json" in members else {}
+def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        facts = parse_json(members["json"]) if "json" in members else {}
+    except JsonError as error:
+        raise RecordError(f"its .json is not JSON ({error})") from None
     return facts if isinstance(facts, dict) else {}
 
 
@@ -159,4 +211,4 @@ def _why_no_image(facts: dict[str, Any]) -> str:
     if "messages" in facts or "conversations" in facts:
         return "it holds a conversation, not an image with a caption"
     message = facts.get("error_message") or facts.get("status")
-    return f"no image, its download failed ({message})" if message else "no image"
+    return f"no image, its download failed ({one_line(message)})" if message else "no image"

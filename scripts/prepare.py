@@ -21,14 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
-from ..data_pipelines.convert import MAX_PIXELS, ImageOptions, OutputOptions
+from ..common.errors import UserError, shown
+from ..data_pipelines.convert import MAX_PIXELS, MOST_WORKERS, ImageOptions, OutputOptions
 from ..data_pipelines.convert_captions import TASKS as CAPTION_TASKS
 from ..data_pipelines.convert_captions import CaptionOptions
 from ..data_pipelines.convert_run import REJECTED, Source, write_source
 from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
 from . import prepare_reports, prepare_sources
-from .options import integer
+from .options import integer, path, seed, share
 
 EXAMPLES = {
     "scenes": "dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa",
@@ -94,11 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument("--output", type=path, required=True, help="folder of shards to make")
     parser.add_argument(
-        "--shard-size", type=int, default=10_000, help="records per shard (default %(default)s)"
+        "--shard-size", type=integer(1), default=10_000, help="records per shard (default %(default)s)"
     )
-    parser.add_argument("--workers", type=integer(1), default=1, help="processes (default %(default)s)")
+    parser.add_argument(
+        "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -107,16 +109,16 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = SceneOptions()
     skills = ",".join(f"{name}={weight}" for name, weight in DEFAULT_SKILLS.items())
     parser.add_argument(
-        "--count", type=int, default=defaults.count, help="number of records (default %(default)s)"
+        "--count", type=integer(1), default=defaults.count, help="number of records (default %(default)s)"
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=seed,
         default=defaults.seed,
         help="default %(default)s; 10**9 and above are never trained on",
     )
     parser.add_argument(
-        "--image-size", type=int, default=defaults.image_size, help="pixels (default %(default)s)"
+        "--image-size", type=integer(8), default=defaults.image_size, help="pixels (default %(default)s)"
     )
     parser.add_argument(
         "--task",
@@ -127,26 +129,26 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skills", default=skills, help="weights of drawing prompts (default %(default)s)")
     parser.add_argument(
         "--questions-per-image",
-        type=int,
+        type=integer(1),
         default=defaults.questions_per_image,
         help="turns of one vqa record (default %(default)s)",
     )
     parser.add_argument(
         "--paraphrase",
-        type=float,
+        type=share,
         default=defaults.paraphrase,
         metavar="SHARE",
         help="share of questions and prompts in other words (default %(default)s)",
     )
     parser.add_argument(
         "--turns",
-        type=int,
+        type=integer(2),
         default=defaults.turns,
         help="most turns of one chat record (default %(default)s)",
     )
     parser.add_argument(
         "--grid",
-        type=int,
+        type=integer(8),
         help="cells a side of a layout for drawing prompts, 3 × 3 for each object (default: no layout)",
     )
 
@@ -158,10 +160,10 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     elif kind == "hf":
         parser.add_argument("--input", required=True, help="hub id, folder, or parquet, JSON or CSV file")
     else:
-        parser.add_argument("--input", type=Path, required=True, help="the data set")
+        parser.add_argument("--input", type=path, required=True, help="the data set")
     parser.add_argument(
         "--max-image-size",
-        type=int,
+        type=integer(8),
         default=None,
         help="reduce the shorter side to at most this (default: keep)",
     )
@@ -173,12 +175,11 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
             help="questions, drawing or both (default vqa)",
         )
     if kind == "easyvqa":
-        parser.add_argument("--questions-per-image", type=int, default=10, help="default %(default)s")
+        parser.add_argument("--questions-per-image", type=integer(1), default=10, help="default %(default)s")
     if kind == "nlvr":
         parser.add_argument(
             "--permutations",
-            type=int,
-            choices=range(1, 7),
+            type=integer(1, 6),
             default=6,
             help="how many of an example's six orders of boxes to keep (default %(default)s)",
         )
@@ -194,7 +195,7 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--source", default=None, help="name of the data set for the manifest")
         parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
     if kind == "llava":
-        parser.add_argument("--image-folder", type=Path, default=None, help="default: beside the JSON")
+        parser.add_argument("--image-folder", type=path, default=None, help="default: beside the JSON")
     if kind in OPEN_KINDS:
         _add_open_arguments(parser, kind)
 
@@ -202,12 +203,12 @@ def _add_source_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
 def _add_open_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         "--max-pixels",
-        type=int,
+        type=integer(64),
         default=MAX_PIXELS,
         help="refuse images of more pixels before decoding them (default %(default)s)",
     )
     parser.add_argument(
-        "--held-out", type=float, default=0.0, help="share for the split heldout, by name (default 0)"
+        "--held-out", type=share, default=0.0, help="share for the split heldout, by name (default 0)"
     )
     parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
     if kind == "llava":
@@ -225,7 +226,7 @@ def _add_open_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--caption-column", default=None, help=f"{columns} with the caption (default: usual)")
     if kind == "folder":
         parser.add_argument(
-            "--captions", type=Path, default=None, help="CSV, TSV or JSON lines that name the images"
+            "--captions", type=path, default=None, help="CSV, TSV or JSON lines that name the images"
         )
     if kind in ("folder", "hf"):
         parser.add_argument(
@@ -247,7 +248,7 @@ def _add_hf_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--id-column", default=None, help="column with a name for the record")
     parser.add_argument(
-        "--image-folder", type=Path, default=Path(), help="where columns that name files are looked up"
+        "--image-folder", type=path, default=Path(), help="where columns that name files are looked up"
     )
 
 
@@ -266,6 +267,8 @@ def run(args: argparse.Namespace) -> int:
     manifest = _prepare(args, output)
     counts = manifest["counts"]
     print(f"{counts['records']} records, {counts['images']} images in {args.output} ({_splits(counts)})")
+    if skipped := manifest.get("skipped"):
+        print(f"left out: {', '.join(f'{n} {what}' for what, n in skipped.items())}", file=sys.stderr)
     if counts["rejected"]:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in manifest["rejected"]["reasons"].items())
         names = args.output / REJECTED
@@ -356,7 +359,9 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weights[name.strip()] = float(weight or 1.0)
         except ValueError as error:
-            raise UserError(f"--skills '{item}': expected name=weight, e.g. single_object=0.7.") from error
+            raise UserError(
+                f"--skills {shown(item)}: expected name=weight, e.g. single_object=0.7."
+            ) from error
     return weights
 
 

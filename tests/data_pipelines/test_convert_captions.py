@@ -7,6 +7,7 @@ import random
 import struct
 import tarfile
 import zlib
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -20,10 +21,11 @@ from dualtoken.data_pipelines.convert_hf import Columns, HuggingFaceSource
 from dualtoken.data_pipelines.convert_llava import LlavaSource, prepare_llava
 from dualtoken.data_pipelines.convert_run import REJECTED, write_source
 from dualtoken.data_pipelines.convert_sets import ListSource, _labels_entry
-from dualtoken.data_pipelines.convert_webdataset import WebDatasetSource, find_tars, tar_samples
+from dualtoken.data_pipelines.convert_webdataset import WebDatasetSource, find_tars
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.sample_codec import encode_record
 from dualtoken.data_pipelines.shards import ShardDataset
+from dualtoken.data_pipelines.tar_samples import tar_samples
 
 
 def picture(shade: int = 0, kind: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:
@@ -186,7 +188,7 @@ def test_a_damaged_tar_gives_what_stands_before_the_damage(tmp_path, output, cut
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", samples)
     path = tmp_path / "a.tar"
-    *_, last = tar_samples(path)
+    *_, last = tar_samples(path, Counter())
     content, _ = last.members["jpg"]
     data = path.read_bytes()
     if cut == "noise":

@@ -37,7 +37,7 @@ def test_scenes_from_the_command_line(tmp_path, capsys):
         (["folder", "--input", ".", "--captions", "missing.csv"], "missing.csv"),
         (["folder", "--input", ".", "--max-image-size", "2"], "--max-image-size"),
         (["folder", "--input", ".", "--held-out", "1.5"], "--held-out"),
-        (["folder", "--input", ".", "--workers", "0"], "too small"),
+        (["folder", "--input", ".", "--workers", "0"], "--workers"),
         (["folder", "--input", ".", "--question", " "], "--question"),
         (["webdataset", "--input", "{00..01}.tar"], "00.tar"),
         (["hf", "--input", "nobody/nothing"], "nobody/nothing"),
