@@ -7,6 +7,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -158,7 +159,7 @@ def test_one_source_must_be_without_max_repeats(chain: Chain, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("packing", [(), PACKED])
-@pytest.mark.parametrize("damage", ["deleted", "cut short"])
+@pytest.mark.parametrize("damage", ["deleted", "cut short", "garbage"])
 def test_a_lost_shard_is_counted_and_named(
     damage: str, packing: tuple[str, ...], chain: Chain, tmp_path: Path
 ) -> None:
@@ -178,7 +179,8 @@ def test_a_lost_shard_is_counted_and_named(
                 Stream.open(recipe, alone())
     else:
         data = shard.read_bytes()
-        shard.write_bytes(data[: len(data) // 2])
+        rest = b"" if damage == "cut short" else np.random.default_rng(0).bytes(len(data) // 2)
+        shard.write_bytes(data[: len(data) // 2] + rest)
         again = Stream.open(recipe, alone())
         assert len(again.sources[1]) == len(stream.sources[1])
         assert len(list(islice(again.run(objective, 0), 20))) == 20

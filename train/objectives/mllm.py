@@ -78,6 +78,8 @@ class MllmObjective(Objective):
         """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
         nothing, is too long, or has other codes than the visual tokenizer makes.
         """
+        if not record.has_target():
+            raise _nothing_to_learn(record)
         self._check_images(record)
         self._limit.check_before(record)
         rng = np.random.default_rng((self.seed, draw))
@@ -91,9 +93,7 @@ class MllmObjective(Objective):
         self._limit.check(record, len(example))
         # The end of an empty answer is no lesson.
         if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
-            raise RecordError(
-                f"Record {shown(record.id)} has nothing to learn: no assistant's turn with content."
-            )
+            raise _nothing_to_learn(record)
         return example
 
     def _check_images(self, record: Record) -> None:
@@ -219,6 +219,10 @@ class MllmObjective(Objective):
     def _add_adapters(self) -> None:
         if self.config.lora is not None:
             add_lora(self.model, self.config.lora)
+
+
+def _nothing_to_learn(record: Record) -> RecordError:
+    return RecordError(f"Record {shown(record.id)} has nothing to learn: no assistant's turn with content.")
 
 
 @dataclass(frozen=True)
