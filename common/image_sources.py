@@ -126,19 +126,19 @@ def inline_image(text: str) -> bytes | None:
 def _from_text(text: str) -> tuple[str, bytes]:
     """A path that is there, taken literally; or a URL, base64, or a path to be expanded."""
     if _is_there(text):
-        return _from_path(Path(text))
+        return _from_path(text)
     if (data := inline_image(text)) is not None:
         return "the given image", data
     if text.startswith(("http://", "https://")):
         raise ImageError(f"image {shown(text)} is a web address: download it first, and give the file")
     if text.startswith("file:"):
         text = url2pathname(urlsplit(text).path)
-    return _from_path(Path(text))
+    return _from_path(text)
 
 
-def _from_path(path: Path) -> tuple[str, bytes]:
+def _from_path(given: str | Path) -> tuple[str, bytes]:
     try:
-        path = path if _is_there(path) else user_path(path)
+        path = Path(given) if _is_there(given) else user_path(given)
     except UserError as error:
         raise ImageError(f"image: {error}") from None
     return f"image {shown(str(path))}", read_image_file(path)
