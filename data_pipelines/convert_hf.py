@@ -184,7 +184,7 @@ class HuggingFaceSource(Source):
         ]
         if columns.caption is not None:
             if len(images) != 1:
-                raise RecordError(f"a caption belongs to one image, it has {len(images)}")
+                raise RecordError(f"a caption belongs to one image, it has {len(images) or 'no image'}")
             yield from self.options.records(name, images[0], caption_list(row[columns.caption]), {})
             return
         parts = [image_part(image) for image in images]
