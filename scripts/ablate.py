@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
+from . import options
 from .options import add_device_argument, number, resolve_device
 from .processes import sigterm_interrupts
 
@@ -28,21 +29,27 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
-    parser.add_argument("plan", type=Path, help="the plan, a YAML file")
-    parser.add_argument("--runs", type=Path, required=True, help="working folder: all runs and their results")
-    parser.add_argument("--inputs", type=Path, help="folder of what the recipes read (default: the plan's)")
+    parser.add_argument("plan", type=options.path, help="the plan, a YAML file")
+    parser.add_argument(
+        "--runs", type=options.path, required=True, help="working folder: all runs and their results"
+    )
+    parser.add_argument(
+        "--inputs", type=options.path, help="folder of what the recipes read (default: the plan's)"
+    )
     parser.add_argument(
         "--only", action="append", metavar="GROUP", help="only this group (may be given several times)"
     )
     parser.add_argument("--seeds", help="seeds, separated by commas (default: the plan's)")
     parser.add_argument(
-        "--steps-scale", type=number(0.0001), default=1.0, help="factor on all steps (default 1)"
+        "--steps-scale", type=number(0.0001, 1000), default=1.0, help="factor on all steps (default 1)"
     )
     parser.add_argument(
         "--measure-again", action="store_true", help="measure models that are there anew, for new figures"
     )
-    parser.add_argument("--document", type=Path, help="the document (default: ablations.md in --runs)")
-    parser.add_argument("--heldout", type=Path, help="held-out sets (default: those of the package)")
+    parser.add_argument(
+        "--document", type=options.path, help="the document (default: ablations.md in --runs)"
+    )
+    parser.add_argument("--heldout", type=options.path, help="held-out sets (default: those of the package)")
     parser.add_argument("--list", action="store_true", help="show groups, runs and their minutes, and leave")
     parser.add_argument("--report", action="store_true", help="only write the document of what is there")
     add_device_argument(parser)

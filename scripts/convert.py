@@ -21,6 +21,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.outputs import check_output, mark_output
 from ..common.paths import user_path
+from . import options
 from .options import integer
 
 
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     official = kinds.add_parser("official", help="a tokenizer released with the paper")
-    official.add_argument("checkpoint", type=Path, help="the .pt or .safetensors file")
-    official.add_argument("--config", type=Path, required=True, help="its config.json")
+    official.add_argument("checkpoint", type=options.path, help="the .pt or .safetensors file")
+    official.add_argument("--config", type=options.path, required=True, help="its config.json")
     official.add_argument(
         "--backbone",
         help="folder or hub id of the SigLIP whose configuration (and text tokenizer) belongs to it "
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the projections behind the quantizers see all positions (the released models' do not)",
     )
     trained = kinds.add_parser("checkpoint", help="a checkpoint of dualtoken train")
-    trained.add_argument("checkpoint", type=Path, help="output folder of a run, or one of its checkpoints")
+    trained.add_argument(
+        "checkpoint", type=options.path, help="output folder of a run, or one of its checkpoints"
+    )
     trained.add_argument(
         "--step", type=step, help="which checkpoint of a run: a step, or best (default: the newest)"
     )
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("fp32", "bf16"), help="of the weights (default: the recipe's run.export_dtype)"
     )
     for kind in (official, trained):
-        kind.add_argument("--output", type=Path, required=True, help="folder to make")
+        kind.add_argument("--output", type=options.path, required=True, help="folder to make")
         kind.add_argument("--overwrite", action="store_true", help="replace what an earlier convert made")
 
 

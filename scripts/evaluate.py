@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.errors import UserError
-from . import evaluate_tokenizer
+from . import evaluate_tokenizer, options
 from .options import (
     add_device_argument,
     add_model_argument,
@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         one = actions.add_parser(action, help=summary, description=summary)
         add_data_arguments(one)
-        one.add_argument("--output", type=Path, required=True, help="folder of predictions and results")
+        one.add_argument(
+            "--output", type=options.path, required=True, help="folder of predictions and results"
+        )
         if action != "score":
             add_prediction_arguments(one)
         if action != "predict":
@@ -74,8 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     evaluate_tokenizer.add_arguments(tokenizer)
     report = actions.add_parser("report", help="tables and a chart of results, several models side by side")
-    report.add_argument("results", type=Path, nargs="+", help="folders with results")
-    report.add_argument("--output", type=Path, help="folder for report.md, report.json and report.png")
+    report.add_argument("results", type=options.path, nargs="+", help="folders with results")
+    report.add_argument(
+        "--output", type=options.path, help="folder for report.md, report.json and report.png"
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +96,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of actions that ask a model."""
     add_model_argument(parser)
-    parser.add_argument("--batch-size", type=integer(1), default=16, help="items at a time (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=options.batch_size, default=16, help="items at a time (default: 16)"
+    )
     parser.add_argument("--limit", type=integer(1), help="only so many items, without a headline figure")
-    parser.add_argument("--seed", type=integer(0), default=0, help="of drawings (default: 0)")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of drawings (default: 0)")
     add_device_argument(parser)
     add_quantization_argument(parser)
 
@@ -106,7 +112,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
         ("detector", "folder of an object detector with the names of COCO"),
         ("inception", "torch-fidelity's Inception weights, for FID"),
     ):
-        parser.add_argument(f"--{name}", type=Path, help=f"{what}; only for the scores that need it")
+        parser.add_argument(f"--{name}", type=options.path, help=f"{what}; only for the scores that need it")
     parser.add_argument(
         "--judge",
         metavar="local:MODEL|replay:FILE",

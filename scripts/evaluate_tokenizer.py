@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, first_line
-from .options import add_device_argument, add_model_argument, integer, resolve_device
+from . import options
+from .options import add_device_argument, add_model_argument, resolve_device
 
 if TYPE_CHECKING:
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="split of shards or of a HF dataset (default: all, or the only one)")
     parser.add_argument("--metrics", help="the figures wanted, separated by commas (default: all)")
-    parser.add_argument("--output", type=Path, help="also write the result here, as JSON")
+    parser.add_argument("--output", type=options.path, help="also write the result here, as JSON")
     parser.add_argument(
         "--crop",
         choices=("none", "center"),
@@ -45,12 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="center cuts the middle square, as papers do on ImageNet; none squeezes (default: none)",
     )
     parser.add_argument("--classes", help="file with a class name on every line, or imagenet")
-    parser.add_argument("--templates", type=Path, help="file with a prompt on every line, {} for the class")
-    parser.add_argument("--lpips-weights", type=Path, help='state dict of lpips.LPIPS(net="vgg")')
     parser.add_argument(
-        "--fid-weights", type=Path, help="torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+        "--templates", type=options.path, help="file with a prompt on every line, {} for the class"
     )
-    parser.add_argument("--batch-size", type=integer(1), default=32, help="(default %(default)s)")
+    parser.add_argument("--lpips-weights", type=options.path, help='state dict of lpips.LPIPS(net="vgg")')
+    parser.add_argument(
+        "--fid-weights", type=options.path, help="torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+    )
+    parser.add_argument("--batch-size", type=options.batch_size, default=32, help="(default %(default)s)")
     add_device_argument(parser)
 
 

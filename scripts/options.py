@@ -101,15 +101,17 @@ def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
     return parse
 
 
-def number(minimum: float, maximum: float = math.inf, above: float | None = None) -> Callable[[str], float]:
-    """An argparse type: a finite number from `minimum` to `maximum`, both allowed, and more than `above`."""
+def number(
+    minimum: float, maximum: float = math.inf, above: float | None = None, below: float | None = None
+) -> Callable[[str], float]:
+    """An argparse type: a finite number from `minimum` to `maximum`, more than `above`, less than `below`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
-        return _as_argument(lambda: finite_number(value, "the value", minimum, maximum, above))
+        return _as_argument(lambda: finite_number(value, "the value", minimum, maximum, above, below))
 
     return parse
 

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.files import atomic_file
-from ..data_pipelines.convert import MAX_PIXELS
+from ..data_pipelines.convert import MAX_PIXELS, MOST_PIXELS, MOST_WORKERS
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards import ShardDataset, read_manifest
+from . import options
 from .contact_sheet import card_sheet
 from .options import integer, png_path
 
@@ -27,20 +28,27 @@ _CARD_TEXT = 600
 
 def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add the arguments of the report `kind` to its parser."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of shards")
-    parser.add_argument("--workers", type=integer(1), default=1, help="processes (default %(default)s)")
+    parser.add_argument("folder", type=options.path, metavar="FOLDER", help="folder of shards")
+    parser.add_argument(
+        "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     if kind == "check":
         parser.add_argument(
-            "--max-pixels", type=int, default=MAX_PIXELS, help="most pixels of an image (default %(default)s)"
+            "--max-pixels",
+            type=integer(64, MOST_PIXELS),
+            default=MAX_PIXELS,
+            help="most pixels of an image (default %(default)s)",
         )
         parser.add_argument("--no-progress", action="store_true", help="no progress bar")
         return
-    parser.add_argument("--sheet", default=None, metavar="PNG", help="also draw a sheet of records")
     parser.add_argument(
-        "--samples", type=integer(1), default=24, help="records on the sheet (default %(default)s)"
+        "--sheet", type=options.path, default=None, metavar="PNG", help="also draw a sheet of records"
     )
-    parser.add_argument("--seed", type=integer(0), default=0, help="which records (default %(default)s)")
+    parser.add_argument(
+        "--samples", type=integer(1, 1000), default=24, help="records on the sheet (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=options.seed, default=0, help="which records (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

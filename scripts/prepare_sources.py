@@ -8,6 +8,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..data_pipelines.public_sets import SETS
 from ..data_pipelines.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
+from . import options
 
 KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}
 EXAMPLES = {
@@ -20,7 +21,9 @@ EXAMPLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this kind to its parser."""
     repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
-    parser.add_argument("--output", type=Path, required=True, help=f"folder for the zips and {SOURCES}")
+    parser.add_argument(
+        "--output", type=options.path, required=True, help=f"folder for the zips and {SOURCES}"
+    )
     parser.add_argument(
         "--only", default=None, metavar="SETS", help=f"some of {','.join(SETS)} (default: all)"
     )

@@ -20,6 +20,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.outputs import check_output
 from ..common.paths import user_path
+from . import options
 from .options import add_device_argument, integer, number, path, resolve_device
 
 VISUAL_TOKENIZER = "visual_tokenizer"
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="add mirror images; only for records in which left and right do not matter",
     )
-    parser.add_argument("--seed", type=integer(0), default=0, help="of the crops (default %(default)s)")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the crops (default %(default)s)")
     parser.add_argument(
         "--overwrite",
         action="store_true",
