@@ -5,6 +5,7 @@ from bisect import bisect
 from PIL import Image, ImageDraw, ImageFont
 
 CELL, GAP, LINE = 256, 8, 20
+FRAME = "#b0b0b0"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -19,8 +20,15 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]], cell: int = CELL) -
         top = GAP + row * (LINE + cell + GAP)
         pen.text((GAP, top), shortened(text, width - 2 * GAP, font), fill="black", font=font)
         for column, image in enumerate(images):
-            sheet.paste(image, (GAP + column * (cell + GAP), top + LINE))
+            paste_framed(sheet, image, GAP + column * (cell + GAP), top + LINE)
     return sheet
+
+
+def paste_framed(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
+    """Paste with a thin grey frame around: the edges of a white image could not be seen on a white sheet."""
+    right, bottom = left + image.width, top + image.height
+    ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, right, bottom), outline=FRAME)
+    sheet.paste(image, (left, top))
 
 
 def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
@@ -57,9 +65,9 @@ def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: i
         top = GAP + number // columns * (height + GAP)
         pen.rectangle((left - 2, top - 2, left + cell + 1, top + height + 1), outline="lightgrey")
         if images:
-            sheet.paste(thumbnail(images[0], cell), (left, top))
+            paste_framed(sheet, thumbnail(images[0], cell), left, top)
         for place, image in enumerate(images[1:4]):
-            sheet.paste(thumbnail(image, small - 2), (left + place * small, top + cell))
+            paste_framed(sheet, thumbnail(image, small - 3), left + place * small, top + cell + 2)
         text_top = top + (cell + small if len(images) > 1 else cell if images else 0)
         room = (top + height - text_top) // LINE
         for line, words in enumerate(wrapped(text, cell, room, font)):

@@ -11,7 +11,7 @@ import dualtoken
 from dualtoken.common.outputs import MARK
 from dualtoken.scripts import sample_t2i
 from dualtoken.scripts.cli import main
-from dualtoken.scripts.contact_sheet import CELL, contact_sheet, thumbnail
+from dualtoken.scripts.contact_sheet import CELL, card_sheet, contact_sheet, thumbnail
 
 
 @pytest.fixture
@@ -130,3 +130,20 @@ def test_contact_sheet_has_a_row_for_each_prompt_and_cuts_long_texts():
     assert sheet.width == 8 + 3 * (CELL + 8)
     assert sheet.getpixel((sheet.width - 20, 100)) == (255, 0, 0)
     assert sheet.getpixel((20, sheet.height - CELL + 20)) == (0, 0, 255)
+
+
+def test_white_images_can_be_seen_on_the_sheets():
+    white = Image.new("RGB", (64, 64), "white")
+    frame = Image.new("L", (CELL + 2, CELL + 2), 255)
+    frame.paste(0, (1, 1, CELL + 1, CELL + 1))
+    for sheet in (contact_sheet([("", [thumbnail(white)])]), card_sheet([("", [white])], 1)):
+        grey = sheet.convert("L").point(lambda level: 255 if level == 0xB0 else 0)
+        left, top, right, bottom = grey.getbbox()
+        assert (right - left, bottom - top) == frame.size
+        assert grey.crop((left, top, right, bottom)).tobytes() == frame.tobytes()
+    pictures = [Image.new("RGB", (900, 900), colour) for colour in ("white", "red", "lime", "blue")]
+    sheet = card_sheet([("", pictures)], 1)
+    counts = {colour: count for count, colour in sheet.getcolors(1 << 20)}
+    side = CELL // 3 - 3
+    for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
+        assert counts[colour] == side**2, "no frame covers a picture"
