@@ -20,8 +20,8 @@ OWNER = ".lock.json"
 
 
 @contextmanager
-def only_process(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder`, which is made if need be, for this process.
+def only_process(folder: Path, what: str, part: str = "") -> Iterator[None]:
+    """Hold `folder`, which is made if need be, for this process; `part`: only one part of the work in it.
 
     The operating system frees the lock when its process ends, however it ends, so a lock that a killed
     process left behind is not in the way. `what` names the folder in the message, such as "--output runs/a".
@@ -30,27 +30,27 @@ def only_process(folder: Path, what: str) -> Iterator[None]:
         UserError while another process holds it; the message has its host, number and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock, owner_file = FileLock(folder / (LOCK + part)), folder / (OWNER + part)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{what} is in use by {_owner(folder)}: wait until it has ended, or give another output"
+            f"{what} is in use by {_owner(owner_file)}: wait until it has ended, or give another output"
         ) from None
     since = datetime.now().isoformat(" ", "seconds")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
     try:
-        (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+        owner_file.write_text(json.dumps(owner), encoding="utf-8")
         yield
     finally:
         # The lock file itself stays: another process may be opening it, and would hold a file that is gone.
-        (folder / OWNER).unlink(missing_ok=True)
+        owner_file.unlink(missing_ok=True)
         lock.release()
 
 
-def _owner(folder: Path) -> str:
+def _owner(file: Path) -> str:
     try:
-        owner = read_json_object(folder / OWNER)
+        owner = read_json_object(file)
     except UserError:
         return "another process"
     return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"

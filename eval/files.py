@@ -13,7 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..common.errors import ImageError, UserError, first_line
+from ..common.errors import ImageError, UserError, first_line, shown
+from ..common.packages import missing_package
+from ..common.paths import regular_file
 from .benchmark import Item, MissingData
 from .encoded_image import EncodedImage
 
@@ -27,17 +29,21 @@ def read_tsv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
     UserError if a column of `needed` is missing.
     """
     csv.field_size_limit(_FIELD_LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with regular_file(path, "the file").open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t")
-        missing = [name for name in needed if name not in (reader.fieldnames or [])]
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(missing)}; it has {reader.fieldnames}")
-        for row in reader:
-            yield {
-                key: "" if value is None or value == "nan" else value
-                for key, value in row.items()
-                if key is not None
-            }
+        rows = iter(reader)
+        try:
+            missing = [name for name in needed if name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f"{path} has no column {', '.join(missing)}; it has {reader.fieldnames}")
+            while (row := next(rows, None)) is not None:
+                yield {
+                    key: "" if value is None or value == "nan" else value
+                    for key, value in row.items()
+                    if key is not None
+                }
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as a TSV in UTF-8: {first_line(error)}") from None
 
 
 def parquet_files(folder: Path, pattern: str) -> list[Path]:
@@ -52,18 +58,21 @@ def read_parquet(paths: Sequence[Path], needed: Sequence[str]) -> Iterator[dict[
     """Rows of parquet shards as plain Python values. UserError if a column of `needed` is missing."""
     try:
         import pyarrow.parquet as parquet
+        from pyarrow.lib import ArrowException
     except ImportError as error:
-        raise UserError("reading parquet needs pyarrow: pip install pyarrow") from error
+        raise UserError(missing_package("pyarrow")) from error
     for path in paths:
         try:
             file = parquet.ParquetFile(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not a parquet file ({first_line(error)})") from error
-        missing = [name for name in needed if name not in file.schema_arrow.names]
-        if missing:
-            raise UserError(f"{path} has no column {', '.join(missing)}; it has {file.schema_arrow.names}")
-        for batch in file.iter_batches(batch_size=64):
-            yield from batch.to_pylist()
+            missing = [name for name in needed if name not in file.schema_arrow.names]
+            if missing:
+                has = shown(file.schema_arrow.names, 120)
+                raise UserError(f"{path} has no column {', '.join(missing)}; it has {has}")
+            batches = file.iter_batches(batch_size=64)
+            while (batch := next(batches, None)) is not None:
+                yield from batch.to_pylist()
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{path} is not a whole parquet file ({first_line(error)})") from error
 
 
 def image_from_bytes(content: bytes, what: str) -> Image.Image:

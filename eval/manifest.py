@@ -15,6 +15,7 @@ from PIL import Image
 from .. import __version__
 from ..common.errors import UserError
 from ..common.files import atomic_file
+from ..common.json_files import read_json_object, take, take_count
 from .benchmark import Benchmark, ImageSource, Item
 from .encoded_image import EncodedImage
 
@@ -71,6 +72,12 @@ def open_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
                 "--output, or remove the folder"
             )
         return
+    foreign = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    if foreign:
+        raise UserError(
+            f"{folder} holds {foreign[0]!r} and no {MANIFEST}, so it is not a folder of predictions; give "
+            "another --output, or move that away"
+        )
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
@@ -78,14 +85,17 @@ def open_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of predictions. UserError if there is none, or it cannot be read."""
     path = folder / MANIFEST
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {MANIFEST}; make predictions first: dualtoken eval predict"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove the folder and predict again") from error
+    if not path.exists():
+        raise UserError(f"{folder} holds no {MANIFEST}; make predictions first: dualtoken eval predict")
+    manifest = read_json_object(path)
+    for name in ("benchmark", "split", "model", "checkpoint", "data", "prompts", "device"):
+        take(manifest, name, str, path)
+    for name in ("generation", "versions"):
+        take(manifest, name, dict, path)
+    for name, default in (("seed", ...), ("n", ...), ("limit", None), ("n_expected", None)):
+        if manifest.get(name) is not None or default is ...:
+            take_count(manifest, name, path, most=2**63)
+    return {"limit": None, "n_expected": None, **manifest}
 
 
 def data_checksum(items: Iterable[Item]) -> str:

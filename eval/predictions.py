@@ -1,19 +1,24 @@
 """Predictions on disk: append-only JSON lines, one file for each rank, then one for all.
 
-A line is {"id": ..., "prediction": ...}. Lines are written whole and at once; what a killed run left torn at
-the end of a file is dropped. The same id twice, or one that the benchmark does not have, is refused.
+A line is {"id": ..., "prediction": ...}; the prediction of an item that could not be asked is null. Lines are
+written whole and at once; what a killed run left torn at the end of a file is dropped. The same id twice, or
+one that the benchmark does not have, is refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from ..common.files import atomic_file
+from ..common.json_files import JsonError, enumerate_lines, parse_json, read_text
+from ..common.paths import inside
+from .benchmark import Item
 
 MERGED = "predictions.jsonl"
 PART = "part-{rank:05}-of-{world:05}.jsonl"
@@ -47,20 +52,46 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: an id twice or unknown, or a line that is no prediction; names file and line.
     """
-    merged = folder / MERGED
+    merged, parts = folder / MERGED, sorted(folder.glob("part-*.jsonl"))
+    whole = list(_lines(merged)) if merged.exists() else []
     try:
-        paths = [merged] if merged.exists() else sorted(folder.glob("part-*.jsonl"))
-        entries = [entry for path in paths for entry in _lines(path)]
+        added = [entry for path in parts for entry in _lines(path)]
     except FileNotFoundError:  # another rank has put the parts together meanwhile
         return read_predictions(folder, ids)
+    # A run that was killed while it put the parts together leaves the same predictions in both.
+    together = {key: json.dumps(prediction) for _, key, prediction in whole}
+    added = [entry for entry in added if together.get(entry[1]) != json.dumps(entry[2])]
     known, found = set(ids), dict[str, Any]()
-    for where, key, prediction in entries:
+    for where, key, prediction in (*whole, *added):
         if key not in known:
-            raise UserError(f"{where}: the benchmark has no item {key!r}; give another --output")
+            raise UserError(f"{where}: the benchmark has no item {shown(key)}; give another --output")
         if key in found:
-            raise UserError(f"{where}: item {key!r} is predicted twice; remove one of the two lines")
+            raise UserError(f"{where}: item {shown(key)} is predicted twice; remove one of the two lines")
         found[key] = prediction
     return {key: found[key] for key in ids if key in found}
+
+
+def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError for a prediction that is not what a benchmark of this kind takes.
+
+    A text, a finite number for each choice, or names of drawings in `folder`; or null, but for drawings.
+    """
+    for item in items:
+        given = predictions.get(item.id)
+        if item.id not in predictions or (given is None and kind != "draw"):
+            continue
+        if kind == "answer":
+            right = isinstance(given, str)
+        elif kind == "choose":
+            right = _is_numbers(given, len(item.choices))
+        else:
+            names = [given] if isinstance(given, str) else given
+            right = isinstance(names, list) and all(inside(folder, name, "the drawing") for name in names)
+        if not right:
+            raise UserError(
+                f"{folder}: the prediction of item {shown(item.id)} is {shown(given)}, which has no "
+                "score; remove its line and predict again"
+            )
 
 
 def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
@@ -84,16 +115,29 @@ def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")
+    try:
+        text = read_text(path)
+    except UserError:
+        if not path.exists():
+            raise FileNotFoundError(path) from None
+        raise
     # What stands after the last line's end was torn by a kill, or is still being written by another rank.
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate_lines(text[: text.rfind("\n") + 1]):
         where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
-            yield where, str(entry["id"]), entry["prediction"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{where} is no prediction; remove the line, and run again") from None
+            entry = parse_json(line)
+        except JsonError:
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or "prediction" not in entry:
+            raise UserError(f"{where} is no prediction; remove the line, and run again")
+        yield where, entry["id"], entry["prediction"]
+
+
+def _is_numbers(given: Any, count: int) -> bool:
+    """Whether `given` is a list of `count` finite numbers."""
+    if not isinstance(given, list) or len(given) != count:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in given)
 
 
 def _drop_torn_line(path: Path) -> None:

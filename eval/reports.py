@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.json_files import read_json_object, take, take_count, take_list
+from ..common.values import finite_number
 from .runner import RESULT
 
 Result = Mapping[str, Any]
@@ -20,7 +21,21 @@ def collect_results(folders: Iterable[Path]) -> list[Result]:
     if not paths:
         names = ", ".join(map(str, folders))
         raise UserError(f"no {RESULT} below {names}; make one with `dualtoken eval run` or `eval score`")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [_result(path) for path in paths]
+
+
+def _result(path: Path) -> Result:
+    """One result, with what the tables take from it checked. UserError that names the file and the field."""
+    result = read_json_object(path)
+    for name in ("benchmark", "split", "model"):
+        take(result, name, str, path)
+    take_list(result, "notes", lambda note: isinstance(note, str), "texts", path)
+    for name in ("n", "n_unparsed"):
+        take_count(result, name, path)
+    for metric, value in (take(result, "headline", dict, path, None) or {}).items():
+        if value is not None:
+            finite_number(value, f"{path}: {metric}")
+    return result
 
 
 def table(results: Sequence[Result]) -> dict[str, dict[str, float | None]]:

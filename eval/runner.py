@@ -7,21 +7,25 @@ is the same whatever the number of ranks and however often a run was stopped.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.errors import ImageError, UserError, shown
 from ..common.files import atomic_file
+from ..common.images import load_image
+from ..common.locks import only_process
 from .benchmark import Benchmark, Item, Score
 from .hub import fetch, is_hub
 from .judged import JudgedBenchmark, judge_predictions
 from .manifest import data_checksum, describe, open_manifest, prompts_checksum, read_manifest
-from .predictions import PredictionWriter, merge_predictions, read_predictions
+from .predictions import PredictionWriter, check_predictions, merge_predictions, read_predictions
 from .predictor import Predictor
 
 RESULT = "result.json"
@@ -131,7 +135,6 @@ def predict(
     need_images(benchmark, items)
     generation = {**benchmark.generation, **(settings.generation or {}), "batch_size": settings.batch_size}
     folder = run_folder(output, benchmark, split)
-    folder.mkdir(parents=True, exist_ok=True)
     manifest = describe(
         benchmark,
         split,
@@ -144,20 +147,22 @@ def predict(
         settings.limit,
         device,
     )
-    open_manifest(folder, manifest)
-    ids = [item.id for item in items]
-    done = read_predictions(folder, ids)
-    batches = range(settings.rank, -(-len(items) // settings.batch_size), settings.world)
-    with PredictionWriter(folder, settings.rank, settings.world) as writer:
-        for number in tqdm(batches, desc=benchmark.name, unit="batch", disable=None):
-            start = number * settings.batch_size
-            batch = items[start : start + settings.batch_size]
-            if all(item.id in done for item in batch):
-                continue
-            made = _predict_batch(benchmark, predictor, batch, start, folder, settings, generation)
-            writer.write({item.id: p for item, p in zip(batch, made, strict=True) if item.id not in done})
-    if merge_predictions(folder, ids) and benchmark.kind == "draw":
-        benchmark.write_layout(items, folder)
+    with only_process(folder, f"--output {folder}", part=f"-{settings.rank}" if settings.rank else ""):
+        open_manifest(folder, manifest)
+        ids = [item.id for item in items]
+        done = read_predictions(folder, ids)
+        check_predictions(benchmark.kind, items, done, folder)
+        batches = range(settings.rank, -(-len(items) // settings.batch_size), settings.world)
+        with PredictionWriter(folder, settings.rank, settings.world) as writer:
+            for number in tqdm(batches, desc=benchmark.name, unit="batch", disable=None):
+                start = number * settings.batch_size
+                batch = items[start : start + settings.batch_size]
+                if all(item.id in done for item in batch):
+                    continue
+                made = _predict_batch(benchmark, predictor, batch, start, folder, settings, generation)
+                writer.write({item.id: p for item, p in zip(batch, made, strict=True) if item.id not in done})
+        if merge_predictions(folder, ids) and benchmark.kind == "draw":
+            benchmark.write_layout(items, folder)
     return folder
 
 
@@ -184,19 +189,27 @@ def score(
                 f"{folder}: the predictions were made from other {name}; give the --data of that run"
             )
     predictions = read_predictions(folder, [item.id for item in items])
+    check_predictions(benchmark.kind, items, predictions, folder)
     missing = len(items) - len(predictions)
     if missing:
         raise UserError(
             f"{folder} lacks {missing} of {len(items)} predictions; run `dualtoken eval predict` again, it "
             "goes on where it stopped"
         )
+    unasked = [item.id for item in items if predictions[item.id] is None]
+    predictions |= {item.id: _wrong(benchmark, item) for item in items if predictions[item.id] is None}
     judge = None
     if isinstance(benchmark, JudgedBenchmark):
         judge = judge_predictions(benchmark, items, predictions, folder)
-    result = _result(manifest, benchmark.score(items, predictions, folder), judge)
-    with atomic_file(folder / RESULT) as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = _result(manifest, benchmark.score(items, predictions, folder), judge, unasked)
+    with atomic_file(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _wrong(benchmark: Benchmark, item: Item) -> Any:
+    """The prediction that stands for none: the empty answer, or choices that are all alike."""
+    return [0.0] * len(item.choices) if benchmark.kind == "choose" else ""
 
 
 def _predict_batch(
@@ -209,10 +222,14 @@ def _predict_batch(
     generation: Mapping[str, Any],
 ) -> list[Any]:
     options = {name: value for name, value in generation.items() if name != "batch_size"}
-    if benchmark.kind == "choose":
-        return list(predictor.choose(batch))
-    if benchmark.kind == "answer":
-        return list(predictor.answer(batch, options))
+    if benchmark.kind != "draw":
+        ask = predictor.choose if benchmark.kind == "choose" else partial(predictor.answer, settings=options)
+        try:
+            return list(ask(batch))
+        except ImageError:
+            readable = [item for item in batch if _is_readable(item)]
+            answers = iter(ask(readable)) if readable else iter(())
+            return [next(answers) if item in readable else None for item in batch]
     seeds = [settings.seed + start + number for number in range(len(batch))]
     drawn = predictor.draw(batch, benchmark.images_per_prompt, seeds, options)
     names = [
@@ -221,12 +238,25 @@ def _predict_batch(
     ]
     for files, images in zip(names, drawn, strict=True):
         for file, image in zip(files, images, strict=True):
-            with atomic_file(folder / file) as partial:
-                image.save(partial, format="PNG")
+            with atomic_file(folder / file) as temporary:
+                image.save(temporary, format="PNG")
     return names
 
 
-def _result(manifest: Mapping[str, Any], score: Score, judge: Mapping[str, Any] | None) -> dict[str, Any]:
+def _is_readable(item: Item) -> bool:
+    """Whether all images of an item can be decoded; says on stderr what is wrong with one that cannot."""
+    try:
+        for image in item.images:
+            load_image(image)
+    except ImageError as error:
+        print(f"item {shown(item.id)} is not asked: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _result(
+    manifest: Mapping[str, Any], score: Score, judge: Mapping[str, Any] | None, unasked: Sequence[str]
+) -> dict[str, Any]:
     expected = manifest["n_expected"]
     complete = manifest["limit"] is None and expected in (None, manifest["n"])
     metrics = {
@@ -237,10 +267,14 @@ def _result(manifest: Mapping[str, Any], score: Score, judge: Mapping[str, Any] 
         notes.append(f"judge: {', '.join(judge['models']) or 'not named in ' + judge['file']}")
     if not complete:
         notes.append(f"{manifest['n']} of {expected or 'all'} items: no headline figure")
+    if unasked:
+        notes.append(
+            f"{len(unasked)} items could not be asked ({shown(unasked[0])} first): wrong, and no headline"
+        )
     return {
         "benchmark": manifest["benchmark"],
         "split": manifest["split"],
-        "headline": {score.headline: metrics[score.headline]} if complete else None,
+        "headline": {score.headline: metrics[score.headline]} if complete and not unasked else None,
         "metrics": metrics,
         "n": manifest["n"],
         "n_expected": expected,

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..common.errors import UserError
+from ..common.output_files import check_files, staged_files
+from ..common.paths import user_path
 from . import evaluate_tokenizer, options
 from .options import (
     add_device_argument,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from ..eval.runner import Loaded, Settings
 
 JUDGES = ("local", "replay")
+#: The files of a report: the table, its numbers, the chart.
+REPORT = ("report.md", "report.json", "report.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--benchmarks is empty; name at least one (dualtoken eval list)")
     if args.action == "check":
         return check_data(args, benchmarks)
+    check_files(args.output, ())
     settings = make_settings(args)
     judge = None if args.action == "predict" else judge_option(args.judge, benchmarks)
     loaded: dict[str, Loaded] = {}
@@ -171,14 +176,14 @@ def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption 
                 f"--judge replay:FILE is for one benchmark with a judge, not for {len(judged)} of them "
                 f"({', '.join(judged) or 'none'})"
             )
-    return JudgeOption(kind, Path(where))
+    return JudgeOption(kind, user_path(where, "--judge"))
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The runner's settings; rank and number of processes are those that torchrun sets."""
     from ..eval.runner import Settings
 
-    shared: dict[str, Any] = {"data": args.data, "split": args.split}
+    shared: dict[str, Any] = {"data": data_option(args.data), "split": args.split}
     if args.action == "score":
         return Settings(**shared)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -192,6 +197,13 @@ def make_settings(args: argparse.Namespace) -> Settings:
         rank=rank,
         world=world,
     )
+
+
+def data_option(given: str | None) -> str | Path | None:
+    """`--data`: a name of the hub as it is, else a path."""
+    from ..eval.hub import is_hub
+
+    return given if given is None or is_hub(given) else user_path(given, "--data")
 
 
 def predict_all(
@@ -263,7 +275,7 @@ def check_data(args: argparse.Namespace, benchmarks: list[Benchmark]) -> int:
     complete = True
     for benchmark in benchmarks:
         splits = [benchmark.split_or_default(args.split)] if args.split else None
-        for report in check_splits(benchmark, args.data, splits):
+        for report in check_splits(benchmark, data_option(args.data), splits):
             print("\n".join(report.lines()))
             complete &= report.is_complete(images=not args.no_images)
     return 0 if complete else 2
@@ -286,20 +298,17 @@ def report(args: argparse.Namespace) -> int:
     """Print the table; with --output also write it, its numbers and a chart."""
     from ..eval.reports import bar_chart, collect_results, markdown, table
 
+    if args.output:
+        check_files(args.output, REPORT)
     results = collect_results(args.results)
     text = markdown(results)
     print(text, end="")
     if args.output:
-        from ..common.files import atomic_file
-
-        args.output.mkdir(parents=True, exist_ok=True)
-        with atomic_file(args.output / "report.md") as partial:
-            partial.write_text(text, encoding="utf-8")
-        with atomic_file(args.output / "report.json") as partial:
+        with staged_files(args.output, "eval report") as folder:
+            (folder / REPORT[0]).write_text(text, encoding="utf-8")
             numbers = {"table": table(results), "results": results}
-            partial.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-        with atomic_file(args.output / "report.png") as partial:
-            bar_chart(results).savefig(partial, dpi=120)
+            (folder / REPORT[1]).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+            bar_chart(results).savefig(folder / REPORT[2], dpi=120)
     return 0
 
 

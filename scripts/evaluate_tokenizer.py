@@ -17,12 +17,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, shown
+from ..common.json_files import enumerate_lines, read_json_object, read_text
+from ..common.output_files import check_file
+from ..common.paths import user_path
 from . import options
 from .options import add_device_argument, add_model_argument, resolve_device
 
@@ -59,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. UserError for what is missing or cannot be read."""
+    if args.output:
+        check_file(args.output, {"--images": Path(args.images)}, is_result)
     device = resolve_device(args.device)
     from ..common.files import atomic_file
     from ..eval.image_sets import open_images
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         lpips_weights=args.lpips_weights,
         fid_weights=args.fid_weights,
         classes=class_names(args.classes),
-        templates=lines(args.templates, "--templates") if args.templates else None,
+        templates=templates(args.templates) if args.templates else None,
         text_tokenizer=text_tokenizer(folder),
         crop=args.crop,
     )
@@ -88,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     result["settings"]["model"] = str(args.model)
     if args.output:
-        with atomic_file(args.output) as partial:
-            partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with atomic_file(args.output) as temporary:
+            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print("\n".join(summary(result)))
     return 0
 
@@ -138,17 +144,38 @@ def class_names(given: str | None) -> list[str] | None:
         from ..eval.metrics.zero_shot import imagenet_classes
 
         return imagenet_classes()
-    return lines(Path(given), "--classes")
+    return lines(user_path(given, "--classes"), "--classes")
 
 
-def lines(path: Path, option: str) -> list[str]:
+def templates(file: Path) -> list[Callable[[str], str]]:
+    """The prompts of `--templates`, as functions of a class's name. UserError for one without {}."""
+    found = lines(file, "--templates")
+    without = next((line for line in found if "{}" not in line), None)
+    if without is not None:
+        raise UserError(f"--templates {file}: {shown(without)} has no {{}} where the class is to stand")
+    return [partial(_filled, line) for line in found]
+
+
+def _filled(template: str, name: str) -> str:
+    return template.replace("{}", name)  # not format: a file from elsewhere must not reach into objects
+
+
+def is_result(file: Path) -> bool:
+    """Whether this command wrote the file."""
+    try:
+        return {"figures", "settings"} <= read_json_object(file).keys()
+    except UserError:
+        return False
+
+
+def lines(file: Path, option: str) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {path} cannot be read: {first_line(error)}") from error
+        found = [line.strip() for _, line in enumerate_lines(read_text(file, largest=10_000_000))]
+    except UserError as error:
+        raise UserError(f"{option} {error}") from None
     if not found:
-        raise UserError(f"{option} {path} is empty")
+        raise UserError(f"{option} {file} is empty")
     return found
 
 

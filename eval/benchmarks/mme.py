@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.errors import UserError
+from ...common.json_files import enumerate_lines, read_text
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, image_folder, parquet_files, read_parquet
 from ..hub import HubData
@@ -60,18 +61,16 @@ def _names(task: str) -> tuple[str, ...]:
 
 
 def _task_items(task: str, path: Path, root: Path) -> list[Item]:
-    """The questions of one task: lines of image, question, answer, parted by tabs."""
+    """The questions of one task: tab-separated lines of image, question, answer."""
     # The release keeps the images of some tasks in a folder of their own, and those of others beside the
     # texts.
     images = image_folder(root, f"{RELEASE}/{task}/images", f"{RELEASE}/{task}", f"{task}/images", task)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in enumerate_lines(read_text(path)):
         cells = line.rstrip("\r").split("\t")
         label = cells[2].strip().lower() if len(cells) > 2 else ""
         if label not in ("yes", "no"):
-            raise UserError(f"{path}, line {number}: expected image, question and Yes or No parted by tabs")
+            raise UserError(f"{path}, line {number}: expected image, question and Yes or No, tab-separated")
         rows.append((task, cells[0], cells[1], label, images / cells[0]))
     return _pairs(rows, path)
 
