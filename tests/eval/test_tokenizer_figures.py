@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -150,6 +151,52 @@ def test_a_broken_image_is_named_and_left_out(tiny_tokenizer, tmp_path: Path) ->
     result = measure_tokenizer(tiny_tokenizer(), open_images(tmp_path), ("codebook",))
     assert (result["n"], result["n_expected"]) == (2, 3)
     assert [name for name, _ in result["skipped"]] == ["1.png"]
+
+
+def test_a_folder_of_real_people(tiny_tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    noise(0).save(folder / "a.avif")
+    noise(1).save(folder / "b.jfif", "JPEG")
+    noise(2).save(tmp_path / "elsewhere" / "c.GIF")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "more" / "back").symlink_to(folder)
+    noise(3).save(folder / "latin.png")
+    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    (folder / "._a.avif").write_bytes(b"made by a foreign system")
+    os.mkfifo(folder / "pipe.png")
+    result = measure_tokenizer(tiny_tokenizer(), open_images(folder), ("codebook",))
+    assert (result["n"], result["n_expected"]) == (3, 5)
+    assert [name for name, _ in result["skipped"]] == ["latin.png", "pipe.png"]
+
+
+def test_every_image_of_a_tar_counts(tiny_tokenizer, tmp_path: Path) -> None:
+    names = [
+        "img.v1.jpg",
+        "img.v2.JPG",
+        "x/img.v3.avif",
+        "._img.v1.jpg",
+        "k.left.png",
+        "k.right.png",
+        "bad.png",
+    ]
+    beside = {"img.v1.txt": b"one", "x/img.v3.TXT": b"three", "k.cls": b"7", "bad.txt": b"caf\xe9"}
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in [*names, *beside]:
+            buffer = io.BytesIO()
+            noise(0).save(buffer, "PNG")
+            data = beside.get(name, buffer.getvalue())
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    images = open_images(tmp_path / "set.tar")
+    samples = [images.read(index) for index in range(len(images))]
+    assert [sample.name for sample in samples] == ["img.v1", "img.v2", "x/img.v3", "k.left", "k.right", "bad"]
+    assert [sample.texts for sample in samples[:3]] == [("one",), (), ("three",)]
+    assert [sample.label for sample in samples[3:5]] == [7, 7]
+    result = measure_tokenizer(tiny_tokenizer(), images, ("codebook",))
+    assert [name for name, _ in result["skipped"]] == ["bad"]
 
 
 def as_folder(folder: Path) -> Path:
