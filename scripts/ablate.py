@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from . import options
 from .options import add_device_argument, number, resolve_device
 from .processes import sigterm_interrupts
@@ -102,9 +102,11 @@ def chosen_seeds(plan: Plan, given: str | None) -> list[int]:
     if given is None:
         return plan.seeds
     try:
-        seeds = [int(word) for word in given.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {given}: give whole numbers separated by commas, such as 0,1,2") from None
+        seeds = [options.seed(word) for word in given.split(",")]
+    except argparse.ArgumentTypeError:
+        raise UserError(
+            f"--seeds {shown(given)}: give whole numbers separated by commas, such as 0,1,2"
+        ) from None
     return list(dict.fromkeys(seeds))
 
 

@@ -12,20 +12,28 @@ import copy
 import hashlib
 import json
 import re
+import types
+import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from ...common.errors import UserError, first_line
+from ...common.errors import UserError, shown
+from ...common.json_files import read_text
+from ...common.paths import plain_name
+from ...common.values import finite_number, seed_number, whole_number
+from ...train.config import check_yaml
 from .metrics import METRICS
 
 PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")
 # What shrinks together with the number of steps.
 SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
 KINDS = ("tokenizer", "mllm")
+LARGEST_FILE = 1_000_000  # bytes of a plan or a recipe
+MOST_VALUES = 100_000  # in it, those behind *aliases counted each time
 Part = TypeVar("Part")
 
 
@@ -158,20 +166,20 @@ class Places:
 
 def load_plan(path: Path) -> Plan:
     """Read a plan strictly; UserError for an unknown key, variant, base, data set or metric."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"the plan {path} cannot be read: {first_line(error)}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"the plan {path} is no mapping; see ablations/nano.yaml")
-    given = dict(given)
+    given = read_yaml(path)
     for section, kind in (("bases", Base), ("variants", Variant), ("groups", Group)):
         entries = given.get(section) or {}
-        given[section] = {name: _part(kind, entry, f"{section}.{name}") for name, entry in entries.items()}
+        if not isinstance(entries, dict):
+            raise UserError(f"{section} is {shown(entries)}; expected names with what they mean")
+        given[section] = {
+            plain_name(name, f"{section}: the name"): _part(kind, entry, f"{section}.{name}")
+            for name, entry in entries.items()
+        }
     for name, group in given["groups"].items():
         claims = [_part(Claim, claim, f"groups.{name}.claims") for claim in group.claims]
         given["groups"][name] = Group(**{**vars(group), "claims": claims})
-    given["evaluation"] = _part(Evaluation, given.get("evaluation") or {}, "evaluation")
+    evaluation = given.get("evaluation")
+    given["evaluation"] = _part(Evaluation, {} if evaluation is None else evaluation, "evaluation")
     bases = {
         name: Base(**{**vars(base), "recipe": str(_recipe_path(path, base.recipe))})
         for name, base in given["bases"].items()
@@ -181,11 +189,30 @@ def load_plan(path: Path) -> Plan:
     return plan
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. UserError for anything else, and for more than a plan holds."""
+    text = read_text(path, LARGEST_FILE)
+    check_yaml(text, path)
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that there is not, a list as a key
+        raise UserError(f"{path} is not YAML: {error}") from None
+    count, waiting = 0, [found]
+    while waiting and count <= MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            waiting += list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(found, dict) or count > MOST_VALUES:
+        raise UserError(f"{path} holds more than {MOST_VALUES} values, or no keys; see ablations/nano.yaml")
+    return found
+
+
 def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 1.0) -> dict[str, Any]:
     """The whole recipe of one run, as a mapping for YAML."""
     chosen = plan.variants[variant]
     base = plan.bases[chosen.base]
-    recipe = yaml.safe_load(Path(base.recipe).read_text(encoding="utf-8"))
+    recipe = read_yaml(Path(base.recipe))
     for key, value in {**base.overrides, **chosen.overrides}.items():
         set_key(recipe, key, copy.deepcopy(value))
     for key in SCALED:
@@ -254,14 +281,49 @@ def _recipe_path(plan: Path, recipe: str) -> Path:
 
 
 def _part(kind: type[Part], given: Any, where: str) -> Part:
+    """A part of the plan; UserError for a key that it does not have, and for a value of another type."""
+    hints = typing.get_type_hints(kind)
     allowed = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(given) - set(allowed)) if isinstance(given, dict) else [str(given)]
+    unknown = [name for name in given if name not in allowed] if isinstance(given, dict) else [given]
     if unknown:
-        raise UserError(f"{where}: unknown {unknown}; allowed are {', '.join(allowed)}")
+        raise UserError(f"{where}: unknown {shown(unknown)}; allowed are {', '.join(allowed)}")
+    for name, value in given.items():
+        if not _fits(hints[name], value):
+            raise UserError(f"{where}.{name} is {shown(value)}; expected {_in_words(hints[name])}")
     try:
         return kind(**given)
     except TypeError as error:
         raise UserError(f"{where} is not complete: {error}") from None
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value out of YAML is of the type that a field has."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(one, value) for one in arguments)
+    if origin is list:
+        # Parts in a list are mappings until they are read, one by one.
+        part = isinstance(arguments[0], type) and is_dataclass(arguments[0])
+        return isinstance(value, list) and all(_fits(dict if part else arguments[0], one) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _fits(arguments[1], one) for key, one in value.items()
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_words(hint: Any) -> str:
+    words = {str: "a text", float: "a number", int: "a whole number", type(None): "nothing"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(one) for one in arguments)
+    if origin is list:
+        return f"a list, each {_in_words(arguments[0])}"
+    return "names with values" if origin is dict else words.get(hint, "names with values")
 
 
 def _check(plan: Plan) -> None:
@@ -273,6 +335,9 @@ def _check(plan: Plan) -> None:
 def _problems(plan: Plan) -> Iterator[str]:
     if not plan.seeds:
         yield "seeds is empty; give at least one"
+    yield from _wrong_numbers(plan)
+    for name in (*plan.data, *(plan.evaluation.skills or []), *plan.evaluation.sets):
+        plain_name(name, "the name")
     for name, base in plan.bases.items():
         if base.kind not in KINDS:
             yield f"bases.{name}.kind is {base.kind!r}; allowed: {', '.join(KINDS)}"
@@ -287,6 +352,28 @@ def _problems(plan: Plan) -> Iterator[str]:
         for metric in (*group.metrics, *(claim.metric for claim in group.claims)):
             if metric.split("/")[0] not in METRICS:
                 yield f"groups.{name}: metric {metric!r} is unknown; there are {', '.join(METRICS)}"
+
+
+def _wrong_numbers(plan: Plan) -> Iterator[str]:
+    numbers = [(seed_number, seed, "seeds") for seed in plan.seeds]
+    numbers += [(_minutes, base.minutes, f"bases.{name}.minutes") for name, base in plan.bases.items()]
+    for name in ("scenes", "drawings", "records", "grid"):
+        value = getattr(plan.evaluation, name)
+        if value is not None:
+            numbers.append((_amount, value, f"evaluation.{name}"))
+    for check, value, name in numbers:
+        try:
+            check(value, name)
+        except UserError as error:
+            yield str(error)
+
+
+def _minutes(value: Any, name: str) -> float:
+    return finite_number(value, name, 0, 1_000_000)
+
+
+def _amount(value: Any, name: str) -> int:
+    return whole_number(value, name, 0, 1_000_000)
 
 
 def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:

@@ -24,10 +24,12 @@ from filelock import FileLock, Timeout
 from ... import __version__
 from ...common.errors import UserError
 from ...common.files import atomic_file
+from ...common.json_files import read_json_object, take, take_count
+from ...common.values import finite_number
 from ...eval.held_out import HeldOut
 from ..processes import run_process
 from .figures import measure
-from .plan import Places, Plan, resolve, used_sets
+from .plan import Places, Plan, read_yaml, resolve, used_sets
 
 #: Module of this package's scripts, its arguments, and the file that takes its output.
 Launch = Callable[[str, Sequence[str], Path], None]
@@ -145,7 +147,7 @@ class Runner:
 
     def _check_same(self, folder: Path, recipe: dict[str, Any]) -> None:
         given = folder / "given.yaml"
-        if given.is_file() and yaml.safe_load(given.read_text(encoding="utf-8")) != recipe:
+        if given.is_file() and read_yaml(given) != recipe:
             raise UserError(
                 f"{folder} was made by other settings (its given.yaml is not what the plan says now); delete "
                 "it, or give another --runs"
@@ -167,7 +169,23 @@ class Runner:
 def _result(folder: Path) -> dict[str, Any]:
     """The result of a run, {} where there is none."""
     path = folder / RESULT
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_result(path) if path.is_file() else {}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a result file holds. UserError for one that is not of this kind."""
+    found = read_json_object(path)
+    try:
+        take_count(found, "seed", path)
+        take_count(found, "steps", path, 0)
+        take(found, "evaluation", dict, path, None)
+        for name in ("figures", "reference", "minutes"):
+            for metric, value in take(found, name, dict, path, {}).items():
+                if value is not None:
+                    finite_number(value, f"{path}: {name}, {metric}")
+    except UserError as error:
+        raise UserError(f"{error}; delete this run") from None
+    return {"figures": {}, "minutes": {}, "steps": None, **found}
 
 
 def machine(device: str) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...common.errors import UserError, first_line
 from .metrics import metric_of
 from .plan import Claim, Group, Places, Plan
-from .runs import RESULT
+from .runs import RESULT, read_result
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,8 @@ class Results:
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in plan.variants:
             for path in sorted(places.runs.glob(f"{variant}/seed-*/{RESULT}")):
-                try:
-                    result = json.loads(path.read_text(encoding="utf-8"))
-                    found.setdefault(variant, {})[int(result["seed"])] = result
-                except (OSError, ValueError, KeyError) as error:
-                    raise UserError(f"{path} is no result ({first_line(error)}); delete its run") from error
+                result = read_result(path)
+                found.setdefault(variant, {})[result["seed"]] = result
         return cls(plan, {name: dict(sorted(seeds.items())) for name, seeds in found.items()})
 
     def values(self, variant: str, metric: str) -> dict[int, float]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.ablation.document import document, table
@@ -248,3 +251,82 @@ def test_the_command_lists_what_there_is_to_do(
     assert "20.65 ± 0.61" in (tmp_path / "runs" / "ablations.md").read_text()
     for wrong in (["--only", "none"], ["--seeds", "a"]):
         assert run_command("ablate", [*words, *wrong]) == 2
+
+
+WRONG = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers() | st.text(max_size=5), max_size=3),
+    st.dictionaries(st.text(max_size=5) | st.integers(), st.integers() | st.text(max_size=5), max_size=3),
+)
+PLACES_OF_A_PLAN = [
+    *[
+        (key,)
+        for key in ("name", "inputs", "seeds", "bases", "variants", "groups", "evaluation", "data", "about")
+    ],
+    *[("bases", "base", key) for key in ("recipe", "kind", "minutes", "overrides", "tokenizer", "x")],
+    *[("variants", "one", key) for key in ("title", "base", "overrides", "tokenizer")],
+    *[("groups", "pair", key) for key in ("title", "variants", "metrics", "claims", "about")],
+    *[("evaluation", key) for key in ("scenes", "drawings", "sets", "skills", "grid")],
+    ("bases", "../x"),
+    ("data", "set"),
+]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(place=st.sampled_from(PLACES_OF_A_PLAN), value=WRONG)
+def test_a_plan_of_anything_is_read_or_refused_in_one_line(place, value, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "plan-of-anything"
+    folder.mkdir(exist_ok=True)
+    plan = yaml.safe_load(tiny_plan(folder).read_text())
+    part = plan
+    for key in place[:-1]:
+        part = part.setdefault(key, {})
+    part[place[-1]] = value
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan, allow_unicode=True), encoding="utf-8")
+    try:
+        found = load_plan(folder / "plan.yaml")
+        for variant in found.variants:
+            resolve(found, PLACES, variant, found.seeds[0])
+    except UserError:
+        return
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "a: " * 5000,
+        "a: &a [x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in pairwise("abcdefghijklmnopqr")),
+        "? [a]\n: 1\n",
+        "seeds: 2026-99-99\n",
+        "\x00",
+        "- 1\n",
+        "!!python/object/apply:os.system [echo]\n",
+    ],
+    ids=range(8),
+)
+def test_yaml_that_is_no_plan_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "plan.yaml").write_text(text)
+    assert (
+        run_command("ablate", [str(tmp_path / "plan.yaml"), "--runs", str(tmp_path / "runs"), "--list"]) == 2
+    )
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert len(err) <= 301
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["[]", "{}", '{"seed": -1}', '{"seed": 0, "figures": []}', '{"seed": 0, "minutes": {"a": "b"}}', "\0"],
+)
+def test_a_result_that_is_none_is_one_line(result: str, tmp_path: Path):
+    plan = load_plan(tiny_plan(tmp_path))
+    folder = Places(tmp_path / "runs", tmp_path).run("one", 0)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(result)
+    with pytest.raises(UserError, match=r"result\.json"):
+        Results.read(plan, Places(tmp_path / "runs", tmp_path))
