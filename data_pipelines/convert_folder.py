@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common.errors import UserError, one_line
 from ..common.images import is_image_name
-from ..common.json_files import JsonError, parse_json
+from ..common.json_files import JsonError, is_encodable, parse_json
 from ..common.outputs import Inputs
 from ..common.paths import regular_file, user_path, walk_files
 from .convert import LARGEST_TEXT_FILE, Rejected, read_file, utf8_text
@@ -96,7 +96,10 @@ class FolderSource(Source):
         if self.captions is None:
             for path in self._images():
                 name = path.relative_to(self.folder).as_posix()
-                yield Sample(name, (name, None))
+                if is_encodable(name):
+                    yield Sample(name, (name, None))
+                else:
+                    yield Rejected(name, "its name is not UTF-8")
             return
         for line, row, problem in self._rows(self.captions):
             named = self._image_name(row)

@@ -20,6 +20,9 @@ _BATCH = 256
 _FULL = re.compile(r"[0-9a-f]{40}")
 _COMMANDS = ("init", "config", "fetch", "ls-remote", "ls-tree")
 _QUIET = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_ONLINE = {"fetch", "ls-remote"}
+# A clone's settings may come from anybody: what is missing in it is not fetched by a program that they name.
+_OFFLINE = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": ""}
 
 
 class GitFiles:
@@ -172,6 +175,7 @@ def _try_git(folder: Path, *arguments: str) -> str | None:
 
 
 def _run(folder: Path, arguments: tuple[str, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    environment = os.environ | _QUIET | ({} if _ONLINE & {*arguments} else _OFFLINE)
     return subprocess.run(
-        ["git", "-C", str(folder), *arguments], input=stdin, capture_output=True, env=os.environ | _QUIET
+        ["git", "-C", str(folder), *arguments], input=stdin, capture_output=True, env=environment
     )

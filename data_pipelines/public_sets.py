@@ -7,7 +7,6 @@ the converters of `convert_sets` read.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ..common.errors import ImageError, UserError
 from ..common.images import open_image, pillow_errors
+from ..common.json_files import parse_json
 from .git_files import GitFiles
 
 #: Side of emoji and photos, in pixels.
@@ -70,8 +70,8 @@ class PublicSet:
 
 def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     """Every emoji that has a name: {file, style, emoji, name, group, keywords}, 128 × 128 on white."""
-    told = json.loads(files["names"].read_one("data-by-emoji.json"))
-    keywords = json.loads(files["keywords"].read_one("dist/emoji-en-US.json"))
+    told = parse_json(files["names"].read_one("data-by-emoji.json"))
+    keywords = parse_json(files["keywords"].read_one("dist/emoji-en-US.json"))
     named = {_code_points(emoji): emoji for emoji, facts in told.items() if facts.get("name")}
     for style in ("noto", "blob", "flag"):
         commit = files["noto" if style == "flag" else style]
@@ -192,10 +192,10 @@ def _nlvr_split(commit: GitFiles, split: str) -> Iterator[tuple[str, dict[str, A
     chosen = next((path for path in preferred if path in lists), None)
     if chosen is None:
         raise UserError(f"{commit.folder} at {commit.commit[:9]} has no list {preferred[0]}.")
-    for line in commit.read_one(chosen).decode().splitlines():
+    for line in commit.read_one(chosen).decode().split("\n"):
         if not line.strip():
             continue
-        example = json.loads(line)
+        example = parse_json(line)
         for permutation in range(6):
             name = f"{split}-{example['identifier']}-{permutation}.png"
             row = {
@@ -218,7 +218,7 @@ def _easyvqa(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     commit = files["easy-VQA"]
     folder = "easy_vqa/data/train"
     pairs: dict[int, list[list[str]]] = {}
-    for question, answer, number in json.loads(commit.read_one(f"{folder}/questions.json")):
+    for question, answer, number in parse_json(commit.read_one(f"{folder}/questions.json")):
         pairs.setdefault(int(number), []).append([question, answer])
     numbers = sorted(pairs)
     for number, (_, data) in zip(

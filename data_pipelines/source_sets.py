@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -16,13 +16,17 @@ from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.files import atomic_file
-from .convert import META
+from ..common.json_files import read_json_object
+from ..common.output_files import check_files
+from .convert import META, ImageList
 from .git_files import GitFiles, downloaded_files, local_files
 from .public_sets import SETS, PublicSet, Taken
 from .shards import file_checksum
+from .unfinished import holding
 
 SOURCES = "sources.json"
-_DOWNLOADS = "downloads"
+_DOWNLOADS = "sources.partial"
+_COMMAND = "dualtoken prepare sources"
 _HOST = "https://github.com"
 # Zips of the same content are the same file.
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -68,16 +72,32 @@ def chosen_sets(names: Iterable[str] | None) -> list[PublicSet]:
 def make_sets(sets: Iterable[PublicSet], options: SourceOptions) -> Iterator[tuple[PublicSet, int, bool]]:
     """Make each set that is not there, and yield it, its number of images, and whether it was made just now.
 
-    What a stopped run has finished or downloaded is used again. Raises UserError when a set cannot be made.
+    What a stopped run has finished or downloaded is used again. Raises UserError when a set cannot be made,
+    when another process makes sets in the same folder, and for a zip that may not be replaced.
     """
     sets = list(sets)
     options.check(sets)
+    folder = options.folder
+    check_files(folder, [])
+    _check_replaced(sets, options)
+    with holding(folder / _DOWNLOADS, f"--output {folder}", _COMMAND):
+        for one in sets:
+            target = folder / one.file
+            if target.exists() and not options.overwrite:
+                yield one, _count(target), False
+            else:
+                yield one, _make(one, target, options), True
+
+
+def _check_replaced(sets: Iterable[PublicSet], options: SourceOptions) -> None:
+    """Raise UserError where a zip would be replaced that is not noted as made here."""
+    notes = _notes(options.folder / SOURCES)
     for one in sets:
-        target = options.folder / one.file
-        if target.exists() and not options.overwrite:
-            yield one, _count(target), False
-            continue
-        yield one, _make(one, target, options), True
+        if options.overwrite and (options.folder / one.file).exists() and one.name not in notes:
+            raise UserError(
+                f"{options.folder / one.file} is not named in {SOURCES} beside it, so it is not replaced: "
+                "move it away, or give another folder"
+            )
 
 
 def _make(one: PublicSet, target: Path, options: SourceOptions) -> int:
@@ -88,7 +108,7 @@ def _make(one: PublicSet, target: Path, options: SourceOptions) -> int:
             count = _write_zip(one, files, partial, options.progress)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         names = " or ".join(dict.fromkeys(part.name for part in taken))
         raise UserError(
             f"{one.name}: a file of {names} has an unknown form ({type(error).__name__}: {error}); "
@@ -103,8 +123,6 @@ def _make(one: PublicSet, target: Path, options: SourceOptions) -> int:
     _note(options.folder / SOURCES, one.name, entry)
     for part in taken:
         shutil.rmtree(_download(part, options), ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or it holds what an interrupted set has downloaded
-        (options.folder / _DOWNLOADS).rmdir()
     return count
 
 
@@ -150,16 +168,22 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def _note(path: Path, name: str, entry: dict[str, Any]) -> None:
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    entries[name] = entry
+    entries = {**_notes(path), name: entry}
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    """Where each set came from. UserError for a file that holds something else."""
+    notes = read_json_object(path) if os.path.lexists(path) else {}
+    if not all(isinstance(entry, dict) and "file" in entry for entry in notes.values()):
+        raise UserError(f"{path} does not tell of sets: move it away, or give another folder")
+    return notes
 
 
 def _count(path: Path) -> int:
     """Images of a zip that is there. Raises UserError when it is no whole zip."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(bool(line.strip()) for line in archive.read(META).splitlines())
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        return len(ImageList(path).rows)
+    except UserError as error:
         raise UserError(f"{path} is not a zip with {META}: delete it or give --overwrite.") from error

@@ -39,11 +39,26 @@ def making(output: Path, inputs: Inputs, overwrite: bool, command: str) -> Itera
     check_output(output, inputs, overwrite)
     folder = partial_folder(output)
     refuse_overlap(folder, inputs, "the unfinished output")
-    _require_ours(folder)
-    with only_process(folder, f"--output {output}"):
+    with holding(folder, f"--output {output}", command):
         check_output(output, inputs, overwrite)  # another process may have finished it meanwhile
-        mark_output(folder, command, entries=())
         yield folder
+
+
+@contextmanager
+def holding(folder: Path, what: str, command: str) -> Iterator[None]:
+    """Hold a folder of unfinished work for this process; it vanishes at the end when nothing lies in it.
+
+    Errors:
+        UserError where the folder is somebody's own, and while another process holds it; `what` names it.
+    """
+    _require_ours(folder)
+    with only_process(folder, what):
+        mark_output(folder, command, entries=())
+        try:
+            yield
+        finally:
+            if folder.is_dir() and all(path.name in _KEPT for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_ours(folder: Path) -> None:

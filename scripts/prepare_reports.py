@@ -12,23 +12,24 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..common.errors import UserError
-from ..common.files import atomic_file
+from ..common.errors import ImageError, UserError
+from ..common.images import load_image
+from ..common.output_files import check_file, is_our_picture, write_picture
 from ..data_pipelines.convert import MAX_PIXELS, MOST_PIXELS, MOST_WORKERS
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards import ShardDataset, read_manifest
-from . import options
 from .contact_sheet import card_sheet
-from .options import integer, png_path
+from .options import integer, path, png_path, seed
 
 _SHOWN_FAULTS = 100
 _SHOWN_REASONS = 20
 _CARD_TEXT = 600
+MOST_SAMPLES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add the arguments of the report `kind` to its parser."""
-    parser.add_argument("folder", type=options.path, metavar="FOLDER", help="folder of shards")
+    parser.add_argument("folder", type=path, metavar="FOLDER", help="folder of shards")
     parser.add_argument(
         "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
     )
@@ -43,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--no-progress", action="store_true", help="no progress bar")
         return
     parser.add_argument(
-        "--sheet", type=options.path, default=None, metavar="PNG", help="also draw a sheet of records"
+        "--sheet", type=path, default=None, metavar="PNG", help="also draw a sheet of records"
     )
     parser.add_argument(
-        "--samples", type=integer(1, 1000), default=24, help="records on the sheet (default %(default)s)"
+        "--samples",
+        type=integer(1, MOST_SAMPLES),
+        default=24,
+        help="records on the sheet (default %(default)s)",
     )
-    parser.add_argument("--seed", type=options.seed, default=0, help="which records (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="which records (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,12 +93,13 @@ def _stats(args: argparse.Namespace) -> int:
     from ..data_pipelines.shard_statistics import statistics
 
     sheet = None if args.sheet is None else png_path(args.sheet, "--sheet")
+    if sheet is not None:
+        check_file(sheet, {"FOLDER": args.folder}, is_our_picture, "--sheet")
     facts = statistics(args.folder, args.workers)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else table(facts))
     if sheet is not None:
         picture = sample_sheet(args.folder, args.samples, args.seed)
-        with atomic_file(sheet) as temporary:
-            picture.save(temporary)
+        write_picture(picture, sheet)
         print(f"wrote {sheet}", file=sys.stderr)
     return 0
 
@@ -145,8 +150,8 @@ def sample_sheet(folder: Path, samples: int, seed: int) -> Image.Image:
 def _card(dataset: ShardDataset, index: int) -> tuple[str, list[Image.Image]] | None:
     try:
         record = dataset[index]
-        images = [part["image"].convert("RGB") for part in record.image_parts() if "image" in part]
-    except (RecordError, OSError, ValueError, SyntaxError):
+        images = [load_image(part["image"]) for part in record.image_parts() if "image" in part]
+    except (RecordError, ImageError):
         return None
     return _card_text(record), images
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
+from ..common.paths import user_path
 from ..data_pipelines.public_sets import SETS
 from ..data_pipelines.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
-from . import options
+from .options import path
 
 KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}
 EXAMPLES = {
@@ -21,9 +21,7 @@ EXAMPLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this kind to its parser."""
     repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
-    parser.add_argument(
-        "--output", type=options.path, required=True, help=f"folder for the zips and {SOURCES}"
-    )
+    parser.add_argument("--output", type=path, required=True, help=f"folder for the zips and {SOURCES}")
     parser.add_argument(
         "--only", default=None, metavar="SETS", help=f"some of {','.join(SETS)} (default: all)"
     )
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the zips that are missing and print how many images each holds."""
-    clones = {name: Path(path).expanduser() for name, path in _named(args.clone, "--clone", "PATH").items()}
+    clones = {name: user_path(place) for name, place in _named(args.clone, "--clone", "PATH").items()}
     options = SourceOptions(
         args.output,
         clones,
@@ -70,6 +68,7 @@ def _named(words: list[str], option: str, what: str) -> dict[str, str]:
     for word in words:
         name, separator, value = word.partition("=")
         if not separator or not name or not value:
-            raise UserError(f"{option} {word}: expected NAME={what}, e.g. {option} nlvr={what.lower()}.")
+            example = f"{option} nlvr={what.lower()}"
+            raise UserError(f"{option} {shown(word)}: expected NAME={what}, e.g. {example}.")
         pairs[name] = value
     return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
+from dualtoken.common.locks import only_process
 from dualtoken.data_pipelines import convert_sets, source_sets
 from dualtoken.data_pipelines.convert import OutputOptions
 from dualtoken.data_pipelines.git_files import GitFiles, downloaded_files, local_files
@@ -267,6 +269,45 @@ def test_what_is_there_is_kept_and_other_sets_stay_noted(make, public, tmp_path)
     assert [(count, new) for _, count, new in make_sets([SETS["clothing"]], options)] == [(8, False)]
     make("caltech")
     assert set(json.loads((tmp_path / "data" / "sources.json").read_text())) == {"clothing", "caltech"}
+
+
+def test_only_zips_that_were_made_here_are_replaced(make, public, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    clothing = public / "alexeygrigorev" / "clothing-dataset-small"
+    options = SourceOptions(folder, {clothing.name: clothing}, overwrite=True, progress=False)
+    own = folder / SETS["clothing"].file
+    own.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"not named in sources\.json"):
+        list(make_sets([SETS["clothing"]], options))
+    assert own.read_bytes() == b"mine"
+    own.unlink()
+    for content in ("[]", "[" * 100_000, '{"name": "mine"}', "{"):
+        (folder / "sources.json").write_text(content)
+        with pytest.raises(UserError, match=r"sources\.json"):
+            list(make_sets([SETS["clothing"]], options))
+    (folder / "sources.json").unlink()
+    for _ in range(2):
+        assert [count for _, count, _ in make_sets([SETS["clothing"]], options)] == [8]
+    with only_process(folder / "sources.partial", "x"), pytest.raises(UserError, match="in use by process"):
+        list(make_sets([SETS["clothing"]], options))
+    (folder / "sources.partial").mkdir(exist_ok=True)
+    (folder / "sources.partial" / "mine").touch()
+    with pytest.raises(UserError, match="did not make"):
+        list(make_sets([SETS["clothing"]], options))
+
+
+def test_a_clone_runs_no_program_of_its_own(public, tmp_path):
+    """A partial clone from elsewhere may say how to fetch what it lacks."""
+    clone, proof, source = tmp_path / "clone", tmp_path / "proof", public / "lil-lab" / "nlvr"
+    git(source, "config", "uploadpack.allowFilter", "true")
+    git(public, "clone", "-q", "--bare", "--filter=blob:none", f"file://{source}", str(clone))
+    git(clone, "config", "remote.origin.url", "ssh://host/x")
+    git(clone, "config", "core.sshCommand", f"touch {proof};")
+    files = local_files(clone, "HEAD")
+    with contextlib.suppress(UserError):
+        files.read_one("nlvr/train/examples.html")
+    assert not proof.exists()
 
 
 def test_a_run_that_fails_leaves_no_zip(public, tmp_path):
