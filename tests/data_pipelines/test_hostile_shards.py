@@ -557,6 +557,14 @@ def test_any_damage_of_a_tar_is_survived(data: st.DataObject, whole: Path, tmp_p
     assert faults(folder)
 
 
+def test_check_adds_up_the_counts(folder: Path) -> None:
+    changed(folder, "counts.records", 7)
+    assert faults(folder) == ["manifest.json: counts 7 records, its shards have 6"]
+    changed(folder, "counts.records", 6)
+    changed(folder, "shards.1.records", 2)
+    assert any("has 3 records, the manifest says 2" in fault for fault in faults(folder))
+
+
 # --- nothing, and twice ----------------------------------------
 
 

@@ -152,6 +152,12 @@ def test_impossible_settings_are_named(
         parse_recipe([*chain.recipe("mllm", tmp_path / "x"), *options])
 
 
+def test_only_token_sequences_are_packed_or_have_a_length(chain: Chain, tmp_path: Path) -> None:
+    for setting in ("pack_length", "max_length"):
+        with pytest.raises(UserError, match="only mllm"):
+            parse_recipe([*chain.recipe("contrastive", tmp_path / "x"), f"--data.{setting}", "128"])
+
+
 def test_one_source_must_be_without_max_repeats(chain: Chain, tmp_path: Path) -> None:
     limits = [word for name in ("t2i", "vqa", "chat") for word in (f"--data.sources.{name}.max_repeats", "2")]
     with pytest.raises(UserError, match="at least one"):
