@@ -56,22 +56,11 @@ def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
     return manifest
 
 
-def code_shape(facts: Mapping[str, Any]) -> CodeShape | None:
-    """The shape of a tokenizer's codes, of what a manifest says about it; None where it does not say."""
-    if any(facts.get(name) is None for name in ("grid_size", "pixel_quantizer", "semantic_quantizer")):
-        return None
-    height, width = facts["grid_size"]
-    pixel, semantic = facts["pixel_quantizer"], facts["semantic_quantizer"]
-    return CodeShape(
-        (height, width),
-        {"pixel_codes": pixel["depth"], "semantic_codes": semantic["depth"]},
-        {"pixel_codes": pixel["num_codes"], "semantic_codes": semantic["num_codes"]},
-    )
-
-
 def manifest_code_shape(manifest: Mapping[str, Any]) -> CodeShape | None:
     """The shape of the codes in a folder of shards; None where they are images, or nothing is known."""
-    return code_shape(manifest.get("tokenizer") or {})
+    tokenizer = manifest.get("tokenizer") or {}
+    facts = [tokenizer.get(name) for name in ("grid_size", "pixel_quantizer", "semantic_quantizer")]
+    return None if None in facts else CodeShape.of(*facts)
 
 
 def _content(path: Path, folder: Path) -> dict[str, Any]:

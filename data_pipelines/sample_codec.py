@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -111,6 +111,16 @@ class CodeShape:
     grid: tuple[int, int]
     depth: Mapping[str, int]
     num_codes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, grid: Sequence[int], pixel: Mapping[str, Any], semantic: Mapping[str, Any]) -> CodeShape:
+        """From a grid and the settings of both quantizers."""
+        quantizers = {"pixel_codes": pixel, "semantic_codes": semantic}
+        return cls(
+            (grid[0], grid[1]),
+            {field: settings["depth"] for field, settings in quantizers.items()},
+            {field: settings["num_codes"] for field, settings in quantizers.items()},
+        )
 
     def problem(self, field: str, codes: np.ndarray) -> str | None:
         """What is wrong with an array of integers (H, W, D) or (H·W, D), or None."""

@@ -15,9 +15,8 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
-from ...data_pipelines.manifest import code_shape
 from ...data_pipelines.records import Record, RecordError
-from ...data_pipelines.sample_codec import CODE_PARTS
+from ...data_pipelines.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
     DualTokenForConditionalGeneration,
@@ -57,12 +56,8 @@ class MllmObjective(Objective):
                 "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
             )
         self.codes_checksum = codes_checksum(visual_tokenizer)
-        self._code_shape = code_shape(
-            {
-                name: getattr(visual_tokenizer.config, name)
-                for name in ("grid_size", "pixel_quantizer", "semantic_quantizer")
-            }
-        )
+        shape = visual_tokenizer.config
+        self._code_shape = CodeShape.of(shape.grid_size, shape.pixel_quantizer, shape.semantic_quantizer)
         self.model = DualTokenForConditionalGeneration.from_llm(
             config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **config.model
         )
@@ -103,7 +98,7 @@ class MllmObjective(Objective):
                 raise RecordError(
                     f"Record {shown(record.id)} holds an image without codes: run `dualtoken tokenize` first"
                 )
-            for field in CODE_PARTS if self._code_shape is not None else ():
+            for field in CODE_PARTS:
                 problem = self._code_shape.problem(field, np.asarray(part[field]))
                 if problem is not None:
                     raise RecordError(f"Record {shown(record.id)}: {problem}")
