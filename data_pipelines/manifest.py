@@ -44,7 +44,7 @@ def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
     """
     root = locate(folder)
     where = root / MANIFEST
-    manifest = _remote_content(where, root) if isinstance(where, Location) else _content(where, root)
+    manifest = _remote_content(root) if isinstance(root, Location) else _content(root)
     if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
         found = f"{shown(manifest.get('format'))} version {shown(manifest.get('version'))}"
         raise UserError(f"{where} has format {found}; expected {FORMAT!r} version {FORMAT_VERSION}")
@@ -59,11 +59,14 @@ def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
 def manifest_code_shape(manifest: Mapping[str, Any]) -> CodeShape | None:
     """The shape of the codes in a folder of shards; None where they are images, or nothing is known."""
     tokenizer = manifest.get("tokenizer") or {}
-    facts = [tokenizer.get(name) for name in ("grid_size", "pixel_quantizer", "semantic_quantizer")]
-    return None if None in facts else CodeShape.of(*facts)
+    grid, pixel, semantic = map(tokenizer.get, ("grid_size", "pixel_quantizer", "semantic_quantizer"))
+    if grid is None or pixel is None or semantic is None:
+        return None
+    return CodeShape.of(grid, pixel, semantic)
 
 
-def _content(path: Path, folder: Path) -> dict[str, Any]:
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +76,8 @@ def _content(path: Path, folder: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def _remote_content(location: Location, folder: Location) -> dict[str, Any]:
+def _remote_content(folder: Location) -> dict[str, Any]:
+    location = folder / MANIFEST
     try:
         data = location.read(0, LARGEST_FILE)
     except FileNotFoundError:

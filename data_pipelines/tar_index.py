@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
@@ -164,7 +164,7 @@ def _parse_index(data: bytes, size: int = 2**62, fingerprint: str | None = None)
     return index if fits else None
 
 
-def _is_counts(values: Any) -> bool:
+def _is_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
 
 
