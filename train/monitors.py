@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.files import atomic_file
+from ..common.json_files import JsonError, parse_json
 from .distributed import World
 
 
@@ -55,8 +57,10 @@ class Monitor:
     def _drop_lines_after(path: Path, start: int) -> None:
         if not path.exists():
             return
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        kept = [line for line in lines if line and _step_of(line) <= start]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def advance(self) -> None:
         if self.active:
@@ -92,8 +96,10 @@ class Monitor:
             self.message(f"step {step}: validation: {shown}")
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps({key: round(value, 6) for key, value in values.items()}) + "\n")
+        # JSON has no infinite numbers, such as the gradient norm of a skipped step.
+        finite = {key: round(value, 6) if math.isfinite(value) else None for key, value in values.items()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
         for key, value in values.items():
             self.board.add_scalar(key, value, values["step"])
         if self.wandb is not None:
@@ -119,12 +125,8 @@ class Monitor:
 
 def _open_wandb(project: str, folder: Path) -> Any:
     """A run of Weights & Biases that goes on when this one does."""
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "run.wandb_project needs the package wandb, which is not installed: pip install wandb"
-        ) from error
+    import wandb
+
     # The id follows from the folder, so a resumed run draws on into the same curves.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return wandb.init(project=project, name=folder.name, id=name, dir=str(folder), resume="allow")
@@ -138,6 +140,6 @@ def _wandb_image(path: Path) -> Any:
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line torn by a killed run
+        return int(parse_json(line)["step"])
+    except (JsonError, KeyError, TypeError, ValueError, OverflowError):  # a line torn by a killed run
         return 1 << 62

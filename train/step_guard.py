@@ -115,8 +115,8 @@ class StepGuard:
         return {"norms": list(self._norms), "skipped": self._skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._norms.extend(state["norms"])
-        self._skipped, self._in_a_row = state["skipped"], state["in_a_row"]
+        self._norms.extend(float(norm) for norm in state["norms"])
+        self._skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
 
     def _guarded_step(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer's step, which ZeRO calls once for each of its groups."""

@@ -180,8 +180,8 @@ def _run_steps(
     stop = min(run.stop_after or run.steps, run.steps)
     accumulation = run.gradient_accumulation_steps
     samples = recipe.data.micro_batch_size * accumulation * world.size
-    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples, run.wandb_project)
     validation = Validation.open(recipe, objective, world)
+    monitor = Monitor(Path(recipe.output), world, run.steps, start, samples, run.wandb_project)
     batches = stream.run(Labelled(objective), start * accumulation)
     meter, throughput = LossMeter(world, list(recipe.data.sources)), Throughput(world, run.peak_tflops)
     window = LossWindow(world)

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from ..common.errors import UserError, shown
-from ..common.json_files import is_encodable
 from ..data_pipelines.records import RecordError
 from ..data_pipelines.shards import ShardDataset
-from ..mllm import DualTokenPipeline, ImageSamplingOptions
+from ..mllm import DualTokenPipeline
 from ..tokenizer import DualTokenizer
 from .config import Recipe, ValidationConfig
 from .distributed import World
@@ -90,28 +89,19 @@ class Validation:
         return files
 
     def _check_prompts(self) -> None:
-        """UserError for prompts and settings that the first drawing would fail at."""
-        objective, guidance = self.objective, self.config.guidance_scale
-        if not isinstance(objective, MllmObjective):
-            return  # the recipe has refused prompts
-        config = objective.model.config
-        options = {} if guidance is None else {"guidance_scale": guidance}
-        try:
-            ImageSamplingOptions(**{**(config.image_sampling or {}), **options})
-        except UserError as error:
-            raise UserError(f"validation: {error}") from None
+        """UserError for a prompt that leaves no room for its image, which the first drawing would fail at."""
+        if not isinstance(self.objective, MllmObjective):
+            return  # the recipe has no prompts
+        config, processor = self.objective.model.config, self.objective.processor
         context = getattr(config.text_config, "max_position_embeddings", None) or sys.maxsize
         room = context - config.num_positions - 2  # the image, and the tokens that open and close it
         for number, prompt in enumerate(self.config.prompts):
-            name = f"validation.prompts[{number}]"
-            if not prompt.strip() or not is_encodable(prompt):
-                raise UserError(f"{name} is {shown(prompt)}; write what to draw, in UTF-8")
             conversation = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-            inputs = objective.processor.apply_chat_template([conversation], add_generation_prompt=True)
+            inputs = processor.apply_chat_template([conversation], add_generation_prompt=True)
             if (length := inputs["input_ids"].shape[1]) > room:
                 raise UserError(
-                    f"{name} takes {length} tokens, and {room} fit before an image in the model's context "
-                    f"of {context}: shorten {shown(prompt, 40)}"
+                    f"validation.prompts[{number}] takes {length} tokens, and {room} fit before an image in "
+                    f"the model's context of {context}: shorten {shown(prompt, 40)}"
                 )
 
     @contextmanager

@@ -52,7 +52,7 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         averages = state["averages"]
-        self.num_updates = state["num_updates"]
+        self.num_updates = int(state["num_updates"])
         for own, name in zip(self._averages, self._parameters(), strict=True):
             own.copy_(averages[name])
 

@@ -20,7 +20,6 @@ from dualtoken.data_pipelines.shards import ShardDataset
 from dualtoken.train.config import OptimizerConfig, parse_recipe
 from dualtoken.train.hang_guard import HangGuard
 from dualtoken.train.labels import Labelled, NumberedSource, take_labels
-from dualtoken.train.monitors import _open_wandb
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.optimizers import parameter_groups
 
@@ -146,12 +145,6 @@ def test_a_warm_up_of_projectors_and_heads_runs_at_every_stage(chain: Chain, tmp
         runs.append(losses(tmp_path / stage))
     for other in runs[1:]:
         assert_same_losses(runs[0], other, 1e-5)
-
-
-def test_wandb_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        _open_wandb("project", tmp_path)
 
 
 def test_an_error_of_communication_tells_rank_and_phase() -> None:
