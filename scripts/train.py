@@ -14,6 +14,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from ..common.errors import UserError
@@ -53,12 +54,9 @@ def run(args: argparse.Namespace) -> int:
     except RunStopped as stopped:
         print(f"{stopped}, with a checkpoint; start it again to go on", file=sys.stderr)
         return 128 + stopped.signum
-    done = (
-        f"model: {folder}"
-        if folder
-        else f"stopped after step {recipe.run.stop_after}; start it again to go on"
-    )
-    print(done)
+    stopped_after = f"stopped after step {recipe.run.stop_after}; start it again to go on"
+    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        print(f"model: {folder}" if folder else stopped_after)
     return 0
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..common.errors import UserError
+from .accelerator import name_accelerator
 from .deepspeed_internals import without_shared_memory_operator
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
     DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
     process.
     """
+    name_accelerator()
     import deepspeed
 
     without_shared_memory_operator()

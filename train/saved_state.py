@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError, first_line
+from .accelerator import name_accelerator
 
 #: Key of a parameter's fp32 master weights beside those of its optimizer state.
 MASTER = "fp32"
@@ -106,6 +107,7 @@ def load_file(file: Path, mapped: bool = True) -> Any:
     Errors:
         UnreadableFile for one that is torn, or holds anything but tensors and DeepSpeed's own few classes.
     """
+    name_accelerator()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

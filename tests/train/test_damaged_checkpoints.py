@@ -20,9 +20,9 @@ from dualtoken.scripts.cli import run_command
 from dualtoken.train.checkpoint import Checkpoints
 from dualtoken.train.checkpoint_files import BESIDE, BEST, STATE, Best, checksum, damage, fault
 
-from .conftest import Chain, train_here
+from .conftest import Chain, run_training, train_here
 from .test_checkpoint import ALONE, FakeEngine, load_newest, saved
-from .test_training import losses
+from .test_training import assert_same_losses, losses
 
 STAGES = {"stage 0": "0", "stage 2": "2"}
 
@@ -144,6 +144,25 @@ def test_a_file_of_another_structure_is_one_line(content: Any, copy: Path, capsy
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "step-00000006" in error.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_all_processes_agree_on_a_damaged_file_of_one(chain: Chain, tmp_path: Path) -> None:
+    """The last file of the list is read by the second rank alone."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    arguments = [*chain.recipe("contrastive", run), "--run.zero_stage", "2"]
+    run_training(arguments, processes=2)
+    shutil.copytree(run, whole)
+    for hurt in (flip_a_byte, lambda file: torch.save({"x": Evil(tmp_path / "ran")}, file)):
+        checkpoint = run / "checkpoints" / "step-00000006"
+        file = checkpoint / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+        hurt(file)
+        if hurt is not flip_a_byte:
+            describe_again(checkpoint, file.name)
+        run_training(arguments, processes=2)
+        assert damage(checkpoint) is None
+        assert_same_losses(losses(whole), losses(run))
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- the folder of checkpoints
