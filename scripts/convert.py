@@ -66,7 +66,8 @@ def step(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print what came out. UserError for files that do not fit, before anything is written."""
-    args.output, args.checkpoint = user_path(args.output), user_path(args.checkpoint)
+    if args.kind == "official" and args.backbone is not None and user_path(args.backbone).exists():
+        args.backbone = str(user_path(args.backbone))
     check_output(args.output, inputs_of(args), args.overwrite)
     import transformers
 
@@ -125,7 +126,7 @@ def save_text_tokenizer(backbone: str, folder: Path) -> bool:
 
     try:
         text_tokenizer: Any = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # a folder with a configuration only; no network
+    except Exception:  # a folder with a configuration only; no network; a broken file, whatever it raises
         return False
     text_tokenizer.save_pretrained(folder)
     return True

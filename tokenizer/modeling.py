@@ -32,7 +32,7 @@ from .pixel_decoder import PixelDecoder
 from .projection import AttentionProjection
 from .quiet import quiet, size_of, size_of_model
 from .residual_vq import QuantizerOutput, ResidualQuantizer
-from .weight_files import HUB_OPTIONS, refuse_bigger, weight_files
+from .weight_files import HUB_OPTIONS, refuse_bigger, refuse_bigger_than, weight_files
 
 
 @dataclass
@@ -328,9 +328,12 @@ class DualTokenizer(PreTrainedModel):
         UserError names missing or left-over weights.
         """
         official = read_official(Path(checkpoint), Path(config), backbone_config, causal)
+        state = official.state_dict
+        layers, numbers = most_layers(official.config.to_dict()), sum(one.numel() for one in state.values())
+        refuse_bigger_than(lambda: cls(official.config), layers, len(state), numbers, str(checkpoint))
         model = cls(official.config)
         what = f"weights in {str(checkpoint)!r} do not match the configuration"
-        load_exactly(model, official.state_dict, what)
+        load_exactly(model, state, what)
         return model.eval()
 
     @classmethod

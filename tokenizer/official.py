@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, SiglipConfig
 
-from ..common.errors import UserError
+from ..common.bounded_settings import check_settings
+from ..common.errors import UserError, first_line, shown
+from ..common.json_files import read_json_object, take
 from .configuration import DualTokenizerConfig
 from .loading import load_tensors
 
@@ -80,8 +81,7 @@ def read_official_config(
     causal: bool = True,
 ) -> DualTokenizerConfig:
     """Translate a released config.json. `causal`: see `DualTokenizerConfig.causal_post_projection`."""
-    released = _read_json(config_file)
-    released = released.get("rqvaesiglip", released)
+    released = _released(config_file)
     _refuse_older_variants(released, config_file)
     try:
         decoder = released["ddconfig"]
@@ -113,6 +113,13 @@ def read_official_config(
     except KeyError as error:
         raise UserError(
             f"{str(config_file)!r} is no released tokenizer configuration: it lacks {error}"
+        ) from None
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+        # Values of other types than those that are released; which one, Python's own words tell.
+        raise UserError(
+            f"{str(config_file)!r} is no released tokenizer configuration: {first_line(error)}"
         ) from None
 
 
@@ -183,7 +190,7 @@ def _refuse_older_variants(released: Mapping[str, Any], config_file: Path) -> No
             "dual tokenizer"
         )
     for name in branches:
-        kind = released[name].get("bottleneck_type")
+        kind = take(released, name, dict, config_file).get("bottleneck_type")
         if kind not in BOTTLENECKS:
             raise UserError(
                 f"{str(config_file)!r}: {name} is a {kind!r} bottleneck; only residual quantizers can be "
@@ -213,14 +220,15 @@ def _any_of(settings: Mapping[str, Any], *names: str) -> Any:
 
 def find_backbone(config_file: Path) -> str:
     """Where the SigLIP of a released config.json is; see `_find_backbone`."""
-    released = _read_json(config_file)
-    return _find_backbone(released.get("rqvaesiglip", released)["pretrained_model"], config_file)
+    return _find_backbone(_released(config_file).get("pretrained_model"), config_file)
 
 
-def _find_backbone(named: str, config_file: Path) -> str:
+def _find_backbone(named: Any, config_file: Path) -> str:
     """Where the SigLIP configuration of a released config is: as named, beside the config file, or Google's
     hub id.
     """
+    if not isinstance(named, str) or not named or "\0" in named:
+        raise UserError(f"{config_file}: pretrained_model is {shown(named)}; give --backbone FOLDER")
     folder = Path(named).name
     for candidate in (Path(named), config_file.parent / folder):
         if (candidate / "config.json").is_file():
@@ -233,15 +241,16 @@ def _siglip_config(source: str | os.PathLike[str] | SiglipConfig) -> PreTrainedC
         return source
     try:
         return SiglipConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a file from elsewhere, read by transformers
         raise UserError(
             f"cannot read the SigLIP configuration {str(source)!r}; give backbone_config=FOLDER with its "
-            f"config.json ({str(error).strip().splitlines()[0]})"
+            f"config.json ({first_line(error)})"
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration {str(path)!r}: {error}") from None
+def _released(path: Path) -> dict[str, Any]:
+    """The part of a released config.json that is about the tokenizer; its sizes are checked."""
+    found = read_json_object(path)
+    released = take(found, "rqvaesiglip", dict, path, found)
+    check_settings(released, str(path))
+    return released

@@ -45,17 +45,26 @@ def weight_files(source: str, hub_options: Mapping[str, Any], what: str) -> dict
 
 
 def refuse_bigger(make: Callable[[], nn.Module], layers: int, files: Mapping[str, Path], source: str) -> None:
+    """Raise UserError where the model of a configuration is bigger than the weights in `files`; see
+    `refuse_bigger_than`.
+    """
+    refuse_bigger_than(make, layers, len(files), _stored_numbers(files), source)
+
+
+def refuse_bigger_than(
+    make: Callable[[], nn.Module], layers: int, tensors: int, stored: int, source: str
+) -> None:
     """Raise UserError where the model of a configuration is bigger than its weights, before it is built.
 
     make: makes the model; called once, on the meta device, which takes no memory.
     layers: most layers that any part of the configuration asks for; each has at least one tensor.
+    tensors, stored: how many tensors the weights are, and how many numbers.
     """
-    if layers > len(files):
+    if layers > tensors:
         raise UserError(
-            f"{source}: config.json asks for {layers} layers, but the weights are {len(files)} tensors; they "
+            f"{source}: config.json asks for {layers} layers, but the weights are {tensors} tensors; they "
             "do not belong together"
         )
-    stored = _stored_numbers(files)
     with torch.device("meta"):
         model = make()
     wanted = sum({id(one): one.numel() for one in _tensors(model)}.values())

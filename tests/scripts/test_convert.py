@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from dualtoken.common.errors import UserError
 from dualtoken.scripts import cli
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
@@ -129,3 +132,46 @@ def test_safetensors_with_module_prefix(released: Path, tmp_path: Path) -> None:
     state = load_file(GOLDEN / "state_dict.safetensors")
     save_file({f"module.{name}": tensor for name, tensor in state.items()}, released / "w.safetensors")
     assert convert(released, tmp_path / "output", "w.safetensors") == 0
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**6), 10**15),
+    st.floats(),
+    st.text(max_size=6),
+    st.lists(st.integers(0, 10**9), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)
+KEYS = [
+    *[
+        (key,)
+        for key in ("layer_recon", "layer_sem", "layer_shortcut", "weight_shortcut", "pretrained_model")
+    ],
+    *[("ddconfig", key) for key in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "out_ch")],
+    *[("vq_pix", key) for key in ("n_embed", "embed_dim", "code_shape", "decay", "shared_codebook")],
+    ("ddconfig",),
+    ("vq_sem",),
+    ("decoder_latent_shape",),
+]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(key=st.sampled_from(KEYS), value=VALUES)
+def test_a_configuration_of_anything_is_read_or_refused(released: Path, key: tuple[str, ...], value: Any):
+    shutil.copy(GOLDEN / "config.json", released)
+    config = json.loads((released / "config.json").read_text())
+    part = config["rqvaesiglip"]
+    for name in key[:-1]:
+        part = part[name]
+    part[key[-1]] = value
+    (released / "config.json").write_text(json.dumps(config))
+    try:
+        DualTokenizer.from_official(released / "epoch_1.pt", released / "config.json")
+    except UserError:
+        return
