@@ -92,7 +92,7 @@ class DualTokenLmms(lmms):
         tokenizer = self.pipeline.processor.tokenizer
         if stops:
             settings |= {"stop_strings": stops, "tokenizer": tokenizer}
-        ids = self.pipeline.model.generate(**inputs.to(self.device), **settings)
+        ids = self.pipeline.model.generate(**inputs.to(self.device), generation_mode="text", **settings)
         new = ids[:, inputs["input_ids"].shape[1] :]
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         counts = new.ne(tokenizer.pad_token_id).sum(dim=1).tolist()

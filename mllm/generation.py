@@ -1,16 +1,17 @@
 """`generate` of the unified model: text by transformers' machinery, images by the image loop, or both."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from ..tokenizer import VisualCodes
 from .image_generation import ImageGenerator, ImagePrompt
+from .image_watcher import ImageWatcher
+from .interleaved import InterleavedOutput
 from .progress import Progress, shown_progress
 from .sampling import ImageSamplingOptions
 from .storage import DualTokenStorage
@@ -32,15 +33,6 @@ TEXT_ONLY_ARGUMENTS = (
 DECODE_BATCH = 16
 
 
-@dataclass(frozen=True)
-class InterleavedOutput:
-    """One answer: `sequences` (1, L), ids with the prompt, and the new images' codes (I, P, D), in order."""
-
-    sequences: Tensor
-    pixel_codes: Tensor
-    semantic_codes: Tensor
-
-
 class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     """Generation of text, images, or both."""
 
@@ -51,11 +43,13 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
         Args:
             inputs: prompt ids (B, L); the same as `input_ids`.
-            generation_mode: "text" (default): ids (B x num_return_sequences, L + new), by transformers'
-                `generate`, with all its options and streamers. "image": codes (B x num_return_sequences, P x
-                (pixel depth + semantic depth)), position by position and pixel before semantic;
-                `decode_image_tokens` turns them into pixels. "interleaved": an `InterleavedOutput`, for one
-                prompt.
+            generation_mode: "text": ids (B x num_return_sequences, L + new), by transformers' `generate`,
+                with all its options and streamers. None (default) is the same, but raises UserError where the
+                model wants to answer with an image: words alone would be nonsense there. "image": codes (B x
+                num_return_sequences, P x (pixel depth + semantic depth)), position by position and pixel
+                before semantic; `decode_image_tokens` turns them into pixels. "interleaved": an
+                `InterleavedOutput`, for one prompt; the processor's `post_process_multimodal_output` makes
+                content parts of it.
             num_return_sequences: answers per prompt.
             guidance_scale, temperature, top_k, top_p, ...: of images, the fields of `ImageSamplingOptions`;
                 the default is the model's own (`config.image_sampling`).
@@ -72,23 +66,28 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             max_images: most images of an interleaved answer.
 
         Raises:
-            UserError: an unknown mode or option, a value outside its range, right-padded prompts.
+            UserError: an unknown mode or option, an image where text was to be generated, a value outside
+                its range, right-padded prompts.
         """
         mode = generation_mode or "text"
         if mode not in GENERATION_MODES:
-            raise UserError(f"generation_mode is {mode!r}; allowed: {', '.join(GENERATION_MODES)}")
+            raise UserError(f"generation_mode is {shown(mode)}; allowed: {', '.join(GENERATION_MODES)}")
         if inputs is not None:
             kwargs["input_ids"] = inputs
         self._encode_inputs(kwargs)
         if mode == "text":
-            return self._generate_text(**kwargs)
+            return self._generate_text(watch=generation_mode is None, **kwargs)
         return self._generate_image(**kwargs) if mode == "image" else self._generate_interleaved(**kwargs)
 
     @torch.inference_mode()
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
         """Image-mode output (B, P x 2D) to pixels (B, 3, S, S) in the image processor's range."""
+        return self._decode_pixel_codes(self.split_image_tokens(image_tokens).pixel)
+
+    @torch.inference_mode()
+    def _decode_pixel_codes(self, codes: Tensor) -> Tensor:
+        """Pixels (I, 3, S, S) of codes (I, P, D)."""
         tokenizer = self.require_visual_tokenizer()
-        codes = self.split_image_tokens(image_tokens).pixel
         grid = codes.unflatten(1, tuple(self.config.grid_size))
         return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
 
@@ -120,15 +119,40 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
     # ---- text
 
-    def _generate_text(self, seed: int | None = None, **kwargs: Any) -> Any:
+    def _generate_text(self, seed: int | None = None, watch: bool = False, **kwargs: Any) -> Any:
         if "guidance_scale" in kwargs:
             raise UserError("guidance_scale is for images; leave it out, or set generation_mode='image'")
+        if watch and (watcher := self._image_watcher(**kwargs)) is not None:
+            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), watcher]
         kwargs["suppress_tokens"] = [*(kwargs.pop("suppress_tokens", None) or []), *self._never_text()]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             return self._transformers_generate(**kwargs)
+
+    def _image_watcher(
+        self,
+        input_ids: Tensor | None = None,
+        generation_config: Any = None,
+        num_beams: int | None = None,
+        **_: Any,
+    ) -> ImageWatcher | None:
+        """What notices a wish to draw; None where the model cannot draw."""
+        if input_ids is None or not self._may_draw(input_ids.shape[1]):
+            return None
+        beams = num_beams or getattr(generation_config or self.generation_config, "num_beams", None) or 1
+        ends = [one for one in (self.config.eos_token_id, self.config.pad_token_id) if one is not None]
+        return ImageWatcher(self.config.image_start_token_id, ends, input_ids.shape[1], beams)
+
+    def _get_logits_processor(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """Watchers come first: they look at what the model says, before anything is held back."""
+        given = list(logits_processor or ())
+        watchers = [one for one in given if isinstance(one, ImageWatcher)]
+        others = LogitsProcessorList([one for one in given if not isinstance(one, ImageWatcher)])
+        parent: Any = super()
+        made = parent._get_logits_processor(*args, logits_processor=others, **kwargs)
+        return LogitsProcessorList([*watchers, *made])
 
     def _transformers_generate(self, **kwargs: Any) -> Any:
         parent: Any = super()
@@ -281,7 +305,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         config, start = self.config, self.config.image_start_token_id
         pixel = [] if pixel_codes is None else [pixel_codes]
         semantic = [] if semantic_codes is None else [semantic_codes]
-        left = max_new_tokens
+        left, prompt_length = max_new_tokens, input_ids.shape[1]
         for drawn in range(max_images + 1):
             images: dict[str, Any] = (
                 {"pixel_codes": torch.cat(pixel), "semantic_codes": torch.cat(semantic)} if pixel else {}
@@ -319,11 +343,23 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             if left <= 0:
                 break
         empty = torch.zeros(0, config.num_positions, 1, dtype=torch.long, device=device)
+        codes = VisualCodes(
+            pixel=torch.cat(pixel)[given:] if pixel else empty,
+            semantic=torch.cat(semantic)[given:] if semantic else empty,
+        )
         return InterleavedOutput(
             sequences=input_ids,
-            pixel_codes=torch.cat(pixel)[given:] if pixel else empty,
-            semantic_codes=torch.cat(semantic)[given:] if semantic else empty,
+            pixel_codes=codes.pixel,
+            semantic_codes=codes.semantic,
+            prompt_length=prompt_length,
+            images=self._decoded(codes.pixel),
         )
+
+    def _decoded(self, pixel_codes: Tensor) -> Tensor | None:
+        """Pixels of codes (I, P, D), or None where there are none or no visual tokenizer."""
+        if self.visual_tokenizer is None or not pixel_codes.shape[0]:
+            return None
+        return self._decode_pixel_codes(pixel_codes)
 
     def _may_draw(self, length: int) -> bool:
         """Whether the model draws at all, and its context holds `length` tokens and then a whole image."""

@@ -99,7 +99,9 @@ class DualTokenPipeline:
             conversations = [_question(*item) for item in items[start : start + batch_size]]
             inputs = self._inputs(conversations)
             new_tokens = self._at_most(max_new_tokens, inputs)
-            ids = self.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+            ids = self.model.generate(
+                **inputs, generation_mode="text", max_new_tokens=new_tokens, do_sample=False
+            )
             new = ids[:, inputs["input_ids"].shape[1] :]
             answers.extend(self.processor.tokenizer.batch_decode(new, skip_special_tokens=True))
         return answers

@@ -5,6 +5,7 @@ Shapes: B sequences, L length, I images in order of appearance, P visual positio
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,31 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from ..common.images import load_image
 from ..common.model_source import model_source
 from ..tokenizer.loading import loading_reason
 from .chat_format import OWN, ChatFormat
+from .chat_template import special_strings
 from .conversation import (
     Segment,
     continue_last_message,
     render,
     segments_text,
 )
-from .messages import Message, has_cached_codes, normalise_messages
-from .special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
+from .interleaved import InterleavedOutput
+from .messages import has_cached_codes
+from .placed_images import (
+    NoImage,
+    count_slots,
+    distribute,
+    filled,
+    is_rendered,
+    placeholders,
+    rendered_segments,
+    user_turn,
+)
+from .special_tokens import IMAGE, SPECIAL_TOKENS, VISUAL_TOKENS
 from .text_tokenizer import encode_segments, special_pattern
 
 IGNORE = -100
@@ -209,6 +222,7 @@ class DualTokenProcessor(ProcessorMixin):
         tokenize: bool = True,
         return_dict: bool = True,
         return_tensors: str | None = "pt",
+        images: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One conversation, or a list of them, as model inputs (left-padded), or as text with
@@ -218,44 +232,74 @@ class DualTokenProcessor(ProcessorMixin):
         Returns a BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with
         `return_dict=False` only the ids.
 
+        images: of parts `{"type": "image"}` that have none of their own, in order of appearance: an image or
+            a list; for several conversations a list per conversation, or all in a row.
+
         Raises:
-            UserError: the conversation is malformed, an image cannot be read, or the template was to be
-                replaced.
+            UserError: the conversation is malformed, an image cannot be read, images and parts do not fit,
+                or the template was to be replaced.
         """
         if chat_template is not None:
             raise UserError("DualToken's conversation template is fixed; leave chat_template out")
         conversations = [conversation] if _is_single(conversation) else list(conversation)
+        open_parts = [placeholders(messages) for messages in conversations]
+        if images is not None:
+            given = distribute(images, open_parts)
+            conversations = [filled(*pair) for pair in zip(conversations, given, strict=True)]
+        elif not tokenize:
+            conversations = [
+                filled(messages, [NoImage()] * count)
+                for messages, count in zip(conversations, open_parts, strict=True)
+            ]
         rendered = [render(messages, add_generation_prompt, self.chat_format) for messages in conversations]
         if continue_final_message:
             rendered = [continue_last_message(segments, self.chat_format) for segments in rendered]
         if not tokenize:
             texts = [segments_text(segments) for segments in rendered]
             return texts[0] if _is_single(conversation) else texts
-        records = [self.encode_segments(segments) for segments in rendered]
-        batch = BatchFeature(self.collate(records, padding_side="left", with_labels=False))
-        if return_tensors is None:
-            batch = BatchFeature({key: value.tolist() for key, value in batch.items()})
+        batch = self._batch(rendered, return_tensors, **kwargs)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
         self,
-        text: str | Sequence[str] | None = None,
+        text: Any = None,
         images: Any = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Bare prompts: each text (with its images before it) becomes one user turn for the model to answer.
+        """Texts and images as inputs of the model (left-padded), for it to answer.
 
-        `images` for one text: an image or a list; for several texts: one image or list of images per text.
+        A text that `apply_chat_template(..., tokenize=False)` has made is taken as it is, its `<|image|>`
+        filled by `images`. A plain text becomes one user turn, images before it (or at its `<|image|>`).
+        Messages are taken as well.
+
+        `images` for one text: an image or a list; for several texts: one image or list of images per text,
+        or all of them in a row.
+
+        Raises:
+            UserError: an image cannot be read, or there are not as many as the texts have places for.
         """
-        texts = [text] if text is None or isinstance(text, str) else list(text)
-        given = [images] if text is None or isinstance(text, str) else list(images or [None] * len(texts))
-        if len(given) != len(texts):
-            raise UserError(f"{len(texts)} texts but images for {len(given)}; give one entry per text")
-        conversations = [_user_turn(*pair) for pair in zip(texts, given, strict=True)]
-        return self.apply_chat_template(
-            conversations, add_generation_prompt=True, return_tensors=return_tensors
-        )
+        if isinstance(images, str) and not isinstance(text, str | list | tuple):
+            text, images = images, text  # processor(image, "question")
+        if isinstance(text, list | tuple) and text and not isinstance(text[0], str):
+            options = {"return_tensors": return_tensors, "images": images, **kwargs}
+            return self.apply_chat_template(text, add_generation_prompt=True, **options)
+        texts = list(text) if isinstance(text, list | tuple) else [text]
+        for one in texts:
+            if not isinstance(one, str | None):
+                raise UserError(f"text is {shown(one)}; give a text or a list of texts, and images=")
+        starts = self._conversation_starts()
+        is_done = [one is not None and is_rendered(one, starts, self.chat_format) for one in texts]
+        counts = [count_slots(one or "", self.num_positions) for one in texts]
+        slots = [count if done or count else None for done, count in zip(is_done, counts, strict=True)]
+        given = distribute(images, slots)
+        segments = [
+            rendered_segments(one, found, self.num_positions)
+            if done
+            else render(user_turn(one, found, self.num_positions), True, self.chat_format)
+            for one, found, done in zip(texts, given, is_done, strict=True)
+        ]
+        return self._batch(segments, return_tensors, **kwargs)
 
     def post_process_multimodal_output(
         self,
@@ -264,14 +308,75 @@ class DualTokenProcessor(ProcessorMixin):
         generation_mode: str | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """Generated ids (B, L) to texts; in image mode decoded pixels (B, 3, S, S) to PIL images."""
+        """What `generate` returned, in a user's terms.
+
+        Ids (B, L) become texts; in image mode decoded pixels (B, 3, S, S) become PIL images; an
+        `InterleavedOutput` becomes the answer's content parts, text and images in turn, without the prompt.
+        """
+        if isinstance(generated_outputs, InterleavedOutput):
+            return self._answer_parts(generated_outputs, skip_special_tokens)
         if generation_mode in (None, "text"):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
         if generation_mode == "image":
             return self.image_processor.to_images(generated_outputs)
-        raise UserError(f"generation_mode is {generation_mode!r}; allowed: text, image")
+        raise UserError(
+            f"generation_mode is {generation_mode!r}; allowed: text, image, interleaved (for its output)"
+        )
 
     # ---- parts
+
+    def _batch(
+        self, rendered: Sequence[Sequence[Segment]], return_tensors: str | None, **kwargs: Any
+    ) -> BatchFeature:
+        """Model inputs of rendered conversations.
+
+        What transformers' callers pass along in `kwargs` is heeded, or refused where it would be wrong to
+        leave it out.
+        """
+        options = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
+        for name in ("tools", "documents", "videos", "audio"):
+            if options.get(name):
+                raise UserError(f"{name} are not supported: only text and images are; leave {name} out")
+        if return_tensors not in (None, "pt", "np"):
+            raise UserError(f"return_tensors is {shown(return_tensors)}; allowed: 'pt', 'np' or None")
+        if options.get("padding") == "max_length":
+            raise UserError("padding is 'max_length'; conversations are padded to the longest, with True")
+        max_length = options.get("max_length") if options.get("truncation") else None
+        records = [self.encode_segments(segments) for segments in rendered]
+        longest = max(map(len, records), default=0)
+        if max_length is not None and longest > max_length:
+            raise UserError(
+                f"a conversation has {longest} tokens, and max_length is {max_length}: it cannot be cut, for "
+                "an image would lose its codes; make it shorter"
+            )
+        batch = BatchFeature(self.collate(records, options.get("padding_side") or "left", with_labels=False))
+        if return_tensors == "pt":
+            return batch
+        as_lists = return_tensors is None
+        return BatchFeature(
+            {key: value.tolist() if as_lists else value.numpy() for key, value in batch.items()}
+        )
+
+    def _answer_parts(self, output: InterleavedOutput, skip_special_tokens: bool) -> list[dict[str, Any]]:
+        """The content parts of an interleaved answer."""
+        if output.images is None and output.pixel_codes.shape[0]:
+            raise UserError("the answer has codes of images but no pixels: the model has no visual tokenizer")
+        images = iter([] if output.images is None else self.image_processor.to_images(output.images))
+        slot, new = self.special_ids[IMAGE], output.sequences[0, output.prompt_length :].tolist()
+        parts: list[dict[str, Any]] = []
+        for is_image, run in groupby(new, lambda one: one == slot):
+            if is_image:
+                count = len(list(run)) // self.num_positions
+                parts += [{"type": "image", "image": next(images)} for _ in range(count)]
+            elif text := self.tokenizer.decode(list(run), skip_special_tokens=skip_special_tokens):
+                parts.append({"type": "text", "text": text})
+        return parts
+
+    def _conversation_starts(self) -> list[str]:
+        """Special tokens that may begin a rendered conversation."""
+        tokenizer = self.tokenizer
+        never = {tokenizer.unk_token, tokenizer.pad_token, *VISUAL_TOKENS}
+        return [token for token in special_strings(tokenizer) if token not in never]
 
     def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
         if not has_cached_codes(part):
@@ -331,11 +436,3 @@ def flash_attention_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
 def _is_single(conversation: Sequence[Any]) -> bool:
     """Whether this is one conversation (a list of messages) and not a list of conversations."""
     return not conversation or isinstance(conversation[0], Mapping)
-
-
-def _user_turn(text: str | None, images: Any) -> list[Message]:
-    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if text is not None:
-        parts.append({"type": "text", "text": text})
-    return normalise_messages([{"role": "user", "content": parts}])
