@@ -234,7 +234,10 @@ def test_text_holds_no_image_tokens(model, processor):
         # Even where the model wants them most.
         model.get_input_embeddings().weight[model.config.image_start_token_id] *= 100
         model.get_input_embeddings().weight[model.config.image_token_id] *= 100
-    out = model.generate(**prompts(processor, SHORT), max_new_tokens=20, do_sample=True, seed=0)
+    sampling = {"max_new_tokens": 20, "do_sample": True, "seed": 0}
+    with pytest.raises(UserError, match="generation_mode='image'"):
+        model.generate(**prompts(processor, SHORT), **sampling)
+    out = model.generate(**prompts(processor, SHORT), generation_mode="text", **sampling)
     new = set(out[0, -20:].tolist())
     assert not new & {value for key, value in processor.special_ids.items() if key != "<|end|>"}
 
