@@ -183,7 +183,9 @@ def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+        result = image.convert("RGB")
+        result.info = {}  # or its orientation would turn it once more when it is given again
+        return result
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

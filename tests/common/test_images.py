@@ -262,6 +262,18 @@ def test_a_photo_with_a_damaged_tag_is_used_and_turned(kind: str):
         assert np.array_equal(load_image(plain), load_image(data))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_an_image_that_was_turned_is_not_turned_again(kind: str):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(kind, exif=exif)
+    once = load_image(data)
+    assert once.size == (24, 20)
+    assert np.array_equal(load_image(once), once)
+    given = Image.open(io.BytesIO(data))
+    assert load_image(given).size == load_image(given).size == (24, 20)
+
+
 def test_a_reader_that_stumbles_over_metadata_gets_the_pixels_alone(monkeypatch: pytest.MonkeyPatch):
     from PIL import JpegImagePlugin
 
