@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..common.errors import ImageError, UserError
+from ..common.errors import ImageError, UserError, shown
 from ..common.outputs import Inputs, check_output
 from ..common.paths import user_path
 from ..common.values import whole_number
@@ -89,10 +89,11 @@ def check_codes_belong(
             f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
             "run `dualtoken tokenize` again with this one."
         )
-    if preprocessing is not None and made_by.get("preprocessing", preprocessing) != preprocessing:
+    known = made_by.get("preprocessing")
+    if preprocessing is not None and known is not None and known != preprocessing:
         raise UserError(
             f"The codes in {where} are of images prepared with another size or normalisation "
-            f"({made_by['preprocessing'][:12]}…): run `dualtoken tokenize` again with this tokenizer."
+            f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
         )
 
 
@@ -248,6 +249,8 @@ class _Encoder:
 
     def load(self, record: Record) -> list[_Loaded]:
         """Decode and resize the images of a record's views. Raises RecordError."""
+        if any("image" not in part for part in record.image_parts()):
+            raise RecordError(f"Record {shown(record.id)} holds codes already.")
         try:
             return [
                 _Loaded(view, [self.processor.resize(part["image"]) for part in view.image_parts()])

@@ -22,6 +22,8 @@ from .records import STORED_FORMATS, EncodedImage, Message, Part, Record, Record
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
 #: Codes are stored as uint16.
 CODE_LIMIT = 1 << 16
+#: Bytes of a record without its images: a context of a million tokens, twice.
+_LARGEST_RECORD = 1 << 23
 
 Members = list[tuple[str, bytes]]
 
@@ -53,6 +55,7 @@ def encode_record(record: Record) -> EncodedSample:
         messages.append({"role": message["role"], "content": content})
     data = {"id": record.id, "messages": messages, "metadata": record.metadata}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    _require_size(text)
     return EncodedSample([("json", text), *members], number)
 
 
@@ -147,6 +150,7 @@ def decode_record(
     """
     if "json" not in members:
         raise RecordError("it has no .json")
+    _require_size(members["json"])
     try:
         data = parse_json(members["json"])
     except JsonError as error:
@@ -158,6 +162,11 @@ def decode_record(
         for part in record.image_parts():
             load_part(part, members, shape)
     return record
+
+
+def _require_size(text: bytes) -> None:
+    if len(text) > _LARGEST_RECORD:
+        raise RecordError(f"its .json has {len(text)} bytes; at most {_LARGEST_RECORD} are read")
 
 
 def load_part(part: Part, members: Mapping[str, bytes], shape: CodeShape | None = None) -> None:

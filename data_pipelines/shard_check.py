@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ..common.errors import UserError, first_line, one_line, shown
+from ..common.values import whole_number
 from .convert import MAX_PIXELS, stored_image
 from .convert_run import die_with_parent, ordered_results, worker_context
 from .manifest import MANIFEST, manifest_code_shape, read_manifest
@@ -70,7 +71,7 @@ def each_shard(
     function: Callable[[dict[str, Any]], T], shards: Sequence[dict[str, Any]], workers: int
 ) -> Iterator[T]:
     """`function` of every shard's entry, in order, by `workers` processes (1: by this one)."""
-    if workers <= 1 or len(shards) <= 1:
+    if whole_number(workers, "workers", 1) == 1 or len(shards) <= 1:
         yield from map(function, shards)
         return
     pool = ProcessPoolExecutor(

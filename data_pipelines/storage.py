@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from ..common.paths import user_path
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+(::|://)")
@@ -29,7 +29,9 @@ def locate(path: str | os.PathLike[str] | Location) -> Path | Location:
     """`path` as a Path, ~ expanded, or as a Location if it is a URL. UserError for what cannot be a path."""
     if isinstance(path, Location):
         return path
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UserError(f"{shown(path)} is not a path; give a text or a pathlib.Path")
     return Location(text.rstrip("/")) if is_url(text) else user_path(text.removeprefix(_LOCAL))
 
 

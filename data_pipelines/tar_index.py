@@ -22,7 +22,7 @@ import numpy as np
 
 from ..common.errors import UserError, first_line, one_line, shown
 from ..common.files import atomic_file
-from ..common.json_files import JsonError, parse_json
+from ..common.json_files import LARGEST_FILE, JsonError, parse_json
 from ..common.paths import regular_file
 from .storage import Location, read_many
 
@@ -33,8 +33,9 @@ _FINGERPRINT_BYTES = 65536
 _REGULAR = (b"0", b"\0")
 _PAX = (b"x", b"g")
 _SIZE = re.compile(rb"[0-7]*")
-#: A sample of more bytes is not read: it would be held in memory as a whole.
+#: A sample of more bytes, or more members, is not read: it would be held in memory as a whole.
 LARGEST_SAMPLE = 1 << 29
+_MOST_MEMBERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def stored_index(tar: Path) -> TarIndex | None:
     """The index from the file beside `tar`; None where there is none, or it does not fit the tar."""
     path, size = index_path(tar), tar.stat().st_size
     # An index is smaller than its tar, whose samples have a kilobyte or more.
-    if not path.is_file() or path.stat().st_size > size + _FINGERPRINT_BYTES:
+    if not path.is_file() or path.stat().st_size > min(size + _FINGERPRINT_BYTES, LARGEST_FILE):
         return None
     return _parse_index(path.read_bytes(), size, _fingerprint(tar))
 
@@ -243,8 +244,11 @@ def require_readable(length: int) -> None:
 def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
     """(key, {name after the key: content}) of the bytes of one sample. ValueError where they are none."""
     members: dict[str, bytes] = {}
-    key, position = "", 0
+    key, position, count = "", 0, 0
     while position + _BLOCK <= len(span):
+        count += 1
+        if count > _MOST_MEMBERS:
+            raise _DamagedTar(f"the sample has more than {_MOST_MEMBERS} members")
         kind, name, length = _parse_header(span[position : position + _BLOCK], tar)
         body = position + _BLOCK
         if body + length > len(span):

@@ -112,6 +112,17 @@ def test_codes_are_not_tokenized_again(tokenizer, images, tmp_path):
         tokenize_shards(tokenizer, tmp_path / "codes", tmp_path / "again", progress=False)
 
 
+def test_a_record_with_codes_among_images_is_rejected(tokenizer, tmp_path):
+    codes = np.zeros((4, 4, 3), np.uint16)
+    part = {"type": "image", "pixel_codes": codes, "semantic_codes": codes}
+    with ShardWriter(tmp_path / "mixed", source="s", licence="l") as writer:
+        writer.write(Record("codes", [user(part, "?"), assistant("!")]))
+        writer.write(Record("text", [user("?"), assistant("!")]))
+    manifest = tokenize_shards(tokenizer, tmp_path / "mixed", tmp_path / "out", progress=False)
+    assert manifest["counts"]["records"] == 1
+    assert "holds codes already" in manifest["rejected"]["samples"][0]["reason"]
+
+
 def test_the_command(tokenizer, images, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     DualTokenizerImageProcessor(size=16).save_pretrained(tmp_path / "tokenizer")
