@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ..common.errors import UserError, first_line, one_line, shown
 from ..common.json_files import JsonError
@@ -29,6 +32,8 @@ _SPLIT_WORDS = (
 )
 _SHARD_NAME = re.compile(r"(?:^|/)([^/]+)-\d{5}-of-\d{5}\.parquet$")
 _TABLES = (".csv", ".tsv")
+#: Seconds in which the hub has to answer.
+_PATIENCE = 5.0
 _FIRST_ROWS = 100  # of JSON, that tell the columns
 
 Row = dict[str, Any]
@@ -61,6 +66,7 @@ def open_dataset(path: str, config: str | None, split: str, revision: str | None
             return _open_local(local, config, split)
         import datasets
 
+        _notice_offline()
         rows = datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
         known = (rows.info.splits or {}).get(split)
         total = known.num_examples if known is not None else None
@@ -75,6 +81,21 @@ def open_dataset(path: str, config: str | None, split: str, revision: str | None
             f"--input {path} (config {config}, split {split}) cannot be opened as a Hugging Face data set: "
             f"{first_line(error)}"
         ) from error
+
+
+def _notice_offline() -> None:
+    """Where the hub cannot be reached, have the libraries use what they have kept, instead of trying on."""
+    import datasets
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=_PATIENCE).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
 
 
 def _is_path(path: str) -> bool:
