@@ -240,7 +240,7 @@ def encode_image(image: Image.Image, lossy: bool = False) -> EncodedImage:
 
 def stable_fraction(text: str) -> float:
     """A number in [0, 1) that depends on `text` only: splits by it never change."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def rejecting(sample: str, build: Callable[[], Iterable[T]]) -> Iterator[T | Rejected]:

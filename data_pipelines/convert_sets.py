@@ -24,6 +24,7 @@ from ..common.outputs import Inputs
 from ..common.values import whole_number
 from .convert import MOST_PIXELS, ImageList, OutputOptions, Rejected, encode_image, shrink, stable_fraction
 from .convert_run import Sample, Source, write_source
+from .foreign_values import needed_text
 from .label_wordings import label_question
 from .records import Record, RecordError, assistant, image_part, question_turns, user
 from .scene_language import article
@@ -45,13 +46,6 @@ _Item = tuple[Record, str]
 def _generator(text: str) -> np.random.Generator:
     """Chance that depends on `text` only."""
     return np.random.default_rng(int(stable_fraction(text) * 2**53))
-
-
-def _words(value: Any, what: str) -> str:
-    """The text of a field; numbers and truth values are taken. Raises RecordError for null and the rest."""
-    if not isinstance(value, str | int | float) or not str(value).strip():
-        raise RecordError(f"{what} is {shown(value)}, not a text")
-    return str(value).strip()
 
 
 def _wants(task: str, kind: str) -> bool:
@@ -141,7 +135,9 @@ def _easyvqa_entry(
     image = image_part(images.image(row["file"], max_image_size))
     number = _image_number(row)
     split = "heldout" if number >= border else "train"
-    pairs = [(_words(question, "a question"), _words(answer, "an answer")) for question, answer in row["qa"]]
+    pairs = [
+        (needed_text(question, "question"), needed_text(answer, "answer")) for question, answer in row["qa"]
+    ]
     if _wants(task, "vqa"):
         order = _generator(row["file"]).permutation(len(pairs))[:questions_per_image].tolist()
         messages = question_turns([image], [pairs[i] for i in order])
@@ -220,9 +216,9 @@ def _nlvr_entry(images: ImageList, row: dict[str, Any], *, max_image_size: int |
         raise RecordError(f"label {shown(row['label'])} is neither true nor false")
     boxes = _nlvr_boxes(images.image(row["file"]).open().convert("RGB"), max_image_size)
     parts = [image_part(encode_image(box)) for box in boxes]
-    sentence = " ".join(_words(row["sentence"], "its sentence").split()).rstrip(". ")
-    metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row.get("perm")}
-    record_id = f"nlvr-{row['split']}-{row['id']}-{row.get('perm')}"
+    sentence = " ".join(needed_text(row["sentence"], "sentence").split()).rstrip(". ")
+    metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row["perm"]}
+    record_id = f"nlvr-{row['split']}-{needed_text(row['id'], 'id')}-{row['perm']}"
     yield (
         Record(record_id, question_turns(parts, [(f"True or false: {sentence}.", label)]), metadata),
         split,
@@ -266,9 +262,10 @@ def _emoji_entry(
     images: ImageList, row: dict[str, Any], *, task: str, max_image_size: int | None
 ) -> Iterator[_Item]:
     image = image_part(images.image(row["file"], max_image_size))
-    split = "heldout" if stable_fraction(row["emoji"]) < EMOJI_HELD_OUT else "train"
-    name = _words(row["name"], "its name")
-    metadata = {"emoji": row["emoji"], "style": row["style"], "group": row.get("group")}
+    emoji = needed_text(row["emoji"], "emoji")
+    split = "heldout" if stable_fraction(emoji) < EMOJI_HELD_OUT else "train"
+    name = needed_text(row["name"], "name")
+    metadata = {"emoji": emoji, "style": row["style"], "group": row.get("group")}
     record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
     if _wants(task, "vqa"):
         messages = [user(image, "What is this?"), assistant(name)]
@@ -306,12 +303,19 @@ def prepare_labels(
     words: dict[str, Any] = {}
     if variants > 1 or noun is not None:
         words = {"variants": variants, "noun": noun}
-    labels = tuple(sorted({str(row["label"]).strip() for row in images.rows if row.get("label")} - {""}))
+    labels = tuple(sorted({str(row["label"]).strip() for row in images.rows if _has_label(row)}))
     entry = partial(
         _labels_entry, task=task, question=question, max_image_size=max_image_size, labels=labels, **words
     )
     settings = {"task": task, "question": question, "max_image_size": max_image_size, **words}
     return write_source(ListSource(images, entry, source or Path(path).stem, licence, settings), output)
+
+
+def _has_label(row: dict[str, Any]) -> bool:
+    try:
+        return bool(needed_text(row.get("label"), "label"))
+    except RecordError:
+        return False
 
 
 def _labels_entry(
@@ -326,7 +330,7 @@ def _labels_entry(
     noun: str | None = None,
 ) -> Iterator[_Item]:
     image = image_part(images.image(row["file"], max_image_size))
-    label = _words(row["label"], "its label")
+    label = needed_text(row["label"], "label")
     split = "train" if row.get("split") is None else str(row["split"])
     record_id = Path(row["file"]).with_suffix("").as_posix()
     metadata = {"task": "vqa", "label": label}

@@ -106,10 +106,10 @@ class Record:
         """`validate` without a look into the metadata, for what has just been read from JSON."""
         if not isinstance(self.id, str) or not self.id:
             raise RecordError(f"A record needs a non-empty string as id, got {shown(self.id)}.")
-        if len(self.id) > LONGEST_ID or "\0" in self.id or not is_encodable(self.id):
-            raise RecordError(
-                f"Record {shown(self.id)}: an id has at most {LONGEST_ID} characters, of UTF-8 and not NUL"
-            )
+        if len(self.id) > LONGEST_ID:
+            raise RecordError(f"Record {shown(self.id)}: an id has at most {LONGEST_ID} characters")
+        if "\0" in self.id or not is_encodable(self.id):
+            raise RecordError(f"Record {shown(self.id)}: its id is not UTF-8 without NUL characters")
         try:
             self.messages = normalise_messages(self.messages)
         except UserError as error:

@@ -41,6 +41,8 @@ class Table:
             if columns is None:
                 columns = fields
             else:
+                if len(fields) > len(columns):  # most often a comma in a text without quotes
+                    problem = f"it has {len(fields)} cells, the first line has {len(columns)}"
                 yield Row(line, dict(zip(columns, fields, strict=False)), problem)
 
     def _rows(self) -> Iterator[tuple[int, list[str], str]]:

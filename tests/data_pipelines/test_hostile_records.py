@@ -16,9 +16,11 @@ from dualtoken.common.errors import UserError
 from dualtoken.common.json_files import parse_json
 from dualtoken.data_pipelines.convert import ImageOptions, OutputOptions
 from dualtoken.data_pipelines.convert_captions import caption_list
+from dualtoken.data_pipelines.convert_folder import FolderSource
 from dualtoken.data_pipelines.convert_hf import HuggingFaceSource
 from dualtoken.data_pipelines.convert_llava import llava_record, prepare_llava, read_entries
 from dualtoken.data_pipelines.convert_run import REJECTED, write_source
+from dualtoken.data_pipelines.convert_sets import prepare_labels
 from dualtoken.data_pipelines.records import Record, RecordError
 from dualtoken.data_pipelines.sample_codec import decode_record, encode_record
 from dualtoken.data_pipelines.shards import ShardDataset
@@ -232,6 +234,27 @@ def test_captions_have_one_rule(value, captions):
 def test_what_is_no_caption_is_refused(value):
     with pytest.raises(RecordError, match=r"its caption|no caption"):
         caption_list(value)
+
+
+def test_rows_of_small_sets_have_the_same_rule(folder, output):
+    rows = [
+        {"file": "a.png", "label": label, "split": None}
+        for label in ("cat", None, " ", ["cat"], 7, "half \ud83d")
+    ]
+    (folder / "meta.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    manifest = prepare_labels(folder, output, variants=3)
+    assert {text for record in texts(output) for text in record if text in ("cat", "7", "None")} == {
+        "cat",
+        "7",
+    }
+    assert manifest["counts"]["rejected"] == 4
+
+
+def test_a_comma_without_quotes_is_not_the_end_of_a_caption(folder, output):
+    (folder / "list.csv").write_text('file,caption\na.png,"red, round"\na.png,red, round\n')
+    write_source(FolderSource(folder, folder / "list.csv"), output)
+    assert texts(output) == [["Describe the image.", "red, round"]]
+    assert reasons(output) == {"line 3": "it has 3 cells, the first line has 2"}
 
 
 # --- Hugging Face data sets ---
