@@ -133,8 +133,7 @@ def _turns_of(given: Any) -> Iterator[Turn]:
         raise RecordError(f"a turn is {shown(given)}, not an object")
     speaker = first_given(given, "from", "role")
     if speaker is None and first_given(given, "user") is not None:
-        for role in ("user", "assistant"):
-            yield Turn(role, _pieces(given.get(role)))
+        yield from (Turn(side, _pieces(given.get(side))) for side in ("user", "assistant"))
         return
     role = _ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
@@ -162,12 +161,14 @@ def _pieces_of_part(part: Any) -> list[str | ImageMark]:
     if isinstance(part, str):
         return _split(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        raise RecordError(f"a part of a turn is {shown(part)}, without a type")
     if kind == "text":
         text = optional_text(part.get("text"), "text part")
         if text is None:
             raise RecordError("a text part has no text")
         return _split(text)
-    if isinstance(kind, str) and kind in IMAGE_KINDS:
+    if kind in IMAGE_KINDS:
         return [ImageMark(image_source(part))]
     if is_media(kind):
         raise RecordError(no_media(f"a part of type {shown(kind)}", media_kind(kind)))
