@@ -1,5 +1,8 @@
 """Cached codes are the codes of the tokenizer, record for record, and are bound to it."""
 
+import contextlib
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +14,8 @@ import pytest
 import torch
 
 from dualtoken.common.errors import UserError
+from dualtoken.common.files import replace_folder
+from dualtoken.data_pipelines import code_cache, shared_work, unfinished
 from dualtoken.data_pipelines.code_cache import (
     check_codes_belong,
     codes_checksum,
@@ -207,6 +212,145 @@ def test_unfinished_work_of_another_kind_is_refused(tokenizer, images, tmp_path)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)
     with pytest.raises(UserError, match="exists already"):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+
+
+# --- outputs that last ---
+
+
+def test_an_output_is_never_an_input(tokenizer, images, tmp_path, capsys):
+    tokenizer.save_pretrained(tmp_path / "model" / "visual_tokenizer")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for output in (images, tmp_path, tmp_path / "images" / ".." / "images"):
+        with pytest.raises(UserError, match="it would be lost"):
+            tokenize_shards(tokenizer, images, output, progress=False, overwrite=True)
+    command = ["tokenize", "--tokenizer", str(tmp_path / "model"), "--input", str(images), "--overwrite"]
+    for output in (tmp_path / "model", images, tmp_path):
+        assert cli.main([*command, "--output", str(output), "--no-progress"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize("folder", ["out", "out.partial"])
+def test_what_others_made_stays(tokenizer, images, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"{folder}.* dualtoken"):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)
+    assert contents(tmp_path / folder) == {"thesis.txt": b"mine"}
+
+
+def test_two_jobs_never_share_an_output(tokenizer, images, tmp_path):
+    first = SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2, "first"))
+    with first:
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
+            tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+        with (
+            pytest.raises(UserError, match="waited for the plan of rank 0"),
+            SharedWork(tmp_path / "out", {"a": 1}, Share(1, 2, "second"), patience=0.3),
+        ):
+            pass
+        with SharedWork(tmp_path / "out", {"a": 1}, Share(1, 2, "first"), patience=0.3) as other:
+            assert other.own(4) == [1, 3]
+
+
+def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatch):
+    tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
+
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(unfinished, "replace_folder", refuse)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cross-device.*kept in .*out\.partial/whole"):
+            tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+        monkeypatch.setattr(code_cache._Encoder, "_encode_images", None)  # nothing is encoded again
+    assert contents(tmp_path / "out.partial" / "whole") == contents(tmp_path / "whole")
+    monkeypatch.setattr(unfinished, "replace_folder", replace_folder)
+    tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
+def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, monkeypatch, moves):
+    tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
+    move, left = SharedWork._move, [moves]
+
+    def stopped(self, *arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        move(self, *arguments)
+
+    monkeypatch.setattr(SharedWork, "_move", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    if not (tmp_path / "out").exists():
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_a_killed_finish_left_is_not_taken_for_codes(tokenizer, images, tmp_path, monkeypatch):
+    """Killed behind the renaming: the parts of the unfinished folder are empty, but look finished."""
+    monkeypatch.setattr(shared_work.shutil, "rmtree", lambda *_, **__: None)
+    tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    before = contents(tmp_path / "out")
+    assert list((tmp_path / "out.partial").glob("0*"))
+    tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("garbage", ["", "null", "[]", '{"shards": 3}', "[" * 100_000])
+def test_damaged_parts_are_made_again(tokenizer, images, tmp_path, monkeypatch, garbage):
+    tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(SharedWork, "finish", None)
+    with pytest.raises(TypeError):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    (tmp_path / "out.partial" / "000001" / "manifest.json").write_text(garbage)
+    (tmp_path / "out.partial" / "000000" / "train-00000.tar").write_bytes(b"cut")
+    (tmp_path / "out.partial" / "job.json").write_text(garbage)
+    tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "change", [{"split": "../../../x"}, {"file": "../x.tar"}, {"file": "/x.tar"}, {"split": 3}]
+)
+def test_names_in_a_manifest_lead_nowhere(tokenizer, images, tmp_path, change):
+    path = images / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0] |= change
+    path.write_text(json.dumps(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"file|split"):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"), [("x", "2"), ("2", "2"), ("-1", "2"), ("0", "0"), ("0", "9" * 5000), ("", "")]
+)
+def test_ranks_are_numbers(monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        Share.from_environment()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": 10**9}, {"shard_size": -1}, {"shard_size": 1.5}, {"decoders": 10**6}],
+)
+def test_sizes_are_checked_before_any_work(tokenizer, images, tmp_path, wrong):
+    with pytest.raises(UserError, match="give a whole number"):
+        tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, **wrong)
+    for views_ in ({"crops": -1}, {"crops": 10**6}, {"crop_scale": float("nan")}, {"seed": -1}, {"flips": 1}):
+        with pytest.raises(UserError):
+            ViewOptions(**views_)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_codes_of_images_prepared_otherwise_are_refused(tokenizer, images, tmp_path):
