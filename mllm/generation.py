@@ -1,6 +1,8 @@
 """`generate` of the unified model: text by transformers' machinery, images by the image loop, or both."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -8,10 +10,13 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList
 
 from ..common.errors import UserError, shown
+from ..common.machine import suitable_threads
+from ..common.values import seed_number
 from ..tokenizer import VisualCodes
 from .image_generation import ImageGenerator, ImagePrompt
 from .image_watcher import ImageWatcher
 from .interleaved import InterleavedOutput
+from .own_random import OwnRandom
 from .progress import Progress, shown_progress
 from .sampling import ImageSamplingOptions
 from .storage import DualTokenStorage
@@ -31,6 +36,8 @@ TEXT_ONLY_ARGUMENTS = (
     "assistant_tokenizer",
 )
 DECODE_BATCH = 16
+# A model's compiled loop works in place, and torch's compiler knows one setting for all threads.
+COMPILED_DRAWING = threading.RLock()
 
 
 class DualTokenGeneration(DualTokenStorage, GenerationMixin):
@@ -60,7 +67,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
                 positions in all) after each, and when it returns False the drawing stops with
                 `GenerationCancelled`.
             seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
-                only.
+                only. Of sampled text, one number. What other threads draw changes neither.
             generator: a torch.Generator from which a missing `seed` is drawn.
             first_image_index: index j of each prompt's first image, to draw many images in parts.
             max_images: most images of an interleaved answer.
@@ -74,10 +81,12 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             raise UserError(f"generation_mode is {shown(mode)}; allowed: {', '.join(GENERATION_MODES)}")
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        self._encode_inputs(kwargs)
-        if mode == "text":
-            return self._generate_text(watch=generation_mode is None, **kwargs)
-        return self._generate_image(**kwargs) if mode == "image" else self._generate_interleaved(**kwargs)
+        with suitable_threads(self, self._rows(kwargs)):
+            self._encode_inputs(kwargs)
+            if mode == "text":
+                return self._generate_text(watch=generation_mode is None, **kwargs)
+            draw = self._generate_image if mode == "image" else self._generate_interleaved
+            return draw(**kwargs)
 
     @torch.inference_mode()
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
@@ -119,17 +128,29 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
     # ---- text
 
-    def _generate_text(self, seed: int | None = None, watch: bool = False, **kwargs: Any) -> Any:
+    def _generate_text(
+        self,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        watch: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         if "guidance_scale" in kwargs:
             raise UserError("guidance_scale is for images; leave it out, or set generation_mode='image'")
         if watch and (watcher := self._image_watcher(**kwargs)) is not None:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), watcher]
         kwargs["suppress_tokens"] = [*(kwargs.pop("suppress_tokens", None) or []), *self._never_text()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        if seed is None and generator is None:
             return self._transformers_generate(**kwargs)
+        (seed,) = _seeds(seed, generator, 1)
+        with OwnRandom(seed, self.device):
+            return self._transformers_generate(**kwargs)
+
+    def _rows(self, kwargs: Mapping[str, Any]) -> int:
+        """Sequences that go on side by side in one call."""
+        given = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        copies = max(kwargs.get("num_return_sequences") or 1, kwargs.get("num_beams") or 1)
+        return 2 * len(given) * copies  # guidance has two rows for each
 
     def _image_watcher(
         self,
@@ -232,11 +253,12 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         seeds = _seeds(seed, generator, input_ids.shape[0])
         rows = input_ids.shape[0] * num_return_sequences
         longest = max(prompt.input_ids.shape[1], self.unconditional_ids().shape[0])
-        generator_of_images = self._image_generator(
-            options, rows, longest + self.config.num_positions, compile
-        )
-        with shown_progress(progress) as tell:
-            drawn = generator_of_images.generate(prompt, num_return_sequences, seeds, first_image_index, tell)
+        capacity = longest + self.config.num_positions
+        model = cast("DualTokenForConditionalGeneration", self)
+        with shown_progress(progress) as tell, COMPILED_DRAWING if compile else nullcontext():
+            drawn = self._image_generator(options, rows, capacity, compile).generate(
+                model, prompt, num_return_sequences, seeds, first_image_index, tell
+            )
         return torch.cat([drawn.pixel, drawn.semantic], dim=-1).flatten(1)
 
     def _image_generator(
@@ -247,7 +269,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         if not compile:
             return ImageGenerator(model, options, rows, capacity)
         kept: ImageGenerator | None = self.__dict__.get("_compiled_generator")
-        if kept is None or not kept.fits(options, rows, capacity, compile):
+        if kept is None or not kept.fits(model, options, rows, capacity, compile):
             kept = self.__dict__["_compiled_generator"] = ImageGenerator(
                 model, options, rows, capacity, compile
             )
@@ -301,6 +323,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             raise UserError("interleaved generation takes one prompt at a time, without padding")
         image_kwargs = {key: kwargs.pop(key) for key in SAMPLING_FIELDS if key in kwargs}
         (image_seed,) = _seeds(seed, generator, 1)
+        own_random = OwnRandom(image_seed, self.device)
         device, given = input_ids.device, 0 if pixel_codes is None else pixel_codes.shape[0]
         config, start = self.config, self.config.image_start_token_id
         pixel = [] if pixel_codes is None else [pixel_codes]
@@ -311,16 +334,17 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
                 {"pixel_codes": torch.cat(pixel), "semantic_codes": torch.cat(semantic)} if pixel else {}
             )
             length = input_ids.shape[1]
-            input_ids = self._transformers_generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                suppress_tokens=self._never_text(self._may_draw(length) and drawn < max_images),
-                eos_token_id=[config.eos_token_id, start],
-                max_new_tokens=left,
-                streamer=streamer,
-                **images,
-                **kwargs,
-            )
+            with own_random:
+                input_ids = self._transformers_generate(
+                    input_ids=input_ids,
+                    attention_mask=torch.ones_like(input_ids),
+                    suppress_tokens=self._never_text(self._may_draw(length) and drawn < max_images),
+                    eos_token_id=[config.eos_token_id, start],
+                    max_new_tokens=left,
+                    streamer=streamer,
+                    **images,
+                    **kwargs,
+                )
             left -= input_ids.shape[1] - length
             if int(input_ids[0, -1]) != start:
                 break
@@ -374,7 +398,10 @@ def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, 
     if seed is None:
         device = "cpu" if generator is None else generator.device
         seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
-    seeds = [seed] * prompts if isinstance(seed, int) else [int(one) for one in seed]
-    if len(seeds) != prompts or min(seeds) < 0:
-        raise UserError(f"seed is {seed}; give one number >= 0, or one for each of the {prompts} prompts")
+    several = isinstance(seed, Sequence) and not isinstance(seed, str)
+    seeds = (
+        [seed_number(one) for one in cast(Sequence[int], seed)] if several else [seed_number(seed)] * prompts
+    )
+    if len(seeds) != prompts:
+        raise UserError(f"seed is {shown(seed)}; give one number, or one for each of the {prompts} prompts")
     return seeds

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration
 
 
+# A step of a position: `ImageGenerator.draw` or `advance`, compiled or not.
+Step = Callable[["ImageGenerator", "DualTokenForConditionalGeneration"], None]
+
+
 class GenerationCancelled(Exception):
     """A `progress` callback returned False; what was drawn so far is dropped."""
 
@@ -69,19 +73,27 @@ class ImageGenerator:
         capacity: int,
         compile: bool | str = False,
     ) -> None:
-        self.model, self.options, self.rows = model, options, rows
-        self.config = model.config
+        # The model keeps a compiled generator, so it is handed to every call: holding each other, neither
+        # would be freed when the last user lets go.
+        self.options, self.rows, self.config = options, rows, model.config
         all_rows = 2 * rows if options.guided else rows
         self.decoder = StepDecoder(model, all_rows, capacity, fixed_shape=bool(compile))
         self.pixels = Branch.of(model.pixel_head, model.pixel_codebook, all_rows)
         self.semantics = Branch.of(model.semantic_head, model.semantic_codebook, all_rows)
-        self._allocate(all_rows)
+        self._allocate(all_rows, model.dtype, model.device)
         self.compile = compile
         self._draw_step, self._advance_step = self._steps(compile)
 
-    def fits(self, options: ImageSamplingOptions, rows: int, capacity: int, compile: bool | str) -> bool:
+    def fits(
+        self,
+        model: "DualTokenForConditionalGeneration",
+        options: ImageSamplingOptions,
+        rows: int,
+        capacity: int,
+        compile: bool | str,
+    ) -> bool:
         """Whether this object serves such a call as it is."""
-        return (options, rows, compile, self.model.dtype, self.model.device) == (
+        return (options, rows, compile, model.dtype, model.device) == (
             self.options,
             self.rows,
             self.compile,
@@ -92,6 +104,7 @@ class ImageGenerator:
     @torch.no_grad()
     def generate(
         self,
+        model: "DualTokenForConditionalGeneration",
         prompt: ImagePrompt,
         images_per_prompt: int,
         seeds: Sequence[int],
@@ -106,16 +119,16 @@ class ImageGenerator:
             GenerationCancelled: `progress` returned False.
         """
         self._set_noise(seeds, images_per_prompt, first_image_index)
-        self._prefill(prompt, images_per_prompt)
+        self._prefill(model, prompt, images_per_prompt)
         self.position.zero_()
         positions = self.config.num_positions
         with ExitStack() as stack:
             for position in range(1, positions + 1):
-                self._draw_step()
+                self._draw_step(self, model)
                 if progress is not None and progress(position, positions) is False:
                     raise GenerationCancelled(f"cancelled after {position} of {positions} positions")
                 if position < positions:
-                    self._advance_step()
+                    self._advance_step(self, model)
                 if position == 1 and self.compile:
                     # The tensors stay the same until the end: they were checked once, and need not be again.
                     stack.enter_context(torch.compiler.set_stance("default", skip_guard_eval_unsafe=True))
@@ -123,13 +136,11 @@ class ImageGenerator:
 
     # ---- state
 
-    def _allocate(self, all_rows: int) -> None:
+    def _allocate(self, all_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         """The tensors that the steps work on."""
-        positions, device = self.config.num_positions, self.model.device
+        positions = self.config.num_positions
         self.depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
-        self.states = torch.zeros(
-            all_rows, self.config.text_config.hidden_size, dtype=self.model.dtype, device=device
-        )
+        self.states = torch.zeros(all_rows, self.config.text_config.hidden_size, dtype=dtype, device=device)
         self.uniforms = torch.zeros(positions, self.rows, sum(self.depths), device=device)
         self.scales = sampling.guidance_scales(self.options, positions).to(device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
@@ -147,67 +158,58 @@ class ImageGenerator:
         ]
         self.uniforms.copy_(torch.stack(streams, dim=1))
 
-    def _prefill(self, prompt: ImagePrompt, images_per_prompt: int) -> None:
+    def _prefill(
+        self, model: "DualTokenForConditionalGeneration", prompt: ImagePrompt, images_per_prompt: int
+    ) -> None:
         """Run every prompt once; each of its images goes on from there."""
         count = prompt.input_ids.shape[0]
         if self.options.guided:
-            prompt = self._with_unconditional(prompt)
+            prompt = _with_unconditional(prompt, model.unconditional_ids())
         rows = torch.arange(count, device=self.states.device).repeat_interleave(images_per_prompt)
         if self.options.guided:
             rows = torch.cat([rows, torch.full_like(rows, count)])
-        embeds = self.model.embed_sequence(prompt.input_ids, prompt.codes)
+        embeds = model.embed_sequence(prompt.input_ids, prompt.codes)
         self.states.copy_(self.decoder.prefill(embeds, prompt.attention_mask, rows))
-
-    def _with_unconditional(self, prompt: ImagePrompt) -> ImagePrompt:
-        """The prompts with the unconditional one as last row, all left-padded to one length."""
-        row = self.model.unconditional_ids().to(prompt.input_ids.device)
-        length = max(prompt.input_ids.shape[1], row.shape[0])
-        count = prompt.input_ids.shape[0]
-        ids = prompt.input_ids.new_zeros(count + 1, length)
-        mask = prompt.attention_mask.new_zeros(count + 1, length)
-        ids[:count, length - prompt.input_ids.shape[1] :] = prompt.input_ids
-        mask[:count, length - prompt.input_ids.shape[1] :] = prompt.attention_mask
-        ids[count, length - row.shape[0] :] = row
-        mask[count, length - row.shape[0] :] = 1
-        return ImagePrompt(ids, mask, prompt.codes)
 
     # ---- the two steps of a position
 
-    def _steps(self, compile: bool | str) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _steps(self, compile: bool | str) -> tuple[Step, Step]:
+        """`draw` and `advance` as functions of this object: its own methods would hold it."""
+        draw, advance = ImageGenerator.draw, ImageGenerator.advance
         if not compile:
-            return self.draw, self.advance
+            return draw, advance
         caches = [branch.cache.states for branch in (self.pixels, self.semantics) if branch is not None]
         for tensor in (*vars(self).values(), *caches):
             if isinstance(tensor, Tensor):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs may then write to it
         if isinstance(compile, str):
-            return torch.compile(self.draw, backend=compile), torch.compile(self.advance, backend=compile)
+            return torch.compile(draw, backend=compile), torch.compile(advance, backend=compile)
         mode = "reduce-overhead" if self.states.device.type == "cuda" else None
         return (
-            torch.compile(self.draw, dynamic=False, mode=mode),
-            torch.compile(self.advance, dynamic=False, mode=mode),
+            torch.compile(draw, dynamic=False, mode=mode),
+            torch.compile(advance, dynamic=False, mode=mode),
         )
 
-    def draw(self) -> None:
+    def draw(self, model: "DualTokenForConditionalGeneration") -> None:
         """The codes of the present position, from the states."""
         noise = self.uniforms.index_select(0, self.position)[0]
         # The numbers of each branch are its own, whichever is drawn first.
         pixel_noise, semantic_noise = noise.split(self.depths, dim=-1)
         if self.config.semantic_condition == "pixel":
             pixel = self._draw_branch(self.pixels, None, pixel_noise)
-            semantic = self._draw_branch(self.semantics, self.model.semantic_condition(pixel), semantic_noise)
+            semantic = self._draw_branch(self.semantics, model.semantic_condition(pixel), semantic_noise)
         else:
             semantic = self._draw_branch(self.semantics, None, semantic_noise)
-            pixel = self._draw_branch(self.pixels, self.model.pixel_condition(semantic), pixel_noise)
+            pixel = self._draw_branch(self.pixels, model.pixel_condition(semantic), pixel_noise)
         self.pixel_codes.index_copy_(1, self.position, pixel.unsqueeze(1))
         self.semantic_codes.index_copy_(1, self.position, semantic.unsqueeze(1))
 
-    def advance(self) -> None:
+    def advance(self, model: "DualTokenForConditionalGeneration") -> None:
         """Feed the present position's codes to the LLM: the states of the next one."""
         pixel, semantic = (
             codes.index_select(1, self.position)[:, 0] for codes in (self.pixel_codes, self.semantic_codes)
         )
-        embeds = self.model.embed_codes(pixel, semantic, self.position.expand(self.rows))
+        embeds = model.embed_codes(pixel, semantic, self.position.expand(self.rows))
         self.states.copy_(self.decoder.advance(self._for_all_rows(embeds)))
         self.position.add_(1)
 
@@ -235,3 +237,17 @@ class ImageGenerator:
     def _for_all_rows(self, x: Tensor) -> Tensor:
         """Both branches continue with the same sampled code."""
         return torch.cat([x, x]) if self.options.guided else x
+
+
+def _with_unconditional(prompt: ImagePrompt, unconditional: Tensor) -> ImagePrompt:
+    """The prompts with the unconditional one (L,) as last row, all left-padded to one length."""
+    row = unconditional.to(prompt.input_ids.device)
+    length = max(prompt.input_ids.shape[1], row.shape[0])
+    count = prompt.input_ids.shape[0]
+    ids = prompt.input_ids.new_zeros(count + 1, length)
+    mask = prompt.attention_mask.new_zeros(count + 1, length)
+    ids[:count, length - prompt.input_ids.shape[1] :] = prompt.input_ids
+    mask[:count, length - prompt.input_ids.shape[1] :] = prompt.attention_mask
+    ids[count, length - row.shape[0] :] = row
+    mask[count, length - row.shape[0] :] = 1
+    return ImagePrompt(ids, mask, prompt.codes)

@@ -36,7 +36,7 @@ class StepDecoder:
     def __init__(
         self, model: "DualTokenForConditionalGeneration", rows: int, capacity: int, fixed_shape: bool
     ) -> None:
-        self.model, self.fixed_shape = model, fixed_shape
+        self.language_model, self.dtype, self.fixed_shape = model.language_model, model.dtype, fixed_shape
         self.text_config = model.config.text_config
         self.kinds = _attention_kinds(self.text_config)
         if fixed_shape:
@@ -86,8 +86,8 @@ class StepDecoder:
 
     def _run(self, embeds: Tensor, mask: object, position_ids: Tensor, cache: object) -> Tensor:
         with few_rows(embeds.device):
-            return self.model.language_model.base_model(
-                inputs_embeds=embeds.to(self.model.dtype),
+            return self.language_model.base_model(
+                inputs_embeds=embeds.to(self.dtype),
                 attention_mask=mask,
                 position_ids=position_ids,
                 past_key_values=cache,
@@ -113,13 +113,13 @@ class StepDecoder:
 
     def _additive(self, visible: Tensor) -> Tensor:
         """(R, K) booleans as the mask (R, 1, 1, K) that is added to attention scores."""
-        dtype = self.model.dtype
+        dtype = self.dtype
         bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return bias.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
 
     @property
     def _attention(self) -> str:
-        return self.model.language_model.config._attn_implementation
+        return self.language_model.config._attn_implementation
 
     def _refuse_other_attention(self) -> None:
         if self._attention not in MASKED_ATTENTION:

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..common.errors import one_line, shown
+from ..common.machine import wait_passively
 from .mistakes import CommandLineError, users_mistake
 from .streams import flush_or_give_up, make_tolerant
 
@@ -88,6 +89,7 @@ def run_module(name: str, prog: str, arguments: Sequence[str]) -> int:
     """Import a module of this package, parse its arguments and run it, guarded."""
 
     def run() -> int:
+        wait_passively()
         module = importlib.import_module(f".{name}", __package__)
         return int(module.run(command_parser(module, prog).parse_args(arguments)) or 0)
 

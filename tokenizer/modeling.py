@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from ..common.bounded_settings import most_layers
 from ..common.errors import UserError, first_line
+from ..common.machine import suitable_threads
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .loading import (
@@ -167,12 +170,13 @@ class DualTokenizer(PreTrainedModel):
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> VisualCodes:
         """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks."""
-        states = self._encode_states(pixel_values)
-        shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
-        return VisualCodes(
-            pixel=self._codes_only(self.pixel_quantizer, self.pixel_features(shallow)),
-            semantic=self._codes_only(self.semantic_quantizer, self.semantic_features(states)),
-        )
+        with self._suitable_threads(pixel_values):
+            states = self._encode_states(pixel_values)
+            shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
+            return VisualCodes(
+                pixel=self.pixel_quantizer(self.pixel_features(shallow), learn=False).codes,
+                semantic=self.semantic_quantizer(self.semantic_features(states), learn=False).codes,
+            )
 
     def decode(self, pixel_codes: Tensor) -> Tensor:
         """Pixel codes (B, H, W, D) -> images (B, 3, S, S) in the processor's range, not clamped."""
@@ -182,19 +186,22 @@ class DualTokenizer(PreTrainedModel):
                 f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
                 f"{', '.join(map(str, expected))})"
             )
-        return self._decode_features(self.pixel_quantizer.embed(pixel_codes))
+        with self._suitable_threads(pixel_codes):
+            return self._decode_features(self.pixel_quantizer.embed(pixel_codes))
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Images (B, 3, S, S) -> embeddings (B, E) made from their semantic codes, not normalised."""
-        states = self._encode_states(pixel_values)
-        semantic = self._quantize_semantics(states)
-        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
-        rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
-        return self.backbone.pool(rest[-1] if rest else features)
+        with self._suitable_threads(pixel_values):
+            states = self._encode_states(pixel_values)
+            semantic = self._quantize_semantics(states)
+            features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
+            rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
+            return self.backbone.pool(rest[-1] if rest else features)
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
-        return self.backbone.embed_text(input_ids)
+        with self._suitable_threads(input_ids):
+            return self.backbone.embed_text(input_ids)
 
     def set_quantization(self, enabled: bool) -> None:
         """Switch both quantizers on or off; off, features pass unchanged (a warm-up before k-means)."""
@@ -222,6 +229,9 @@ class DualTokenizer(PreTrainedModel):
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
             self.pixel_quantizer.initialise_from(self.pixel_features(shallow), seed)
         self.semantic_quantizer.initialise_from(self.semantic_features(states), seed)
+
+    def _suitable_threads(self, batch: Tensor) -> AbstractContextManager[None]:
+        return suitable_threads(self, len(batch) * math.prod(self.config.grid_size))
 
     @property
     def _num_layers(self) -> int:
@@ -266,14 +276,6 @@ class DualTokenizer(PreTrainedModel):
 
     def _quantize_semantics(self, states: list[Tensor]) -> QuantizerOutput:
         return self.semantic_quantizer(self.semantic_features(states))
-
-    def _codes_only(self, quantizer: ResidualQuantizer, features: Tensor) -> Tensor:
-        """Codes of features (B, H, W, C) with the codebook held still."""
-        trainable, quantizer.trainable = quantizer.trainable, False
-        try:
-            return quantizer(features).codes
-        finally:
-            quantizer.trainable = trainable
 
     def _decode_features(self, quantized: Tensor) -> Tensor:
         """Quantized pixel features (B, H, W, C) -> images (B, 3, S, S)."""

@@ -85,16 +85,16 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("num_local_vectors", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
 
-    def forward(self, z: Tensor) -> QuantizerOutput:
+    def forward(self, z: Tensor, learn: bool = True) -> QuantizerOutput:
         """(B, H, W, C) -> QuantizerOutput; the commitment loss is the mean over depths of |z - sg(sum so
-        far)|^2.
+        far)|^2. `learn=False` holds the codebook still for this call.
         """
         if not self.enabled:
             codes = torch.zeros(*z.shape[:-1], self.config.depth, dtype=torch.int64, device=z.device)
             return QuantizerOutput(z, codes, z.new_zeros((), dtype=torch.float32))
         with torch.autocast(device_type=z.device.type, enabled=False):
             exact = z.float()
-            sums, codes = self._quantize(exact.detach().reshape(-1, z.shape[-1]))
+            sums, codes = self._quantize(exact.detach().reshape(-1, z.shape[-1]), learn)
             sums = sums.view(self.config.depth, *z.shape)
             loss = (exact - sums).square().mean()
             quantized = exact + (sums[-1] - exact).detach() if torch.is_grad_enabled() else sums[-1]
@@ -163,9 +163,9 @@ class ResidualQuantizer(nn.Module):
             dist.broadcast(self.codebooks.vectors, src=0)
             self.codebooks.assign(self.codebooks.vectors)
 
-    def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, vectors: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
         """(M, C) -> partial sums (D, M, C) and codes (M, D); in training the codebooks move afterwards."""
-        updating = self.training and self.trainable and torch._C._current_graph_task_id() == -1
+        updating = learn and self.training and self.trainable and torch._C._current_graph_task_id() == -1
         residual = vectors
         inputs, chosen, partial = [], [], []
         total = torch.zeros_like(vectors)
