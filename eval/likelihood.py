@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from ..common.machine import suitable_threads
 from ..mllm import DualTokenPipeline
 from ..mllm.processing import IGNORE
 
@@ -28,7 +29,8 @@ def answer_likelihoods(
     batch = processor.collate([processor.encode_record(messages) for messages in conversations])
     inputs = {name: value.to(pipeline.device) for name, value in batch.items()}
     targets = inputs.pop("labels")[:, 1:]
-    logits = pipeline.model(**inputs).logits[:, :-1].float()
+    with suitable_threads(pipeline.model, targets.numel()):
+        logits = pipeline.model(**inputs).logits[:, :-1].float()
     losses = functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
     )

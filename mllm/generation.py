@@ -148,7 +148,9 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
     def _rows(self, kwargs: Mapping[str, Any]) -> int:
         """Sequences that go on side by side in one call."""
-        given = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        given = next(
+            (one for key in ("input_ids", "inputs_embeds") if (one := kwargs.get(key)) is not None), ""
+        )
         copies = max(kwargs.get("num_return_sequences") or 1, kwargs.get("num_beams") or 1)
         return 2 * len(given) * copies  # guidance has two rows for each
 

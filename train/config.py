@@ -156,7 +156,8 @@ class RunConfig:
             gradients too (2), weights too (3). bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
         offload: what ZeRO keeps in the machine's memory instead of the GPU's: the optimizer's state and step
             (stage 1-3), or the weights too ("all", stage 3).
-        threads: CPU threads per process; 0 leaves torch's choice.
+        threads: CPU threads per process; 0 is torch's choice, but one for a small model whose threads would
+            spin while they wait for one another.
         save_every: steps between checkpoints; 0 writes only the last one.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
         keep_best: the checkpoint with the lowest loss stays besides (the validation loss where there is one,

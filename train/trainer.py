@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
+from ..common.machine import LARGE_BATCH, suitable_threads
 from .checkpoint import Checkpoints, JudgedBy
 from .config import Recipe, save_resolved
 from .deepspeed_internals import read_strictly, set_clipping
@@ -113,7 +114,8 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
         for line in resuming_with(changed, start):
             print(line, file=sys.stderr)
         save_resolved(recipe, folder / "recipe.yaml")
-    with StopRequest(world) as request:
+    threads = nullcontext() if run.threads else suitable_threads(objective, LARGE_BATCH)
+    with threads, StopRequest(world) as request:
         done = _run_steps(recipe, world, engine, beside, stream, checkpoints, start, hang, request)
     if request.stopping and done < recipe.run.steps:
         raise RunStopped(done, request.signum)
