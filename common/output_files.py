@@ -32,7 +32,7 @@ def check_files(folder: Path, names: Iterable[str], option: str = "--output") ->
     already and that no command made.
     """
     with examining(folder, option):
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{option} {folder} is a file; name a folder")
         require_writable(folder / "name" if folder.is_dir() else folder, option)
         made = made_entries(folder)

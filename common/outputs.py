@@ -120,7 +120,7 @@ def require_writable(output: Path, option: str) -> None:
 
     That is tried out, as permissions tell too little of read-only disks and of what an administrator may do.
     """
-    above = next(folder for folder in output.absolute().parents if folder.exists())
+    above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
         raise UserError(f"{option} {output} cannot be made: {above} is not a folder")
     try:

@@ -21,9 +21,10 @@ from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
 from ..common.images import ImageSource, is_image_name
 from ..common.json_files import read_json, read_json_object
+from ..common.model_source import model_source
 from ..common.output_files import check_file, is_our_picture, write_plot
 from ..common.packages import require_package
-from ..common.paths import user_path, walk_files
+from ..common.paths import walk_files
 from . import options
 from .options import add_device_argument, integer, png_path, resolve_device
 
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, draw and print. UserError for a folder without images or a backbone that cannot be read."""
     output = png_path(args.output, "--output")
+    source = backbone_source(args.backbone)
     images = choose_images(args.images, args.num_images, args.seed)
     inputs = {"one of the images": [image for image in images if isinstance(image, Path)]}
     check_file(output, inputs, is_our_picture)
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..tokenizer.layer_split import split_layers
 
-    backbone = load_backbone(args.backbone)
+    backbone = load_backbone(source)
     torch.nn.Module.to(backbone, device)  # PreTrainedModel's own `to` has no usable types
     split = split_layers(backbone, batches(images, backbone, device), args.segments, args.seed)
     write_plot(heat_map(split, str(args.backbone)), output, dpi=120)
@@ -109,6 +111,14 @@ def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
     return random.Random(seed).sample(sources, min(count, len(sources)))
 
 
+def backbone_source(given: str) -> str:
+    """The folder or hub id of `--backbone`. UserError for a folder without a model."""
+    source = model_source(given, "backbone")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise UserError(f"--backbone {given} has no config.json; give the folder of a SigLIP model")
+    return source
+
+
 def load_backbone(source: str) -> TappedSiglip:
     """The SigLIP of a folder or hub id, or the one inside a saved tokenizer, in eval mode and fp32."""
     import transformers
@@ -118,12 +128,9 @@ def load_backbone(source: str) -> TappedSiglip:
     from ..tokenizer.loading import load_siglip
 
     transformers.logging.set_verbosity_error()
-    folder = user_path(source)
-    if folder.exists():
-        source = str(folder)
-        config = folder / "config.json"
-        if config.is_file() and read_json_object(config).get("model_type") == "dualtoken_tokenizer":
-            return DualTokenizer.from_pretrained(source).backbone.eval()
+    config = Path(source) / "config.json"
+    if config.is_file() and read_json_object(config).get("model_type") == "dualtoken_tokenizer":
+        return DualTokenizer.from_pretrained(source).backbone.eval()
     siglip = load_siglip(source)
     backbone = TappedSiglip(siglip.config)
     backbone.load_state_dict(siglip.state_dict())
