@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ..common.errors import ImageError, UserError
-from ..common.images import open_image, pillow_errors
+from ..common.images import load_image, open_image, pillow_errors
 from ..common.json_files import parse_json
 from .git_files import GitFiles
 
@@ -268,7 +268,7 @@ def _by_joined_name(paths: Any) -> list[str]:
 
 
 def _centre_square(data: bytes, name: str) -> bytes:
-    image = ImageOps.exif_transpose(_opened(data, name)).convert("RGB")
+    image = load_image(_opened(data, name))
     square = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     square.save(buffer, format="JPEG", quality=_JPEG_QUALITY)

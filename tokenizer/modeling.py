@@ -181,6 +181,10 @@ class DualTokenizer(PreTrainedModel):
     def decode(self, pixel_codes: Tensor) -> Tensor:
         """Pixel codes (B, H, W, D) -> images (B, 3, S, S) in the processor's range, not clamped."""
         expected = (*self.config.grid_size, self.config.pixel_quantizer["depth"])
+        if not isinstance(pixel_codes, Tensor):
+            raise UserError(
+                f"pixel codes are given as {type(pixel_codes).__name__}; give a tensor, the `pixel` of encode's"
+            )
         if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
             raise UserError(
                 f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
@@ -260,6 +264,12 @@ class DualTokenizer(PreTrainedModel):
 
     def _check_images(self, pixel_values: Tensor) -> None:
         side = self.config.image_size
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise UserError(
+                f"pixel_values are given as {kind}; make them of images by "
+                'DualTokenizerImageProcessor: processor(images)["pixel_values"]'
+            )
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
             raise UserError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "

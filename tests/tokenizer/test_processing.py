@@ -121,6 +121,18 @@ def test_wrong_settings_of_a_saved_processor_are_one_line(settings):
         DualTokenizerImageProcessor(**settings)
 
 
+def test_a_tokenizer_says_how_images_become_what_it_takes(tiny):
+    picture = Image.new("RGB", (16, 16))
+    for given in (picture, [picture], "a.png", np.asarray(picture), DualTokenizerImageProcessor(16)(picture)):
+        with pytest.raises(UserError, match="processor"):
+            tiny.encode(given)
+    with pytest.raises(UserError, match="processor"):
+        tiny.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    values = DualTokenizerImageProcessor(16)(picture)["pixel_values"]
+    with pytest.raises(UserError, match="`pixel` of encode"):
+        tiny.decode(tiny.encode(values))
+
+
 def test_saving_and_loading(tmp_path, tiny):
     tiny.save_pretrained(tmp_path)
     DualTokenizerImageProcessor(16).save_pretrained(tmp_path)
