@@ -167,7 +167,9 @@ def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
         if about.st_size > largest:
             raise UserError(f"{path} has {about.st_size} bytes; at most {largest} are read")
         return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None

@@ -183,7 +183,8 @@ class DualTokenizer(PreTrainedModel):
         expected = (*self.config.grid_size, self.config.pixel_quantizer["depth"])
         if not isinstance(pixel_codes, Tensor):
             raise UserError(
-                f"pixel codes are given as {type(pixel_codes).__name__}; give a tensor, the `pixel` of encode's"
+                f"pixel codes are given as {type(pixel_codes).__name__}; give a tensor: the `pixel` of what "
+                "encode returns"
             )
         if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
             raise UserError(

@@ -129,7 +129,7 @@ def test_a_tokenizer_says_how_images_become_what_it_takes(tiny):
     with pytest.raises(UserError, match="processor"):
         tiny.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     values = DualTokenizerImageProcessor(16)(picture)["pixel_values"]
-    with pytest.raises(UserError, match="`pixel` of encode"):
+    with pytest.raises(UserError, match="`pixel` of what encode returns"):
         tiny.decode(tiny.encode(values))
 
 
