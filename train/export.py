@@ -16,6 +16,7 @@ from .checkpoint_files import RECIPE, STATE, SavedState, damage, fault, read_bes
 from .config import Recipe, parse_recipe, save_resolved
 from .distributed import World
 from .objectives import Objective, build_objective
+from .resume import recipe_file, written_recipe
 from .saved_state import saved_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,7 +44,8 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
         checkpoints = Checkpoints(path / "checkpoints", World(0, 0, 1, torch.device("cpu")), keep=1)
         steps, best = checkpoints.steps(), checkpoints.best()
         newest = steps[-1] if steps else None
-        wanted = (best and best.step) if step == "best" else (step or newest)
+        lowest = None if best is None else best.step
+        wanted = lowest if step == "best" else (step or newest)
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
             there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
             raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
@@ -56,10 +58,11 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
 
 def recipe_of(checkpoint: Path) -> Recipe:
     """The recipe that a checkpoint was written by (kept in it, or in its run's folder)."""
-    for folder in (checkpoint, checkpoint.parent.parent):
-        if (folder / RECIPE).is_file():
-            return parse_recipe([str(folder / RECIPE)])
-    raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
+    path = recipe_file(checkpoint)
+    if path is None:
+        raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
+    written_recipe(checkpoint)  # refuses what only harms its reader
+    return parse_recipe([str(path)])
 
 
 def export_checkpoint(

@@ -131,10 +131,14 @@ def require_same_groups(checkpoint: Path, model: nn.Module, config: OptimizerCon
 
 def written_recipe(checkpoint: Path) -> dict[str, Any] | None:
     """The recipe that a checkpoint was written by, unchecked; None for an old one without."""
-    for folder in (checkpoint, checkpoint.parent.parent):
-        if (folder / RECIPE).is_file():
-            return _read(folder / RECIPE)
-    return None
+    path = recipe_file(checkpoint)
+    return None if path is None else _read(path)
+
+
+def recipe_file(checkpoint: Path) -> Path | None:
+    """Where the recipe is that a checkpoint was written by: kept in it, or in its run's folder."""
+    folders = (checkpoint, checkpoint.parent.parent)
+    return next((folder / RECIPE for folder in folders if (folder / RECIPE).is_file()), None)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -153,7 +157,7 @@ def _is_allowed(change: Change, data: Mapping[str, str], saved: Mapping[str, str
     if change.key == "output":
         return True
     if _is_path(change.key):
-        source = change.key.split(".")[2] if change.key.startswith("data.sources.") else None
+        source = change.key.split(".")[2] if change.key.startswith("data.sources.") else ""
         if source in saved:
             return saved[source] == data.get(source)  # the same records elsewhere
         return _has_moved(change)

@@ -14,6 +14,7 @@ from torch import nn
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import users_mistake
+from dualtoken.train import trainer
 from dualtoken.train.checkpoint import Checkpoints, JudgedBy
 from dualtoken.train.checkpoint_files import BESIDE, STATE, Best, fault
 from dualtoken.train.distributed import World
@@ -21,6 +22,8 @@ from dualtoken.train.loss_window import LossWindow
 from dualtoken.train.stop_request import ECHO_SECONDS, StopRequest
 from dualtoken.train.trainer import BesideEngine
 from dualtoken.train.weight_average import WeightAverage
+
+from .conftest import Chain, train_here
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -130,6 +133,23 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     for step, loss in ((10, 1.0), (20, 2.0)):
         none.save(FakeEngine(), step, judged=JudgedBy(loss, "training"))
     assert none.steps() == [20]
+
+
+def test_a_checkpoint_made_because_of_a_signal_does_not_compete(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trainer._loss
+
+    def asked_to_stop(*given: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*given)
+
+    monkeypatch.setattr(trainer, "_loss", asked_to_stop)
+    run = tmp_path / "run"
+    assert train_here([*chain.recipe("contrastive", run), "--run.save_every", "100"]) == 143
+    checkpoints = Checkpoints(run / "checkpoints", ALONE, keep=1)
+    assert checkpoints.steps() == [2]  # the step at hand was finished, and the next
+    assert checkpoints.best() is None
 
 
 def test_the_loss_window_is_the_mean_over_steps_since_it_was_read() -> None:
