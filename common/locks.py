@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +19,8 @@ from .json_files import read_json_object
 
 LOCK = ".lock"
 OWNER = ".lock.json"
+#: What file systems of some clusters answer, which know no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -25,6 +29,8 @@ def only_process(folder: Path, what: str, part: str = "") -> Iterator[None]:
 
     The operating system frees the lock when its process ends, however it ends, so a lock that a killed
     process left behind is not in the way. `what` names the folder in the message, such as "--output runs/a".
+
+    Where the file system has no locks, a warning says so and nothing is held.
 
     Errors:
         UserError while another process holds it; the message has its host, number and start.
@@ -37,6 +43,13 @@ def only_process(folder: Path, what: str, part: str = "") -> Iterator[None]:
         raise UserError(
             f"{what} is in use by {_owner(owner_file)}: wait until it has ended, or give another output"
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"warning: {folder} cannot be locked ({error.strerror}); start nothing else in it",
+            file=sys.stderr,
+        )
     since = datetime.now().isoformat(" ", "seconds")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
     try:

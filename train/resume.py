@@ -148,7 +148,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     found = []
     for key in sorted(one.keys() | other.keys()):
         a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (one, other))
-        if a != b and not (_is_path(key) and _is_same_path(a, b)):
+        nothing = a in (None, _ABSENT) and b in (None, _ABSENT)
+        if a != b and not nothing and not (_is_path(key) and _is_same_path(a, b)):
             found.append(Change(key, a, b))
     return found
 
@@ -188,11 +189,11 @@ def _fits(key: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings that is not itself a mapping with content."""
-    if isinstance(value, Mapping) and value:
+    """(dotted key, value) of everything in nested mappings that is not itself a mapping."""
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, f"{prefix}.{key}".lstrip("."))
-    elif prefix:
+    else:
         yield prefix, value
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualtoken.common import files
+from dualtoken.common import files, locks
 from dualtoken.common.errors import UserError, one_line
 from dualtoken.common.files import atomic_folder
 from dualtoken.common.images import is_image_name
@@ -191,6 +191,17 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
         second = subprocess.run(attempt, capture_output=True, text=True, check=False)
         assert f"in use by process {os.getpid()} on" in second.stderr
     assert subprocess.run(attempt, check=False).returncode == 0
+
+
+def test_a_file_system_without_locks_is_said_and_does_not_stop_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    with only_process(tmp_path, "--output x"):
+        assert "cannot be locked" in capsys.readouterr().err
 
 
 def test_a_lock_of_a_killed_process_is_not_in_the_way(tmp_path: Path):

@@ -188,8 +188,7 @@ def test_only_what_differs_counts(chain: Chain, tmp_path: Path) -> None:
     older = {**before, "run": {key: value for key, value in before["run"].items() if key != "max_skipped"}}
     assert changes(older, before) == []
     assert changes({**before, "validation": {"every": 5}}, before) == [
-        Change("validation", "not set", None),
-        Change("validation.every", 5, "not set"),
+        Change("validation.every", 5, "not set")
     ]
 
 
