@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, first_line, shown
+from ..common.errors import UserError, first_line, one_line, shown
 from ..common.outputs import Inputs
 from ..common.paths import user_path
 from ..mllm.messages import is_media
@@ -119,7 +119,7 @@ class HuggingFaceSource(Source):
     options: CaptionOptions = field(default_factory=CaptionOptions)
 
     def __post_init__(self) -> None:
-        self.name = self.path
+        self.name = one_line(self.path)
         self._data: Dataset | None = open_dataset(
             self.path, self.config, self.split, self.revision, self.streaming
         )

@@ -47,7 +47,7 @@ class LlavaSource(Source):
         regular_file(self.path, "--input")
         if not self.image_folder.is_dir():
             raise UserError(f"--image-folder {self.image_folder} is not a folder.")
-        self.name = self.path.name
+        self.name = one_line(self.path.name)
         self._entries: list[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,8 @@ class LlavaSource(Source):
 
     def records(self, payload: tuple[int, Any]) -> Iterator[tuple[Record, str]]:
         number, entry = payload
-        record = llava_record(entry, self.image_folder, f"{self.path.stem}-{number}", options=self.options)
+        default_id = f"{one_line(self.path.stem)}-{number}"
+        record = llava_record(entry, self.image_folder, default_id, options=self.options)
         yield record, self.options.split(record.id)
 
 

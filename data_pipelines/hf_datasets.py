@@ -6,6 +6,7 @@ No script of a data set is ever run. A split that is not there is never made up 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,10 +60,11 @@ class Dataset:
 def open_dataset(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Dataset:
     """Open one split. Raises UserError where there is none that can be read, naming the splits there are."""
     local = user_path(path)
-    if not local.exists() and _is_path(path):
+    is_local = os.path.lexists(local)
+    if not is_local and _is_path(path):
         raise UserError(f"--input {path} is not there: give a file, a folder or a hub id such as owner/name")
     try:
-        if local.exists():
+        if is_local:
             return _open_local(local, config, split)
         import datasets
 

@@ -4,10 +4,8 @@ The entry point `lmms_eval.models` (setup.py) calls `manifest` whenever lmms-eva
 in `lmms_model.py`, imported when it is asked for.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ..common.errors import UserError
 
 # Of a task's generation settings, those that a text answer takes; the others are for other kinds of models.
 GENERATION_SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample")
@@ -18,24 +16,6 @@ def manifest() -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="dualtoken", chat_class_path="dualtoken.eval.lmms_model.DualTokenLmms")
-
-
-def as_conversation(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lmms-eval's messages as ours: images under `image`, a system prompt before the first question.
-
-    Raises:
-        UserError: a part is neither text nor image.
-    """
-    conversation: list[dict[str, Any]] = []
-    system: list[dict[str, Any]] = []
-    for message in messages:
-        parts = [_part(part) for part in message["content"]]
-        if message["role"] == "system":
-            system += parts
-        else:
-            conversation.append({"role": message["role"], "content": [*system, *parts]})
-            system = []
-    return conversation
 
 
 def generation_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -55,11 +35,3 @@ def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string."""
     ends = [text.index(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
-
-
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] == "text":
-        return {"type": "text", "text": part["text"]}
-    if part["type"] == "image":
-        return {"type": "image", "image": part["url"]}
-    raise UserError(f"this model reads text and images, not {part['type']}; choose other tasks")

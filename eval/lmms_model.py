@@ -14,9 +14,9 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from ..common.errors import UserError
-from ..mllm import DualTokenPipeline
+from ..mllm import DualTokenPipeline, normalise_messages
 from .likelihood import answer_likelihoods
-from .lmms import as_conversation, cut, generation_settings
+from .lmms import cut, generation_settings
 
 
 class DualTokenLmms(lmms):
@@ -86,7 +86,7 @@ class DualTokenLmms(lmms):
         conversations = []
         for request in requests:
             _, to_messages, _, doc_id, task, split = request.args
-            conversations.append(as_conversation(to_messages(self.task_dict[task][split][doc_id])))
+            conversations.append(normalise_messages(to_messages(self.task_dict[task][split][doc_id])))
         settings, stops = generation_settings(requests[0].args[2])
         inputs = self.pipeline.processor.apply_chat_template(conversations, add_generation_prompt=True)
         tokenizer = self.pipeline.processor.tokenizer

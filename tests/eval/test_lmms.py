@@ -6,24 +6,24 @@ import pytest
 from PIL import Image
 
 from dualtoken.eval import get_benchmark
-from dualtoken.eval.lmms import as_conversation, cut, generation_settings
+from dualtoken.eval.lmms import cut, generation_settings
+from dualtoken.mllm import normalise_messages
 from dualtoken.tokenizer import UserError
 
 PICTURE = Image.new("RGB", (8, 8))
 
 
-def test_messages_are_translated():
+def test_their_messages_fit_our_schema():
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [{"type": "image", "url": PICTURE}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
     ]
-    first, second = as_conversation(messages)
-    assert [part["type"] for part in first["content"]] == ["text", "image", "text"]
-    assert first["content"][1]["image"] is PICTURE
-    assert second == {"role": "assistant", "content": [{"type": "text", "text": "This."}]}
-    with pytest.raises(UserError, match="not video"):
-        as_conversation([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}])
+    system, first, second = normalise_messages(messages)
+    assert (system, second) == (messages[0], messages[2])
+    assert first["content"] == [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]
+    with pytest.raises(UserError, match="is video, which is not supported"):
+        normalise_messages([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
+from dualtoken.mllm import normalise_messages
 from dualtoken.train.config import OptimizerConfig, ScheduleConfig
 from dualtoken.train.distributed import World
 from dualtoken.train.loss_meter import LossMeter
@@ -82,9 +83,20 @@ def test_shuffled_turns_keep_every_pair_and_the_images_in_front() -> None:
     assert messages == question_turns([image], [(f"q{n}", f"a{n}") for n in range(5)])  # left as it was
 
 
+def test_shuffled_turns_stay_behind_the_system_and_none_is_empty() -> None:
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    silent = [user(image_part("a.png")), assistant("a0"), *question_turns([], [("q1", "a1"), ("q2", "a2")])]
+    for seed in range(5):
+        first, *turns = shuffle_question_turns([system, *silent], random.Random(seed))
+        assert first == system
+        assert turns[0]["content"][0] == image_part("a.png")
+        assert normalise_messages([first, *turns]) == [first, *turns]
+
+
 @pytest.mark.parametrize(
     "messages",
     [
+        [user(image_part("a.png"), "A?"), user("B?"), assistant("x"), assistant("y")],
         [user("a red circle"), assistant(image_part("a.png"))],
         [user(image_part("a.png"), "What?"), assistant("This.")],
         [user("Hi."), assistant("Hello."), user("Draw."), assistant(image_part("a.png"))],

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
-from ...data_pipelines.records import Record, RecordError
+from ...data_pipelines.records import Record, RecordError, text_part
 from ...data_pipelines.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
@@ -262,17 +262,21 @@ def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -
     """The same question-answer pairs in another order, if the record asks several questions about its
     first turn's images.
 
-    The images stay at the head of whatever question now comes first. Records of one turn, and records with
-    images elsewhere, come back as they are.
+    The images stay at the head of whatever question now comes first, a system turn before them. Records of
+    one turn, and records with images or roles elsewhere, come back as they are.
     """
-    images = [part for part in messages[0]["content"] if part["type"] == "image"]
-    later = [part for message in messages[1:] for part in message["content"] if part["type"] == "image"]
-    if len(messages) < 4 or len(messages) % 2 or not images or later:
+    start = 1 if messages[0]["role"] == "system" else 0
+    turns = messages[start:]
+    if len(turns) < 4 or [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
         return messages
-    pairs = [messages[i : i + 2] for i in range(0, len(messages), 2)]
-    first_question = [part for part in messages[0]["content"] if part["type"] != "image"]
-    pairs[0] = [{**messages[0], "content": first_question}, messages[1]]
+    images = [part for part in turns[0]["content"] if part["type"] == "image"]
+    everywhere = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+    if not images or len(everywhere) > len(images):
+        return messages
+    pairs = [turns[i : i + 2] for i in range(0, len(turns), 2)]
+    first_question = [part for part in turns[0]["content"] if part["type"] != "image"] or [text_part("")]
+    pairs[0] = [{**turns[0], "content": first_question}, turns[1]]
     rng.shuffle(pairs)
     head = pairs[0][0]
     pairs[0] = [{**head, "content": images + head["content"]}, pairs[0][1]]
-    return [message for pair in pairs for message in pair]
+    return [*messages[:start], *(message for pair in pairs for message in pair)]
