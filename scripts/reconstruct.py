@@ -27,7 +27,7 @@ from PIL import Image
 
 from ..common.errors import UserError
 from ..common.files import atomic_file
-from ..common.images import is_image_name
+from ..common.images import is_image_name, load_image
 from ..common.output_files import check_file, check_files, is_our_picture, staged_files, write_picture
 from ..common.paths import walk_files
 from ..common.values import whole_number
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     sheet = png_path(args.output, "--output") if is_image_name(args.output.name) else None
     check_outputs(args, files, sheet)
     if not several:
-        open_image(files[0])  # a broken one is told before the model loads
+        load_image(files[0])  # a broken one is told before the model loads
     pipeline = load_pipeline(args.model, resolve_device(args.device))
     rows: list[Image.Image] = []
     ratios: list[float] = []
@@ -151,17 +151,11 @@ def output_name(number: int, file: Path, suffix: str) -> str:
     return f"{number:04}_{file.stem[:48]}{suffix}"
 
 
-def open_image(file: Path) -> Image.Image:
-    from ..common.images import load_image
-
-    return load_image(file)
-
-
 def opened(files: list[Path]) -> Iterator[tuple[int, Path, Image.Image]]:
     """One after the other with its number; an image that cannot be read is named, and left out."""
     for number, file in enumerate(files):
         try:
-            image = open_image(file)
+            image = load_image(file)
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
