@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import compare, costs, report
+from measure import compare, costs, repeats, report
 from torch import nn
 
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--recipe", choices=list(BACKBONES), default="so400m_384_rvq8")
     parser.add_argument("--size", choices=list(IMAGES), default="small")
-    parser.add_argument("--repeats", type=int, default=2, help="timed passes of each (default: 2)")
+    parser.add_argument("--repeats", type=repeats, default=2, help="timed passes of each (default: 2)")
     args = parser.parse_args()
     dtype, images = (torch.bfloat16 if args.size == "full" else torch.float32), IMAGES[args.size]
     kinds = ("dualtoken", "bare SigLIP", "decode")

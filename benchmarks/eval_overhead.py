@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import compare, costs, report
+from measure import compare, costs, repeats, report
 
 from dualtoken.eval import get_benchmark
 from dualtoken.eval.predictor import PipelinePredictor
@@ -49,8 +49,8 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(QUESTIONS), default="small")
-    parser.add_argument("--questions", type=int, help="instead of the size's")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default: 3)")
+    parser.add_argument("--questions", type=repeats, help="instead of the size's")
+    parser.add_argument("--repeats", type=repeats, default=3, help="timed runs of each (default: 3)")
     args = parser.parse_args()
     kinds, questions = ("harness", "model alone"), args.questions or QUESTIONS[args.size]
     measured = costs({kind: partial(build, kind, questions) for kind in kinds}, args.repeats)

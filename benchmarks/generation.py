@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import compare, costs, report
+from measure import compare, costs, repeats, report
 from torch import Tensor
 
 from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingOptions
@@ -242,7 +242,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=int, default=3, help="timed drawings of each (default: 3)")
+    parser.add_argument("--repeats", type=repeats, default=3, help="timed drawings of each (default: 3)")
     args = parser.parse_args()
     own = ("dualtoken, compiled", "dualtoken")
     measured = costs(

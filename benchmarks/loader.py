@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from conversations import WEIGHTS, conversation, made_up_codes
-from measure import compare, costs, report, timed_in_turns
+from measure import compare, costs, repeats, report, timed_in_turns
 from PIL import Image
 
 from dualtoken.data_pipelines.code_cache import tokenize_shards
@@ -264,7 +264,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=int, default=3, help="timed passes of each (default: 3)")
+    parser.add_argument("--repeats", type=repeats, default=3, help="timed passes of each (default: 3)")
     args = parser.parse_args()
     size = SIZES[args.size]
     with tempfile.TemporaryDirectory() as temporary:

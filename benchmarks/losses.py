@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from measure import compare, costs, report
+from measure import compare, costs, repeats, report
 from torch import Tensor
 from torch.nn import functional
 
@@ -82,7 +82,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(CASES), default="small")
-    parser.add_argument("--repeats", type=int, default=2, help="timed steps of each (default: 2)")
+    parser.add_argument("--repeats", type=repeats, default=2, help="timed steps of each (default: 2)")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.size == "full" else torch.float32
     entries = []

@@ -6,6 +6,7 @@ the memory of each is measured in a process of its own.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -33,6 +34,13 @@ class Cost:
 
     seconds: float
     extra_bytes: int
+
+
+def repeats(text: str) -> int:
+    """An argparse type: how often something is done, from 1 to 1000."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= 1000):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: give a whole number from 1 to 1000")
+    return int(text)
 
 
 def machine() -> str:

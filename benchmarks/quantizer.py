@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import compare, costs, report
+from measure import compare, costs, repeats, report
 from torch import Tensor, nn
 
 from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
@@ -131,7 +131,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=list(IMAGES), default="small")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each (default: 5)")
+    parser.add_argument("--repeats", type=repeats, default=5, help="timed steps of each (default: 5)")
     args = parser.parse_args()
     cases = []
     for name, training in (("train step", True), ("encode", False)):

@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from conversations import WEIGHTS, conversation, made_up_codes
-from measure import compare, costs, report, timed_in_turns
+from measure import compare, costs, repeats, report, timed_in_turns
 from torch import Tensor
 from torch.nn import functional
 
@@ -379,7 +379,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=int, default=2, help="timed steps of each (default: 2)")
+    parser.add_argument("--repeats", type=repeats, default=2, help="timed steps of each (default: 2)")
     args = parser.parse_args()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:

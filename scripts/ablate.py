@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(listing(plan, places, groups, seeds, args.steps_scale)))
         return 0
+    from .ablation.document import check_document, write_document
+
+    document = args.document or args.runs / "ablations.md"
+    check_document(document)
     if not args.report:
         from ..eval.held_out import HELD_OUT, HeldOut
         from .ablation.runs import Runner
@@ -80,11 +84,10 @@ def run(args: argparse.Namespace) -> int:
         runner = Runner(plan, places, args.steps_scale, device, heldout, args.measure_again)
         with sigterm_interrupts():
             runner.run_all(groups, seeds)
-    from .ablation.document import write_document
     from .ablation.summary import Results
 
     command = shlex.join(["dualtoken", "ablate", *_told(args)])
-    written = write_document(Results.read(plan, places), args.document or args.runs / "ablations.md", command)
+    written = write_document(Results.read(plan, places), document, command)
     print("\n".join(map(str, written)))
     return 0
 

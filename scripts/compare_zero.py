@@ -19,13 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from ..data_pipelines.code_cache import tokenize_shards
-from ..data_pipelines.convert import OutputOptions
-from ..data_pipelines.convert_scenes import SceneOptions, prepare_scenes
-from ..data_pipelines.records import Record, assistant, user
-from ..data_pipelines.shards import ShardWriter
-from ..mllm.pipeline import resolve_model
-from ..tokenizer import DualTokenizer
+from .options import integer
 
 SETTINGS = (
     (0, "none"),
@@ -49,7 +43,7 @@ HEADS = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=integer(1, 100_000), default=50, help="of each run (default: 50)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
 def make_recipe(folder: Path, steps: int) -> Path:
     """Data and recipe of the runs; returns the recipe's path."""
+    from ..data_pipelines.code_cache import tokenize_shards
+    from ..data_pipelines.convert import OutputOptions
+    from ..data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+    from ..data_pipelines.records import Record, assistant, user
+    from ..data_pipelines.shards import ShardWriter
+    from ..mllm.pipeline import resolve_model
+    from ..tokenizer import DualTokenizer
+
     nano = Path(resolve_model("nano"))
     visual = DualTokenizer.from_pretrained(nano / "visual_tokenizer").eval()
     for task in ("t2i", "vqa"):

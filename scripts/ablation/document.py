@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from ...common.files import atomic_file
+from ...common.json_files import read_text
+from ...common.output_files import check_file
 from .metrics import metric_of
 from .plan import Group, Plan
 from .summary import Results, Spread, judge
 
 BEGIN, END = "<!-- remarks: begin ({name}); written by hand, kept -->", "<!-- remarks: end ({name}) -->"
+TITLE = "# Ablations: "
 NOTHING = "–"
 TEACHER = "the teacher itself"
+
+
+def check_document(path: Path) -> None:
+    """Raise UserError unless a document can be written there: nothing, or an earlier document, lies there."""
+    check_file(path, {}, lambda file: read_text(file).startswith(TITLE), "--document")
 
 
 def write_document(results: Results, path: Path, command: str) -> list[Path]:
     """Write the document and a plot for every group that has results, beside it; returns their paths."""
     plan = results.plan
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    check_document(path)
+    before = read_text(path) if path.is_file() else ""
     written = [path]
     plots: dict[str, str] = {}
     for name, group in plan.groups.items():
@@ -42,7 +51,7 @@ def write_document(results: Results, path: Path, command: str) -> list[Path]:
 def document(results: Results, command: str, plots: dict[str, str], before: str = "") -> str:
     """The whole text; remarks are taken from `before`."""
     plan = results.plan
-    parts = [f"# Ablations: {plan.name}", plan.about.strip(), _remarks("all", before), _how(results, command)]
+    parts = [f"{TITLE}{plan.name}", plan.about.strip(), _remarks("all", before), _how(results, command)]
     if any(group.claims for group in plan.groups.values()):
         parts += ["## What holds", _verdicts_of_all(results)]
     for name, group in plan.groups.items():
