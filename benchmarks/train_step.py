@@ -316,7 +316,7 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
     examples = prepared(labelled, size)
     accumulation = len(packed(labelled, examples, size))
     recipe = replace(recipe, run=replace(recipe.run, gradient_accumulation_steps=accumulation))
-    engine = trainer._initialise_engine(recipe, world, objective)
+    engine, _ = trainer._initialise_engine(recipe, world, objective)
     guard = StepGuard(engine, engine.basic_optimizer, world, folder, spike_factor=10.0, max_skipped=1)
     beside = trainer.BesideEngine(objective, None, cast(Any, None), guard)
     meter, window, throughput = LossMeter(world, ["mixture"]), LossWindow(world), Throughput(world)
