@@ -400,7 +400,7 @@ def _load_indexes(
     for shard, expected in zip(shards, records, strict=True):
         index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
         if damage is not None and (expected is None or not tolerant):
-            raise UserError(damage)
+            raise UserError(f"{damage} Make it again; `dualtoken prepare check` names all damage of a folder.")
         if expected is not None and len(index) < expected:
             lost = expected - len(index)
             logger.warning("%s %d of its %d records are lost.", damage or f"{shard}:", lost, expected)

@@ -122,7 +122,7 @@ class Validation:
             raise UserError(
                 f"validation.sources.{name}: no such folder: {path}; write it with dualtoken prepare"
             )
-        source = ShardDataset(path, split="all")
+        source = ShardDataset(path, split="all", tolerant=True)
         self.objective.check_source(name, source.manifest)
         size, wanted = self.recipe.data.micro_batch_size, self.config.batches
         places = np.unique(np.linspace(0, len(source) - 1, min(len(source), size * wanted)).astype(int))

@@ -12,8 +12,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -414,6 +416,43 @@ def test_more_bytes_than_asked_for_are_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("dualtoken.data_pipelines.storage._system", lambda url: (Whole(), url))
     with pytest.raises(OSError, match="1000 bytes came"):
         Location("http://x/y.tar").read(5, 10)
+
+
+@pytest.fixture
+def url(folder: Path) -> str:
+    system = fsspec.filesystem("memory")
+    MemoryFileSystem.store.clear()
+    for path in folder.iterdir():
+        system.pipe(f"/hostile/{path.name}", path.read_bytes())
+    return "memory://hostile"
+
+
+def test_a_wrong_manifest_behind_a_url_is_one_line(url: str) -> None:
+    system = fsspec.filesystem("memory")
+    manifest = json.loads(system.cat_file(f"/hostile/{MANIFEST}"))
+    for content in (b"", b"[]", b"\xff", b"[" * 100_000):
+        system.pipe(f"/hostile/{MANIFEST}", content)
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            ShardDataset(url)
+    for name in ("../x.tar", "/etc/passwd", "a::file:///etc/x.tar", "https://other/x.tar"):
+        manifest["shards"][0]["file"] = name
+        system.pipe(f"/hostile/{MANIFEST}", json.dumps(manifest).encode())
+        with pytest.raises(UserError, match="not the name of a tar"):
+            ShardDataset(url)
+
+
+def test_damage_behind_a_url_is_that_of_a_folder(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe("/hostile/train-00000.index.json", b'{"offsets": [0], "lengths": [-5]}')
+    assert unusable(ShardDataset(url)) == []
+    assert "is read through once" in caplog.text
+    system.pipe("/hostile/train-00000.tar", b"garbage" * 1000)
+    with pytest.raises(UserError, match=r"train-00000\.tar"):
+        ShardDataset(url)
+    assert unusable(ShardDataset(url, tolerant=True)) == [0, 1, 2]
+    assert "3 of its 3 records are lost" in caplog.text
+    system.rm("/hostile/train-00000.tar")
+    assert unusable(ShardDataset(url, tolerant=True)) == [0, 1, 2]
 
 
 # --- members ----------------------------------------

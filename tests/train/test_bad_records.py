@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter, read_mani
 from dualtoken.train.config import SourceConfig, parse_recipe
 from dualtoken.train.labels import RECORD_IDS, Labelled, NumberedSource
 from dualtoken.train.objectives import build_objective
+from dualtoken.train.objectives.mllm import RecordLimit
 from dualtoken.train.stream import Stream
 
 from .conftest import QUANTIZER, Chain
@@ -244,6 +246,31 @@ def test_a_text_that_the_tokenizer_cannot_take_costs_its_record(
     monkeypatch.setattr(objective.processor, "encode_record", encode)
     with pytest.raises(RecordError, match=r"'r'.*TypeError.*TextEncodeInput"):
         objective.prepare(text_record("r", "x", "y"), 0)
+
+
+@pytest.mark.parametrize(
+    ("context", "setting", "limit"),
+    [
+        (2048, 0, 2048),
+        (2048, 100, 100),
+        (2048, 10**6, 2048),
+        (None, 0, 32_768),
+        (-1, 5, 5),
+        (None, 10**6, 10**6),
+    ],
+)
+def test_every_run_has_a_limit(context: int | None, setting: int, limit: int) -> None:
+    """Also of a language model that states no context, as those without positions."""
+    model = SimpleNamespace(
+        config=SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=context))
+    )
+    vocabulary = {"abc": 0, "a": 1}
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: vocabulary), num_positions=16)
+    found = RecordLimit.of(model, processor, setting)
+    assert (found.tokens, found.characters) == (limit, 3)
+    found.check(text_record("x", "x", "y"), limit)
+    with pytest.raises(RecordError, match=str(limit)):
+        found.check(text_record("x", "x", "y"), limit + 1)
 
 
 # --- objectives on images ----------------------------------------

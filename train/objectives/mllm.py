@@ -35,6 +35,7 @@ from ..flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
 
 _CHARACTERS_PER_TOKEN = 4
+_UNSTATED_CONTEXT = 32_768  # tokens of a record, for a language model that states no context
 
 
 class MllmObjective(Objective):
@@ -222,14 +223,14 @@ def _nothing_to_learn(record: Record) -> RecordError:
 
 @dataclass(frozen=True)
 class RecordLimit:
-    """How long a record may be, in tokens; None knows no end.
+    """How long a record may be, in tokens.
 
     setting: where that comes from, for messages.
     characters: no token stands for more of them.
     positions: tokens of one image.
     """
 
-    tokens: int | None
+    tokens: int
     setting: str
     characters: int
     positions: int
@@ -238,9 +239,12 @@ class RecordLimit:
     def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
         """The language model's context, or `max_length` where that is smaller and not 0."""
         context = getattr(model.config.text_config, "max_position_embeddings", None)
-        tokens, setting = context, "the language model's context"
-        if max_length and (context is None or max_length < context):
+        if not isinstance(context, int) or context < 1:  # as of models without positions
+            tokens, setting = max_length or _UNSTATED_CONTEXT, "data.max_length"
+        elif 0 < max_length < context:
             tokens, setting = max_length, "data.max_length"
+        else:
+            tokens, setting = context, "the language model's context"
         longest = max(map(len, processor.tokenizer.get_vocab()))
         return cls(tokens, setting, longest, processor.num_positions)
 
@@ -252,7 +256,7 @@ class RecordLimit:
 
     def check(self, record: Record, length: int) -> None:
         """Raise RecordError for a record of this many tokens, or more, if they are too many."""
-        if self.tokens is not None and length > self.tokens:
+        if length > self.tokens:
             raise RecordError(
                 f"Record {shown(record.id)} has {length} tokens or more, {self.setting} is {self.tokens}"
             )
