@@ -24,6 +24,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
         raise UserError(f"{what} {shown(text)} is not a path")
     try:
         expanded = Path(text).expanduser()
+        os.fsencode(expanded)
         expanded.exists()
     except RuntimeError:  # ~name of a user that there is not
         raise UserError(f"{what} {shown(text)}: there is no such user's home folder") from None

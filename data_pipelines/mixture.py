@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.values import finite_number
+from ..common.values import finite_number, whole_number
 
 _BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a block depends on its number only
 
@@ -53,12 +53,11 @@ class Mixture:
             raise UserError(
                 f"mixture: {len(lengths)} sources and {len(weights)} weights; give one weight per source"
             )
-        if min(lengths) < 1:
-            raise UserError(
-                f"mixture: source number {int(np.argmin(lengths))} holds no record; remove it or fill it"
-            )
+        for number, length in enumerate(lengths):
+            if whole_number(length, f"mixture: records of source number {number}") < 1:
+                raise UserError(f"mixture: source number {number} holds no record; remove it or fill it")
         limits = list(max_repeats or [None] * len(lengths))
-        if None not in limits:
+        if all(limit is not None for limit in limits):
             raise UserError(
                 "mixture: every source has max_repeats, so the data would end; leave it out for at least one"
             )

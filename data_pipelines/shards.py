@@ -31,7 +31,7 @@ from ..common.errors import UserError, first_line, one_line, shown
 from ..common.files import atomic_folder
 from ..common.outputs import check_output, mark_output
 from ..common.paths import is_plain_name, plain_name
-from ..common.values import whole_number
+from ..common.values import flag, whole_number
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, manifest_code_shape, read_manifest
 from .records import Record, RecordError
 from .sample_codec import CodeShape, EncodedSample, decode_record, encode_record
@@ -269,6 +269,7 @@ class ShardDataset:
         split: str = "train",
         tolerant: bool = False,
     ) -> None:
+        flag(tolerant, "tolerant")
         self.split = split
         self.manifests: list[dict[str, Any]] = []
         self.shards: list[Path | Location] = []
@@ -292,7 +293,8 @@ class ShardDataset:
 
     def _add_folder(self, folder: Path | Location) -> list[int]:
         manifest = read_manifest(folder)
-        shards = [s for s in manifest["shards"] if self.split in ("all", s["split"])]
+        wanted = self.split if isinstance(self.split, str) else None
+        shards = [s for s in manifest["shards"] if wanted in ("all", s["split"])]
         if not shards:
             known = sorted({shard["split"] for shard in manifest["shards"]})
             has = ", ".join(known) or "no records"
@@ -400,7 +402,7 @@ def _load_indexes(
     for shard, expected in zip(shards, records, strict=True):
         index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
         if damage is not None and (expected is None or not tolerant):
-            raise UserError(f"{damage} Make it again; `dualtoken prepare check` names all damage of a folder.")
+            raise UserError(f"{damage} `dualtoken prepare check` names all damage; make the data again.")
         if expected is not None and len(index) < expected:
             lost = expected - len(index)
             logger.warning("%s %d of its %d records are lost.", damage or f"{shard}:", lost, expected)

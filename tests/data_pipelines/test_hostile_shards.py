@@ -254,7 +254,7 @@ def test_what_is_no_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -
             for use in (read_manifest, statistics, lambda source: list(check_shards(source))):
                 with pytest.raises(UserError):
                     use(source)
-    for split in ("validation", None, 3, ["train"], "x" * 10_000):
+    for split in ("validation", None, 3, ["train"], "x" * 10_000, np.zeros(3)):
         with pytest.raises(UserError, match="it has train"):
             ShardDataset(folder, split)  # type: ignore[arg-type]
 
