@@ -28,7 +28,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line
 from ..common.files import atomic_file
 from ..common.json_files import is_encodable, read_json_object, take_count, take_list
 from ..common.outputs import Inputs
@@ -43,6 +43,7 @@ REJECTED = "rejected.jsonl"
 #: So many rejected samples are named in the manifest itself; `rejected.jsonl` beside it names all.
 NAMED_IN_MANIFEST = 1000
 _COMMAND = "dualtoken prepare"
+_UNITS = "units"
 _CHUNK = 32  # samples that travel to a worker process together
 _MOST_SPLITS = 64  # every split of a unit is an open file
 
@@ -105,30 +106,35 @@ def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
 
     Goes on with `OUTPUT.partial` where a run with equal settings was stopped. Raises UserError when the
     output may not be made (it exists, is an input or holds one, or is being made by another process), when an
-    unfinished run had other settings, when the disk is full, when the finished shards cannot be renamed to
-    the output (they stay), and when not one sample could be used: that is a wrong input, not a few corrupt
+    unfinished run had other settings, when a disk is full or fails, when finished shards cannot be renamed
+    to the output (they stay), and when not one sample could be used: that is a wrong input, not a few corrupt
     samples.
     """
     target = Path(output.folder)
     with making(target, source.inputs(), output.overwrite, _COMMAND) as folder:
-        work = _Work(folder, source, output)
         try:
-            _convert(work, source, output)
-            if not any(journal["shards"] for journal in work.journals):
-                raise _nothing_usable(source, work.journals)
+            work = _Work(folder, source, output)
+            _convert_all(work, source, output)
+            work.finish(target)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = f"No space left on the disk of {target}, free some" if full else first_line(error)
+            units = len(list((folder / _UNITS).glob("*.json")))
             raise UserError(
-                f"No space left on the disk of {target}: free some and give the same command again; "
-                f"{len(work.journals)} finished units are kept in {folder}."
+                f"{reason}: give the same command again; {units} finished units are kept in {folder}."
             ) from error
-        except UserError:
-            if not any(journal["shards"] for journal in work.journals):
-                shutil.rmtree(folder)  # a wrong input: there is nothing to go on with
-            raise
-        work.finish(target)
     return read_manifest(target)
+
+
+def _convert_all(work: _Work, source: Source, output: OutputOptions) -> None:
+    try:
+        _convert(work, source, output)
+        if not any(journal["shards"] for journal in work.journals):
+            raise _nothing_usable(source, work.journals)
+    except UserError:
+        if not any(journal["shards"] for journal in work.journals):
+            shutil.rmtree(work.folder)  # a wrong input: there is nothing to go on with
+        raise
 
 
 def _nothing_usable(source: Source, journals: list[dict[str, Any]]) -> UserError:
@@ -316,7 +322,7 @@ class _Work:
     def __init__(self, folder: Path, source: Source, output: OutputOptions) -> None:
         self.folder = folder
         self.shards = folder / "shards"
-        self._units = folder / "units"
+        self._units = folder / _UNITS
         self._source = source
         self._description = {
             "source": source.name,

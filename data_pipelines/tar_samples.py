@@ -93,7 +93,7 @@ def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 end = start
                 while (info := archive.next()) is not None:
-                    archive.members = []  # or tarfile keeps them all
+                    archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
                     if info.size < 0 or archive.offset <= end:
                         raise tarfile.ReadError("a member of negative size")
                     end = archive.offset
@@ -104,7 +104,7 @@ def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
                 start = _next_tar(file, archive.offset)
 
 
-def _member(file: _BoundedReads, info: tarfile.TarInfo, read: bool, skipped: Counter[str]) -> _Member | None:
+def _member(file: Any, info: tarfile.TarInfo, read: bool, skipped: Counter[str]) -> _Member | None:
     """The member of a header; None for a folder, and for one that is none of ours, which is counted."""
     name = info.name
     base = name.rpartition("/")[2]
@@ -140,8 +140,11 @@ def _count_ending(ending: str, skipped: Counter[str]) -> None:
 
 
 @contextmanager
-def _opened(tar: Path) -> Iterator[tuple[_BoundedReads, int | None]]:
-    """(the file, its size); the size is unknown where it is compressed. UserError where it is not read."""
+def _opened(tar: Path) -> Iterator[tuple[Any, int | None]]:
+    """(the file, its size); the size is unknown where it is compressed. UserError where it is not read.
+
+    The file has what tarfile calls: read, seek and tell.
+    """
     size = regular_file(tar, "tar").stat().st_size
     with tar.open("rb") as file:
         magic = file.read(6)
@@ -169,7 +172,7 @@ class _BoundedReads:
         return bytes(self._file.read(size))
 
 
-def _next_tar(file: _BoundedReads, end: int) -> int | None:
+def _next_tar(file: Any, end: int) -> int | None:
     """Where the next tar in a file starts, behind the one that ends at `end`; None where there is none.
 
     Raises tarfile.ReadError where that one has no end mark: tarfile takes a broken header for the end.

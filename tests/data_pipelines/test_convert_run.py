@@ -222,6 +222,15 @@ def test_names_and_reasons_are_bounded_and_utf_8(tmp_path):
     assert len(line) < 1000
 
 
+def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Numbers, "fingerprint", fail)
+    with pytest.raises(UserError, match=r"Input/output error: give the same command again; 0 finished units"):
+        write_source(Numbers(), options(tmp_path / "x"))
+
+
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
     write_source(Numbers(), options(tmp_path / "whole"))
     add = convert_run.OpenShard.add
