@@ -136,7 +136,7 @@ def test_a_buffer_that_was_just_written():
         ("data:image/svg+xml,<svg/>", "is no image"),
         ("", "is not a path"),
         ("a\0b", "is not a path"),
-        ("half \ud800", "does not exist"),
+        ("half \ud800", "not a path"),
         ("x" * 100_000, "name too long"),
         ("~nobody-at-all/a.png", "no such user"),
         ("/dev/zero", "a pipe or a device"),

@@ -240,11 +240,13 @@ def test_what_is_no_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -
         "",
         "a\0b",
         "~nobody-here/x",
+        "\ud800",
         None,
         5,
         b"x",
         [],
         [None],
+        np.zeros(3),
     ]
     for source in given:
         for use in (ShardDataset, lambda source: ShardDataset(source, tolerant=True)):
