@@ -17,12 +17,14 @@ from transformers import (
 from ..common.bounded_settings import check_settings
 from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
+from ..common.paths import user_path
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..tokenizer.loading import loading_reason
 from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import render, unconditional_prompt
 from .model_card import model_card
+from .model_folder import refuse_foreign
 from .modeling import DualTokenForConditionalGeneration
 from .processing import DualTokenProcessor
 from .special_tokens import (
@@ -163,9 +165,14 @@ def save_model(
     """Write the one folder that `from_pretrained` loads: weights, both tokenizers, processor, model card. All
     or nothing.
 
-    `kwargs` go to the model's `save_pretrained` (such as `max_shard_size`). A folder already there is
-    replaced.
+    `kwargs` go to the model's `save_pretrained` (such as `max_shard_size`). A model already
+    there is replaced.
+
+    Raises:
+        UserError: the folder holds something else, which would be lost.
     """
+    folder = user_path(folder)
+    refuse_foreign(folder)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, **kwargs)
         processor.save_pretrained(temporary)

@@ -11,21 +11,21 @@ from transformers import GenerationMixin, LogitsProcessorList
 
 from ..common.errors import UserError, shown
 from ..common.machine import suitable_threads
-from ..common.values import seed_number
+from ..common.values import whole_number
 from ..tokenizer import VisualCodes
 from .image_generation import ImageGenerator, ImagePrompt
 from .image_watcher import ImageWatcher
 from .interleaved import InterleavedOutput
 from .own_random import OwnRandom
 from .progress import Progress, shown_progress
-from .sampling import ImageSamplingOptions
+from .sampling import ImageSamplingOptions, as_seeds
 from .storage import DualTokenStorage
 
 if TYPE_CHECKING:
     from .modeling import DualTokenForConditionalGeneration
 
 GENERATION_MODES = ("text", "image", "interleaved")
-SAMPLING_FIELDS = tuple(ImageSamplingOptions.__dataclass_fields__)
+SAMPLING_FIELDS = ImageSamplingOptions.names()
 IMAGE_INPUTS = ("pixel_values", "pixel_codes", "semantic_codes")
 # What transformers' pipelines pass along with every call and an image has no use for.
 TEXT_ONLY_ARGUMENTS = (
@@ -246,8 +246,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         if do_sample is False:
             kwargs["temperature"] = 0.0
         options = ImageSamplingOptions.of(self.config.image_sampling, kwargs)
-        if num_return_sequences < 1:
-            raise UserError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
+        num_return_sequences = whole_number(num_return_sequences, "num_return_sequences", 1)
+        first_image_index = whole_number(first_image_index, "first_image_index")
         codes = None
         if pixel_codes is not None and semantic_codes is not None:
             codes = VisualCodes(pixel=pixel_codes.long(), semantic=semantic_codes.long())
@@ -323,6 +323,8 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         """
         if input_ids.shape[0] != 1 or (attention_mask is not None and not bool(attention_mask.all())):
             raise UserError("interleaved generation takes one prompt at a time, without padding")
+        max_images = whole_number(max_images, "max_images")
+        max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
         image_kwargs = {key: kwargs.pop(key) for key in SAMPLING_FIELDS if key in kwargs}
         (image_seed,) = _seeds(seed, generator, 1)
         own_random = OwnRandom(image_seed, self.device)
@@ -400,10 +402,4 @@ def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, 
     if seed is None:
         device = "cpu" if generator is None else generator.device
         seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
-    several = isinstance(seed, Sequence) and not isinstance(seed, str)
-    seeds = (
-        [seed_number(one) for one in cast(Sequence[int], seed)] if several else [seed_number(seed)] * prompts
-    )
-    if len(seeds) != prompts:
-        raise UserError(f"seed is {shown(seed)}; give one number, or one for each of the {prompts} prompts")
-    return seeds
+    return as_seeds(seed, prompts)

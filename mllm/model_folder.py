@@ -1,15 +1,22 @@
 """Which folders hold a unified model, told by their config.json alone."""
 
 import os
+import re
 from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from ..common.json_files import read_json_object
 from ..common.model_source import model_source
 from ..common.paths import inside
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "dualtoken"
+#: What a saved model's folder may hold, and what lies beside it on the hub; saving replaces all of it.
+_OURS = re.compile(
+    r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|visual_tokenizer|"
+    r"(pre)?processor_config\.json|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|"
+    r"merges\.txt|chat_template\.jinja|README\.md|recipe\.yaml|\.(dualtoken\.json|gitattributes|cache|git)"
+)
 
 
 def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
@@ -42,3 +49,24 @@ def is_model_folder(folder: Path) -> bool:
     if not (folder / CONFIG_FILE).is_file():
         return False
     return read_json_object(folder / CONFIG_FILE).get("model_type") == MODEL_TYPE
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise UserError unless a model may be saved to `folder`: absent, empty, or a saved model alone."""
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing; give another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder")
+    names = sorted(path.name for path in folder.iterdir())
+    if names and not is_model_folder(folder):
+        raise UserError(
+            f"{folder} holds {shown(names[0])} and no model, and would be replaced: give another folder"
+        )
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {shown(foreign[0])} beside a model, which would be lost: move it away, or give "
+            "another folder"
+        )

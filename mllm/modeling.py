@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, is_torchvision_available
 
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .configuration import DualTokenConfig
@@ -95,7 +95,8 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     config_class = DualTokenConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ["image", "text"]
+    # Transformers' any-to-any pipeline wants torchvision for images, which our image processor does without.
+    input_modalities = ["image", "text"] if is_torchvision_available() else ["text"]
     output_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True

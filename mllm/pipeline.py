@@ -1,37 +1,29 @@
 """The few-lines face of the unified model: questions, chats, drawings and reconstructions."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from PIL import Image
 
 from ..common.errors import UserError
+from ..common.images import ImageSource
 from ..common.model_source import NANO
+from ..common.values import flag, refuse_unknown, whole_number
+from ..tokenizer.weight_files import HUB_OPTIONS
+from . import arguments
+from .assemble import save_model
 from .model_folder import resolve_model
 from .modeling import DualTokenForConditionalGeneration
+from .placement import DTYPES, resolve_device, resolve_dtype
 from .processing import DualTokenProcessor
 from .progress import Progress, shown_progress
+from .publish import push_model
 from .quantization import quantized_loading, require_quantization
 from .streaming import stream_parts
-
-ImageSource = str | Path | Image.Image
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" takes cuda, then mps, then cpu. UserError for a device that is not there."""
-    kind = name.split(":")[0]
-    if kind not in DEVICES:
-        raise UserError(f"device {name!r} is unknown; allowed: {', '.join(DEVICES)}")
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if kind == "auto":
-        return torch.device(next(device for device, there in present.items() if there))
-    if not present[kind]:
-        raise UserError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
-    return torch.device(name)
 
 
 class DualTokenPipeline:
@@ -49,42 +41,143 @@ class DualTokenPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = NANO,
-        device: str = "auto",
-        dtype: torch.dtype | str = "auto",
+        name: str | os.PathLike[str] = NANO,
+        device: str | int | torch.device | None = "auto",
+        dtype: torch.dtype | str | None = "auto",
         quantization: str = "none",
+        **options: Any,
     ) -> "DualTokenPipeline":
         """Load "nano", a folder, or a hub id.
 
         Args:
-            device: "auto" (cuda, then mps, then cpu), or one of them.
-            dtype: of the language model and heads; "auto" is bfloat16 on cuda and float32 elsewhere. The
-                visual tokenizer is always float32: its codes must not depend on the device.
+            device: "auto" (cuda, then mps, then cpu), one of them, "cuda:1", or a torch.device.
+            dtype: of the language model and heads, as torch's or by name ("bf16"); "auto" is bfloat16 on cuda
+                and float32 elsewhere. The visual tokenizer is always float32: its codes must not depend on
+                the device.
             quantization: "8bit" or "4bit" quantizes the language model's linear layers with bitsandbytes, for
                 less memory; on cuda only.
+            **options: of the hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`;
+                `subfolder` of a folder or hub id; `attn_implementation` of the language model.
 
         Raises:
-            UserError: no such model or device, a folder that is no model, or quantization that does not work
-                here.
+            UserError: no such model or device, a folder that is no model, an unknown option, or quantization
+                that does not work here.
         """
-        source, target = resolve_model(name), resolve_device(device)
+        # transformers' own words: torch_dtype is the older name, and no code of a folder is ever run.
+        dtype = options.pop("torch_dtype", dtype)
+        options.pop("trust_remote_code", None)
+        device = options.pop("device_map", device)
+        refuse_unknown(options, (*HUB_OPTIONS, "attn_implementation"), "option")
+        options = {key: value for key, value in options.items() if value is not None}
+        target = resolve_device(device)
+        dtype = resolve_dtype(dtype, target)
         require_quantization(quantization, target)
-        if dtype == "auto":
-            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+        source = resolve_model(name, options.get("subfolder", ""))
+        if Path(source).is_dir():
+            source = os.path.join(source, options.pop("subfolder", ""))
         placement = quantized_loading(quantization, source, target, dtype)
-        model = DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype, **placement)
-        processor = DualTokenProcessor.from_pretrained(source)
+        model = DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype, **placement, **options)
+        options.pop("attn_implementation", None)
+        processor = DualTokenProcessor.from_pretrained(source, **options)
         return cls(model if placement else model.to(target), processor)
+
+    def __repr__(self) -> str:
+        count = sum(one.numel() for one in self.model.parameters()) / 1e6
+        name = Path(self.model.config._name_or_path or "a new model").name
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({name!r}, {count:.1f} M parameters, {kind}, {self.device})"
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the language model and heads."""
+        return self.model.dtype
+
+    def to(
+        self, *where: str | int | torch.device | torch.dtype, device: Any = None, dtype: Any = None
+    ) -> "DualTokenPipeline":
+        """Move the model to a device, a dtype or both, in place; returns the pipeline itself.
+
+        Raises:
+            UserError: no such device or dtype, or a quantized model, which stays as it was loaded.
+        """
+        for one in where:
+            if isinstance(one, torch.dtype) or (isinstance(one, str) and one in DTYPES):
+                dtype = one
+            else:
+                device = one
+        if getattr(self.model, "is_quantized", False):
+            raise UserError(
+                "a quantized model stays where it was loaded; load it with the device it is to have"
+            )
+        if device is not None:
+            self.model.to(resolve_device(device))
+        if dtype is not None:
+            self.model.to(resolve_dtype(dtype, self.device))
+        return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write model, visual tokenizer, processor and model card to a folder, all or nothing.
+
+        A model that this package saved there is replaced. `options` as of `save_model`.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written.
+        """
+        save_model(self.model, self.processor, folder, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a DualToken model",
+        create_pr: bool = False,
+    ) -> Any:
+        """Save the model to a repository of the hub, which is made if need be; returns the hub's answer.
+
+        Raises:
+            UserError: a name that is no hub id, or a hub that refuses.
+        """
+        return push_model(
+            self.model,
+            self.processor,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+    @overload
     def answer(
-        self, image: ImageSource | Sequence[ImageSource] | None, question: str, max_new_tokens: int = 128
-    ) -> str:
-        """The model's answer to a question about one image, several, or none (greedy)."""
+        self,
+        image: ImageSource | Sequence[ImageSource] | None,
+        question: Sequence[str],
+        max_new_tokens: int = 128,
+    ) -> list[str]: ...
+
+    @overload
+    def answer(
+        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
+    ) -> Any: ...
+
+    def answer(
+        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
+    ) -> Any:
+        """The model's answer, in words, to a question about one image, several, or none (greedy).
+
+        A list of questions gives a list of answers.
+        """
+        if isinstance(question, list | tuple):
+            return self.answer_many([(image, one) for one in question], max_new_tokens=max_new_tokens)
         return self.answer_many([(image, question)], max_new_tokens=max_new_tokens)[0]
 
     def answer_many(
@@ -94,10 +187,11 @@ class DualTokenPipeline:
         batch_size: int = 16,
     ) -> list[str]:
         """Answers to many (image or images, question) pairs; the same as `answer` on each, in batches."""
+        conversations = arguments.questions(items)
+        batch_size = whole_number(batch_size, "batch_size", 1)
         answers: list[str] = []
-        for start in range(0, len(items), batch_size):
-            conversations = [_question(*item) for item in items[start : start + batch_size]]
-            inputs = self._inputs(conversations)
+        for start in range(0, len(conversations), batch_size):
+            inputs = self._inputs(conversations[start : start + batch_size])
             new_tokens = self._at_most(max_new_tokens, inputs)
             ids = self.model.generate(
                 **inputs, generation_mode="text", max_new_tokens=new_tokens, do_sample=False
@@ -108,7 +202,7 @@ class DualTokenPipeline:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: str | Sequence[Mapping[str, Any]],
         stream: bool = False,
         max_new_tokens: int = 256,
         **options: Any,
@@ -120,7 +214,9 @@ class DualTokenPipeline:
         yields text in small parts and images as they are made; closing it stops the model. `options`: those
         of `generate` ("interleaved"), such as `do_sample`, `guidance_scale`, `seed`, `max_images`.
         """
-        inputs = self._inputs([messages])
+        flag(stream, "stream")
+        arguments.check_chat_options(options)
+        inputs = self._inputs([arguments.conversation(messages)])
         options = {"do_sample": False, "max_new_tokens": self._at_most(max_new_tokens, inputs), **options}
         parts = self._stream(inputs, **options)
         return parts if stream else _joined(parts)
@@ -142,6 +238,7 @@ class DualTokenPipeline:
         Raises:
             UserError: an empty prompt or an option outside its range.
         """
+        prompt = arguments.given_text(prompt, "the prompt", "; generate_images_many takes a list of them")
         return self.generate_images_many([prompt], num_images, seed, batch_size, **options)[0]
 
     def generate_images_many(
@@ -158,13 +255,10 @@ class DualTokenPipeline:
         `seed`: one for all prompts, or one per prompt. `progress`: as in `generate_images`; a bar counts the
         positions of all batches, a function those of each.
         """
-        if num_images < 1:
-            raise UserError(f"num_images is {num_images}; it must be at least 1")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-        seeds = _prompt_seeds(seed, len(prompts))
-        for prompt in prompts:
-            _require_text("the prompt", prompt)
+        prompts = arguments.given_prompts(prompts)
+        num_images = whole_number(num_images, "num_images", 1)
+        batch_size = whole_number(batch_size, "batch_size", 1)
+        seeds = arguments.prompt_seeds(seed, len(prompts))
         images: list[list[Image.Image]] = [[] for _ in prompts]
         together = max(1, batch_size // num_images)
         groups = [range(len(prompts))[start : start + together] for start in range(0, len(prompts), together)]
@@ -173,7 +267,7 @@ class DualTokenPipeline:
         room = self.model.config.num_positions + 2
         with shown_progress(progress, len(groups) * len(firsts)) as tell:
             for chosen in groups:
-                inputs = self._inputs([_question(None, prompts[index]) for index in chosen], room)
+                inputs = self._inputs([arguments.question(None, prompts[index]) for index in chosen], room)
                 for first in firsts:
                     count = min(batch_size, num_images - first)
                     tokens = self.model.generate(
@@ -190,15 +284,20 @@ class DualTokenPipeline:
                         images[index].extend(drawn[place * count : (place + 1) * count])
         return images
 
-    def reconstruct(self, image: ImageSource) -> Image.Image:
-        """The image as its pixel codes hold it, at the model's resolution."""
+    @overload
+    def reconstruct(self, image: list[Any] | tuple[Any, ...]) -> list[Image.Image]: ...
+
+    @overload
+    def reconstruct(self, image: Any) -> Image.Image: ...
+
+    def reconstruct(self, image: Any) -> Image.Image | list[Image.Image]:
+        """The image as its pixel codes hold it, at the model's resolution; a list of images gives a list."""
         tokenizer = self.model.require_visual_tokenizer()
-        pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"].to(
-            self.device
-        )
+        pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            decoded = tokenizer.decode(tokenizer.encode(pixel_values).pixel)
-        return self.processor.image_processor.to_images(decoded)[0]
+            decoded = tokenizer.decode(tokenizer.encode(pixel_values.to(self.device)).pixel)
+        images = self.processor.image_processor.to_images(decoded)
+        return images if isinstance(image, list | tuple) else images[0]
 
     # ---- parts
 
@@ -215,9 +314,10 @@ class DualTokenPipeline:
 
     def _at_most(self, max_new_tokens: int, inputs: dict[str, Any]) -> int:
         """`max_new_tokens`, or what the context has left."""
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        return min(max_new_tokens, self._context_length - inputs["input_ids"].shape[1])
+        return min(
+            whole_number(max_new_tokens, "max_new_tokens", 1),
+            self._context_length - inputs["input_ids"].shape[1],
+        )
 
     @property
     def _context_length(self) -> int:
@@ -228,32 +328,6 @@ class DualTokenPipeline:
 
     def _stream(self, inputs: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
         return stream_parts(self.model.generate, self.processor.tokenizer, self._decode, **inputs, **options)
-
-
-def _question(images: ImageSource | Sequence[ImageSource] | None, question: str) -> list[dict[str, Any]]:
-    """A user's turn: images first, then the text."""
-    _require_text("the question" if images is not None else "the prompt", question)
-    if images is None:
-        images = []
-    elif isinstance(images, (str, Path, Image.Image)):
-        images = [images]
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-
-
-def _require_text(name: str, text: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{name} is empty; give at least one word")
-
-
-def _prompt_seeds(seed: int | Sequence[int] | None, prompts: int) -> list[int]:
-    """One seed per prompt, drawn once where none is given, so that batches do not change the images."""
-    if seed is None:
-        seed = int(torch.randint(2**31, (1,)))
-    seeds = [seed] * prompts if isinstance(seed, int) else [int(one) for one in seed]
-    if len(seeds) != prompts:
-        raise UserError(f"{len(seeds)} seeds for {prompts} prompts; give one seed, or one per prompt")
-    return seeds
 
 
 def _joined(parts: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common.errors import UserError, shown
 from ..common.limits import limited, problems
-from ..common.values import refuse_unknown
+from ..common.values import refuse_unknown, seed_number
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 SAMPLERS = ("inverse_cdf", "gumbel")
@@ -52,7 +52,10 @@ class ImageSamplingOptions:
 
     def __post_init__(self) -> None:
         for one in fields(self):  # numpy's and torch's numbers become Python's
-            object.__setattr__(self, one.name, _plain(getattr(self, one.name)))
+            value = _plain(getattr(self, one.name))
+            if value is None or isinstance(value, list | tuple | Mapping):
+                raise UserError(f"{one.name} is {shown(value)}; give one value")
+            object.__setattr__(self, one.name, value)
         for problem in problems(self):
             raise UserError(problem)
         for name, allowed in (("guidance_schedule", GUIDANCE_SCHEDULES), ("sampler", SAMPLERS)):
@@ -71,8 +74,13 @@ class ImageSamplingOptions:
             if not isinstance(given, Mapping | None):
                 raise UserError(f"the options of image sampling are {shown(given)}; give them by name")
             chosen |= {name: value for name, value in (given or {}).items() if value is not None}
-        refuse_unknown(chosen, [one.name for one in fields(cls)], "option of image generation")
+        refuse_unknown(chosen, cls.names(), "option of image generation")
         return cls(**chosen)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all options."""
+        return tuple(one.name for one in fields(cls))
 
     @property
     def guided(self) -> bool:
@@ -162,6 +170,20 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
     # 23 bits and a half: never 0 or 1, whose logarithms are infinite.
     uniform = ((h >> 9).float() + 0.5) / 2**23
     return -torch.log(-torch.log(uniform))
+
+
+def as_seeds(seed: Any, prompts: int) -> list[int]:
+    """One seed per prompt: one number for all, or a sequence of as many.
+
+    Raises:
+        UserError: another count, or something that is no seed.
+    """
+    if isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1:
+        seeds = [seed_number(one) for one in seed]
+        if len(seeds) != prompts:
+            raise UserError(f"{len(seeds)} seeds for {prompts} prompts; give one seed, or one per prompt")
+        return seeds
+    return [seed_number(seed)] * prompts
 
 
 def _plain(value: Any) -> Any:

@@ -61,7 +61,7 @@ def make_recipe(folder: Path, steps: int) -> Path:
     from ..data_pipelines.convert_scenes import SceneOptions, prepare_scenes
     from ..data_pipelines.records import Record, assistant, user
     from ..data_pipelines.shards import ShardWriter
-    from ..mllm.pipeline import resolve_model
+    from ..mllm.model_folder import resolve_model
     from ..tokenizer import DualTokenizer
 
     nano = Path(resolve_model("nano"))

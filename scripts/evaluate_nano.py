@@ -311,7 +311,7 @@ def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
 def rankers(model: str, teacher: Path | None, device: str) -> tuple[TextRanker, TextRanker | None]:
     """The towers of the model's own tokenizer, and those of its teacher."""
     from ..eval.text_ranker import TextRanker
-    from ..mllm.pipeline import resolve_model
+    from ..mllm.model_folder import resolve_model
 
     own = TextRanker(Path(resolve_model(model)) / "visual_tokenizer", device)
     return own, None if teacher is None else TextRanker(teacher, device)

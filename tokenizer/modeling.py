@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from transformers.utils import ModelOutput
 
 from ..common.bounded_settings import most_layers
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from ..common.machine import suitable_threads
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
@@ -32,6 +33,7 @@ from .loading import (
 )
 from .official import read_official
 from .pixel_decoder import PixelDecoder
+from .processing import DualTokenizerImageProcessor
 from .projection import AttentionProjection
 from .quiet import quiet, size_of, size_of_model
 from .residual_vq import QuantizerOutput, ResidualQuantizer
@@ -168,8 +170,13 @@ class DualTokenizer(PreTrainedModel):
         )
 
     @torch.no_grad()
-    def encode(self, pixel_values: Tensor) -> VisualCodes:
-        """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks."""
+    def encode(self, pixel_values: Tensor | Any) -> VisualCodes:
+        """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks.
+
+        Images as users have them (PIL, a path, a list of these) are resized and normalised first, as
+        `DualTokenizerImageProcessor` does it for this tokenizer's size.
+        """
+        pixel_values = self._pixel_values(pixel_values)
         with self._suitable_threads(pixel_values):
             states = self._encode_states(pixel_values)
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
@@ -178,24 +185,34 @@ class DualTokenizer(PreTrainedModel):
                 semantic=self.semantic_quantizer(self.semantic_features(states), learn=False).codes,
             )
 
-    def decode(self, pixel_codes: Tensor) -> Tensor:
-        """Pixel codes (B, H, W, D) -> images (B, 3, S, S) in the processor's range, not clamped."""
+    def decode(self, pixel_codes: Tensor | VisualCodes | Any) -> Tensor:
+        """Pixel codes (B, H, W, D), or what `encode` gave -> images (B, 3, S, S) in the processor's range,
+        not clamped.
+
+        Raises:
+            UserError: codes of another shape, or that this codebook does not have.
+        """
+        pixel_codes = self._pixel_codes(pixel_codes)
         expected = (*self.config.grid_size, self.config.pixel_quantizer["depth"])
-        if not isinstance(pixel_codes, Tensor):
-            raise UserError(
-                f"pixel codes are given as {type(pixel_codes).__name__}; give a tensor: the `pixel` of what "
-                "encode returns"
-            )
         if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
             raise UserError(
                 f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
                 f"{', '.join(map(str, expected))})"
             )
+        count = self.config.pixel_quantizer["num_codes"]
+        if pixel_codes.numel() and not bool(((pixel_codes >= 0) & (pixel_codes < count)).all()):
+            raise UserError(
+                f"pixel codes go from {int(pixel_codes.min())} to {int(pixel_codes.max())}; this "
+                f"tokenizer has the codes 0 to {count - 1}"
+            )
         with self._suitable_threads(pixel_codes):
-            return self._decode_features(self.pixel_quantizer.embed(pixel_codes))
+            return self._decode_features(self.pixel_quantizer.embed(pixel_codes.long()))
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Images (B, 3, S, S) -> embeddings (B, E) made from their semantic codes, not normalised."""
+    def get_image_features(self, pixel_values: Tensor | Any) -> Tensor:
+        """Images (B, 3, S, S), or as `encode` takes them -> embeddings (B, E) made from their semantic codes,
+        not normalised.
+        """
+        pixel_values = self._pixel_values(pixel_values)
         with self._suitable_threads(pixel_values):
             states = self._encode_states(pixel_values)
             semantic = self._quantize_semantics(states)
@@ -262,6 +279,24 @@ class DualTokenizer(PreTrainedModel):
             patches,
             *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
         ]
+
+    def _pixel_values(self, images: Any) -> Tensor:
+        """Tensors of floating numbers as they are, anything else through an image processor of this size."""
+        if isinstance(images, Tensor) and images.is_floating_point():
+            return images
+        processor = DualTokenizerImageProcessor(size=self.config.image_size)
+        return processor(images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+
+    def _pixel_codes(self, codes: Any) -> Tensor:
+        """Codes as a tensor of whole numbers on this device; UserError for anything else."""
+        given = codes.pixel if isinstance(codes, VisualCodes) else codes
+        try:
+            tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
+        except (TypeError, ValueError):
+            raise UserError(f"pixel codes are {shown(codes)}; give a tensor of whole numbers") from None
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise UserError(f"pixel codes are {tensor.dtype}; give whole numbers, as encode(images) returns")
+        return tensor.to(self.device)
 
     def _check_images(self, pixel_values: Tensor) -> None:
         side = self.config.image_size

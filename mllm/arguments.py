@@ -1,0 +1,100 @@
+"""What users pass to the pipeline: taken where its meaning is plain, else one line that says what to call."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..common.errors import UserError, shown
+from ..common.images import ImageSource
+from ..common.values import refuse_unknown
+from .sampling import ImageSamplingOptions, as_seeds
+
+#: Options of `chat` beside those of image sampling and of transformers' generation.
+CHAT_OPTIONS = (
+    "compile",
+    "generator",
+    "max_images",
+    "progress",
+    "seed",
+    "stopping_criteria",
+    "logits_processor",
+)
+
+
+def given_text(text: Any, name: str, instead: str = "") -> str:
+    """A text that is not empty; bytes are UTF-8.
+
+    instead: what to call for something else, for the message.
+
+    Raises:
+        UserError: it is empty, or something else.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{name} is bytes that are not UTF-8; give a text") from None
+    if not isinstance(text, str):
+        raise UserError(f"{name} is {shown(text)}; give a text{instead}")
+    if not text.strip():
+        raise UserError(f"{name} is empty; give at least one word")
+    return text
+
+
+def given_prompts(prompts: Any) -> list[str]:
+    """A list of texts to draw. UserError for a single text, or anything else."""
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise UserError(f"prompts is {shown(prompts)}; give a list of texts, or call generate_images for one")
+    return [given_text(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+
+
+def question(images: ImageSource | Sequence[ImageSource] | None, text: Any) -> list[dict[str, Any]]:
+    """A user's turn: images first, then the text. Where the two are swapped it is mended or said."""
+    if isinstance(images, str | bytes) and not isinstance(text, str | bytes | list | tuple | None):
+        images, text = text, images
+    if isinstance(images, str) and isinstance(text, str) and _is_file(text) and not _is_file(images):
+        raise UserError(
+            f"the image comes first, then the question: ({shown(text)}, {shown(images)}), not the other way"
+        )
+    text = given_text(text, "the prompt" if images is None else "the question")
+    given = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in given]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+def questions(items: Any) -> list[list[dict[str, Any]]]:
+    """The turns of many (image or images, question) pairs."""
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Sequence):
+        raise UserError(f"items is {shown(items)}; give a list of pairs (image, question)")
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            raise UserError(f"item {number} is {shown(item)}; give a pair (image, question)")
+    return [question(*item) for item in items]
+
+
+def conversation(messages: Any) -> Any:
+    """Messages; a text is one user's turn, a single message a conversation of one."""
+    if isinstance(messages, str | bytes):
+        return question(None, messages)
+    return [messages] if isinstance(messages, Mapping) else messages
+
+
+def check_chat_options(options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option of `chat` that nothing knows, or that is none."""
+    generation = GenerationConfig().to_dict()
+    refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingOptions.names(), *generation}, "option of chat")
+
+
+def prompt_seeds(seed: Any, prompts: int) -> list[int]:
+    """One seed per prompt, drawn once where none is given, so that batches do not change the images."""
+    return as_seeds(int(torch.randint(2**31, (1,))) if seed is None else seed, prompts)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return os.path.isfile(text)
+    except (OSError, ValueError):
+        return False
