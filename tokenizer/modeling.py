@@ -282,7 +282,7 @@ class DualTokenizer(PreTrainedModel):
 
     def _pixel_values(self, images: Any) -> Tensor:
         """Tensors of floating numbers as they are, anything else through an image processor of this size."""
-        if isinstance(images, Tensor) and images.is_floating_point():
+        if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
             return images
         processor = DualTokenizerImageProcessor(size=self.config.image_size)
         return processor(images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
