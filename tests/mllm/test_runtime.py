@@ -1,12 +1,17 @@
-"""What a session notices around the answers: how long an import takes, progress."""
+"""What a session notices around the answers: imports, progress, freed memory, threads side by side."""
 
+import contextlib
+import gc
 import subprocess
 import sys
+import threading
+import weakref
 
 import pytest
+import torch
 
 from dualtoken.common.errors import UserError
-from dualtoken.mllm import DualTokenPipeline
+from dualtoken.mllm import DualTokenPipeline, GenerationCancelled
 
 
 @pytest.fixture
@@ -59,3 +64,140 @@ assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
         "DualTokenizer",
         "DualTokenizerImageProcessor",
     ]
+
+
+QUESTION = [{"role": "user", "content": "how many"}]
+
+
+def closed_stream(pipe):
+    stream = pipe.chat(QUESTION, stream=True, max_new_tokens=8, max_images=1)
+    next(stream, None)
+    stream.close()
+
+
+def failing(call, *errors):
+    with contextlib.suppress(*errors):
+        call()
+
+
+def inputs(pipe):
+    return pipe._inputs([QUESTION])
+
+
+CALLS = {
+    "answer": lambda pipe, image: pipe.answer(image, "how many", max_new_tokens=3),
+    "chat": lambda pipe, image: pipe.chat(QUESTION, max_new_tokens=8, max_images=1),
+    "sampled chat": lambda pipe, image: pipe.chat(QUESTION, max_new_tokens=3, do_sample=True, seed=1),
+    "stream": lambda pipe, image: list(pipe.chat(QUESTION, stream=True, max_new_tokens=8, max_images=1)),
+    "closed stream": lambda pipe, image: closed_stream(pipe),
+    "images": lambda pipe, image: pipe.generate_images("red", 2, seed=0, guidance_scale=2.0),
+    "many images": lambda pipe, image: pipe.generate_images_many(["red", "it"], 2, batch_size=2),
+    "text": lambda pipe, image: pipe.model.generate(**inputs(pipe), max_new_tokens=3),
+    "beams": lambda pipe, image: pipe.model.generate(**inputs(pipe), max_new_tokens=3, num_beams=2),
+    "image mode": lambda pipe, image: pipe.model.generate(**inputs(pipe), generation_mode="image"),
+    "reconstruct": lambda pipe, image: pipe.reconstruct(image),
+    "refused": lambda pipe, image: failing(lambda: pipe.generate_images("red", temperature=-1.0), UserError),
+    "cancelled": lambda pipe, image: failing(
+        lambda: pipe.generate_images("red", progress=lambda done, total: done < 3), GenerationCancelled
+    ),
+    "broken callback": lambda pipe, image: failing(
+        lambda: pipe.generate_images("red", progress=lambda done, total: 1 / 0), ZeroDivisionError
+    ),
+    "refused stream": lambda pipe, image: failing(
+        lambda: list(pipe.chat(QUESTION, stream=True, seed=-1)), UserError
+    ),
+    "compiled": lambda pipe, image: pipe.generate_images("red", seed=0, compile="eager"),
+}
+
+
+@pytest.fixture
+def no_collector():
+    """Only reference counts free memory."""
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def new_tensors() -> int:
+    """Tensors that were made since `gc.freeze`."""
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+
+class TestMemory:
+    def test_no_call_leaves_tensors_behind(self, pipe, image, no_collector):
+        for call in CALLS.values():
+            call(pipe, image)  # what is set up once stays
+        gc.collect()
+        gc.freeze()
+        left = {}
+        for name, call in CALLS.items():
+            before = new_tensors()
+            call(pipe, image)
+            left[name] = new_tensors() - before
+        assert left == dict.fromkeys(CALLS, 0)
+
+    def test_a_model_goes_with_its_last_user(self, make_model, processor, no_collector):
+        pipe = DualTokenPipeline(make_model(), processor)
+        pipe.chat(QUESTION, max_new_tokens=3)
+        pipe.generate_images("red", seed=0, compile="eager")
+        model = weakref.ref(pipe.model)
+        del pipe
+        assert model() is None
+
+
+class TestThreads:
+    def test_seeded_calls_do_not_depend_on_other_threads(self, pipe, image):
+        def talk(seed):
+            parts = pipe.chat(QUESTION, max_new_tokens=6, max_images=1, do_sample=True, seed=seed)
+            return [part.get("text") or part["image"].tobytes() for part in parts]
+
+        def sample(seed):
+            ids = pipe.model.generate(**inputs(pipe), max_new_tokens=6, do_sample=True, seed=seed)
+            return ids.tolist()
+
+        def draw(seed):
+            return [one.tobytes() for one in pipe.generate_images("red", 2, seed=seed)]
+
+        def compiled(seed):
+            return [one.tobytes() for one in pipe.generate_images("red", 2, seed=seed, compile="eager")]
+
+        def others(seed):
+            torch.manual_seed(seed)
+            answers = pipe.answer_many([(image, "how many"), (None, "what is it now")], max_new_tokens=3)
+            return answers, pipe.reconstruct(image).tobytes()
+
+        calls = [(call, seed) for seed in range(3) for call in (talk, sample, draw, compiled, others)]
+        alone = [call(seed) for call, seed in calls]
+        assert len({str(one) for one in alone}) > len(calls) / 2
+        beside = [None] * len(calls)
+
+        def work(first):
+            for place in range(first, len(calls), 5):
+                call, seed = calls[-1 - place]
+                beside[-1 - place] = call(seed)
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert beside == alone
+
+    def test_unseeded_text_follows_the_global_generator(self, pipe):
+        def sample(**options):
+            torch.manual_seed(3)
+            return pipe.model.generate(**inputs(pipe), max_new_tokens=8, do_sample=True, **options).tolist()
+
+        assert sample() == sample() == sample(seed=3)
+        state = torch.get_rng_state()
+        pipe.model.generate(**inputs(pipe), max_new_tokens=8, do_sample=True, seed=5)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_encoding_while_training_never_moves_or_freezes_a_codebook(self, tiny_tokenizer):
+        tokenizer, pixels = tiny_tokenizer().train(), torch.rand(2, 3, 16, 16)
+        before = tokenizer.pixel_quantizer.codebook_tensor()
+        tokenizer.encode(pixels)
+        assert torch.equal(tokenizer.pixel_quantizer.codebook_tensor(), before)
+        tokenizer(pixels)
+        assert not torch.equal(tokenizer.pixel_quantizer.codebook_tensor(), before)
