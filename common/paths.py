@@ -97,7 +97,7 @@ def walk_files(folder: Path) -> list[Path]:
         except OSError as error:
             raise UserError(f"folder {shown(str(here))} cannot be read: {error.strerror}") from None
         for child in children:
-            if not child.is_dir():
+            if not os.path.isdir(child):  # unlike Path.is_dir, it takes what may not be looked at for a file
                 files.append(child)
             else:
                 (links if child.is_symlink() else waiting).append(child)

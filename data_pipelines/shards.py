@@ -240,7 +240,7 @@ def file_checksum(path: Path) -> str:
 
 def reason_counts(rejected: Iterable[Mapping[str, str]]) -> Counter[str]:
     """How often each reason occurs, with the names and numbers of single samples left out."""
-    return Counter(re.sub(r"'[^']*'|\d+", "…", item["reason"]).strip(" .") for item in rejected)
+    return Counter(re.sub(r"'[^']*'|(?<!UTF-)\d+", "…", item["reason"]).strip(" .") for item in rejected)
 
 
 # --- reading ----------------------------------------
