@@ -141,8 +141,8 @@ def test_a_checkpoint_and_a_recipe_that_pack_differently_are_refused(chain: Chai
     ("options", "message"),
     [
         (["--data.pack_length", "128"], "sort_window"),
-        (["--data.pack_length", "-1"], "pack_length must be"),
-        (["--data.sources.chat.max_repeats", "0"], "max_repeats must be > 0"),
+        (["--data.pack_length", "-1"], "data.pack_length is -1"),
+        (["--data.sources.chat.max_repeats", "0"], "chat.max_repeats is 0"),
     ],
 )
 def test_impossible_settings_are_named(
