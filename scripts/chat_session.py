@@ -1,5 +1,6 @@
 """One conversation of `dualtoken chat`: what each line does, and what is kept of it."""
 
+import io
 import json
 import os
 import re
@@ -245,13 +246,14 @@ def leading_path(text: str) -> tuple[str, str]:
     for end in range(min(len(words), MOST_WORDS_OF_A_PATH), 0, -1):
         if _exists(candidate := " ".join(words[:end])):
             return candidate, " ".join(words[end:]).strip()
-    lexer = shlex.shlex(text, posix=True)
+    source = io.StringIO(text)
+    lexer = shlex.shlex(source, posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
         path = lexer.get_token() or ""
     except ValueError:
         raise UserError(f"/image {shown(text)} has a quote that is not closed") from None
-    return path, lexer.instream.read().strip()
+    return path, source.read().strip()
 
 
 def _exists(path: str) -> bool:

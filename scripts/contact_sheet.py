@@ -46,7 +46,8 @@ def shortened(text: str, width: int, font: Font) -> str:
     text = " ".join(text[: 4 * width].split())
     if font.getlength(text) <= width:
         return text
-    fitting = bisect(range(1, len(text)), width, key=lambda end: font.getlength(text[:end] + "…"))
+    ends = range(1, len(text))
+    fitting = bisect(ends, float(width), key=lambda end: float(font.getlength(text[:end] + "…")))
     return text[:fitting] + "…"
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -355,7 +355,9 @@ def _problems(plan: Plan) -> Iterator[str]:
 
 
 def _wrong_numbers(plan: Plan) -> Iterator[str]:
-    numbers = [(seed_number, seed, "seeds") for seed in plan.seeds]
+    numbers: list[tuple[Callable[[Any, str], float], Any, str]] = [
+        (seed_number, seed, "seeds") for seed in plan.seeds
+    ]
     numbers += [(_minutes, base.minutes, f"bases.{name}.minutes") for name, base in plan.bases.items()]
     for name in ("scenes", "drawings", "records", "grid"):
         value = getattr(plan.evaluation, name)
