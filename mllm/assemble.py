@@ -20,6 +20,7 @@ from ..common.files import atomic_folder
 from ..common.paths import user_path
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..tokenizer.loading import loading_reason
+from ..tokenizer.quiet import LARGE, quiet, size_of
 from .chat_format import ChatFormat
 from .configuration import DualTokenConfig
 from .conversation import render, unconditional_prompt
@@ -198,7 +199,8 @@ def _language_model(llm: Any) -> PreTrainedModel | None:
     if isinstance(llm, PreTrainedModel):
         return torch.nn.Module.float(llm)
     try:
-        return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
+        with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):
+            return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # files from elsewhere, read by the code of a hundred language models
         raise UserError(
             f"no causal language model at {llm}; give its folder or hub id ({loading_reason(error)})"

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, is_torchvision_available
 
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
+from .cache_name import CACHE_NAME
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
 from .generation import DualTokenGeneration
@@ -66,7 +67,11 @@ class DualTokenOutput(ModelOutput):
     semantic_depth_losses: Tensor | None = None
     target_losses: dict[str, TargetLosses] | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    # Under the name that the installed transformers reads.
+    if CACHE_NAME == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -190,6 +195,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         reduction: str = "mean",
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> DualTokenOutput:
         """Losses when `labels` are given, logits of the next text token otherwise.
@@ -197,6 +203,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         Args:
             input_ids: (B, L); one `<|image|>` per visual position.
             attention_mask: (B, L), 1 for real tokens; padding may be on either side.
+            cache: the same as `past_key_values`, as newer transformers call it.
             pixel_values: (I, 3, S, S) images, in order of appearance in the batch, or instead of them
             pixel_codes, semantic_codes: (I, P, D) cached codes.
             labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are
@@ -206,24 +213,20 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         Raises:
             ValueError: `<|image|>` slots and images do not fit together.
         """
+        past = past_key_values if cache is None else cache
         codes = self._given_codes(pixel_values, pixel_codes, semantic_codes)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("pass input_ids or inputs_embeds")
             inputs_embeds = self.embed_sequence(input_ids, codes)
-        if (
-            position_ids is None
-            and past_key_values is None
-            and attention_mask is not None
-            and attention_mask.ndim == 2
-        ):
+        if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=not self.training and labels is None if use_cache is None else use_cache,
+            **{CACHE_NAME: past},
             **kwargs,
         )
         states = outputs.last_hidden_state
@@ -234,7 +237,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             if input_ids is None:
                 raise ValueError("labels need input_ids: they say which images the visual targets belong to")
             result = self._losses(states, input_ids, labels, codes, reduction)
-        result.past_key_values = outputs.past_key_values
+        setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))
         result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
         return result
 

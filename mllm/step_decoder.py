@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..common.errors import UserError
+from .cache_name import CACHE_NAME
 from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
 
@@ -90,7 +91,7 @@ class StepDecoder:
                 inputs_embeds=embeds.to(self.dtype),
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=cache,
+                **{CACHE_NAME: cache},
                 use_cache=True,
             ).last_hidden_state
 

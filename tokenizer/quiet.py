@@ -13,6 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 #: Files of fewer bytes are read or written in a moment, and need no progress bar.
 LARGE = 2_000_000_000
+#: What is left out, by logger. Saving imports DeepSpeed, where it is installed, by way of accelerate.
+_REMARKS = {"transformers.modeling_utils": "LOAD REPORT", "DeepSpeed": "Setting accelerator to CPU"}
 _lock = threading.Lock()
 _silent: list[bool] = []  # one entry for each `quiet` at work; the first has whether bars were on before
 
@@ -23,8 +25,8 @@ def quiet(size: int) -> Iterator[None]:
 
     What a table would say, the error says in one line.
     """
-    misfits = logging.getLogger("transformers.modeling_utils")
-    misfits.addFilter(_is_no_report)
+    for name in _REMARKS:
+        logging.getLogger(name).addFilter(_says_something)
     if size < LARGE:
         _switch_off()
     try:
@@ -32,7 +34,8 @@ def quiet(size: int) -> Iterator[None]:
     finally:
         if size < LARGE:
             _switch_back()
-        misfits.removeFilter(_is_no_report)
+        for name in _REMARKS:
+            logging.getLogger(name).removeFilter(_says_something)
 
 
 def size_of(files: Iterable[Path]) -> int:
@@ -60,5 +63,5 @@ def _switch_back() -> None:
             transformers_logging.enable_progress_bar()
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+def _says_something(record: logging.LogRecord) -> bool:
+    return _REMARKS[record.name] not in record.getMessage()
