@@ -265,9 +265,11 @@ def take(
 
 def take_count(
     found: Mapping[str, Any], name: str, where: object, default: Any = ..., most: int = 2**53
-) -> int:
-    """`found[name]`, a whole number from 0 to `most`. Errors as in `take`."""
+) -> Any:
+    """`found[name]`, a whole number from 0 to `most`; `default` and errors as in `take`."""
     value = take(found, name, int, where, default)
+    if found.get(name) is None:
+        return value
     if not 0 <= value <= most:
         raise UserError(f"{where}: {name} is {shown(value)}; expected a number from 0 to {most}")
     return int(value)

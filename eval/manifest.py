@@ -93,8 +93,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name in ("generation", "versions"):
         take(manifest, name, dict, path)
     for name, default in (("seed", ...), ("n", ...), ("limit", None), ("n_expected", None)):
-        if manifest.get(name) is not None or default is ...:
-            take_count(manifest, name, path, most=2**63)
+        take_count(manifest, name, path, default, most=2**63)
     return {"limit": None, "n_expected": None, **manifest}
 
 

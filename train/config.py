@@ -16,19 +16,18 @@ from typing import Any, Literal
 import yaml
 
 from ..common.errors import UserError, shown
-from ..common.json_files import DEEPEST, read_text
+from ..common.json_files import read_text
 from ..common.limits import in_range, limited
 from ..common.limits import problems as out_of_range
 from ..common.paths import user_path
 from ..common.values import LARGEST_SEED
+from ..common.yaml_files import LARGEST_YAML, check_yaml
 from ..mllm.adapters import LoraSettings
 from .discriminator import AdversarialConfig
 
 _ROOT = Path(__file__).resolve().parent.parent
 #: The recipes that the package brings.
 RECIPES = Path(__file__).resolve().parent / "recipes"
-LARGEST_RECIPE = 1_000_000  # bytes
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WEIGHT = 1e6  # no loss has a greater one
 
 
@@ -546,23 +545,8 @@ def _recipe_file(given: str) -> Path:
                 f"recipe {shown(given)} is not a file; give a YAML file, or one of {', '.join(sorted(names))}"
             )
         path = names[given]
-    check_yaml(read_text(path, largest=LARGEST_RECIPE), path)
+    check_yaml(read_text(path, LARGEST_YAML), path)
     return path
-
-
-def check_yaml(text: str, path: Path) -> None:
-    """Raise UserError unless `text` is a YAML mapping, nested and repeated no more than a recipe would be."""
-    depth = aliases = 0
-    try:
-        for number, event in enumerate(yaml.parse(text, Loader=_YAML_LOADER)):
-            if number == 2 and not isinstance(event, yaml.MappingStartEvent):
-                raise UserError(f"{path} holds no keys; expected a YAML mapping, such as output: runs/mine")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            aliases += isinstance(event, yaml.AliasEvent)
-            if depth > DEEPEST or aliases > DEEPEST:
-                raise UserError(f"{path} is nested or refers to itself more than {DEEPEST} times")
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
 
 
 def save_resolved(recipe: Recipe, path: Path) -> None:

@@ -13,11 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from ..common.errors import UserError, first_line, shown
-from ..common.json_files import nesting, read_text
+from ..common.errors import UserError, shown
+from ..common.yaml_files import read_yaml
 from .checkpoint_files import RECIPE, SavedState
 from .config import (
     ContrastiveConfig,
@@ -66,7 +65,6 @@ _SECTIONS = {
     "tokenizer": TokenizerObjectiveConfig,
     "mllm": MllmObjectiveConfig,
 }
-_LARGEST = 4_000_000  # bytes of a recipe
 _ABSENT = "not set"
 
 
@@ -132,7 +130,7 @@ def require_same_groups(checkpoint: Path, model: nn.Module, config: OptimizerCon
 def written_recipe(checkpoint: Path) -> dict[str, Any] | None:
     """The recipe that a checkpoint was written by, unchecked; None for an old one without."""
     path = recipe_file(checkpoint)
-    return None if path is None else _read(path)
+    return None if path is None else read_yaml(path)
 
 
 def recipe_file(checkpoint: Path) -> Path | None:
@@ -204,22 +202,6 @@ def _defaults() -> dict[str, Any]:
         for one in dataclasses.fields(kind)
         if one.default is not dataclasses.MISSING
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A recipe as it was written; no aliases, with which a small file makes an endless value."""
-    text = read_text(path, _LARGEST)
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path} has aliases (*name), which no resolved recipe has")
-        found = yaml.safe_load(text)
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a recipe") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({first_line(error)})") from None
-    if not isinstance(found, dict) or nesting(found) > 32:
-        raise UserError(f"{path} holds {shown(found)}; expected a recipe")
-    return found
 
 
 def _worded(value: Any) -> str:

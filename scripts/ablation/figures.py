@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipModel
 
+from ...common.yaml_files import read_yaml
 from ...data_pipelines.convert_scenes import DEFAULT_SKILLS, SceneOptions, scene_record
 from ...data_pipelines.records import Record
 from ...eval import retention
@@ -49,7 +49,7 @@ def measure(kind: str, model: Path, evaluation: Evaluation, device: str, data: H
 def _measure_tokenizer(
     model: Path, evaluation: Evaluation, device: str, data: HeldOut
 ) -> dict[str, dict[str, float | None]]:
-    recipe = yaml.safe_load((model / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_yaml(model / "recipe.yaml")
     tokenizer = DualTokenizer.from_pretrained(model)
     torch.nn.Module.to(tokenizer, device)
     processor = DualTokenizerImageProcessor.from_pretrained(model)

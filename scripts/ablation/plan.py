@@ -19,21 +19,16 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from ...common.errors import UserError, shown
-from ...common.json_files import read_text
 from ...common.paths import plain_name
 from ...common.values import finite_number, seed_number, whole_number
-from ...train.config import check_yaml
+from ...common.yaml_files import read_yaml
 from .metrics import METRICS
 
 PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")
 # What shrinks together with the number of steps.
 SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
 KINDS = ("tokenizer", "mllm")
-LARGEST_FILE = 1_000_000  # bytes of a plan or a recipe
-MOST_VALUES = 100_000  # in it, those behind *aliases counted each time
 Part = TypeVar("Part")
 
 
@@ -187,25 +182,6 @@ def load_plan(path: Path) -> Plan:
     plan = _part(Plan, {**given, "bases": bases}, "the plan")
     _check(plan)
     return plan
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. UserError for anything else, and for more than a plan holds."""
-    text = read_text(path, LARGEST_FILE)
-    check_yaml(text, path)
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that there is not, a list as a key
-        raise UserError(f"{path} is not YAML: {error}") from None
-    count, waiting = 0, [found]
-    while waiting and count <= MOST_VALUES:
-        value = waiting.pop()
-        count += 1
-        if isinstance(value, dict | list):
-            waiting += list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(found, dict) or count > MOST_VALUES:
-        raise UserError(f"{path} holds more than {MOST_VALUES} values, or no keys; see ablations/nano.yaml")
-    return found
 
 
 def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 1.0) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from ...common.errors import UserError
 from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
 from ...common.values import finite_number
+from ...common.yaml_files import read_yaml
 from ...eval.held_out import HeldOut
 from ..processes import run_process
 from .figures import measure
-from .plan import Places, Plan, read_yaml, resolve, used_sets
+from .plan import Places, Plan, resolve, used_sets
 
 #: Module of this package's scripts, its arguments, and the file that takes its output.
 Launch = Callable[[str, Sequence[str], Path], None]

@@ -16,12 +16,20 @@ from dualtoken.common import files, locks
 from dualtoken.common.errors import UserError, one_line
 from dualtoken.common.files import atomic_folder
 from dualtoken.common.images import is_image_name
-from dualtoken.common.json_files import JsonError, is_encodable, nesting, parse_json, read_json_object
+from dualtoken.common.json_files import (
+    JsonError,
+    is_encodable,
+    nesting,
+    parse_json,
+    read_json_object,
+    take_count,
+)
 from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import check_output, mark_output
 from dualtoken.common.paths import inside, is_plain_name, regular_file, walk_files
 from dualtoken.common.values import finite_number, refuse_unknown, seed_number, whole_number
+from dualtoken.common.yaml_files import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -276,3 +284,38 @@ def test_an_unknown_name_is_answered_with_the_one_that_was_meant():
         refuse_unknown(["guidance"], ["guidance_scale", "top_p"], "option")
     with pytest.raises(UserError, match="allowed: guidance_scale, top_p"):
         refuse_unknown(["colour"], ["guidance_scale", "top_p"], "option")
+
+
+HOSTILE_YAML = {
+    "doubled": b"a0: &a0 [x]\n"
+    + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n + 1, n + 1, n, n) for n in range(20)),
+    "itself": b"a: &a [*a]",
+    "nothing": b"a: *b",
+    "nested": b"a: " + b"[" * 100_000,
+    "nested and closed": b"a: " + b"[" * 80 + b"]" * 80,
+    "long": b"a: [" + b"1," * 120_000 + b"]",
+    "a list": b"- 1",
+    "empty": b"",
+    "code": b"a: !!python/object/apply:os.abort []",
+    "no date": b"a: 2020-99-99",
+    "a list as key": b"? [a]\n: b",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_YAML.values(), ids=HOSTILE_YAML)
+def test_yaml_from_elsewhere_is_bounded_before_it_is_built(tmp_path: Path, content: bytes):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.yaml"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_plain_yaml_with_aliases_is_read(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("a: &x {b: [1, 2]}\nc: *x\nd: {<<: *x, e: 3}\n")
+    assert read_yaml(tmp_path / "a.yaml")["d"] == {"b": [1, 2], "e": 3}
+
+
+def test_a_count_may_be_absent_where_a_default_stands():
+    assert take_count({}, "n", "file", None) is None
+    assert take_count({"n": None}, "n", "file", 3) == 3
+    with pytest.raises(UserError, match="n is -1"):
+        take_count({"n": -1}, "n", "file", None)
