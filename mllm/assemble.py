@@ -1,5 +1,6 @@
 """Put a unified model together from a language model, a text tokenizer and a visual tokenizer."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,10 @@ def unconditional_prompt_ids(tokenizer: PreTrainedTokenizerBase, chat_format: Ch
 
 
 def save_model(
-    model: DualTokenForConditionalGeneration, processor: DualTokenProcessor, folder: str | Path, **kwargs: Any
+    model: DualTokenForConditionalGeneration,
+    processor: DualTokenProcessor,
+    folder: str | os.PathLike[str],
+    **kwargs: Any,
 ) -> None:
     """Write the one folder that `from_pretrained` loads: weights, both tokenizers, processor, model card. All
     or nothing.

@@ -17,6 +17,32 @@ from .messages import Message
 logger = logging.getLogger(__name__)
 
 SYSTEM, QUESTION, ANSWER, NEXT = "zqsystemqz", "zqquestionqz", "zqanswerqz", "zqnextqz"
+_HINT = (
+    "this is the text tokenizer of a DualToken model by itself: run `import dualtoken.mllm` before "
+    "AutoProcessor.from_pretrained, and load the processor again"
+)
+#: The own format as a template, for a tokenizer that is loaded without our processor: right for texts, an
+#: error for images, which it would leave out.
+OWN_TEMPLATE = "".join(
+    line.strip()
+    for line in """
+    {{- '<|bos|>' -}}
+    {%- for message in messages -%}
+        {%- if message['role'] not in ['user', 'assistant'] -%}{{- raise_exception(HINT) -}}{%- endif -%}
+        {{- '<|' + message['role'] + '|>' -}}
+        {%- if message['content'] is string -%}
+            {{- message['content'] -}}
+        {%- else -%}
+            {%- for part in message['content'] -%}
+                {%- if part['type'] != 'text' -%}{{- raise_exception(HINT) -}}{%- endif -%}
+                {{- part['text'] -}}
+            {%- endfor -%}
+        {%- endif -%}
+        {{- '<|end|>' -}}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+    """.replace("HINT", f"'{_HINT}'").splitlines()
+)
 SAMPLES = (
     ("What colour is it?", "Red."),
     ("  Two\n\nlines \n", "\n A list:\n- one\n "),
@@ -30,7 +56,7 @@ class NotReproducible(Exception):
 
 def derive_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
     """The template's format, or None: there is none, or (with a warning) none that can be reproduced."""
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template or tokenizer.chat_template == OWN_TEMPLATE:
         return None
     try:
         chat_format = _derive(tokenizer)

@@ -51,6 +51,6 @@ def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
         raise UserError(f"dtype is {shown(dtype)}; allowed: auto, float32, bfloat16, float16, or torch's own")
     return found

@@ -88,7 +88,8 @@ class DualTokenProcessor(ProcessorMixin):
         chat_format: ChatFormat | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        # The file chat_template.jinja beside the tokenizer is for a tokenizer that is loaded by itself.
+        super().__init__(image_processor, tokenizer, **kwargs)
         self.num_positions = num_positions
         self.chat_format = (
             ChatFormat(**chat_format) if isinstance(chat_format, Mapping) else chat_format or OWN
@@ -104,7 +105,9 @@ class DualTokenProcessor(ProcessorMixin):
         self._special = special_pattern(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         """The processor of a saved model: a folder, a hub id, or "nano". No code of the folder is run.
 
         Raises:

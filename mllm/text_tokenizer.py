@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import generate_merges
 
 from ..common.errors import UserError
 from .chat_format import OWN, ChatFormat
-from .chat_template import special_strings
+from .chat_template import OWN_TEMPLATE, special_strings
 from .conversation import Segment
 from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS
 
@@ -53,7 +53,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForm
 
     With a format of its own the tokenizer keeps its bos, pad and eos and gets the visual tokens only, and a
     pad token where it has none. With DualToken's format all are added and take those places; a chat template
-    of the tokenizer, which would then be wrong, is removed.
+    of the tokenizer, which would then be wrong, is replaced by DualToken's own.
     """
     wanted: tuple[str, ...] = SPECIAL_TOKENS
     if not chat_format.is_own:
@@ -64,7 +64,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatForm
     tokenizer.add_tokens(tokens, special_tokens=True)
     if chat_format.is_own:
         tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token = BOS, PAD, END
-        tokenizer.chat_template = None
+        tokenizer.chat_template = OWN_TEMPLATE
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = PAD
     return len(tokenizer) - before

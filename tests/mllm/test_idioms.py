@@ -15,12 +15,14 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    AutoTokenizer,
     TextIteratorStreamer,
     pipeline,
 )
 
 from dualtoken.common.errors import UserError
 from dualtoken.mllm import (
+    ChatFormat,
     DualTokenForConditionalGeneration,
     DualTokenPipeline,
     DualTokenProcessor,
@@ -140,8 +142,6 @@ def test_a_plain_text_with_special_tokens_inside_stays_a_text(pipe):
 
 
 def test_rendered_texts_of_a_language_models_own_template_are_known(pipe, text_folder, images):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(text_folder)
     tokenizer.chat_template = (
         "{% for m in messages %}### {{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
@@ -152,6 +152,23 @@ def test_rendered_texts_of_a_language_models_own_template_are_known(pipe, text_f
     assert not processor.chat_format.is_own
     expected = processor.apply_chat_template(messages(images[0], COLOUR), add_generation_prompt=True)
     assert same(processor(text=rendered(processor, COLOUR), images=images[0]), expected)
+
+
+def test_a_tokenizer_without_our_processor_is_right_for_texts_and_an_error_for_images(pipe, saved):
+    conversation = [
+        {"role": "user", "content": " how many? "},
+        {"role": "assistant", "content": [{"type": "text", "text": "Two."}]},
+    ]
+    for folder in (saved, resolve_model("nano")):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        processor = DualTokenProcessor.from_pretrained(folder)
+        for options in ({}, {"add_generation_prompt": True}):
+            bare = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+            assert bare == processor.apply_chat_template(conversation, tokenize=False, **options)
+        with pytest.raises(Exception, match=r"import dualtoken\.mllm"):
+            tokenizer.apply_chat_template(messages("x.png", COLOUR), tokenize=False)
+        assert processor.chat_template is None
+        assert ChatFormat.from_chat_template(tokenizer).is_own
 
 
 # --- generation ----------------------------------------------------------------
