@@ -89,7 +89,7 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
         if room is not None and len(found) != room:
             where = f"text {number}" if len(slots) > 1 else "the text"
             raise UserError(
-                f"{where} has {room} places for images, and images are {len(found)}: give one for each "
+                f"{where} has {room} places for images, and {len(found)} images are given: give one for each "
                 f"{IMAGE} of a rendered text, or for each {{'type': 'image'}} of a conversation"
             )
     return given

@@ -116,7 +116,7 @@ def test_a_batch_takes_its_images_by_text_or_in_a_row(pipe, images):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda p, text, image: p(text=text), "1 places for images, and images are 0"),
+        (lambda p, text, image: p(text=text), "1 places for images, and 0 images are given"),
         (lambda p, text, image: p(text=text, images=[image, image]), "1 places for images"),
         (lambda p, text, image: p(text=[text, text], images=[image]), "images for 1"),
         (lambda p, text, image: p(text=[COLOUR, COLOUR], images=[image]), "images for 1"),
