@@ -116,8 +116,8 @@ def tokenize_shards(
     """Write the records of `source` with codes, uint16 (H, W, D), for images; returns the new manifest.
 
     Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
-    and metadata stay; `views` adds crops and mirror images. Records with an image that cannot be read are
-    rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on with the shards that
+    and metadata stay; `views` adds crops and mirror images. Records that are damaged, or have an image that
+    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on with the shards that
     are not in it; all calls with equal arguments write the same bytes.
 
     Args:
@@ -184,7 +184,10 @@ def _make_shards(
         bar.update(sum(shards[n]["records"] for n in range(len(shards)) if work.is_finished(n)))
         for number in own:
             work.clean(number)
-            dataset = ShardDataset(place / shards[number]["file"])
+            shard = place / shards[number]["file"]
+            if isinstance(shard, Path) and not shard.is_file():
+                raise UserError(f"{shard} is missing: copy it there, or make the data again")
+            dataset = ShardDataset(shard, tolerant=True, records=shards[number]["records"])
             first_key = int(before[number]) * encoder.views.copies
             with _part_writer(work.part(number), manifest, shard_size, first_key) as writer:
                 _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)

@@ -257,6 +257,7 @@ class ShardDataset:
 
     With `tolerant`, shards of a folder that are missing or damaged are named in the log, and their lost
     records raise RecordError when read, so that a run that met the damage on its way can also start again.
+    The same holds for a single tar where `records` says how many it should have, however many are lost.
 
     Errors:
         UserError for a source that is not there or is neither, a split that is not there, a manifest with
@@ -268,25 +269,27 @@ class ShardDataset:
         source: Source | Sequence[Source],
         split: str = "train",
         tolerant: bool = False,
+        records: int | None = None,
     ) -> None:
         flag(tolerant, "tolerant")
         self.split = split
         self.manifests: list[dict[str, Any]] = []
         self.shards: list[Path | Location] = []
         self._shapes: list[CodeShape | None] = []
-        records: list[int | None] = []  # of each shard, as the manifest says; None for a tar without one
+        expected: list[int | None] = []  # records of each shard; None for a tar of which nothing is known
         for item in _located(source):
             if _is_folder(item):
-                records += self._add_folder(item)
+                expected += self._add_folder(item)
             else:
                 self.shards.append(item)
                 self._shapes.append(None)
-                records.append(None)
-        self._indexes = _load_indexes(self.shards, records, tolerant)
+                expected.append(records)
+        self._indexes = _load_indexes(self.shards, expected, tolerant)
         lengths = [
-            max(len(i), n or 0) if tolerant else len(i) for i, n in zip(self._indexes, records, strict=True)
+            max(len(i), n or 0) if tolerant else len(i) for i, n in zip(self._indexes, expected, strict=True)
         ]
-        _require_readable_share(source, sum(map(len, self._indexes)), sum(lengths))
+        if records is None:
+            _require_readable_share(source, sum(map(len, self._indexes)), sum(lengths))
         self._starts = np.cumsum([0, *lengths])
         self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()

@@ -401,3 +401,22 @@ def test_two_processes_of_torchrun(tokenizer, images, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("9 records") == 1
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" * len(data)])
+def test_a_damaged_shard_costs_its_own_records_only(tokenizer, images, tmp_path, damage):
+    shard = images / "train-00000.tar"
+    shard.with_suffix(".index.json").unlink(missing_ok=True)
+    shard.write_bytes(damage(shard.read_bytes()))
+    manifest = tokenize_shards(tokenizer, images, tmp_path / "codes", progress=False)
+    left = manifest["counts"]["splits"]
+    assert 3 <= left["train"] < 7
+    assert left["heldout"] == 2
+    lost = [one["sample"] for one in manifest["rejected"]["samples"] if "train-00000" in one["sample"]]
+    assert len(lost) == 7 - left["train"]
+
+
+def test_a_missing_shard_is_an_error(tokenizer, images, tmp_path):
+    (images / "train-00000.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00000\.tar is missing"):
+        tokenize_shards(tokenizer, images, tmp_path / "codes", progress=False)
