@@ -117,8 +117,8 @@ def tokenize_shards(
 
     Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
     and metadata stay; `views` adds crops and mirror images. Records that are damaged, or have an image that
-    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on with the shards that
-    are not in it; all calls with equal arguments write the same bytes.
+    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on
+    with the shards that are not in it; all calls with equal arguments write the same bytes.
 
     Args:
         share: this process's part when several work on one output; all but the main one return None.

@@ -320,6 +320,9 @@ class ShardDataset:
     def __getitem__(self, index: int) -> Record:
         return self.record(index)
 
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.record, range(len(self)))
+
     def record(self, index: int, load_images: bool = True) -> Record:
         """Record `index`; without `load_images` its image parts keep the names of their members."""
         if not -len(self) <= index < len(self):

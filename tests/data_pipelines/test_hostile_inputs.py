@@ -520,7 +520,8 @@ def test_one_bad_row_costs_itself(tmp_path: Path, packed: bool):
 
 def test_orders_of_nlvr_are_numbers(tmp_path: Path):
     row = {"file": "0.png", "split": "dev", "id": "1", "sentence": "s", "label": "true"}
-    rows = [{**row, "perm": perm} for perm in (None, "x", [], 0)]
+    odd: list[Any] = [None, "x", [], 0]
+    rows = [{**row, "perm": perm} for perm in odd]
     buffer = io.BytesIO()
     Image.new("RGB", (400, 100)).save(buffer, "PNG")
     path = make_list(tmp_path / "set", rows, {"0.png": buffer.getvalue()}, packed=True)

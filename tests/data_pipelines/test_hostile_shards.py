@@ -194,7 +194,7 @@ def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, t
 @given(data=st.data())
 def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, whole: Path, tmp_path: Path) -> None:
     """Values anywhere in it are replaced by any JSON; the folder is read, or refused in one line."""
-    odd = st.sampled_from([None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"])
+    odd: Any = st.sampled_from([None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"])
     manifest = json.loads((whole / MANIFEST).read_text())
     for _ in range(data.draw(st.integers(1, 2))):
         place: Any = manifest
@@ -248,12 +248,14 @@ def test_what_is_no_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -
         [None],
         np.zeros(3),
     ]
+    datasets: list[Any] = [ShardDataset, lambda source: ShardDataset(source, tolerant=True)]
+    readers: list[Any] = [read_manifest, statistics, lambda source: list(check_shards(source))]
     for source in given:
-        for use in (ShardDataset, lambda source: ShardDataset(source, tolerant=True)):
+        for use in datasets:
             with pytest.raises(UserError):
                 use(source)
         if not isinstance(source, list):
-            for use in (read_manifest, statistics, lambda source: list(check_shards(source))):
+            for use in readers:
                 with pytest.raises(UserError):
                     use(source)
     for split in ("validation", None, 3, ["train"], "x" * 10_000, np.zeros(3)):
