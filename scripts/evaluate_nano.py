@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from ..common.images import load_image
 from ..eval.held_out import (
     EVALUATION_SEED,
     HELD_OUT,
@@ -237,8 +238,10 @@ def drawing_figures(
         count = drawings if skill == "single_object" else (drawings + 1) // 2
         drawn = drawn_and_checked(pipeline, skill, count, seed, **sampling)
         verdicts = [verdict for _, _, verdict in drawn]
+        scenes = [load_image(record.image_parts()[0]["image"]) for record, _, _ in drawn]
         ceiling = [
-            check(r.metadata["spec"], pipeline.reconstruct(r.image_parts()[0]["image"])) for r, _, _ in drawn
+            check(record.metadata["spec"], pipeline.reconstruct(scene))
+            for (record, _, _), scene in zip(drawn, scenes, strict=True)
         ]
         result[skill] = {
             "correct": percent([verdict.correct for verdict in verdicts]),

@@ -194,8 +194,8 @@ def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, t
 @given(data=st.data())
 def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, whole: Path, tmp_path: Path) -> None:
     """Values anywhere in it are replaced by any JSON; the folder is read, or refused in one line."""
-    values = [None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"]
-    odd: Any = st.sampled_from(values)
+    values: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"]
+    odd = st.sampled_from(values)
     manifest = json.loads((whole / MANIFEST).read_text())
     for _ in range(data.draw(st.integers(1, 2))):
         place: Any = manifest

@@ -104,12 +104,12 @@ def test_mistakes_are_one_line(pipe, square_file, call, named):
     assert len(str(caught.value)) <= 300
 
 
+NOT_SCALES: list[Any] = [float("nan"), float("inf"), 1e308, 10**400, -1, "3", None, True, []]
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"guidance_scale": value}
-        for value in (float("nan"), float("inf"), 1e308, 10**400, -1, "3", None, True, [])
-    ]
+    [{"guidance_scale": value} for value in NOT_SCALES]
     + [{"temperature": value} for value in (-0.1, float("nan"), "hot", 1e6)]
     + [{"top_k": value} for value in (-1, 2.5, "5", 10**30)]
     + [{"top_p": value} for value in (0, -0.5, 1.5, float("nan"))]

@@ -198,7 +198,8 @@ def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, tmp_path: 
         index = {"metadata": {}, "weight_map": dict.fromkeys(names, outside)}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "index names" in refused(lambda: DualTokenForConditionalGeneration.from_pretrained(folder))
-    for broken in ([], {"weight_map": []}, {}):
+    indexes: list[Any] = [[], {"weight_map": []}, {}]
+    for broken in indexes:
         (folder / "model.safetensors.index.json").write_text(json.dumps(broken))
         refused(lambda: DualTokenForConditionalGeneration.from_pretrained(folder))
 
