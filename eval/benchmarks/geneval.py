@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
-
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from ...common.json_files import read_json_lines
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means
 from ..local_models import local_clip, local_detector, missing
-from ..metrics.clip_score import LocalClip
 from ..registry import register
-from ..scorers.geneval import COLORS, TAGS, Detection, is_correct, kept_objects, summary
+from ..scorers.geneval import TAGS, is_correct, kept_objects, summary
 
 _NAME = "geneval-own-detector"
-_BACKGROUND = "#999"  # what the official script puts around an object before its colour is named
 
 
 @register
@@ -55,6 +47,8 @@ class GenEval(DrawingBenchmark):
             (place / "metadata.jsonl").write_text(json.dumps(dict(item.target)), encoding="utf-8")
 
     def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        from ..metrics.color_names import ColorNames  # here, because it imports torch
+
         detector, clip = local_detector(), local_clip()
         if detector is None:
             official = "run the official evaluate_images.py on the output folder, or name a detector"
@@ -71,7 +65,7 @@ class GenEval(DrawingBenchmark):
                 continue
             image = drawing.open()
             objects = kept_objects(detector(image), metadata["tag"])
-            right = is_correct(objects, metadata, _ColorNames(clip, image))
+            right = is_correct(objects, metadata, ColorNames(clip, image))
             by_tag.setdefault(metadata["tag"], []).append(right)
             by_item.setdefault(drawing.item.id, []).append(float(right))
         return Figures(_metrics(by_tag, colorless, notes), notes, item_means(by_item))
@@ -91,37 +85,3 @@ def _metrics(by_tag: dict[str, list[bool]], colorless: set[str], notes: list[str
         notes.append(f"{_NAME} and its parts {names} are null: colours are named by CLIP, {missing('clip')}")
     tags = [tag for tag in TAGS if tag in shares or tag in colorless]
     return {_NAME: overall} | {f"{_NAME}/{tag}": shares.get(tag) for tag in tags}
-
-
-class _ColorNames:
-    """Colours of objects by CLIP: cut out on grey, compared with GenEval's three prompts of each colour."""
-
-    def __init__(self, clip: LocalClip | None, image: Image.Image) -> None:
-        self._clip, self._image = clip, image
-
-    def __call__(self, found: Sequence[Detection], name: str) -> list[str]:
-        assert self._clip is not None  # prompts of colours are left out without one
-        features = self._clip.encode_images([self._cut(detection) for detection in found])
-        nearest = (features @ _color_classifier(self._clip, name)).argmax(dim=1)
-        return [COLORS[number] for number in nearest.tolist()]
-
-    def _cut(self, detection: Detection) -> Image.Image:
-        image = self._image
-        if detection.mask is not None:
-            grey = Image.new("RGB", image.size, _BACKGROUND)
-            image = Image.composite(image, grey, Image.fromarray(detection.mask))
-        left, top, right, bottom = (round(edge) for edge in detection.box)
-        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-
-
-@cache
-def _color_classifier(clip: LocalClip, name: str) -> Tensor:
-    """Embeddings (E, colours), each the normalised mean of its prompts."""
-    forms = (
-        "a photo of a {color} {name}",
-        "a photo of a {color}-colored {name}",
-        "a photo of a {color} object",
-    )
-    prompts = [[form.format(color=color, name=name) for form in forms] for color in COLORS]
-    means = torch.stack([clip.encode_texts(three).mean(dim=0) for three in prompts])
-    return F.normalize(means, dim=-1).T

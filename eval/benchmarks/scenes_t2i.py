@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.images import load_image
-from ...data_pipelines.scene_checker import CheckResult, check
 from ...data_pipelines.scene_language import EXACT_SKILLS
 from ..benchmark import Benchmark, Item, Score
 from ..held_out import drawing_prompts
 from ..registry import register
 from ..scorers.averages import percent
+
+if TYPE_CHECKING:
+    from ...data_pipelines.scene_checker import CheckResult
 
 # Prompts of each skill; single colours are part of the others.
 COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in EXACT_SKILLS}
@@ -41,6 +43,8 @@ class ScenesT2i(Benchmark):
         ]
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        from ...data_pipelines.scene_checker import check  # here, because it imports scipy
+
         verdicts: dict[str, list[CheckResult]] = defaultdict(list)
         right: dict[str, float] = {}
         for item in items:

@@ -16,6 +16,7 @@ from dualtoken.eval import drawings, get_benchmark
 from dualtoken.eval.benchmarks import dpg, genai_bench, geneval, mjhq30k
 from dualtoken.eval.local_models import LocalModels, local_models, use_local_models
 from dualtoken.eval.metrics.fid import frechet_distance
+from dualtoken.eval.metrics.fid_by_category import statistics_of
 from dualtoken.eval.scorers.geneval import Detection
 from dualtoken.tokenizer import UserError
 
@@ -240,7 +241,7 @@ def test_mjhq_by_category_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     metrics = benchmark.score(items, predictions, tmp_path).metrics
     assert set(metrics) == {name, f"{name}/animals", f"{name}/food", "clip_score"}
     sides = [
-        mjhq30k.statistics_of(paths, colour_features)
+        statistics_of(paths, colour_features)
         for paths in (list(references.values()), [tmp_path / names[0] for names in predictions.values()])
     ]
     assert metrics[name] == pytest.approx(frechet_distance(*sides), abs=1e-9)
