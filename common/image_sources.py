@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import ImageError, UserError, shown
-from .paths import regular_file, user_path
+from .paths import read_bounded, regular_file, user_path
 
 #: Files of more bytes are not read: 64 million pixels of 16-bit RGB, uncompressed, are fewer.
 LARGEST_IMAGE_FILE = 400_000_000
@@ -107,7 +107,7 @@ def read_image_file(path: Path) -> bytes:
         size = regular_file(path, "image").stat().st_size
         if size > LARGEST_IMAGE_FILE:
             raise ImageError(f"image {shown(str(path))} has {size} bytes, more than {LARGEST_IMAGE_FILE}")
-        return path.read_bytes()
+        return read_bounded(path, LARGEST_IMAGE_FILE)
     except OSError as error:
         raise ImageError(f"image {shown(str(path))} cannot be read: {error.strerror}") from None
     except UserError as error:

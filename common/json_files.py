@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, AnyStr
 
 from .errors import UserError, first_line, shown
+from .paths import read_bounded
 
 DEEPEST = 64
 #: Settings and manifests are never bigger; lists of records are read by other means.
@@ -166,7 +167,7 @@ def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
             raise UserError(f"{path} is not a file")
         if about.st_size > largest:
             raise UserError(f"{path} has {about.st_size} bytes; at most {largest} are read")
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bounded(path, largest).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -40,14 +41,42 @@ def regular_file(path: Path, what: str) -> Path:
     A folder, a pipe or a device may never end, or never answer; it is refused by what it is, unopened.
     """
     try:
-        mode = path.stat().st_mode
+        about = path.stat()
+        mode = about.st_mode
+        unsized = stat.S_ISREG(mode) and about.st_size == 0 and not _is_empty(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise UserError(f"{what} {shown(str(path))} cannot be read: {reason}") from None
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise UserError(f"{what} {shown(str(path))} is {kind}; give a file")
+    if unsized:
+        raise UserError(f"{what} {shown(str(path))} states no size, as files of /proc; give a copy of it")
     return path
+
+
+def read_bounded(path: Path, largest: int) -> bytes:
+    """The content of a regular file, whatever size the file system states: /proc states none.
+
+    Errors:
+        OSError for one that has more than `largest` bytes, or that would have to be waited for.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        data: bytes | None = file.read(largest + 1)
+    reason = errno.EAGAIN if data is None else errno.EFBIG
+    if data is None or len(data) > largest:
+        raise OSError(reason, os.strerror(reason), str(path))
+    return data
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing can be read of a file; OSError where it cannot be opened."""
+    try:
+        return read_bounded(path, 0) == b""
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EAGAIN, errno.EIO):
+            return False
+        raise
 
 
 def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
@@ -95,7 +124,10 @@ def walk_files(folder: Path) -> list[Path]:
             seen.add((about.st_dev, about.st_ino))
             children = sorted(here.iterdir())
         except OSError as error:
-            raise UserError(f"folder {shown(str(here))} cannot be read: {error.strerror}") from None
+            raise UserError(
+                f"folder {shown(str(here))} cannot be read ({error.strerror}): "
+                "make it readable, or move it away"
+            ) from None
         for child in children:
             if not os.path.isdir(child):  # unlike Path.is_dir, it takes what may not be looked at for a file
                 files.append(child)

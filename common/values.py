@@ -92,8 +92,13 @@ def _range(least: float, most: float | None) -> str:
     """The allowed range in words, with a space in front; empty where everything is allowed."""
     bounded = most is not None and most != math.inf
     if least == -math.inf:
-        return f" of {most:g} or less" if bounded else ""
-    return f" from {least:g} to {most:g}" if bounded else f" of {least:g} or more"
+        return f" of {_digits(most)} or less" if bounded else ""
+    return f" from {_digits(least)} to {_digits(most)}" if bounded else f" of {_digits(least)} or more"
+
+
+def _digits(number: float | None) -> str:
+    """A bound as a person writes it: whole numbers with all their digits."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _open_range(above: float | None, below: float | None) -> str:

@@ -140,6 +140,8 @@ def tokenize_shards(
     manifest = read_manifest(place)
     if "tokenizer" in manifest:
         raise UserError(f"{source} holds codes already: give the shards with the images.")
+    if not manifest["shards"]:
+        raise UserError(f"{source} holds no shards: there is nothing to tokenize.")
     processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
     # nn.Module's own `to`: that of PreTrainedModel has no usable types.
     torch.nn.Module.to(tokenizer.eval(), device)

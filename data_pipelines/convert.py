@@ -21,7 +21,7 @@ from ..common.errors import ImageError, UserError, one_line, shown
 from ..common.image_sources import LARGEST_IMAGE_FILE
 from ..common.images import MAX_PIXELS, decode_image
 from ..common.json_files import LARGEST_FILE, JsonError, enumerate_lines, parse_json
-from ..common.paths import inside, regular_file, user_path
+from ..common.paths import inside, read_bounded, regular_file, user_path
 from ..common.values import finite_number, whole_number
 from .records import STORED_FORMATS, EncodedImage, RecordError
 
@@ -181,7 +181,7 @@ def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
             raise RecordError("it is not a file")
         if about.st_size > largest:
             raise RecordError(f"it has {about.st_size} bytes, more than {largest}")
-        return path.read_bytes()
+        return read_bounded(path, largest)
     except (OSError, ValueError) as error:
         if isinstance(error, RecordError):
             raise

@@ -73,7 +73,7 @@ class Columns:
         return resolved._checked(known)
 
     def _checked(self, known: Sequence[str]) -> Columns:
-        given = f"the columns are {', '.join(known)}"
+        given = f"the columns are {', '.join(known)}" if known else "the first rows show no columns"
         if (self.question is None) != (self.answer is None):
             raise UserError("--question-column and --answer-column belong together: give both.")
         if self.conversations is None and self.question is None and self.caption is None:
@@ -120,6 +120,9 @@ class HuggingFaceSource(Source):
 
     def __post_init__(self) -> None:
         self.name = one_line(self.path)
+        self.image_folder = user_path(self.image_folder, "--image-folder")
+        if not self.image_folder.is_dir():
+            raise UserError(f"--image-folder {self.image_folder} is not a folder.")
         self._data: Dataset | None = open_dataset(
             self.path, self.config, self.split, self.revision, self.streaming
         )

@@ -127,7 +127,7 @@ def _parsed(line: bytes | None) -> Any:
     try:
         return JsonError("a line too long to be read") if line is None else parse_json(line)
     except JsonError as error:
-        return error
+        return JsonError(f"{error}; give one JSON list, or one entry a line")
 
 
 def _entry_name(number: int, entry: Any) -> str:

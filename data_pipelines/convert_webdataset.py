@@ -6,8 +6,10 @@ download has no image; it is counted with the reason that its `.json` gives.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -21,7 +23,7 @@ import braceexpand
 from ..common.errors import UserError, one_line, shown
 from ..common.json_files import JsonError, parse_json
 from ..common.outputs import Inputs
-from ..common.paths import regular_file, user_path
+from ..common.paths import regular_file, user_path, walk_files
 from .convert import Rejected, utf8_text
 from .convert_captions import CaptionOptions, caption_list, find_caption
 from .convert_run import Sample, Source
@@ -104,7 +106,7 @@ def find_tars(patterns: Sequence[str]) -> list[Path]:
     """
     tars: dict[Path, None] = {}
     for pattern in patterns:
-        for name in _expanded(str(user_path(pattern))):
+        for name in _expanded(pattern if "://" in pattern else str(user_path(pattern))):
             found = _meant(name)
             if not found:
                 raise UserError(f"--input {name} is no tar, and no folder or pattern of tars.")
@@ -124,8 +126,31 @@ def _meant(name: str) -> list[Path]:
     if os.path.isdir(path):
         return sorted(child for child in path.iterdir() if child.name.lower().endswith(TAR_SUFFIXES))
     if not os.path.lexists(path) and glob.has_magic(name):
-        return sorted(map(Path, glob.glob(name, recursive=True)))
+        return _below(path) if "**" in path.parts else sorted(map(Path, glob.glob(name)))
+    if "://" in name:
+        raise UserError(
+            f"--input {shown(name)} is an address: download the tars first, and name their folder"
+        )
     return [regular_file(path, "--input")]
+
+
+def _below(pattern: Path) -> list[Path]:
+    """The files that a pattern with `**` means, each once: unlike those of `glob`, loops of links end."""
+    literal = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    wanted = [part for part, _ in itertools.groupby(pattern.parts[len(literal) :])]
+    root = Path(*literal)
+    return [path for path in walk_files(root) if _matches(path.relative_to(root).parts, wanted)]
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a pattern; `**` stands for any folders that are not hidden."""
+    if not parts or not wanted:
+        return not parts and all(part == "**" for part in wanted)
+    hidden = parts[0].startswith(".")
+    if wanted[0] == "**":
+        return _matches(parts, wanted[1:]) or (not hidden and _matches(parts[1:], wanted))
+    fits = fnmatch.fnmatchcase(parts[0], wanted[0]) and hidden <= wanted[0].startswith(".")
+    return fits and _matches(parts[1:], wanted[1:])
 
 
 def _expanded(pattern: str) -> Iterator[str]:

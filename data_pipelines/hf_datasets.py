@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ _TABLES = (".csv", ".tsv")
 #: Seconds in which the hub has to answer.
 _PATIENCE = 5.0
 _FIRST_ROWS = 100  # of JSON, that tell the columns
+_PARQUET_ROWS = 64  # read at once; a row may hold images
 
 Row = dict[str, Any]
 
@@ -110,6 +111,8 @@ def _is_path(path: str) -> bool:
 def _open_local(path: Path, config: str | None, split: str) -> Dataset:
     if not path.is_dir():
         regular_file(path, "--input")
+        if config is not None:
+            raise UserError(f"--config {shown(config)} belongs to a hub id or a folder; {path} is a file")
     if path.suffix.lower() in (".json", ".jsonl", *_TABLES):
         split_files([path], path, split)
         return _open_text(path)
@@ -125,6 +128,10 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
             saved = saved[split]
         facts = _file_facts([path], path)
         return _of_library(saved, total=len(saved), licence=saved.info.license, fingerprint=facts)
+    if path.is_file() and path.suffix != ".arrow":
+        raise UserError(
+            f"--input {path}: give a file of .parquet, .json, .jsonl, .csv, .tsv or .arrow, or a folder"
+        )
     if path.is_dir():
         rows = datasets.load_dataset(str(path), config, split=split, streaming=True)
         every = sorted(file for file in path.rglob("*") if file.is_file())
@@ -162,26 +169,63 @@ def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
 
 
 def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
-    import datasets
     import pyarrow
     from pyarrow import parquet
 
-    whole: list[str] = []
+    whole: dict[Path, list[int]] = {}
+    columns: dict[str, None] = {}
     damaged: list[Rejected] = []
-    total = 0
     for file in files:
         try:
-            total += parquet.read_metadata(file).num_rows
-            whole.append(str(file))
+            about = parquet.read_metadata(file)
+            columns.update(dict.fromkeys(about.schema.to_arrow_schema().names))
+            groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != about.num_rows:
+                raise OSError("its row groups do not add up")
+            whole[file] = groups
         except (pyarrow.ArrowException, OSError) as error:
             damaged.append(Rejected(file.name, f"damaged parquet file ({one_line(error, 100)})"))
     if not whole:
         raise UserError(f"No parquet file in {path} can be read: {damaged[0].sample}: {damaged[0].reason}.")
-    rows = datasets.load_dataset("parquet", data_files={"train": whole}, split="train", streaming=True)
-    return _of_library(rows, damaged=damaged, total=total, fingerprint=_file_facts(files, path))
+
+    def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
+        for file, groups in whole.items():
+            for group, rows in enumerate(groups):
+                if start < rows:
+                    yield from islice(parquet_rows(file, group, rows, used), start, None)
+                start = max(0, start - rows)
+
+    total = sum(map(sum, whole.values()))
+    return Dataset(list(columns), read, damaged, total, fingerprint=_file_facts(files, path))
 
 
 # --- rows ----------------------------------------
+
+
+def parquet_rows(file: Path, group: int, rows: int, used: Sequence[str]) -> Iterator[Row | str]:
+    """The rows of one row group; what cannot be read of it is lost alone, and each such row is a reason."""
+    from pyarrow import parquet
+
+    passed = 0
+    try:
+        with parquet.ParquetFile(file) as opened:
+            batches = opened.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=sorted(set(used)))
+            for batch in batches:
+                for number in range(batch.num_rows):
+                    passed += 1
+                    yield _arrow_row(batch, number, used)
+    except Exception as error:  # Arrow raises nearly anything at damaged pages
+        reason = f"its part of {file.name} is damaged ({one_line(first_line(error), 100)})"
+        yield from repeat(reason, rows - passed)
+
+
+def _arrow_row(batch: Any, number: int, used: Sequence[str]) -> Row | str:
+    """The columns of one row; a file that lacks one of them has null in it."""
+    try:
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return dict.fromkeys(used) | {name: column[number].as_py() for name, column in columns}
+    except (ValueError, OverflowError) as error:  # dates that Python has not, bytes that are not UTF-8
+        return f"it cannot be read ({first_line(error)})"
 
 
 def _of_library(rows: Any, **facts: Any) -> Dataset:

@@ -27,6 +27,8 @@ from ..common.images import open_image
 from ..common.json_files import DEEPEST, JsonError, is_encodable, parse_json
 from ..mllm.messages import Message, normalise_messages
 
+#: Images of one record: with its codes, each becomes two members of its sample.
+MOST_IMAGES = 4096
 #: Characters of an id: those of a long path.
 LONGEST_ID = 4096
 #: A record is stored as one JSON object, in which its metadata lie deeper.
@@ -114,6 +116,8 @@ class Record:
             self.messages = normalise_messages(self.messages)
         except UserError as error:
             raise RecordError(f"Record {shown(self.id)}: {error}") from None
+        if (images := len(self.image_parts())) > MOST_IMAGES:
+            raise RecordError(f"Record {shown(self.id)}: {images} images; at most {MOST_IMAGES} are taken")
         if self.metadata is None:
             self.metadata = {}
         if not isinstance(self.metadata, dict):

@@ -18,6 +18,7 @@ from ..common.image_sources import image_source
 from ..common.images import load_image, open_image
 from ..common.json_files import JsonError, parse_json
 from .records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
+from .tar_index import require_readable, stored_size
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
 #: Codes are stored as uint16.
@@ -56,7 +57,12 @@ def encode_record(record: Record) -> EncodedSample:
     data = {"id": record.id, "messages": messages, "metadata": record.metadata}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     _require_size(text)
-    return EncodedSample([("json", text), *members], number)
+    members.insert(0, ("json", text))
+    try:
+        require_readable(sum(map(stored_size, (content for _, content in members))))
+    except OSError as error:
+        raise RecordError(f"Record {shown(record.id)}: {error}") from None
+    return EncodedSample(members, number)
 
 
 def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:

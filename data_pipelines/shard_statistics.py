@@ -73,7 +73,7 @@ class Tally:
 def shard_tally(folder: Path, shard: Mapping[str, Any]) -> Tally:
     """The tally of one shard; images are opened for their size, not decoded."""
     tally = Tally()
-    dataset = ShardDataset(folder / shard["file"])
+    dataset = ShardDataset(folder / shard["file"], records=shard["records"])
     for index in range(len(dataset)):
         try:
             tally.add(dataset[index])

@@ -398,6 +398,13 @@ def _is_folder(item: Path | Location) -> bool:
         raise UserError(f"{item} cannot be read: {first_line(error)}") from None
 
 
+_ADVICE = ": `dualtoken prepare check` names all damage; make the data again"
+
+
+def _without_stop(damage: object) -> str:
+    return str(damage).rstrip(". ")
+
+
 def _load_indexes(
     shards: Sequence[Path | Location], records: Sequence[int | None], tolerant: bool
 ) -> list[TarIndex]:
@@ -408,10 +415,12 @@ def _load_indexes(
     for shard, expected in zip(shards, records, strict=True):
         index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
         if damage is not None and (expected is None or not tolerant):
-            raise UserError(f"{damage} `dualtoken prepare check` names all damage; make the data again.")
+            raise UserError(f"{_without_stop(damage)}{_ADVICE}")
         if expected is not None and len(index) < expected:
-            lost = expected - len(index)
-            logger.warning("%s %d of its %d records are lost.", damage or f"{shard}:", lost, expected)
+            lost = f"{expected - len(index)} of its {expected} records are lost"
+            if not tolerant:
+                raise UserError(f"shard {shard}: {lost}{_ADVICE}")
+            logger.warning("%s %s.", damage or f"{shard}:", lost)
         indexes.append(index)
     return indexes
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from ..common.errors import UserError
+from ..common.json_files import is_encodable
+
 #: Characters of one line, and lines that one quoted field may go over.
 _LONGEST_LINE = 10_000_000
 _MOST_LINES = 1000
@@ -31,8 +34,17 @@ class Table:
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
 
     def columns(self) -> list[str]:
-        """The names of the columns; none for an empty file or one whose first row cannot be read."""
-        return next((fields for _, fields, _ in self._rows()), [])
+        """The names of the columns.
+
+        Errors:
+            UserError for an empty file, and where the first row cannot be read or is not UTF-8.
+        """
+        _, columns, problem = next(self._rows(), (1, [], "the file is empty"))
+        if not problem and (not is_encodable("".join(columns)) or "\0" in "".join(columns)):
+            problem = "it is not UTF-8: save the file as UTF-8"
+        if problem:
+            raise UserError(f"the first line of {self.path} names no columns: {problem}")
+        return columns
 
     def rows(self) -> Iterator[Row]:
         """All rows but the first."""

@@ -241,6 +241,11 @@ def require_readable(length: int) -> None:
         raise OSError(f"the sample has {length} bytes; at most {LARGEST_SAMPLE} are read")
 
 
+def stored_size(content: bytes) -> int:
+    """The bytes that a member of this content takes in a tar."""
+    return _BLOCK + _padded(len(content))
+
+
 def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
     """(key, {name after the key: content}) of the bytes of one sample. ValueError where they are none."""
     members: dict[str, bytes] = {}

@@ -97,7 +97,9 @@ def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
                     if info.size < 0 or archive.offset <= end:
                         raise tarfile.ReadError("a member of negative size")
                     end = archive.offset
-                    if size is not None and info.offset_data + info.size > size:
+                    # A sparse member states the size that it has unpacked; the tar holds less.
+                    stored = archive.offset if info.issparse() else info.offset_data + info.size
+                    if size is not None and stored > size:
                         raise tarfile.ReadError(f"cut short within '{info.name}'")
                     if (member := _member(file, info, size is None, skipped)) is not None:
                         yield member
@@ -119,7 +121,9 @@ def _member(file: Any, info: tarfile.TarInfo, read: bool, skipped: Counter[str])
     if ending not in TEXT_ENDINGS and not is_image_name(f"x.{ending}"):
         _count_ending(ending, skipped)
         return _Member(key, ending, None)
-    if not info.isreg() or info.issparse():
+    if info.issparse():
+        return _Member(key, ending, None, f"its .{ending} is a sparse file")
+    if not info.isreg():
         return _Member(key, ending, None, f"its .{ending} is a link or a device")
     if info.size > (LARGEST_TEXT_FILE if ending in TEXT_ENDINGS else LARGEST_IMAGE_FILE):
         if read:
@@ -273,4 +277,5 @@ def _held(content: Content) -> int:
 
 
 def _listed(endings: Counter[str]) -> str:
-    return ", ".join(f".{one_line(ending, 20)}" for ending in sorted(endings)[:5])
+    names = (f".{one_line(ending, 20)}" if ending else "without an ending" for ending in sorted(endings)[:5])
+    return ", ".join(names)

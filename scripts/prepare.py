@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, shown
+from ..common.errors import LONGEST_MESSAGE, UserError, one_line, shown
 from ..data_pipelines.convert import MAX_PIXELS, MOST_WORKERS, ImageOptions, OutputOptions
 from ..data_pipelines.convert_captions import TASKS as CAPTION_TASKS
 from ..data_pipelines.convert_captions import CaptionOptions
@@ -270,10 +270,19 @@ def run(args: argparse.Namespace) -> int:
     if skipped := manifest.get("skipped"):
         print(f"left out: {', '.join(f'{n} {what}' for what, n in skipped.items())}", file=sys.stderr)
     if counts["rejected"]:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in manifest["rejected"]["reasons"].items())
-        names = args.output / REJECTED
-        print(f"{counts['rejected']} samples rejected ({reasons}); {names} names them", file=sys.stderr)
+        print(_rejected(manifest["rejected"]["reasons"], args.output / REJECTED), file=sys.stderr)
     return 0
+
+
+def _rejected(reasons: dict[str, int], names: Path) -> str:
+    """One line of how many samples were rejected and why, the most frequent reasons first."""
+    line = f"{sum(reasons.values())} samples rejected, named in {one_line(names, LONGEST_MESSAGE // 2)}"
+    for number, (reason, times) in enumerate(sorted(reasons.items(), key=lambda item: -item[1])):
+        longer = f"{line}{', ' if number else ': '}{reason} ({times})"
+        if len(longer) > LONGEST_MESSAGE - len(", …"):
+            return f"{line}, …"
+        line = longer
+    return line
 
 
 def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     if manifest is None:  # the main process speaks for all
         return 0
     counts = manifest["counts"]
+    if not counts["records"]:
+        raise UserError(f"no record of {args.input} could be used; {args.output}/manifest.json says why")
     print(f"{counts['records']} records, {counts['images']} images as codes in {args.output}")
     if counts["rejected"]:
         print(f"{counts['rejected']} records rejected; the manifest names them", file=sys.stderr)

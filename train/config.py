@@ -508,18 +508,35 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         raise UserError(f"recipe: {_reason(error)}") from error
 
 
+#: Lines in which jsonargparse tells how it is built, not what is wrong.
+_SCAFFOLD = re.compile(
+    r"Parser key |Does not validate|Subtypes:|Errors:|Problem with given class_path|Given value|"
+    r"Subclass types|Expected a <class 'NoneType'>|a class path|a dict w"
+)
+#: Its words for what is wrong, and ours.
+_WORDS = (
+    (re.compile(r"<class 'int'>"), "whole number"),
+    (re.compile(r"<class 'float'>"), "number"),
+    (re.compile(r"<class 'str'>"), "text"),
+    (re.compile(r"<class 'bool'>"), "truth value (true or false)"),
+    (re.compile(r"<class 'dict'>"), "mapping"),
+    (re.compile(r"<class '(list|tuple)'>"), "list"),
+    (re.compile(r"Expected a typing\.Literal\[(.*?)\]\."), r"Expected one of \1."),
+    (re.compile(r"Expected a dot import path string: (.*)"), r"Expected a mapping. Got value: \1"),
+    (re.compile(r"Not a valid subclass of \w+\."), "Expected a mapping."),
+    (re.compile(r"the following arguments are required: (.*)"), r"\1 is missing"),
+)
+
+
 def _reason(error: BaseException) -> str:
-    """jsonargparse's explanation, of a value in optional sections only the innermost: which key, and why."""
+    """jsonargparse's explanation as one line: which key, and what is wrong with it."""
     text = str(error)
-    inner = [
-        line.strip(" -")
-        for line in text.splitlines()
-        if ("is not accepted" in line or "Expected a" in line) and "NoneType" not in line
-    ]
-    if "Union subtypes" not in text or not inner:
-        return text
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    return f"{'.'.join(keys)}: {inner[0]}"
+    lines = [line.strip(" -") for line in text.splitlines()]
+    reason = next((line for line in lines if line and not _SCAFFOLD.match(line)), text)
+    for theirs, ours in _WORDS:
+        reason = theirs.sub(ours, reason)
+    keys = ".".join(re.findall(r'^[\s-]*Parser key "([^"]+)":\s*$', text, re.MULTILINE))
+    return f"{keys}: {reason}" if keys else reason
 
 
 def _with_recipe_files(arguments: list[str]) -> list[str]:

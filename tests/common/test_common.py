@@ -27,7 +27,7 @@ from dualtoken.common.json_files import (
 from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import check_output, mark_output
-from dualtoken.common.paths import inside, is_plain_name, regular_file, walk_files
+from dualtoken.common.paths import inside, is_plain_name, read_bounded, regular_file, walk_files
 from dualtoken.common.values import finite_number, refuse_unknown, seed_number, whole_number
 from dualtoken.common.yaml_files import read_yaml
 
@@ -319,3 +319,21 @@ def test_a_count_may_be_absent_where_a_default_stands():
     assert take_count({"n": None}, "n", "file", 3) == 3
     with pytest.raises(UserError, match="n is -1"):
         take_count({"n": -1}, "n", "file", None)
+
+
+def test_no_more_is_read_of_a_file_than_allowed(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    assert read_bounded(file, 5) == b"12345"
+    with pytest.raises(OSError, match="too large"):
+        read_bounded(file, 4)
+    os.mkfifo(tmp_path / "pipe")
+    assert read_bounded(tmp_path / "pipe", 5) == b""  # nobody writes; it is not waited for
+    if Path("/proc/self/status").is_file():
+        with pytest.raises(UserError, match="states no size"):
+            regular_file(Path("/proc/self/status"), "--input")
+
+
+def test_bounds_are_written_with_all_their_digits():
+    with pytest.raises(UserError, match=r"from 8 to 2147483647$"):
+        whole_number(2**31, "--size", 8, 2**31 - 1)

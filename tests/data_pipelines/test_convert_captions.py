@@ -396,3 +396,63 @@ def test_sources_travel_to_worker_processes(tmp_path, rows):
         (here,) = source.records(sample.payload)
         there, payload = pickle.loads(pickle.dumps((source, sample.payload)))
         assert encode_record(next(iter(there.records(payload)))[0]) == encode_record(here[0])
+
+
+def test_a_damaged_part_of_a_parquet_file_costs_its_own_rows(output, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    photo = {"bytes": picture(), "path": "a.png"}
+    for name in ("a", "b"):
+        table = pyarrow.table({"image": [photo] * 6, "caption": [f"{name}{n}" for n in range(6)]})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    file = tmp_path / "a.parquet"
+    data = bytearray(file.read_bytes())
+    start = parquet.read_metadata(file).row_group(1).column(0).dictionary_page_offset
+    data[start : start + 20] = bytes(20)
+    file.write_bytes(data)
+
+    manifest = write_source(HuggingFaceSource(str(tmp_path)), output)
+    dataset = ShardDataset(output.folder)
+    assert [dataset[n].texts()[-1] for n in range(len(dataset))] == [
+        *("a0", "a1", "a4", "a5"),
+        *(f"b{n}" for n in range(6)),
+    ]
+    lost = manifest["rejected"]["samples"]
+    assert [item["sample"] for item in lost] == ["row 2", "row 3"]
+    assert all("a.parquet is damaged" in item["reason"] for item in lost)
+    # Rows are numbered as if nothing had been lost, so a run that was stopped goes on at the right one.
+    source = HuggingFaceSource(str(tmp_path))
+    assert [
+        sample.name if hasattr(sample, "name") else sample.sample for sample in source.samples_from(3)
+    ] == [f"row {n}" for n in range(3, 12)]
+
+
+def test_odd_columns_of_parquet_cost_a_row_or_nothing(output, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    photo = {"bytes": picture(), "path": None}
+    captions = pyarrow.array([2**60, 0], pyarrow.date64())  # a date that Python has not
+    parquet.write_table(pyarrow.table({"image": [photo] * 2, "caption": captions}), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match="row 0: it cannot be read"):
+        write_source(HuggingFaceSource(str(tmp_path / "d.parquet")), output)
+    twice = pyarrow.table([[photo], ["x"], ["y"]], names=["image", "caption", "caption"])
+    parquet.write_table(twice, tmp_path / "d.parquet")
+    assert write_source(HuggingFaceSource(str(tmp_path / "d.parquet")), output)["counts"]["records"] == 1
+
+
+def test_options_that_mean_nothing_for_a_file_are_said(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.csv").write_text("image,caption\na.png,x\n")
+    for given, message in (
+        ({"path": str(tmp_path / "a.txt")}, "give a file of .parquet"),
+        ({"path": str(tmp_path / "a.csv"), "config": "x"}, "--config 'x' belongs to a hub id"),
+        (
+            {"path": str(tmp_path / "a.csv"), "image_folder": tmp_path / "none"},
+            "--image-folder .* is not a folder",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            HuggingFaceSource(**given)

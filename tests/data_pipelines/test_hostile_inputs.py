@@ -25,6 +25,7 @@ from dualtoken.data_pipelines import tar_samples as tars
 from dualtoken.data_pipelines.convert import ImageList, ImageOptions, OutputOptions, Rejected
 from dualtoken.data_pipelines.convert_captions import CaptionOptions
 from dualtoken.data_pipelines.convert_folder import FolderSource
+from dualtoken.data_pipelines.convert_llava import prepare_llava
 from dualtoken.data_pipelines.convert_run import write_source
 from dualtoken.data_pipelines.convert_scenes import SceneOptions
 from dualtoken.data_pipelines.convert_sets import prepare_emoji, prepare_labels, prepare_nlvr
@@ -460,9 +461,88 @@ def test_any_table_gives_rows(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     table = Table(path)
-    table.columns()
+    with contextlib.suppress(UserError):  # nothing names columns in what is empty or no text
+        table.columns()
     lines = [row.line for row in table.rows()]
     assert lines == sorted(set(lines))
+
+
+def test_a_table_in_another_encoding_or_without_a_line_is_said(tmp_path: Path):
+    table = tmp_path / "a.csv"
+    for data, reason in (
+        ("image,caption\n".encode("utf-16"), "not UTF-8"),
+        (b"", "empty"),
+        (b'"a,b', "quote"),
+    ):
+        table.write_bytes(data)
+        with pytest.raises(UserError, match=reason):
+            Table(table).columns()
+
+
+# --- files without a size, and loops ---
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc here")
+def test_files_that_state_no_size_are_read_no_further_than_allowed(tmp_path: Path):
+    for name, source in (("memory", "/proc/self/pagemap"), ("status", "/proc/self/status")):
+        (tmp_path / f"{name}.png").symlink_to(source)
+        (tmp_path / f"{name}.txt").write_text("a file of the system")
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    (tmp_path / "photo.txt").write_text("a photo")
+    output = OutputOptions(tmp_path / "out", progress=False)
+    manifest = write_source(FolderSource(tmp_path, options=CaptionOptions()), output)
+    assert ids(tmp_path / "out") == ["photo"]
+    assert set(rejected(manifest)) == {"memory.png", "status.png"}
+
+
+def test_a_pattern_of_tars_takes_each_once_and_ends_at_loops(tmp_path: Path):
+    wanted = ("a.tar", "x/b.tar", "x/y/c.tar")
+    for name in (*wanted, ".hidden/d.tar", "x/.e.tar", "x/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(tar_bytes("0.jpg", "0.txt"))
+    for name in ("one", "two", "x/three"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert find_tars([f"{tmp_path}/**/*.tar"]) == [tmp_path / name for name in wanted]
+    assert find_tars([f"{tmp_path}/x/**/**/c.t?r"]) == [tmp_path / "x/y/c.tar"]
+    with pytest.raises(UserError, match="download"):
+        find_tars(["https://example.org/a.tar"])
+
+
+def test_a_sparse_member_costs_itself_only(tmp_path: Path):
+    header = tarfile.TarInfo("s.jpg")
+    header.type, header.size = tarfile.GNUTYPE_SPARSE, 512
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = b"%011o\0%011o\0" % (0, 512)  # one piece of 512 bytes,
+    block[483:495] = b"%011o\0" % 30_000_000  # of a file that is said to be far longer than this tar
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    manifest = convert(tmp_path, bytes(block) + bytes(512) + tar_bytes("s.txt", "0.jpg", "0.txt"))
+    assert ids(tmp_path / "out") == ["t/0"]
+    assert rejected(manifest) == {"t.tar: s": "its .jpg is a sparse file"}
+
+
+# --- what is rejected is told, in one line ---
+
+
+def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    entries: list[Any] = [[], 1, "x", None, {}, {"conversations": 1}, {"conversations": [1]}, *([7] * 9)]
+    entries += [{"conversations": [{"from": "human", "value": value}]} for value in ({}, None, "<video> x")]
+    entries += [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
+    (tmp_path / "e.json").write_text(json.dumps(entries))
+    output = tmp_path / "out"
+    given = ["--input", str(tmp_path / "e.json"), "--output", str(output)]
+    assert cli.main(["prepare", "llava", *given, "--no-progress"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) <= 300
+    assert line.startswith(f"{len(entries) - 1} samples rejected, named in {output}")
+    assert "it is not a JSON object but … (11)" in line
+    assert line.endswith(", …")
+
+
+def test_json_over_several_lines_says_what_is_read(tmp_path: Path):
+    (tmp_path / "one.json").write_text(json.dumps({"conversations": []}, indent=1))
+    with pytest.raises(UserError, match="one JSON list, or one entry a line"):
+        prepare_llava(tmp_path / "one.json", OutputOptions(tmp_path / "out", progress=False))
 
 
 # --- image lists ---

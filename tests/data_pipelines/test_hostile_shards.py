@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualtoken.common.errors import LONGEST_MESSAGE, UserError
+from dualtoken.data_pipelines import tar_index
 from dualtoken.data_pipelines.manifest import MANIFEST, read_manifest
-from dualtoken.data_pipelines.records import Record, RecordError, assistant, user
+from dualtoken.data_pipelines.records import MOST_IMAGES, Record, RecordError, assistant, user
+from dualtoken.data_pipelines.sample_codec import encode_record
 from dualtoken.data_pipelines.shard_check import check_shards
 from dualtoken.data_pipelines.shard_statistics import statistics
 from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter, file_checksum
@@ -636,3 +638,32 @@ def test_empty_shards_no_records_and_equal_ids(tmp_path: Path) -> None:
     changed(empty, "counts.records", 0)
     assert len(ShardDataset(empty)) == 0
     assert faults(empty) == []
+
+
+# --- what is written can be read ---
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = {"type": "image", "image": np.zeros((1, 1, 3), np.uint8)}
+    many = Record("many", [user(*[part] * (MOST_IMAGES + 1), "?"), assistant("no")], {})
+    with pytest.raises(RecordError, match=f"at most {MOST_IMAGES}"):
+        encode_record(many)
+    assert 2 * MOST_IMAGES < tar_index._MOST_MEMBERS  # with codes, too
+    monkeypatch.setattr(tar_index, "LARGEST_SAMPLE", 1000)
+    with pytest.raises(RecordError, match="at most 1000"):
+        encode_record(codes_record(1))
+
+
+def test_a_shard_that_lost_records_is_not_passed_over(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "train-00000.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="3 of its 3 records are lost"):
+        ShardDataset(folder)
+    assert len(ShardDataset(folder, tolerant=True)) == 6
+    with pytest.raises(UserError, match="3 of its 3 records are lost"):
+        statistics(folder)
+    assert main(["prepare", "stats", str(folder)]) == 2
+    assert "`dualtoken prepare check` names all damage" in capsys.readouterr().err

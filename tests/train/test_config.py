@@ -81,7 +81,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         parse_recipe([_changed(tmp_path, optimizer={"learning_rate": 1e-3})])
     with pytest.raises(UserError, match=r"^recipe: mllm\.lora: Option 'ranks' is not accepted$"):
         parse_recipe(["nano_sft", "--mllm.lora", "{ranks: 3}"])
-    with pytest.raises(UserError, match=r"^recipe: mllm\.prompt_dropout: Expected a .*float.*x$"):
+    with pytest.raises(UserError, match=r"^recipe: mllm\.prompt_dropout: Expected a number\. Got value: x$"):
         parse_recipe(["nano_sft", "--mllm.prompt_dropout", "x"])
 
 
@@ -286,3 +286,23 @@ def test_home_is_expanded_wherever_a_recipe_names_a_path(monkeypatch: pytest.Mon
     assert (
         parse_recipe(["base_256_rvq4", "--tokenizer.teacher", "~/x"]).tokenizer.teacher == "/home/somebody/x"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--validation.prompts", "[a]"], "validation: every is missing"),
+        (["--mllm.llm", "null"], "mllm: llm is missing"),
+        (["--mllm.lora", "5"], "mllm.lora: Expected a mapping. Got value: 5"),
+        (["--data.sources", "{a: null}"], "data.sources: Expected a mapping. Got value: None"),
+        (["--run.steps", "1e3"], "run.steps: Expected a whole number. Got value: 1000.0"),
+        (
+            ["--run.offload", "8"],
+            "run.offload: Expected one of 'none', 'optimizer', 'all'. Got value: 8",
+        ),
+    ],
+)
+def test_a_wrong_kind_of_value_is_told_in_plain_words(arguments, reason):
+    with pytest.raises(UserError) as error:
+        parse_recipe(["nano_sft", *arguments])
+    assert str(error.value) == f"recipe: {reason}"
