@@ -61,7 +61,7 @@ def test_on_a_grid_an_object_covers_the_same_part_of_every_cell_wherever_it_is(c
 
 
 def test_a_grid_is_for_drawing_prompts_and_not_too_coarse():
-    with pytest.raises(UserError, match="--grid 7"):
+    with pytest.raises(UserError, match="--grid is 7"):
         SceneOptions(task="t2i", grid=7)
     with pytest.raises(UserError, match="--task vqa"):
         SceneOptions(task="vqa", grid=8)
