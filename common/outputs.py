@@ -17,23 +17,34 @@ from .locks import LOCK, OWNER
 #: Lies in every folder that a command made; without it a folder is somebody's own and is never replaced.
 MARK = ".dualtoken.json"
 _UNSEEN = {MARK, LOCK, OWNER}
+#: What makes folders of shards; the last is a program that writes them itself.
+SHARD_MAKERS = ("dualtoken prepare", "dualtoken tokenize", "dualtoken")
 
 #: What a command reads, by the option that names it; None is passed over.
 Inputs = Mapping[str, Path | Sequence[Path] | None]
 
 
-def check_output(output: Path, inputs: Inputs, overwrite: bool, option: str = "--output") -> None:
+def check_output(
+    output: Path, inputs: Inputs, overwrite: bool, option: str = "--output", makers: Sequence[str] = ()
+) -> None:
     """Raise UserError, before anything is touched, unless `output` can be made by a command.
 
-    Refused are an output that is one of the inputs or a folder around one, one on a mount point (the finished
-    folder could not be renamed to it), a file in its place, and a folder that is not empty: with `overwrite`
-    only one that this package made and that holds nothing else is allowed.
+    Refused are an output that is one of the inputs or a folder around one, the current folder and a mount
+    point (the finished folder could not be renamed to them), a file in its place, and a folder that is not
+    empty: with `overwrite` only one that this package made and that holds nothing else is allowed. `makers`
+    are the commands whose folders may be replaced (none: those of any), so that no model is lost for data,
+    nor data for a model.
     """
     refuse_overlap(output, inputs, option)
     with examining(output, option):
         if is_mount_point(output):
             raise UserError(
                 f"{option} {output} is a mount point and cannot be replaced; give a folder inside it"
+            )
+        if Path.cwd().is_relative_to(output.resolve()):
+            raise UserError(
+                f"{option} {output} is the current folder or holds it, and cannot be replaced; "
+                "name a folder to make"
             )
         require_writable(output, option)
         if not output.exists() and not output.is_symlink():
@@ -46,6 +57,12 @@ def check_output(output: Path, inputs: Inputs, overwrite: bool, option: str = "-
         hint = "give another folder, or pass --overwrite" if is_ours(output) else "give another folder"
         raise UserError(f"{option} {output} exists already: {hint}")
     require_ours(output, option)
+    maker = read_json_object(output / MARK).get("made_by")
+    if makers and maker not in makers:
+        raise UserError(
+            f"{option} {output} was made by {shown(maker)}, which this command does not replace: remove it "
+            "yourself, or give another folder"
+        )
 
 
 def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> None:

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..common.errors import ImageError, UserError, shown
-from ..common.outputs import Inputs, check_output
+from ..common.outputs import SHARD_MAKERS, Inputs, check_output
 from ..common.paths import user_path
 from ..common.values import whole_number
 from ..tokenizer.modeling import DualTokenizer
@@ -136,7 +136,7 @@ def tokenize_shards(
     place = user_path(place) if isinstance(place, Path) else place
     inputs = {**(reads or {}), "--input": place if isinstance(place, Path) else None}
     if share.is_main:
-        check_output(output, inputs, overwrite)
+        check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
     manifest = read_manifest(place)
     if "tokenizer" in manifest:
         raise UserError(f"{source} holds codes already: give the shards with the images.")

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..common.errors import UserError, first_line, one_line, shown
 from ..common.files import atomic_folder
-from ..common.outputs import check_output, mark_output
+from ..common.outputs import SHARD_MAKERS, check_output, mark_output
 from ..common.paths import is_plain_name, plain_name
 from ..common.values import flag, whole_number
 from .manifest import FORMAT, FORMAT_VERSION, MANIFEST, manifest_code_shape, read_manifest
@@ -117,7 +117,7 @@ class ShardWriter:
         first_key: int = 0,
     ) -> None:
         self.folder = Path(folder)
-        check_output(self.folder, {}, overwrite)
+        check_output(self.folder, {}, overwrite, makers=SHARD_MAKERS)
         self._shard_size = whole_number(shard_size, "--shard-size", 1)
         self._description = {"source": source, "licence": licence, "settings": dict(settings or {})}
         self._extra = dict(extra or {})

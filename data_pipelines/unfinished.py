@@ -16,7 +16,7 @@ from ..common.errors import UserError
 from ..common.files import atomic_file, replace_folder
 from ..common.json_files import read_json_object
 from ..common.locks import LOCK, OWNER, only_process
-from ..common.outputs import MARK, Inputs, check_output, mark_output, refuse_overlap
+from ..common.outputs import MARK, SHARD_MAKERS, Inputs, check_output, mark_output, refuse_overlap
 
 PLAN = "plan.json"
 _KEPT = {LOCK, OWNER, MARK}
@@ -36,11 +36,12 @@ def making(output: Path, inputs: Inputs, overwrite: bool, command: str) -> Itera
         UserError where `output` may not be made (`check_output`), where the folder is somebody's own, and
         while another process makes the same output.
     """
-    check_output(output, inputs, overwrite)
+    check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
     folder = partial_folder(output)
     refuse_overlap(folder, inputs, "the unfinished output")
     with holding(folder, f"--output {output}", command):
-        check_output(output, inputs, overwrite)  # another process may have finished it meanwhile
+        # Another process may have finished it meanwhile.
+        check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
         yield folder
 
 

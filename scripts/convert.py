@@ -24,6 +24,8 @@ from ..common.paths import user_path
 from . import options
 from .options import integer
 
+_COMMAND = "dualtoken convert"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
@@ -68,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     """Convert and print what came out. UserError for files that do not fit, before anything is written."""
     if args.kind == "official" and args.backbone is not None and user_path(args.backbone).exists():
         args.backbone = str(user_path(args.backbone))
-    check_output(args.output, inputs_of(args), args.overwrite)
+    check_output(args.output, inputs_of(args), args.overwrite, makers=[_COMMAND])
     import transformers
 
     transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
     status = convert_official(args) if args.kind == "official" else convert_checkpoint(args)
-    mark_output(args.output, "dualtoken convert")
+    mark_output(args.output, _COMMAND)
     return status
 
 

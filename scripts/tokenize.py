@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.outputs import check_output
+from ..common.outputs import SHARD_MAKERS, check_output
 from ..common.paths import user_path
 from . import options
 from .options import add_device_argument, integer, number, path, resolve_device
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     folder, share = tokenizer_folder(args.tokenizer), Share.from_environment()
     if share.is_main:  # the model takes a while to load
         source = None if is_url(args.input) else user_path(args.input)
-        check_output(args.output, {"--input": source, "--tokenizer": args.tokenizer}, args.overwrite)
+        inputs = {"--input": source, "--tokenizer": args.tokenizer}
+        check_output(args.output, inputs, args.overwrite, makers=SHARD_MAKERS)
     device = resolve_device(args.device)
     if device == "cuda":
         import torch

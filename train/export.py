@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, one_line
 from ..common.files import atomic_folder
 from .checkpoint import Checkpoints
-from .checkpoint_files import RECIPE, STATE, SavedState, damage, fault, read_beside
+from .checkpoint_files import (
+    BEST,
+    RECIPE,
+    STATE,
+    STEP_NAME,
+    SavedState,
+    damage,
+    fault,
+    is_checkpoint,
+    read_beside,
+)
 from .config import Recipe, parse_recipe, save_resolved
 from .distributed import World
 from .objectives import Objective, build_objective
 from .resume import recipe_file, written_recipe
 from .saved_state import saved_weights
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,14 +59,25 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
         newest = steps[-1] if steps else None
         lowest = None if best is None else best.step
         wanted = lowest if step == "best" else (step or newest)
+        if step == "best" and lowest is None:
+            raise UserError(f"{checkpoints.folder / BEST} names no whole checkpoint; give a step's number")
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
             there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
             raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
         found = checkpoints.path(int(wanted))
+        if step is None:
+            _warn_of_newer(checkpoints, found)
     wrong = fault(found) or damage(found)
     if wrong is not None:
         raise UserError(f"checkpoint {found} {wrong}; take another one by --step")
     return found
+
+
+def _warn_of_newer(checkpoints: Checkpoints, taken: Path) -> None:
+    """Say that checkpoints newer than the one that is taken are not whole."""
+    for folder in sorted(taken.parent.iterdir()):
+        if STEP_NAME.fullmatch(folder.name) and folder.name > taken.name and is_checkpoint(folder):
+            logger.warning(one_line(f"checkpoint {folder} {fault(folder)}; {taken.name} is taken"))
 
 
 def recipe_of(checkpoint: Path) -> Recipe:

@@ -26,7 +26,7 @@ from dualtoken.common.json_files import (
 )
 from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
-from dualtoken.common.outputs import check_output, mark_output
+from dualtoken.common.outputs import MARK, SHARD_MAKERS, check_output, mark_output
 from dualtoken.common.paths import inside, is_plain_name, read_bounded, regular_file, walk_files
 from dualtoken.common.values import finite_number, refuse_unknown, seed_number, whole_number
 from dualtoken.common.yaml_files import read_yaml
@@ -163,6 +163,29 @@ def test_a_path_that_no_file_system_takes_is_one_line(tmp_path: Path):
             check_output(path, {}, overwrite=True)
         with contextlib.suppress(UserError):  # one that can be resolved is refused where it is read
             check_output(tmp_path / "out", {"--input": path}, overwrite=True)
+
+
+def test_the_current_folder_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for output in (".", "..", "../b", str(tmp_path)):
+        with pytest.raises(UserError, match="is the current folder or holds it"):
+            check_output(Path(output), {}, overwrite=False)
+    check_output(Path("../c"), {}, overwrite=False)
+
+
+def test_what_another_command_made_is_not_replaced(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "weights").touch()
+    mark_output(output, "dualtoken convert")
+    check_output(output, {}, overwrite=True, makers=["dualtoken convert"])
+    check_output(output, {}, overwrite=True)
+    with pytest.raises(UserError, match="made by 'dualtoken convert'"):
+        check_output(output, {}, overwrite=True, makers=SHARD_MAKERS)
+    (output / MARK).write_text('{"entries": ["weights"]}')  # nobody says that it may go
+    with pytest.raises(UserError, match="made by None"):
+        check_output(output, {}, overwrite=True, makers=SHARD_MAKERS)
 
 
 def test_a_lock_alone_does_not_fill_an_output(tmp_path: Path):

@@ -98,6 +98,19 @@ def test_adapters_are_merged(chain: Chain, llm: Path, tmp_path: Path) -> None:  
     assert_same_folder(run / "model", tmp_path / "out")
 
 
+def test_a_newer_checkpoint_that_is_not_whole_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    checkpoints: Checkpoints = saved(run / "checkpoints", 10, 20)
+    (checkpoints.path(20) / "state.json").write_text("{")
+    (checkpoints.folder / "step-00000030").mkdir()  # somebody's own
+    assert find_checkpoint(run).name == "step-00000010"
+    (message,) = caplog.messages
+    assert "step-00000020 is incomplete" in message
+    assert message.endswith("step-00000010 is taken")
+
+
 def test_the_checkpoint_meant_is_found_or_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
     checkpoints: Checkpoints = saved(run / "checkpoints", 10, 20)
@@ -106,7 +119,7 @@ def test_the_checkpoint_meant_is_found_or_named(tmp_path: Path) -> None:
     assert find_checkpoint(checkpoints.path(10)) == checkpoints.path(10)
     with pytest.raises(UserError, match=r"no checkpoint of step 15; there are 10, 20"):
         find_checkpoint(run, 15)
-    with pytest.raises(UserError, match="no checkpoint of step best"):
+    with pytest.raises(UserError, match=r"best.json names no whole checkpoint"):
         find_checkpoint(run, "best")
     with pytest.raises(UserError, match="neither the output folder of a run"):
         find_checkpoint(tmp_path)
