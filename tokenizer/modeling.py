@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +282,11 @@ class DualTokenizer(PreTrainedModel):
         ]
 
     def _pixel_values(self, images: Any) -> Tensor:
-        """Tensors of floating numbers as they are, anything else through an image processor of this size."""
+        """Tensors of floating numbers, also as a processor gives them, as they are; anything else through an
+        image processor of this size.
+        """
+        if isinstance(images, Mapping) and "pixel_values" in images:
+            images = images["pixel_values"]
         if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
             return images
         processor = DualTokenizerImageProcessor(size=self.config.image_size)

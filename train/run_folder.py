@@ -28,7 +28,7 @@ def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
         UserError on every rank, before anything is written: the folder is an input of the run or holds one,
         is somebody's own, cannot be written, or another run is at work in it.
     """
-    folder = user_path(recipe.output)
+    folder = user_path(recipe.output, "output")
     with ExitStack() as held:
         world.on_main(lambda: _take(recipe, folder, held))
         yield folder
@@ -50,7 +50,7 @@ def inputs_of(recipe: Recipe) -> dict[str, Path | None]:
         named["tokenizer.perceptual_weights"] = recipe.tokenizer.perceptual_weights
     if recipe.contrastive is not None:
         named["contrastive.text_tokenizer"] = recipe.contrastive.text_tokenizer
-    local = {key: user_path(text) for key, text in named.items() if text and not is_url(text)}
+    local = {key: user_path(text, key) for key, text in named.items() if text and not is_url(text)}
     return {key: path for key, path in local.items() if path.exists()}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from ..common.files import atomic_folder
 from ..common.machine import LARGE_BATCH, suitable_threads
 from .checkpoint import Checkpoints, JudgedBy
@@ -315,6 +315,7 @@ def _export(objective: Objective, folder: Path, recipe: Recipe, checkpoint: Path
             save_resolved(recipe, temporary / "recipe.yaml")
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the model could not be written to {folder} ({first_line(error)}). The training is done, and "
-            f"{checkpoint} holds it: make room, and start the run again, which then only writes the model"
+            f"The training is done, as {checkpoint.name} holds it, but the model could not be written to "
+            f"{shown(str(folder))} ({shown(first_line(error))}): make room and start the run again, which "
+            "then only writes the model"
         ) from error

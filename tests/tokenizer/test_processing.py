@@ -121,16 +121,17 @@ def test_wrong_settings_of_a_saved_processor_are_one_line(settings):
         DualTokenizerImageProcessor(**settings)
 
 
-def test_a_tokenizer_says_how_images_become_what_it_takes(tiny):
-    picture = Image.new("RGB", (16, 16))
-    for given in (picture, [picture], "a.png", np.asarray(picture), DualTokenizerImageProcessor(16)(picture)):
-        with pytest.raises(UserError, match="processor"):
-            tiny.encode(given)
-    with pytest.raises(UserError, match="processor"):
-        tiny.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-    values = DualTokenizerImageProcessor(16)(picture)["pixel_values"]
-    with pytest.raises(UserError, match="`pixel` of what encode returns"):
-        tiny.decode(tiny.encode(values))
+def test_a_tokenizer_prepares_images_as_its_processor_does(tiny, tmp_path):
+    picture = Image.effect_noise((20, 30), 80).convert("RGB")
+    picture.save(tmp_path / "a.png")
+    inputs = DualTokenizerImageProcessor(16)(picture)
+    expected = tiny.encode(inputs["pixel_values"])
+    for given in (picture, [picture], tmp_path / "a.png", np.asarray(picture), inputs):
+        assert torch.equal(tiny.encode(given).pixel, expected.pixel)
+        assert torch.equal(tiny.encode(given).semantic, expected.semantic)
+    assert torch.equal(tiny.decode(expected), tiny.decode(expected.pixel))
+    with pytest.raises(UserError, match="does not exist"):
+        tiny.encode("nowhere.png")
 
 
 def test_saving_and_loading(tmp_path, tiny):
