@@ -86,7 +86,8 @@ def check_file(path: Path, inputs: Inputs, is_ours: Callable[[Path], bool], opti
             raise UserError(f"{option} {path} is a folder; name a file")
         for name, given in inputs.items():
             for source in [given] if isinstance(given, Path) else given or []:
-                if source.resolve() == path.resolve() or (path.exists() and source.samefile(path)):
+                both = path.exists() and source.exists()
+                if source.resolve() == path.resolve() or (both and source.samefile(path)):
                     raise UserError(f"{option} {path} is also {name}: give another name, it would be lost")
         require_writable(path, option)
         if os.path.lexists(path) and not (path.is_file() and is_ours(path)):

@@ -37,8 +37,10 @@ def check_yaml(text: str, path: Path) -> None:
         for number, event in enumerate(yaml.parse(text, Loader=_LOADER)):
             if number == 2 and not isinstance(event, yaml.MappingStartEvent):
                 raise no_mapping
+            if isinstance(event, yaml.NodeEvent):
+                _refuse_key_twice(open_nodes[-1], event, path)
             if isinstance(event, yaml.CollectionStartEvent):
-                open_nodes.append(_Node(event.anchor))
+                open_nodes.append(_Node(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             elif isinstance(event, yaml.CollectionEndEvent | yaml.ScalarEvent):
                 node = open_nodes.pop() if isinstance(event, yaml.CollectionEndEvent) else _Node(event.anchor)
                 if node.anchor is not None:
@@ -59,7 +61,20 @@ def check_yaml(text: str, path: Path) -> None:
 
 
 class _Node:
-    """A part of the text: its anchor's name, and how many values it is."""
+    """A part of the text: its anchor's name, how many values it is, and of a mapping the keys so far."""
 
-    def __init__(self, anchor: str | None) -> None:
+    def __init__(self, anchor: str | None, is_mapping: bool = False) -> None:
         self.anchor, self.size = anchor, 1
+        self.is_mapping, self.children = is_mapping, 0
+        self.keys: set[str] = set()
+
+
+def _refuse_key_twice(parent: _Node, event: yaml.NodeEvent, path: Path) -> None:
+    """Raise UserError where a mapping names a key again: YAML readers pass over the first without a word."""
+    parent.children += 1
+    if not parent.is_mapping or parent.children % 2 == 0 or not isinstance(event, yaml.ScalarEvent):
+        return
+    if event.value in parent.keys:
+        line = event.start_mark.line + 1
+        raise UserError(f"{path}, line {line}: the key {shown(event.value)} comes a second time")
+    parent.keys.add(event.value)

@@ -322,6 +322,8 @@ HOSTILE_YAML = {
     "code": b"a: !!python/object/apply:os.abort []",
     "no date": b"a: 2020-99-99",
     "a list as key": b"? [a]\n: b",
+    "a key twice": b"a: 1\nb: {a: 2}\na: 3",
+    "an inner key twice": b"a: [{b: 1, c: b, b: 2}]",
 }
 
 

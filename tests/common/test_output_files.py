@@ -107,3 +107,8 @@ def test_a_name_of_any_length_that_the_disk_takes_can_be_written(tmp_path: Path)
         with atomic_file(tmp_path / name) as temporary:
             temporary.touch()
         assert (tmp_path / name).is_file()
+
+
+def test_an_input_that_is_not_there_is_not_the_outputs_fault(tmp_path: Path):
+    write_picture(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    check_file(tmp_path / "a.png", {"RUN": tmp_path / "none"}, is_our_picture)
