@@ -164,7 +164,7 @@ def draw_all(
     together = max(1, settings["batch_size"] // settings["num_images"])
     batches = -(-len(prompts) // together) * -(-settings["num_images"] // settings["batch_size"])
     positions = batches * pipeline.model.config.num_positions
-    with tqdm(total=positions, unit="position", disable=None) as bar:
+    with tqdm(total=positions, unit="position", mininterval=1.0) as bar:
         for start in range(0, len(prompts), together):
             some = prompts[start : start + together]
             drawn = pipeline.generate_images_many(
