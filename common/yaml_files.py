@@ -75,6 +75,6 @@ def _refuse_key_twice(parent: _Node, event: yaml.NodeEvent, path: Path) -> None:
     if not parent.is_mapping or parent.children % 2 == 0 or not isinstance(event, yaml.ScalarEvent):
         return
     if event.value in parent.keys:
-        line = event.start_mark.line + 1
-        raise UserError(f"{path}, line {line}: the key {shown(event.value)} comes a second time")
+        place = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
+        raise UserError(f"{path}{place}: the key {shown(event.value)} comes a second time")
     parent.keys.add(event.value)
