@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
@@ -20,6 +20,7 @@ from .paths import read_bounded, regular_file, user_path
 
 #: Files of more bytes are not read: 64 million pixels of 16-bit RGB, uncompressed, are fewer.
 LARGEST_IMAGE_FILE = 400_000_000
+_SCHEME = re.compile(r"\s*(file(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://))", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 #: First bytes of the formats that people put into base64; AVIF and HEIF have theirs four bytes later.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -120,7 +121,12 @@ def inline_image(text: str) -> bytes | None:
     Errors:
         ImageError for a data: URL that is broken.
     """
-    return _from_data_url(text) if text.startswith("data:") else _from_base64(text)
+    return _from_data_url(text.strip()) if is_data_url(text) else _from_base64(text)
+
+
+def is_data_url(text: str) -> bool:
+    """Whether `text` is written as a data: URL, in capitals or small letters, perhaps behind a space."""
+    return text[:80].lstrip()[:5].lower() == "data:"
 
 
 def _from_text(text: str) -> tuple[str, bytes]:
@@ -129,11 +135,14 @@ def _from_text(text: str) -> tuple[str, bytes]:
         return _from_path(text)
     if (data := inline_image(text)) is not None:
         return "the given image", data
-    if text.startswith(("http://", "https://")):
+    if (scheme := _SCHEME.match(text)) is None:
+        return _from_path(text)
+    if scheme[1].lower() != "file":
         raise ImageError(f"image {shown(text)} is a web address: download it first, and give the file")
-    if text.startswith("file:"):
-        text = url2pathname(urlsplit(text).path)
-    return _from_path(text)
+    try:
+        return _from_path(url2pathname(urlsplit(text).path))
+    except ValueError:  # "file://[", a host that is none
+        raise ImageError(f"image {shown(text)} is not a path") from None
 
 
 def _from_path(given: str | Path) -> tuple[str, bytes]:
@@ -155,10 +164,10 @@ def _from_data_url(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or len(body) > 2 * LARGEST_IMAGE_FILE:
         raise ImageError(f"image {shown(url)} is not a data: URL that can be read: data:image/png;base64,…")
-    if not head.endswith(";base64"):
+    if not head.lower().rstrip().endswith(";base64"):
         return unquote_to_bytes(body)
     try:
-        return _decode_base64(body)
+        return _decode_base64(unquote(body))
     except (binascii.Error, ValueError):
         raise ImageError(f"image {shown(url)}: what follows the comma is not base64") from None
 

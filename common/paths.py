@@ -18,9 +18,11 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """`path` with a leading ~ expanded.
 
     Errors:
-        UserError, starting with `what`, for one that no file system can hold.
+        UserError, starting with `what`, for one that no file system can hold, and for what is no path at all.
     """
-    text = os.fspath(path)
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{what} {shown(path)} is not a path; give a text or a pathlib.Path")
+    text = os.fsdecode(path)
     if not text or "\0" in text:
         raise UserError(f"{what} {shown(text)} is not a path")
     try:
@@ -96,10 +98,11 @@ def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
     if links:
         return path
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{what} {shown(name)} is a link out of {folder}")
-    except (OSError, RuntimeError):  # a loop of links
+        stays = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, too long, half of a surrogate pair
         raise UserError(f"{what} {shown(name)} cannot be followed") from None
+    if not stays:
+        raise UserError(f"{what} {shown(name)} is a link out of {folder}")
     return path
 
 

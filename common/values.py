@@ -64,7 +64,8 @@ def seed_number(value: Any, name: str = "seed") -> int:
 
 
 def flag(value: Any, name: str) -> bool:
-    """`value`, which must be True or False."""
+    """`value`, which must be True or False; numpy's and torch's are taken."""
+    value = _scalar(value)
     if not isinstance(value, bool):
         raise UserError(f"{name} is {shown(value)}; give True or False")
     return value

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..common.errors import shown
 from ..common.json_files import JsonError, parse_json
-from ..mllm.messages import IMAGE_KINDS, Message, image_source, is_media, media_kind, no_media
+from ..mllm.messages import IMAGE_KINDS, TEXT_KINDS, Message, image_source, is_media, media_kind, no_media
 from .foreign_values import first_given, optional_text
 from .records import Part, RecordError, text_part
 
@@ -163,7 +163,7 @@ def _pieces_of_part(part: Any) -> list[str | ImageMark]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise RecordError(f"a part of a turn is {shown(part)}, without a type")
-    if kind == "text":
+    if kind in TEXT_KINDS:
         text = optional_text(part.get("text"), "text part")
         if text is None:
             raise RecordError("a text part has no text")

@@ -9,9 +9,12 @@ from transformers import GenerationConfig
 
 from ..common.errors import UserError, shown
 from ..common.images import ImageSource
-from ..common.values import refuse_unknown
+from ..common.values import flag, refuse_unknown
+from .messages import text_problem
 from .sampling import ImageSamplingOptions, as_seeds
 
+#: Images of one prompt in one call: all of them are kept until the last one is drawn.
+MOST_IMAGES = 1_000_000
 #: Options of `chat` beside those of image sampling and of transformers' generation.
 CHAT_OPTIONS = (
     "compile",
@@ -41,6 +44,8 @@ def given_text(text: Any, name: str, instead: str = "") -> str:
         raise UserError(f"{name} is {shown(text)}; give a text{instead}")
     if not text.strip():
         raise UserError(f"{name} is empty; give at least one word")
+    if problem := text_problem(text):
+        raise UserError(f"{name} cannot be used: {problem}")
     return text
 
 
@@ -86,6 +91,8 @@ def check_chat_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an option of `chat` that nothing knows, or that is none."""
     generation = GenerationConfig().to_dict()
     refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingOptions.names(), *generation}, "option of chat")
+    if options.get("do_sample") is not None:
+        flag(options["do_sample"], "do_sample")
 
 
 def prompt_seeds(seed: Any, prompts: int) -> list[int]:

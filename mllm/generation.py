@@ -13,7 +13,7 @@ from ..common.errors import UserError, shown
 from ..common.machine import suitable_threads
 from ..common.values import whole_number
 from ..tokenizer import VisualCodes
-from .image_generation import ImageGenerator, ImagePrompt
+from .image_generation import ImageGenerator, ImagePrompt, check_compile
 from .image_watcher import ImageWatcher
 from .interleaved import InterleavedOutput
 from .own_random import OwnRandom
@@ -91,14 +91,15 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     @torch.inference_mode()
     def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
         """Image-mode output (B, P x 2D) to pixels (B, 3, S, S) in the image processor's range."""
-        return self._decode_pixel_codes(self.split_image_tokens(image_tokens).pixel)
+        return self.decode_pixel_codes(self.split_image_tokens(image_tokens).pixel)
 
     @torch.inference_mode()
-    def _decode_pixel_codes(self, codes: Tensor) -> Tensor:
+    def decode_pixel_codes(self, codes: Tensor) -> Tensor:
         """Pixels (I, 3, S, S) of codes (I, P, D)."""
         tokenizer = self.require_visual_tokenizer()
         grid = codes.unflatten(1, tuple(self.config.grid_size))
-        return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
 
     def split_image_tokens(self, image_tokens: Tensor) -> VisualCodes:
         """Image-mode output (B, P x (Dp + Ds)) as codes (B, P, Dp) and (B, P, Ds)."""
@@ -124,7 +125,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             config.eos_token_id,
             config.assistant_token_id,
         ]
-        return torch.tensor([*ids, config.image_start_token_id], dtype=torch.long)
+        return torch.tensor([*ids, config.image_start_token_id], dtype=torch.long, device="cpu")
 
     # ---- text
 
@@ -245,6 +246,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             raise UserError("this model has no pixel codes (visual_branches: semantic), so it cannot draw")
         if do_sample is False:
             kwargs["temperature"] = 0.0
+        check_compile(compile)
         options = ImageSamplingOptions.of(self.config.image_sampling, kwargs)
         num_return_sequences = whole_number(num_return_sequences, "num_return_sequences", 1)
         first_image_index = whole_number(first_image_index, "first_image_index")
@@ -326,6 +328,9 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         max_images = whole_number(max_images, "max_images")
         max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
         image_kwargs = {key: kwargs.pop(key) for key in SAMPLING_FIELDS if key in kwargs}
+        # Said before the first word, also where no image follows.
+        ImageSamplingOptions.of(self.config.image_sampling, image_kwargs)
+        check_compile(compile)
         (image_seed,) = _seeds(seed, generator, 1)
         own_random = OwnRandom(image_seed, self.device)
         device, given = input_ids.device, 0 if pixel_codes is None else pixel_codes.shape[0]
@@ -387,7 +392,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
         """Pixels of codes (I, P, D), or None where there are none or no visual tokenizer."""
         if self.visual_tokenizer is None or not pixel_codes.shape[0]:
             return None
-        return self._decode_pixel_codes(pixel_codes)
+        return self.decode_pixel_codes(pixel_codes)
 
     def _may_draw(self, length: int) -> bool:
         """Whether the model draws at all, and its context holds `length` tokens and then a whole image."""

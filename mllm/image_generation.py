@@ -11,11 +11,12 @@ be compiled as one graph.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..common.errors import UserError, shown
 from ..tokenizer import VisualCodes
 from . import sampling
 from .depth_transformer import DepthCache, DepthTransformer
@@ -56,6 +57,15 @@ class Branch(NamedTuple):
     def of(cls, head: DepthTransformer | None, codebook: FrozenCodebook, rows: int) -> "Branch | None":
         """The branch, or None for one that the model does not have."""
         return None if head is None else cls(head, codebook, head.new_cache(rows))
+
+
+def check_compile(choice: Any) -> None:
+    """Raise UserError unless `choice` is True, False, or the name of a backend that `torch.compile` knows."""
+    if isinstance(choice, bool):
+        return
+    backends = torch.compiler.list_backends(exclude_tags=()) if isinstance(choice, str) else []
+    if choice not in backends:
+        raise UserError(f"compile is {shown(choice)}; give True, False, or a backend of torch.compile")
 
 
 class ImageGenerator:
@@ -141,7 +151,9 @@ class ImageGenerator:
         positions = self.config.num_positions
         self.depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
         self.states = torch.zeros(all_rows, self.config.text_config.hidden_size, dtype=dtype, device=device)
-        self.uniforms = torch.zeros(positions, self.rows, sum(self.depths), device=device)
+        self.uniforms = torch.zeros(
+            positions, self.rows, sum(self.depths), dtype=torch.float32, device=device
+        )
         self.scales = sampling.guidance_scales(self.options, positions).to(device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.pixel_codes, self.semantic_codes = (

@@ -3,7 +3,7 @@
 A conversation is a list of messages `{"role": "system" | "user" | "assistant", "content": [part, ...]}`; the
 content may also be a text. A part is a text, or one of
 
-* `{"type": "text", "text": ...}`
+* `{"type": "text", "text": ...}`, also as OpenAI's responses write it: `input_text`, `output_text`
 * `{"type": "image", "image": whatever load_image takes}`, also as OpenAI and transformers write it:
   `image_url`, `url`, `path`, `base64`
 * `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}`, cached codes of the visual tokenizer
@@ -19,12 +19,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..common.errors import UserError, shown
+from ..common.image_sources import is_data_url
 from ..common.json_files import is_encodable
 
 ROLES = ("system", "user", "assistant")
 
 Message = dict[str, Any]
 
+#: Types of a part that holds a text: ours, and what OpenAI's responses call it.
+TEXT_KINDS = ("text", "input_text", "output_text")
 #: Types of a part that holds an image: ours, and what OpenAI's chat and responses call it.
 IMAGE_KINDS = ("image", "image_url", "input_image")
 _SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source", "data")
@@ -43,7 +46,7 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
     Raises:
         UserError: names the message and the part that does not fit, counted from 1.
     """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+    if not is_list(messages):
         raise UserError(
             "a conversation is a list of messages [{'role': 'user', 'content': ...}], not a single value"
         )
@@ -53,6 +56,12 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
             "the conversation is empty, it has no messages; give one {'role': 'user', 'content': ...}"
         )
     return normalised
+
+
+def is_list(value: Any) -> bool:
+    """Whether `value` holds several things, in any kind of list; an array without dimensions does not."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    return several and getattr(value, "ndim", 1) > 0
 
 
 def has_cached_codes(part: Mapping[str, Any]) -> bool:
@@ -71,7 +80,7 @@ def image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
         if isinstance(source, Mapping):
             source = image_source(source, may_nest=False) if may_nest else None
         if source is not None:
-            bare = key in ("base64", "data") and isinstance(source, str) and not source.startswith("data:")
+            bare = key in ("base64", "data") and isinstance(source, str) and not is_data_url(source)
             return f"data:;base64,{source}" if bare else source
     return None
 
@@ -120,7 +129,7 @@ def _normalise_message(number: int, message: Mapping[str, Any]) -> Message:
         raise UserError(f"{where} has role {shown(role)}; allowed: {', '.join(ROLES)}")
     if isinstance(content, str):
         content = [content]
-    elif isinstance(content, bytes | Mapping) or not isinstance(content, Iterable):
+    elif not is_list(content):
         raise UserError(f"{where}: content is a text or a list of parts, not {type(content).__name__}")
     parts = [_normalise_part(f"{where}, part {place}", part, role) for place, part in enumerate(content, 1)]
     if not parts:
@@ -131,10 +140,10 @@ def _normalise_message(number: int, message: Mapping[str, Any]) -> Message:
 def _normalise_part(where: str, part: Any, role: str) -> dict[str, Any]:
     if isinstance(part, str):
         part = {"type": "text", "text": part}
-    if not isinstance(part, dict | Mapping) or part.get("type") is None:
+    if not isinstance(part, dict | Mapping) or not isinstance(part.get("type"), str):
         raise UserError(f"{where} needs a 'type': text or image")
     kind = part["type"]
-    if kind == "text":
+    if kind in TEXT_KINDS:
         text = part.get("text")
         if not isinstance(text, str):
             raise UserError(f"{where} is of type text and needs a string under 'text', not {shown(text)}")

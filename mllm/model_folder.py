@@ -7,7 +7,7 @@ from pathlib import Path
 from ..common.errors import UserError, shown
 from ..common.json_files import read_json_object
 from ..common.model_source import model_source
-from ..common.paths import inside
+from ..common.paths import inside, user_path
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "dualtoken"
@@ -29,9 +29,13 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
         UserError: the folder is no saved DualToken model, or the name fits none of the three.
     """
     source = model_source(name)
+    if not isinstance(subfolder, str):
+        raise UserError(f"subfolder is {shown(subfolder)}; give a text, the name of a folder in the model's")
     if not Path(source).is_dir():
         return source
-    folder = inside(Path(source), subfolder, "subfolder") if subfolder else Path(source)
+    folder = Path(source)
+    if subfolder:
+        folder = user_path(inside(folder, subfolder, "subfolder"), "subfolder")
     if not is_model_folder(folder):
         raise UserError(
             f"{folder} is no DualToken model: it has no {CONFIG_FILE} of model_type {MODEL_TYPE!r}"

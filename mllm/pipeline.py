@@ -256,7 +256,7 @@ class DualTokenPipeline:
         positions of all batches, a function those of each.
         """
         prompts = arguments.given_prompts(prompts)
-        num_images = whole_number(num_images, "num_images", 1)
+        num_images = whole_number(num_images, "num_images", 1, arguments.MOST_IMAGES)
         batch_size = whole_number(batch_size, "batch_size", 1)
         seeds = arguments.prompt_seeds(seed, len(prompts))
         images: list[list[Image.Image]] = [[] for _ in prompts]
@@ -292,10 +292,10 @@ class DualTokenPipeline:
 
     def reconstruct(self, image: Any) -> Image.Image | list[Image.Image]:
         """The image as its pixel codes hold it, at the model's resolution; a list of images gives a list."""
-        tokenizer = self.model.require_visual_tokenizer()
+        self.model.require_visual_tokenizer()
         pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            decoded = tokenizer.decode(tokenizer.encode(pixel_values.to(self.device)).pixel)
+            decoded = self.model.decode_pixel_codes(self.model.encode_images(pixel_values).pixel)
         images = self.processor.image_processor.to_images(decoded)
         return images if isinstance(image, list | tuple) else images[0]
 

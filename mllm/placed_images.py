@@ -126,7 +126,8 @@ def _parts(conversation: Any) -> Iterator[Any]:
 def _is_placeholder(part: Any) -> bool:
     return (
         isinstance(part, Mapping)
-        and part.get("type") in IMAGE_KINDS
+        and isinstance(part.get("type"), str)
+        and part["type"] in IMAGE_KINDS
         and not has_cached_codes(part)
         and image_source(part) is None
     )

@@ -165,9 +165,9 @@ class DualTokenProcessor(ProcessorMixin):
             raise UserError("an empty batch has nothing to collate")
         length = max(len(record) for record in records)
         shape = (len(records), length)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long)
-        labels = torch.full(shape, IGNORE, dtype=torch.long)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
+        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
+        attention_mask = torch.zeros(shape, dtype=torch.long, device="cpu")
         for row, record in enumerate(records):
             start = 0 if padding_side == "right" else length - len(record)
             place = slice(start, start + len(record))
@@ -192,9 +192,9 @@ class DualTokenProcessor(ProcessorMixin):
         if not rows:
             raise UserError("an empty batch has nothing to collate")
         shape = (len(rows), length)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long)
-        labels = torch.full(shape, IGNORE, dtype=torch.long)
-        position_ids = torch.zeros(shape, dtype=torch.long)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
+        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
+        position_ids = torch.zeros(shape, dtype=torch.long, device="cpu")
         for row, records in enumerate(rows):
             start = 0
             for record in records:
@@ -206,9 +206,9 @@ class DualTokenProcessor(ProcessorMixin):
                 input_ids[row, start:end] = torch.from_numpy(record.input_ids)
                 labels[row, start:end] = torch.from_numpy(record.labels)
                 labels[row, start] = IGNORE  # the state to its left is that of another record
-                position_ids[row, start:end] = torch.arange(end - start)
+                position_ids[row, start:end] = torch.arange(end - start, device="cpu")
                 start = end
-            position_ids[row, start:] = torch.arange(length - start)
+            position_ids[row, start:] = torch.arange(length - start, device="cpu")
         batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
         return batch | self._collate_images(
             [i for records in rows for record in records for i in record.images]

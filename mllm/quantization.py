@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
-from ..common.errors import UserError, first_line
+from ..common.errors import UserError, first_line, shown
 from .configuration import DualTokenConfig
 
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -22,8 +22,8 @@ INT8_MATMUL_LOGGER = "bitsandbytes.autograd._functions"
 
 def require_quantization(quantization: str, device: torch.device) -> None:
     """Raise UserError where a model cannot be loaded like this, before anything is loaded."""
-    if quantization not in QUANTIZATIONS:
-        raise UserError(f"quantization {quantization!r} is unknown; allowed: {', '.join(QUANTIZATIONS)}")
+    if not isinstance(quantization, str) or quantization not in QUANTIZATIONS:
+        raise UserError(f"quantization {shown(quantization)} is unknown; allowed: {', '.join(QUANTIZATIONS)}")
     if quantization == "none":
         return
     if device.type != "cuda":

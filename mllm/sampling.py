@@ -19,6 +19,8 @@ from ..common.values import refuse_unknown, seed_number
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 SAMPLERS = ("inverse_cdf", "gumbel")
 _WORD = 0xFFFFFFFF
+#: Whatever torch's default dtype and device are, a seed gives the same image.
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,15 @@ def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> T
     image i of seed s is the same wherever and beside whatever it is drawn.
     """
     stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator().manual_seed(stream)
-    return torch.rand(positions, codes, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(stream)
+    return torch.rand(positions, codes, generator=generator, **_PLAIN)
 
 
 def guidance_scales(options: ImageSamplingOptions, positions: int) -> Tensor:
     """The guidance scale at every position of an image: (positions,) fp32."""
     if options.guidance_schedule == "constant":
-        return torch.full((positions,), options.guidance_scale)
-    progress = torch.linspace(0.0, 1.0, positions) if positions > 1 else torch.ones(1)
+        return torch.full((positions,), options.guidance_scale, **_PLAIN)
+    progress = torch.linspace(0.0, 1.0, positions, **_PLAIN) if positions > 1 else torch.ones(1, **_PLAIN)
     if options.guidance_schedule == "cosine":
         progress = (1.0 - torch.cos(math.pi * progress)) / 2.0
     return 1.0 + (options.guidance_scale - 1.0) * progress

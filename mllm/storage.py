@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from ..common.bounded_settings import ATTENTION, most_layers
-from ..common.errors import UserError
+from ..common.errors import UserError, shown
 from ..common.files import make_readable
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from ..tokenizer.loading import TOKENIZER_FOLDER, loading_reason
@@ -126,7 +126,8 @@ class DualTokenStorage(PreTrainedModel):
                 tokenizer where one was asked for, or an attention that is unknown or not installed.
         """
         check_attention(kwargs.get("attn_implementation"))
-        source = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        kwargs = {key: value for key, value in kwargs.items() if key != "subfolder" or value is not None}
+        source = resolve_model(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"trust_remote_code": False, "use_safetensors": True}
         hub = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
@@ -163,8 +164,9 @@ def check_attention(implementation: str | None) -> None:
     """Raise UserError for an attention that is unknown or not installed; None leaves the choice to
     transformers.
     """
-    if implementation is not None and implementation not in ATTENTION:
-        raise UserError(f"attn_implementation is {implementation!r}; allowed: {', '.join(ATTENTION)}")
+    known = isinstance(implementation, str) and implementation in ATTENTION
+    if implementation is not None and not known:
+        raise UserError(f"attn_implementation is {shown(implementation)}; allowed: {', '.join(ATTENTION)}")
     if implementation == "flash_attention_2" and not is_flash_attn_2_available():
         raise UserError(
             "attn_implementation 'flash_attention_2' needs a CUDA device and the package flash-attn (extra "

@@ -32,6 +32,8 @@ from .options import (
 
 DRAWINGS = Path("drawings")
 LONGEST_LINE = 1_000_000  # characters
+#: So many times the longest line are read away before the input is taken for one that never ends.
+MOST_PIECES = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +112,8 @@ def take_turn(session: ChatSession, line: str) -> None:
     try:
         if not is_encodable(line):
             raise UserError("that line is not UTF-8 text, and was left out")
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"that line has more than {LONGEST_LINE} characters, and was left out")
         session.handle(line)
     except KeyboardInterrupt:
         print("\n(stopped)")
@@ -123,16 +127,24 @@ def take_turn(session: ChatSession, line: str) -> None:
 
 
 def read_line() -> str:
-    """The next line. EOFError at the end of the input, UserError for a line without end."""
+    """The next line. EOFError at the end of the input, UserError for a line without end.
+
+    Of a line that is too long a little more than LONGEST_LINE characters come back; the rest is read away.
+    """
     if sys.stdin.isatty():
         return input("> ")
     print("> ", end="", flush=True)
     line = sys.stdin.readline(LONGEST_LINE + 1)
     if not line:
         raise EOFError
-    if len(line) > LONGEST_LINE:
-        raise UserError(f"a line of more than {LONGEST_LINE} characters; give shorter ones")
-    return line
+    for _ in range(MOST_PIECES):
+        if len(line) <= LONGEST_LINE or line.endswith("\n"):
+            return line
+        piece = sys.stdin.readline(LONGEST_LINE + 1)
+        line += piece[-1:]
+        if not piece:
+            break
+    raise UserError(f"a line of more than {LONGEST_LINE} characters that does not end; give shorter ones")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
         batch = _batch(images)
         pixels = np.stack([self._resize(batch, index) for index in range(len(batch))])
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-        mean, std = (torch.tensor(given).view(1, 3, 1, 1) for given in (self.image_mean, self.image_std))
+        mean, std = self._mean_and_std()
         values = values.sub_(mean).div_(std).contiguous()
         data = values if return_tensors == "pt" else values.numpy()
         return BatchFeature({"pixel_values": data}, tensor_type=return_tensors)
@@ -80,11 +80,16 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
                 raise
             raise ImageError(f"image {index} of {len(batch)}: {error}") from None
 
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """Each (1, 3, 1, 1), fp32 and on the CPU whatever torch's defaults are."""
+        mean, std = torch.tensor([self.image_mean, self.image_std], dtype=torch.float32, device="cpu")
+        return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+
     def to_images(self, pixel_values: Tensor) -> list[Image.Image]:
         """Normalised images (B, 3, S, S) or (3, S, S) -> PIL images; values out of range are clamped."""
         values = pixel_values.detach().to("cpu", torch.float32)
         values = values.unsqueeze(0) if values.dim() == 3 else values
-        mean, std = (torch.tensor(given).view(1, 3, 1, 1) for given in (self.image_mean, self.image_std))
+        mean, std = self._mean_and_std()
         pixels = (values * std + mean).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
         return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
 

@@ -12,6 +12,7 @@ import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -75,6 +76,9 @@ TENSOR = torch.from_numpy(LEVELS)
         io.BytesIO(PNG),
         SimpleNamespace(data=PNG),
         f"data:image/png;base64,{BASE64}",
+        f" data:image/png;base64,{BASE64}\n",
+        f"DATA:IMAGE/PNG;BASE64,{BASE64}",
+        f"data:image/png;charset=utf-8;base64,{quote(BASE64, safe='')}",
         "data:," + "".join(f"%{byte:02x}" for byte in PNG),
         BASE64,
         BASE64.encode(),
@@ -133,6 +137,10 @@ def test_a_buffer_that_was_just_written():
         ("https://example.org/a.png", "web address: download it"),
         ("data:image/png;base64,%%%", "not base64"),
         ("data:image/png", "not a data: URL"),
+        ("ftp://host/a.png", "is a web address"),
+        ("HTTPS://host/a.png", "is a web address"),
+        ("s3://bucket/a.png", "is a web address"),
+        ("file://[", "is not a path"),
         ("data:image/svg+xml,<svg/>", "is no image"),
         ("", "is not a path"),
         ("a\0b", "is not a path"),

@@ -271,3 +271,55 @@ def test_a_pipeline_is_pushed_as_it_is_saved(pipe, monkeypatch):
     monkeypatch.setattr(FakeApi, "create_repo", refuse)
     with pytest.raises(UserError, match="401"):
         pipe.push_to_hub("me/model")
+
+
+@pytest.mark.parametrize("folder", [None, True, 3, b"abc", {}, [], np.zeros((2, 2)), np.array(3), iter([1])])
+def test_what_is_no_path_is_no_folder_to_save_to(pipe, folder):
+    with pytest.raises(UserError, match="is not a path"):
+        pipe.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "subfolder", [b"", {}, [], {"a": 1}, np.zeros((2, 2)), "\ud800", "x" * 5000, "../nano"]
+)
+def test_a_subfolder_is_the_name_of_one(subfolder):
+    for load in (DualTokenPipeline, DualTokenForConditionalGeneration):
+        with pytest.raises(UserError, match="subfolder"):
+            load.from_pretrained("nano", subfolder=subfolder)
+
+
+def test_options_of_loading_are_texts():
+    for option in ("quantization", "attn_implementation"):
+        with pytest.raises(UserError, match=option):
+            DualTokenPipeline.from_pretrained("nano", device="cpu", **{option: np.zeros((2, 2))})
+
+
+@pytest.mark.parametrize("value", [np.array(3), torch.tensor(2.5), np.array("hi")])
+def test_an_array_without_dimensions_is_no_list_of_messages(pipe, value):
+    for messages in (value, [{"role": "user", "content": value}]):
+        with pytest.raises(UserError, match="list"):
+            pipe.chat(messages)
+    with pytest.raises(UserError, match="type"):
+        pipe.chat([{"role": "user", "content": [{"type": np.zeros((2, 2)), "text": "hi"}]}])
+
+
+@pytest.mark.parametrize("compile", [b"abc", {}, {"a": 1}, [None], 3, np.array(3), "no such backend", 1.5])
+def test_compile_is_a_flag_or_a_backend_before_anything_is_compiled(pipe, compile):
+    for draw in (pipe.generate_images, pipe.chat):
+        with pytest.raises(UserError, match="compile is"):
+            draw("a red circle", compile=compile)
+
+
+def test_options_that_only_a_later_image_would_use_are_checked_at_once(pipe):
+    for options in ({"guidance_scale": -1.0}, {"top_p": 7}, {"temperature": "hot"}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            pipe.chat("hello", max_new_tokens=1, **options)
+    for wrong in ("yes", 2.5, np.zeros((2, 2)), [1]):
+        with pytest.raises(UserError, match="do_sample"):
+            pipe.chat("hello", max_new_tokens=1, do_sample=wrong)
+    assert pipe.chat("hello", max_new_tokens=1, do_sample=np.bool_(False))
+
+
+def test_more_images_than_can_be_kept_are_refused(pipe):
+    with pytest.raises(UserError, match="num_images"):
+        pipe.generate_images("a red circle", num_images=10**400)

@@ -23,6 +23,8 @@ def normalised(part: object) -> dict:
         ({"type": "image", "path": "a.png"}, "a.png"),
         ({"type": "image", "base64": "AAAA"}, "data:;base64,AAAA"),
         ({"type": "image", "base64": URL}, URL),
+        ({"type": "image", "base64": URL.upper()}, URL.upper()),
+        ({"type": "image", "base64": f" {URL}"}, f" {URL}"),
         ({"type": "image", "image": {"bytes": b"png", "path": None}}, b"png"),
         ({"type": "image_url", "image_url": {"url": URL, "detail": "low"}}, URL),
         ({"type": "image_url", "image_url": URL}, URL),
@@ -53,3 +55,8 @@ def test_what_is_nested_without_end_ends():
         nested = {"image": nested}
     with pytest.raises(UserError):
         normalised({"type": "image", **nested})
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text"])
+def test_texts_may_be_written_as_in_openais_responses(kind):
+    assert normalised({"type": kind, "text": "hi"}) == {"type": "text", "text": "hi"}

@@ -201,3 +201,32 @@ class TestThreads:
         assert torch.equal(tokenizer.pixel_quantizer.codebook_tensor(), before)
         tokenizer(pixels)
         assert not torch.equal(tokenizer.pixel_quantizer.codebook_tensor(), before)
+
+
+class TestTorchsDefaults:
+    """What a session has set in torch changes neither codes nor drawings of a seed."""
+
+    @staticmethod
+    def results(pipe: DualTokenPipeline) -> tuple:
+        picture = torch.linspace(0.0, 1.0, 3 * 32 * 32, dtype=torch.float32, device="cpu").view(3, 32, 32)
+        drawn = pipe.generate_images("red", seed=3, guidance_schedule="cosine", guidance_scale=2.0)[0]
+        return drawn.tobytes(), pipe.answer(picture, "what?", 4), pipe.reconstruct(picture).tobytes()
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_dtype(self, pipe, dtype):
+        plain = self.results(pipe)
+        torch.set_default_dtype(dtype)
+        try:
+            assert self.results(pipe) == plain
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_device(self, pipe):
+        plain = self.results(pipe)
+        with torch.device("meta"):
+            assert self.results(pipe) == plain
+
+    def test_autocast_leaves_the_visual_tokenizer_in_full_precision(self, pipe):
+        plain = self.results(pipe)[2]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert self.results(pipe)[2] == plain

@@ -313,3 +313,20 @@ def test_a_saved_conversation_has_its_images_and_replaces_nothing(session, pictu
     assert isinstance(session.messages[0]["content"][0]["image"], Image.Image)
     with pytest.raises(UserError, match="exists already"):
         session.handle(f"/save {tmp_path / 'kept'}")
+
+
+def test_a_line_that_is_too_long_costs_only_itself(session, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "LONGEST_LINE", 10)
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("x" * 95 + "\nfirst\n" + "y" * 11 + "\n" + "z" * 10 + "\nlast")
+    )
+    converse(session)
+    assert [turns[-1]["content"][-1]["text"] for turns in session.pipeline.conversations] == [
+        "first",
+        "z" * 10,
+        "last",
+    ]
+    assert capsys.readouterr().err.count("has more than 10 characters, and was left out") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 5000))
+    with pytest.raises(UserError, match="give shorter ones"):
+        converse(session)
