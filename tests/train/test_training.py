@@ -226,3 +226,6 @@ def test_codes_of_another_tokenizer_are_refused(chain: Chain, tmp_path: Path) ->
     with pytest.raises(UserError, match="t2i were made by another tokenizer"):
         objective.check_source("t2i", manifest)
     objective.check_source("chat", ShardDataset(chain.folder / "chat").manifest)
+    images = {"counts": {"images": 3}}
+    with pytest.raises(UserError, match="t2i holds 3 images and no codes: make codes"):
+        objective.check_source("t2i", images)

@@ -115,6 +115,12 @@ class MllmObjective(Objective):
         return batch
 
     def check_source(self, name: str, manifest: Mapping[str, Any]) -> None:
+        images = manifest["counts"]["images"]
+        if images and "tokenizer" not in manifest:
+            raise UserError(
+                f"data.sources.{name} holds {images} images and no codes: make codes of them with `dualtoken "
+                "tokenize`, and name that folder"
+            )
         preprocessing = preprocessing_checksum(self.processor.image_processor)
         check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
 
