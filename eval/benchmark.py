@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ..common.errors import UserError
+from ..common.errors import UserError, first_line, shown
+from ..common.json_files import is_encodable
 from .hub import HubData
 
 ImageSource = Path | Image.Image
@@ -54,6 +55,23 @@ class Score:
     correct: Mapping[str, float] = field(default_factory=dict)
 
 
+def _check_item(item: Item) -> None:
+    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8."""
+    texts = {"prompt": item.prompt, **{f"choice {place}": text for place, text in enumerate(item.choices, 1)}}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(
+                f"question {shown(item.id, 40)} has the {name} {shown(text, 60)}, which is no text"
+            )
+        if not is_encodable(text) or "\0" in text:
+            raise ValueError(f"question {shown(item.id, 40)}: the {name} is not UTF-8 text")
+    for image in item.images:
+        if isinstance(image, Path) and not (is_encodable(str(image)) and "\0" not in str(image)):
+            raise ValueError(
+                f"question {shown(item.id, 40)}: {shown(str(image), 60)} is not the name of an image"
+            )
+
+
 class Benchmark(ABC):
     """Base of all benchmarks; a subclass in `eval/benchmarks/`, registered with `@register`, is all it takes.
 
@@ -84,6 +102,26 @@ class Benchmark(ABC):
         None means what comes with the package, for the benchmarks that do. Images stay paths where they are
         files. UserError for a missing file, which names it.
         """
+
+    def items(self, root: Path | None, split: str) -> list[Item]:
+        """What `load` gives, every item checked: all that reads the data of others goes through here.
+
+        UserError for data that are not as they were published, whatever is wrong with them.
+        """
+        try:
+            items = self.load(root, split)
+            for item in items:
+                _check_item(item)
+            return items
+        except UserError:
+            raise
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            # A field of the wrong kind may fail anywhere in what a benchmark makes of its files.
+            where = "its data" if root is None else f"the files in {shown(str(root))}"
+            raise UserError(
+                f"{self.name} ({split}): {where} are not as they were published"
+                f"{self._where()}; a value is of the wrong kind ({type(error).__name__}: {first_line(error)})"
+            ) from error
 
     @abstractmethod
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:

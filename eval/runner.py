@@ -74,7 +74,7 @@ def load_data(benchmark: Benchmark, settings: Settings) -> Loaded:
     """The items of the split meant. UserError for ids that are not unique."""
     split = benchmark.split_or_default(settings.split)
     root, source = _open(benchmark, settings.data, split)
-    items = benchmark.load(root, split)
+    items = benchmark.items(root, split)
     if len({item.id for item in items}) < len(items):
         raise UserError(
             f"{benchmark.name}: item ids are not unique; the data files are not the official ones"
