@@ -63,6 +63,8 @@ def _check_item(item: Item) -> None:
             raise TypeError(
                 f"question {shown(item.id, 40)} has the {name} {shown(text, 60)}, which is no text"
             )
+        if name == "prompt" and not text.strip():
+            raise ValueError(f"question {shown(item.id, 40)}: the {name} is blank")
         if not is_encodable(text) or "\0" in text:
             raise ValueError(f"question {shown(item.id, 40)}: the {name} is not UTF-8 text")
     for image in item.images:

@@ -137,7 +137,7 @@ def distinct(items: Sequence[Item], path: Path) -> list[Item]:
 
 
 def field(row: Mapping[str, Any], name: str, path: Path) -> Any:
-    """A field of a row; UserError that names the file and the field if it is missing."""
-    if name not in row:
-        raise UserError(f"{path}: a question has no field {name!r}; it has {', '.join(map(str, row))}")
+    """A field of a row; UserError that names the file and the field if it is missing, or null."""
+    if row.get(name) is None:
+        raise UserError(f"{path}: a question has no field {name!r}; it has {shown(list(row), 120)}")
     return row[name]

@@ -10,7 +10,7 @@ from ...common.json_files import read_json
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..prompts import OPTION_LETTER
+from ..prompts import OPTION_LETTER, written
 from ..registry import register
 from ..score_tables import choice_table
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
@@ -90,9 +90,13 @@ def _parquet_rows(folder: Path, name: str) -> Iterator[_Row]:
 
 def scienceqa_prompt(problem: Mapping[str, Any]) -> str:
     """Question, context ("N/A" without a hint) and options in one line, with double blanks made single."""
-    options = " ".join(f"({letter}) {text}" for letter, text in letters_for(problem["choices"]).items())
+    options = " ".join(
+        f"({letter}) {written(text)}" for letter, text in letters_for(problem["choices"]).items()
+    )
     context = problem["hint"].strip() or "N/A"
-    text = f"Question: {problem['question']}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
+    text = (
+        f"Question: {written(problem['question'])}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
+    )
     return text.replace("  ", " ").strip()
 
 

@@ -11,7 +11,7 @@ from ...common.json_files import read_json
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..prompts import option_letter
+from ..prompts import option_letter, written
 from ..registry import register
 from ..score_tables import choice_table
 from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
@@ -32,8 +32,8 @@ class _SeedBench(Benchmark):
         items = [
             self.make_item(
                 str(field(row, "question_id", path)),
-                row["question"],
-                tuple(str(field(row, column, path)) for column in COLUMNS),
+                written(row["question"]),
+                tuple(written(field(row, column, path)) for column in COLUMNS),
                 image,
                 {"answer": row["answer"], "dimension": dimension},
             )

@@ -129,6 +129,7 @@ def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Pat
                     refused += 1
                 else:
                     for item in items:
-                        assert item.prompt.encode() and "\0" not in item.prompt
+                        assert item.prompt.encode().strip()
+                        assert not {"None", "\0", "[]", "{"} & set(item.prompt.split() + list(item.prompt))
         (tmp_path / file).write_text(json.dumps(document))
     assert refused
