@@ -43,7 +43,7 @@ COMPILED_DRAWING = threading.RLock()
 class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     """Generation of text, images, or both."""
 
-    def generate(  # type: ignore[override]
+    def generate(
         self, inputs: Tensor | None = None, generation_mode: str | None = None, **kwargs: Any
     ) -> Any:
         """Continue a batch of left-padded prompts (what the processor's `apply_chat_template` returns).

@@ -526,7 +526,8 @@ def test_a_sparse_member_costs_itself_only(tmp_path: Path):
 
 def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     entries: list[Any] = [[], 1, "x", None, {}, {"conversations": 1}, {"conversations": [1]}, *([7] * 9)]
-    entries += [{"conversations": [{"from": "human", "value": value}]} for value in ({}, None, "<video> x")]
+    values: list[Any] = [{}, None, "<video> x"]
+    entries += [{"conversations": [{"from": "human", "value": value}]} for value in values]
     entries += [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
     (tmp_path / "e.json").write_text(json.dumps(entries))
     output = tmp_path / "out"
