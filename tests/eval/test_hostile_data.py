@@ -15,7 +15,22 @@ from dualtoken.eval.runner import Settings, load_data
 DEEP: list[Any] = []
 for _ in range(300):
     DEEP = [DEEP]
-ODD = (None, True, -1, 10**400, 1.5, "", "\ud800", "a\0b", "/dev/zero", [], {}, [None], {"a": None}, DEEP)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**400,
+    1.5,
+    "",
+    "\ud800",
+    "a\0b",
+    "/dev/zero",
+    [],
+    {},
+    [None],
+    {"a": None},
+    DEEP,
+)
 
 #: A question of each benchmark as it was published: files, and their JSON; of JSON lines, the one line.
 PUBLISHED: dict[str, dict[str, Any]] = {
