@@ -10,7 +10,7 @@ from ...common.json_files import read_json
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..prompts import short_answer
+from ..prompts import short_answer, written
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
 from ..scorers.vqa_accuracy import textvqa_accuracy
@@ -35,7 +35,9 @@ class TextVqa(Benchmark):
         items = []
         for row, image in _parquet_rows(path, split) if path.is_dir() else _json_rows(path, split):
             # The table of the hub fills the answers of test with empty texts.
-            target = {"answers": list(row["answers"])} if any(row.get("answers") or ()) else {}
+            target = (
+                {"answers": [written(one) for one in row["answers"]]} if any(row.get("answers") or ()) else {}
+            )
             items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
         return distinct(items, path)
 

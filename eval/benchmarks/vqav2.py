@@ -10,7 +10,7 @@ from ...common.json_files import read_json
 from ..benchmark import Benchmark, ImageSource, Item, Score
 from ..files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
 from ..hub import HubData
-from ..prompts import short_answer
+from ..prompts import short_answer, written
 from ..registry import register
 from ..score_tables import accuracy_table, no_keys
 from ..scorers.vqa_accuracy import vqa_accuracy
@@ -80,6 +80,6 @@ def _target(annotation: Mapping[str, Any] | None) -> dict[str, Any]:
     if annotation is None:
         return {}
     return {
-        "answers": [given["answer"] for given in annotation["answers"]],
-        "type": annotation["answer_type"],
+        "answers": [written(given["answer"]) for given in annotation["answers"]],
+        "type": written(annotation["answer_type"]),
     }
