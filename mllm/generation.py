@@ -138,6 +138,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     ) -> Any:
         if "guidance_scale" in kwargs:
             raise UserError("guidance_scale is for images; leave it out, or set generation_mode='image'")
+        _refuse_right_padding(kwargs.get("attention_mask"))
         if watch and (watcher := self._image_watcher(**kwargs)) is not None:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), watcher]
         kwargs["suppress_tokens"] = [*(kwargs.pop("suppress_tokens", None) or []), *self._never_text()]
@@ -148,12 +149,13 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             return self._transformers_generate(**kwargs)
 
     def _rows(self, kwargs: Mapping[str, Any]) -> int:
-        """Sequences that go on side by side in one call."""
-        given = next(
+        """Sequences that go on side by side in one call. UserError for a number of copies that is none."""
+        inputs = next(
             (one for key in ("input_ids", "inputs_embeds") if (one := kwargs.get(key)) is not None), ""
         )
-        copies = max(kwargs.get("num_return_sequences") or 1, kwargs.get("num_beams") or 1)
-        return 2 * len(given) * copies  # guidance has two rows for each
+        counts = {name: kwargs.get(name) for name in ("num_return_sequences", "num_beams")}
+        copies = max(1 if given is None else whole_number(given, name, 1) for name, given in counts.items())
+        return 2 * len(inputs) * copies  # guidance has two rows for each
 
     def _image_watcher(
         self,
@@ -284,10 +286,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     ) -> ImagePrompt:
         """The prompt with its picture opened."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if not bool(mask[:, -1].all()):
-            raise UserError(
-                "prompts for generation are padded on the left; collate them with padding_side='left'"
-            )
+        _refuse_right_padding(mask)
         start = self.config.image_start_token_id
         if not bool(input_ids[:, -1].eq(start).all()):
             input_ids = torch.nn.functional.pad(input_ids, (0, 1), value=start)
@@ -400,6 +399,14 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
             return False
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
         return longest is None or length + self.config.num_positions + 2 <= longest
+
+
+def _refuse_right_padding(mask: Any) -> None:
+    """Raise UserError for prompts (B, L) that end in padding: what follows them would be nonsense."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+        raise UserError(
+            "prompts for generation are padded on the left; collate them with padding_side='left'"
+        )
 
 
 def _seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, prompts: int) -> list[int]:

@@ -87,6 +87,10 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
 
     def to_images(self, pixel_values: Tensor) -> list[Image.Image]:
         """Normalised images (B, 3, S, S) or (3, S, S) -> PIL images; values out of range are clamped."""
+        shape = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else None
+        if shape is None or len(shape) not in (3, 4) or shape[-3] != 3:
+            given = shown(pixel_values) if shape is None else f"of shape {shape}"
+            raise UserError(f"decoded images are {given}; give a tensor (images, 3, height, width)")
         values = pixel_values.detach().to("cpu", torch.float32)
         values = values.unsqueeze(0) if values.dim() == 3 else values
         mean, std = self._mean_and_std()

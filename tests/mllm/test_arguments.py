@@ -323,3 +323,23 @@ def test_options_that_only_a_later_image_would_use_are_checked_at_once(pipe):
 def test_more_images_than_can_be_kept_are_refused(pipe):
     with pytest.raises(UserError, match="num_images"):
         pipe.generate_images("a red circle", num_images=10**400)
+
+
+def test_text_is_generated_from_left_padded_prompts_only(pipe):
+    inputs = dict(pipe.processor(text="a red circle", return_tensors="pt"))
+    padded = {key: torch.nn.functional.pad(value, (0, 2)) for key, value in inputs.items()}
+    for mode in ("text", "image"):
+        with pytest.raises(UserError, match="left"):
+            pipe.model.generate(**padded, max_new_tokens=2, generation_mode=mode)
+    for option in ("num_beams", "num_return_sequences"):
+        for wrong in (0, -1, 1.5, "2"):
+            with pytest.raises(UserError, match=option):
+                pipe.model.generate(**inputs, max_new_tokens=2, generation_mode="text", **{option: wrong})
+
+
+@pytest.mark.parametrize(
+    "pixels", [None, "x", [], torch.zeros(2), torch.zeros(1, 4, 8, 8), np.zeros((3, 8, 8))]
+)
+def test_what_is_no_decoded_image_is_said(pipe, pixels):
+    with pytest.raises(UserError, match="decoded images"):
+        pipe.processor.post_process_multimodal_output(pixels, generation_mode="image")
