@@ -151,3 +151,17 @@ def plain_name(name: object, what: str) -> str:
             f"{what} {shown(name)} cannot name a file; use at most 100 letters, digits, and . _ - +"
         )
     return name
+
+
+def single_name(name: object, what: str, longest: int = 200) -> str:
+    r"""`name`, if it can be one part of a path: a text, also with spaces, but without /, \ and line ends.
+
+    Errors:
+        UserError, starting with `what`, for anything else: a name in data must not lead elsewhere.
+    """
+    allowed = isinstance(name, str) and name.strip(". ") and name.isprintable()
+    if not allowed or {"/", "\\"} & set(str(name)) or len(str(name).encode("utf-8", "replace")) > longest:
+        raise UserError(
+            f"{what} {shown(name)} cannot name a file; use at most {longest} bytes without / and \\"
+        )
+    return str(name)

@@ -18,6 +18,7 @@ from PIL import Image
 from ...common.errors import UserError
 from ...common.images import load_image
 from ...common.json_files import read_json_lines, read_text
+from ...common.paths import single_name
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures, item_means, mean
 from ..local_models import local_judge, missing
@@ -44,7 +45,8 @@ class DpgBench(DrawingBenchmark):
             pairs = [(path.stem, read_text(path).strip()) for path in sorted(found.glob("*.txt"))]
         else:
             rows = read_json_lines(found, ("item_id", "text"))
-            pairs = [(str(row["item_id"]), row["text"]) for row in rows]
+            # The official scorer's pictures are named after the items.
+            pairs = [(single_name(row["item_id"], f"{found}: item_id"), row["text"]) for row in rows]
         sheet = found.parent / "dpg_bench.csv"
         questions = read_questions(sheet) if sheet.is_file() else {}
         return [Item(name, text, target={"questions": questions.get(name, [])}) for name, text in pairs]

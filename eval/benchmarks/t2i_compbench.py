@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...common.json_files import read_text
+from ...common.paths import single_name
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
 from ..registry import register
@@ -35,7 +36,9 @@ class T2ICompBench(DrawingBenchmark):
         items = []
         for category in categories:
             path = self.need_file(root, f"{category}_val.txt")
-            prompts = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            # The official scorer's pictures are named after the prompts.
+            prompts = [single_name(line, f"{path}: the prompt") for line in lines]
             items += [
                 Item(f"{category}_{number:03}", prompt, target={"category": category, "number": number})
                 for number, prompt in enumerate(prompts)

@@ -27,7 +27,7 @@ from dualtoken.common.json_files import (
 from dualtoken.common.limits import in_range, limited, problems, without_limits
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import MARK, SHARD_MAKERS, check_output, mark_output
-from dualtoken.common.paths import inside, is_plain_name, read_bounded, regular_file, walk_files
+from dualtoken.common.paths import inside, is_plain_name, read_bounded, regular_file, single_name, walk_files
 from dualtoken.common.values import finite_number, refuse_unknown, seed_number, whole_number
 from dualtoken.common.yaml_files import read_yaml
 
@@ -362,3 +362,11 @@ def test_no_more_is_read_of_a_file_than_allowed(tmp_path):
 def test_bounds_are_written_with_all_their_digits():
     with pytest.raises(UserError, match=r"from 8 to 2147483647$"):
         whole_number(2**31, "--size", 8, 2**31 - 1)
+
+
+def test_what_names_a_file_is_one_part_of_a_path():
+    for name in ("COCOval2014_7", 'a red cup, and a "blue" book', "it's", "7", "ä"):
+        assert single_name(name, "item") == name
+    for name in ("../x", "a/b", "a\\b", "..", ".", "", " ", "a\nb", "a\0b", "x" * 201, "\ud800", 7, None):
+        with pytest.raises(UserError, match=r"item .* cannot name a file"):
+            single_name(name, "item")

@@ -150,3 +150,12 @@ def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Pat
                         assert not {"None", "\0", "[]", "{"} & set(item.prompt.split() + list(item.prompt))
         (tmp_path / file).write_text(json.dumps(document))
     assert refused
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/b"])
+def test_names_of_items_never_lead_out_of_the_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"item_id": name, "text": "a cat"}) + "\n")
+    (tmp_path / "color_val.txt").write_text(f"{name}\n")
+    for benchmark, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
+        with pytest.raises(UserError, match="cannot name a file"):
+            load_data(get_benchmark(benchmark), Settings(data=tmp_path, split=split))
