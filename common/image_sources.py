@@ -51,6 +51,8 @@ def image_source(source: Any) -> tuple[str, bytes | Image.Image]:
         return given, _from_file(source)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.Tensor):
+        if source.layout != torch.strided or source.is_meta or source.is_quantized:
+            raise ImageError("an image is a sparse tensor, or one without values; give a plain one")
         source = source.detach().cpu()
         source = (source.float() if source.dtype.is_floating_point else source).numpy()
     if hasattr(source, "__array__"):

@@ -18,6 +18,7 @@ from transformers import (
 from ..common.bounded_settings import check_settings
 from ..common.errors import UserError, first_line
 from ..common.files import atomic_folder
+from ..common.model_files import check_model_files
 from ..common.paths import user_path
 from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..tokenizer.loading import loading_reason
@@ -188,6 +189,7 @@ def load_text_tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrai
     """A text tokenizer from a folder or hub id (or as given); UserError when there is none."""
     if isinstance(source, PreTrainedTokenizerBase):
         return source
+    check_model_files(source)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # files from elsewhere, read by transformers and tokenizers
@@ -202,6 +204,7 @@ def _language_model(llm: Any) -> PreTrainedModel | None:
         return None
     if isinstance(llm, PreTrainedModel):
         return torch.nn.Module.float(llm)
+    check_model_files(llm)
     try:
         with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):
             return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)

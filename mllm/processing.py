@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..common.errors import UserError, shown
 from ..common.images import load_image
+from ..common.model_files import check_model_files
 from ..common.model_source import model_source
 from ..tokenizer.loading import loading_reason
 from .chat_format import OWN, ChatFormat
@@ -101,6 +102,11 @@ class DualTokenProcessor(ProcessorMixin):
             raise UserError(
                 f"the text tokenizer lacks {missing}; add them with mllm.text_tokenizer.add_special_tokens"
             )
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                "the text tokenizer names no pad token (in its tokenizer_config.json); set one, as "
+                "mllm.text_tokenizer.add_special_tokens does"
+            )
         self.special_ids: dict[str, int] = {token: vocabulary[token] for token in needed}
         self._special = special_pattern(tokenizer)
 
@@ -114,6 +120,7 @@ class DualTokenProcessor(ProcessorMixin):
             UserError: there is no model, or no usable processor and text tokenizer beside it.
         """
         source = model_source(pretrained_model_name_or_path)
+        check_model_files(source, kwargs.get("subfolder"))
         try:
             return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
         except Exception as error:  # a handful of files from elsewhere, read by transformers and tokenizers

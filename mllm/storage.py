@@ -13,6 +13,7 @@ from transformers.utils import is_flash_attn_2_available
 from ..common.bounded_settings import ATTENTION, most_layers
 from ..common.errors import UserError, shown
 from ..common.files import make_readable
+from ..common.model_files import check_model_files
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from ..tokenizer.loading import TOKENIZER_FOLDER, loading_reason
 from ..tokenizer.quiet import quiet, size_of, size_of_model
@@ -131,6 +132,7 @@ class DualTokenStorage(PreTrainedModel):
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"trust_remote_code": False, "use_safetensors": True}
         hub = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+        check_model_files(source, kwargs.get("subfolder"))
         try:
             files = weight_files(source, hub, "a model")
             if kwargs.get("config") is None:

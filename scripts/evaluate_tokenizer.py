@@ -33,6 +33,9 @@ from .options import add_device_argument, add_model_argument, resolve_device
 if TYPE_CHECKING:
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
+#: Either of them tells that a folder has a text tokenizer.
+TEXT_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
@@ -120,19 +123,29 @@ def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
     """The saved image processor, or None where there is none: then the tokenizer's size decides."""
     from ..tokenizer import DualTokenizerImageProcessor
 
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "preprocessor_config.json").exists():
+        return None
     try:
         return DualTokenizerImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):
+    except UserError:
+        if folder.is_dir():
+            raise
         return None
 
 
 def text_tokenizer(source: str) -> Any:
     """The tokenizer of its text side, or None where the folder has none."""
-    from transformers import AutoTokenizer
+    from ..mllm.assemble import load_text_tokenizer
 
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).exists() for name in TEXT_TOKENIZER_FILES):
+        return None
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
+        return load_text_tokenizer(source)
+    except UserError:
+        if folder.is_dir():
+            raise
         return None
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..common.bounded_settings import check_settings
 from ..common.errors import UserError, first_line, shown
+from ..common.model_files import check_model_files
 from ..common.model_source import NANO, model_source
 
 
@@ -42,9 +43,19 @@ class CheckedConfig(PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings of a folder, of a hub id or of "nano", not yet checked."""
         source = pretrained_model_name_or_path
+        if not isinstance(source, str | os.PathLike):
+            raise UserError(f"a configuration's place is {shown(source)}; give a folder or a hub id")
         if str(source) == NANO:
             source = os.path.join(model_source(source), cls.packaged_folder)
+        check_model_files(source, kwargs.get("subfolder"))
         try:
-            return super().get_config_dict(source, **kwargs)
+            found, rest = super().get_config_dict(source, **kwargs)
+        except OSError as error:
+            if not os.path.isdir(source):  # a hub id, which transformers says most about
+                raise
+            raise UserError(f"config.json of {source} cannot be read: {first_line(error)}") from error
         except (RecursionError, AttributeError, TypeError) as error:  # nested too deep, or no object
             raise UserError(f"config.json of {source} cannot be read: {first_line(error)}") from error
+        if not isinstance(found, dict):
+            raise UserError(f"config.json of {source} holds {shown(found)}; expected a JSON object")
+        return found, rest

@@ -112,6 +112,11 @@ def settings_from(kind: type[Settings], given: Mapping[str, Any] | Settings, whe
         raise UserError(f"incomplete {where} settings {sorted(given)}: {error}") from None
 
 
+def _given(value: Any, default: Mapping[str, Any]) -> Any:
+    """`value`, or `default` where nothing is set."""
+    return default if value is None or (isinstance(value, Mapping) and not value) else value
+
+
 def _plain(settings: QuantizerConfig | DecoderConfig) -> dict[str, Any]:
     """As a dict that JSON gives back unchanged (tuples become lists)."""
     return {
@@ -173,10 +178,10 @@ class DualTokenizerConfig(CheckedConfig):
         self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)
         self.text_config = _siglip_part(SiglipTextConfig, self.text_config, _NANO_TEXT)
         self.pixel_quantizer = _plain(
-            settings_from(QuantizerConfig, self.pixel_quantizer or NANO_QUANTIZER, "pixel_quantizer")
+            settings_from(QuantizerConfig, _given(self.pixel_quantizer, NANO_QUANTIZER), "pixel_quantizer")
         )
         self.semantic_quantizer = _plain(
-            settings_from(QuantizerConfig, self.semantic_quantizer or NANO_QUANTIZER, "semantic_quantizer")
+            settings_from(QuantizerConfig, _given(self.semantic_quantizer, NANO_QUANTIZER), "semantic_quantizer")
         )
         if not isinstance(self.decoder, Mapping | None):
             raise UserError(f"decoder is {shown(self.decoder)}; give its settings by name")

@@ -16,6 +16,7 @@ from transformers import SiglipModel
 
 from ..common.errors import UserError, first_line, shown
 from ..common.files import make_readable
+from ..common.model_files import check_model_files
 from ..common.model_source import NANO, model_source
 from .configuration import DualTokenizerConfig
 from .weight_files import HUB_OPTIONS
@@ -38,6 +39,7 @@ def tokenizer_source(source: str | os.PathLike[str]) -> str:
 
 def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
     """A SiglipModel from a folder or hub id; UserError if there is none."""
+    check_model_files(source)
     try:
         return SiglipModel.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # files from elsewhere, read by transformers

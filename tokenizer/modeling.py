@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ from transformers.utils import ModelOutput
 from ..common.bounded_settings import most_layers
 from ..common.errors import UserError, first_line, shown
 from ..common.machine import suitable_threads
+from ..common.model_files import check_model_files
+from ..common.paths import user_path
+from ..common.values import seed_number
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .loading import (
@@ -223,6 +225,7 @@ class DualTokenizer(PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
+        self._check_ids(input_ids)
         with self._suitable_threads(input_ids):
             return self.backbone.embed_text(input_ids)
 
@@ -247,6 +250,7 @@ class DualTokenizer(PreTrainedModel):
     @torch.no_grad()
     def initialise_codebooks(self, pixel_values: Tensor, seed: int = 0) -> None:
         """k-means both quantizers on the features of images (B, 3, S, S); every process has to call this."""
+        seed = seed_number(seed)
         states = self._encode_states(pixel_values)
         if not self.config.shared_quantizer:
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
@@ -311,7 +315,9 @@ class DualTokenizer(PreTrainedModel):
                 f"pixel_values are given as {kind}; make them of images by "
                 'DualTokenizerImageProcessor: processor(images)["pixel_values"]'
             )
-        if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+        if pixel_values.layout != torch.strided or pixel_values.is_meta != (self.device.type == "meta"):
+            raise UserError("pixel_values are a sparse tensor, or one without values; give a plain one")
+        if pixel_values.dim() != 4 or 0 in pixel_values.shape or pixel_values.shape[1:] != (3, side, side):
             raise UserError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
                 f"{side}, {side}), as DualTokenizerImageProcessor makes them"
@@ -320,6 +326,23 @@ class DualTokenizer(PreTrainedModel):
         if not self.training and not bool(torch.isfinite(pixel_values).all()):
             raise UserError(
                 "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
+            )
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        """UserError for what are no token ids of the text side."""
+        text = self.config.text_config
+        longest, count = text.max_position_embeddings, text.vocab_size
+        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
+            given = shown(input_ids)
+            raise UserError(f"input_ids are {given}; give a tensor of token ids (batch, {longest})")
+        if input_ids.dim() != 2 or not input_ids.numel() or input_ids.shape[1] > longest:
+            raise UserError(
+                f"input_ids have shape {tuple(input_ids.shape)}; this tokenizer reads (batch, {longest})"
+            )
+        least, most = int(input_ids.min()), int(input_ids.max())
+        if least < 0 or most >= count:
+            raise UserError(
+                f"input_ids go from {least} to {most}; the text side has the ids 0 to {count - 1}"
             )
 
     def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
@@ -380,7 +403,8 @@ class DualTokenizer(PreTrainedModel):
         quantizers were trained causally, as those of the released models were; nothing in the files tells.
         UserError names missing or left-over weights.
         """
-        official = read_official(Path(checkpoint), Path(config), backbone_config, causal)
+        files = user_path(checkpoint, "checkpoint"), user_path(config, "config")
+        official = read_official(*files, backbone_config, causal)
         state = official.state_dict
         layers, numbers = most_layers(official.config.to_dict()), sum(one.numel() for one in state.values())
         refuse_bigger_than(lambda: cls(official.config), layers, len(state), numbers, str(checkpoint))
@@ -403,6 +427,7 @@ class DualTokenizer(PreTrainedModel):
         kwargs.setdefault("dtype", torch.float32)
         kwargs |= {"trust_remote_code": False, "use_safetensors": True}
         source = tokenizer_source(pretrained_model_name_or_path)
+        check_model_files(source, kwargs.get("subfolder"))
         if kwargs.get("config") is None:
             check_is_tokenizer(source, kwargs)
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}

@@ -14,7 +14,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..common.errors import ImageError, UserError, shown
 from ..common.images import LONGEST_SIDE, MAX_PIXELS, ImageSource, load_image
+from ..common.model_files import check_model_files
 from ..common.values import finite_number, whole_number
+from .loading import loading_reason, tokenizer_source
 
 
 class DualTokenizerImageProcessor(BaseImageProcessor):
@@ -40,6 +42,22 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
         self.image_std = _three(image_std, "image_std", above=0.0)
         self.max_pixels = whole_number(max_pixels, "max_pixels", 1)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """The image processor saved beside a tokenizer: a folder, a hub id, or "nano".
+
+        Raises:
+            UserError: there is none, or its settings are none.
+        """
+        source = tokenizer_source(pretrained_model_name_or_path)
+        check_model_files(source, kwargs.get("subfolder"))
+        try:
+            return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
+        except UserError:
+            raise
+        except Exception as error:  # a file from elsewhere, read by transformers
+            raise UserError(f"{source} has no usable image processor: {loading_reason(error)}") from error
+
     @property
     def side(self) -> int:
         """Side of the images made, in pixels."""
@@ -56,6 +74,8 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **_: Any) -> BatchFeature:
         """The same as calling the processor."""
+        if return_tensors not in ("pt", "np", None):
+            raise UserError(f'return_tensors is {shown(return_tensors)}; give "pt", "np" or None')
         batch = _batch(images)
         pixels = np.stack([self._resize(batch, index) for index in range(len(batch))])
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
@@ -88,8 +108,9 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
     def to_images(self, pixel_values: Tensor) -> list[Image.Image]:
         """Normalised images (B, 3, S, S) or (3, S, S) -> PIL images; values out of range are clamped."""
         shape = tuple(pixel_values.shape) if isinstance(pixel_values, Tensor) else None
-        if shape is None or len(shape) not in (3, 4) or shape[-3] != 3:
-            given = shown(pixel_values) if shape is None else f"of shape {shape}"
+        plain = shape is not None and pixel_values.layout == torch.strided and not pixel_values.is_meta
+        if shape is None or len(shape) not in (3, 4) or shape[-3] != 3 or not plain:
+            given = f"of shape {shape}" if plain else shown(pixel_values)
             raise UserError(f"decoded images are {given}; give a tensor (images, 3, height, width)")
         values = pixel_values.detach().to("cpu", torch.float32)
         values = values.unsqueeze(0) if values.dim() == 3 else values

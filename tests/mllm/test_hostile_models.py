@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -17,9 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from dualtoken.common.errors import UserError
 from dualtoken.common.model_source import NANO, PRETRAINED_FOLDER
-from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, DualTokenPipeline
+from dualtoken.mllm import (
+    DualTokenConfig,
+    DualTokenForConditionalGeneration,
+    DualTokenPipeline,
+    DualTokenProcessor,
+)
 from dualtoken.mllm.assemble import load_text_tokenizer
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = PRETRAINED_FOLDER / NANO
@@ -186,6 +192,54 @@ def test_a_tokenizer_that_cannot_be_is_one_line(folder: Path, key: str, value: A
 def test_files_that_hold_something_else_are_one_line(folder: Path, name: str, content: str):
     (folder / name).write_bytes(content.encode("utf-8", errors="surrogateescape"))
     refused(lambda: DualTokenPipeline.from_pretrained(folder, device="cpu"))
+
+
+LOADERS: dict[str, Any] = {
+    "pipeline": lambda folder: DualTokenPipeline.from_pretrained(folder, device="cpu"),
+    "model": DualTokenForConditionalGeneration.from_pretrained,
+    "configuration": DualTokenConfig.from_pretrained,
+    "processor": DualTokenProcessor.from_pretrained,
+    "text tokenizer": load_text_tokenizer,
+    "tokenizer": lambda folder: DualTokenizer.from_pretrained(folder / "visual_tokenizer"),
+    "image processor": lambda folder: DualTokenizerImageProcessor.from_pretrained(
+        folder / "visual_tokenizer"
+    ),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_pipe_a_device_or_a_file_without_end_is_never_read(folder: Path, loader: str):
+    inner = "visual_tokenizer" if loader in ("tokenizer", "image processor") else "."
+    for name in ("config.json", "chat_template.jinja", "preprocessor_config.json"):
+        path = folder / inner / name
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        refused(lambda: LOADERS[loader](folder))
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        refused(lambda: LOADERS[loader](folder))
+        path.unlink()
+        with open(path, "wb") as file:
+            file.truncate(1 << 32)
+        assert "at most" in refused(lambda: LOADERS[loader](folder))
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "null", "1", "{", "", "[" * 100_000, "\udcff"])
+def test_settings_that_are_no_object_are_one_line_from_every_class(folder: Path, content: str):
+    for name in ("config.json", "visual_tokenizer/config.json", "visual_tokenizer/preprocessor_config.json"):
+        (folder / name).write_bytes(content.encode("utf-8", errors="surrogateescape"))
+    for loader in ("pipeline", "configuration", "tokenizer", "image processor"):
+        refused(lambda loader=loader: LOADERS[loader](folder))
+
+
+def test_a_text_tokenizer_that_lost_its_settings_is_one_line(folder: Path):
+    """Without tokenizer_config.json it has no pad token, which every batch needs."""
+    (folder / "tokenizer_config.json").unlink()
+    assert "pad token" in refused(lambda: DualTokenPipeline.from_pretrained(folder, device="cpu"))
 
 
 # --- weights --------------------------------------------------------------------
