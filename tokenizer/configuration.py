@@ -181,7 +181,9 @@ class DualTokenizerConfig(CheckedConfig):
             settings_from(QuantizerConfig, _given(self.pixel_quantizer, NANO_QUANTIZER), "pixel_quantizer")
         )
         self.semantic_quantizer = _plain(
-            settings_from(QuantizerConfig, _given(self.semantic_quantizer, NANO_QUANTIZER), "semantic_quantizer")
+            settings_from(
+                QuantizerConfig, _given(self.semantic_quantizer, NANO_QUANTIZER), "semantic_quantizer"
+            )
         )
         if not isinstance(self.decoder, Mapping | None):
             raise UserError(f"decoder is {shown(self.decoder)}; give its settings by name")
