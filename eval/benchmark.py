@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,8 +56,10 @@ class Score:
     correct: Mapping[str, float] = field(default_factory=dict)
 
 
-def _check_item(item: Item) -> None:
-    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8."""
+def _check_item(item: Item, root: Path | None) -> None:
+    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8 and for an
+    image outside the folder of the data (links that lie in it are followed).
+    """
     texts = {"prompt": item.prompt, **{f"choice {place}": text for place, text in enumerate(item.choices, 1)}}
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -72,6 +75,13 @@ def _check_item(item: Item) -> None:
             raise ValueError(
                 f"question {shown(item.id, 40)}: {shown(str(image), 60)} is not the name of an image"
             )
+        if isinstance(image, Path) and root is not None and not _is_within(image, root):
+            raise ValueError(f"question {shown(item.id, 40)}: image {shown(str(image), 60)} lies elsewhere")
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder by its words; what is linked there belongs to it."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 class Benchmark(ABC):
@@ -113,7 +123,7 @@ class Benchmark(ABC):
         try:
             items = self.load(root, split)
             for item in items:
-                _check_item(item)
+                _check_item(item, root)
             return items
         except UserError:
             raise

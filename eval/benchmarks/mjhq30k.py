@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_json
+from ...common.paths import single_name
 from ..benchmark import Item
 from ..drawings import Drawing, DrawingBenchmark, Figures
 from ..local_models import local_inception, missing
@@ -38,7 +39,8 @@ class Mjhq30k(DrawingBenchmark):
         items = []
         try:
             for name, row in read_json(path).items():
-                reference = images / row["category"] / f"{name}.jpg"
+                category = single_name(row["category"], "category")
+                reference = images / category / f"{single_name(name, 'image')}.jpg"
                 target = {"category": row["category"], "reference": str(reference)}
                 items.append(Item(name, row["prompt"], target=target))
         except (AttributeError, KeyError, TypeError) as error:

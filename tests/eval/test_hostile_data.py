@@ -159,3 +159,17 @@ def test_names_of_items_never_lead_out_of_the_output(tmp_path: Path, name: str) 
     for benchmark, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
         with pytest.raises(UserError, match="cannot name a file"):
             load_data(get_benchmark(benchmark), Settings(data=tmp_path, split=split))
+
+
+@pytest.mark.parametrize("name", ["../../outside.jpg", "/etc/passwd", "a/../../../outside.jpg"])
+def test_images_outside_the_folder_of_the_data_are_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    line = {"question_id": 1, "image": name, "text": "Dog?", "label": "yes"}
+    (root / "coco_pope_random.json").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="lies elsewhere"):
+        load_data(get_benchmark("pope"), Settings(data=root, split="random"))
+    row = {"category": "../..", "prompt": "a cat"}
+    (root / "meta_data.json").write_text(json.dumps({"outside": row}))
+    with pytest.raises(UserError, match="cannot name a file"):
+        load_data(get_benchmark("mjhq30k"), Settings(data=root))
