@@ -1,8 +1,10 @@
 """What stands around the turns of a conversation: special tokens of DualToken, or an LLM's chat template."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from ..common.errors import UserError, shown
+from ..common.values import flag
 from .special_tokens import ASSISTANT, BOS, END, USER
 
 if TYPE_CHECKING:
@@ -40,6 +42,15 @@ class ChatFormat:
     system_start: str | None = None
     system_end: str = ""
     trim_system: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a text that is none, and a flag that is neither True nor False."""
+        for field in fields(self):
+            value, name = getattr(self, field.name), f"chat_format's {field.name}"
+            if isinstance(field.default, bool):
+                flag(value, name)
+            elif not (isinstance(value, str) or value is field.default is None):
+                raise UserError(f"{name} is {shown(value)}; give a text")
 
     @classmethod
     def own(cls) -> "ChatFormat":

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, is_torchvision_available
 
+from ..common.errors import UserError
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .cache_name import CACHE_NAME
 from .configuration import DualTokenConfig
@@ -332,7 +333,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         slots = input_ids.eq(self._image_id).flatten().nonzero().squeeze(1)
         count, positions, _ = codes.pixel.shape
         if slots.numel() != count * positions:
-            raise ValueError(
+            raise UserError(
                 f"{slots.numel()} <|image|> slots for {count} images of {positions} positions each"
             )
         index = torch.arange(positions, device=embeds.device).expand(count, positions)

@@ -35,6 +35,11 @@ class DualTokenPipeline:
     """
 
     def __init__(self, model: DualTokenForConditionalGeneration, processor: DualTokenProcessor) -> None:
+        if processor.num_positions != model.config.num_positions:
+            raise UserError(
+                f"the processor has num_positions {processor.num_positions} (its processor_config.json), but "
+                f"the model's images take {model.config.num_positions}; load both from one folder"
+            )
         self.model = model.eval()
         self.processor = processor
 

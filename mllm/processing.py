@@ -19,6 +19,8 @@ from ..common.errors import UserError, shown
 from ..common.images import load_image
 from ..common.model_files import check_model_files
 from ..common.model_source import model_source
+from ..common.values import whole_number
+from ..tokenizer import DualTokenizerImageProcessor
 from ..tokenizer.loading import loading_reason
 from .chat_format import OWN, ChatFormat
 from .chat_template import special_strings
@@ -44,6 +46,8 @@ from .special_tokens import IMAGE, SPECIAL_TOKENS, VISUAL_TOKENS
 from .text_tokenizer import encode_segments, special_pattern
 
 IGNORE = -100
+#: Of one image; a longer sequence fits no language model.
+MOST_POSITIONS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class DualTokenProcessor(ProcessorMixin):
     ) -> None:
         # The file chat_template.jinja beside the tokenizer is for a tokenizer that is loaded by itself.
         super().__init__(image_processor, tokenizer, **kwargs)
-        self.num_positions = num_positions
+        if not isinstance(image_processor, DualTokenizerImageProcessor | None):
+            kind = type(image_processor).__name__
+            raise UserError(f"the image processor is a {kind}; give a DualTokenizerImageProcessor")
+        self.num_positions = whole_number(num_positions, "num_positions", 1, MOST_POSITIONS)
         self.chat_format = (
             ChatFormat(**chat_format) if isinstance(chat_format, Mapping) else chat_format or OWN
         )

@@ -20,6 +20,7 @@ from ..tokenizer.quiet import quiet, size_of, size_of_model
 from ..tokenizer.weight_files import HUB_OPTIONS, refuse_bigger, weight_files
 from .adapters import has_adapters
 from .configuration import DualTokenConfig
+from .generation_settings import check_generation_settings
 from .model_folder import resolve_model
 from .visual_embedding import FrozenCodebook
 
@@ -147,6 +148,9 @@ class DualTokenStorage(PreTrainedModel):
             raise UserError(f"cannot load a model from {source}: {loading_reason(error)}") from error
         model, info = loaded
         refuse_partial_load(source, info)
+        if model.generation_config is not None:
+            tokens = model.get_input_embeddings().weight.shape[0]
+            check_generation_settings(model.generation_config.to_diff_dict(), tokens)
         if load_visual_tokenizer:
             model.attach_visual_tokenizer(_load_visual_tokenizer(source, hub))
         return (model, info) if with_info else model

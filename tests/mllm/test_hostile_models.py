@@ -242,6 +242,68 @@ def test_a_text_tokenizer_that_lost_its_settings_is_one_line(folder: Path):
     assert "pad token" in refused(lambda: DualTokenPipeline.from_pretrained(folder, device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_beams", 10**6),
+        ("num_beams", "x"),
+        ("max_new_tokens", -1),
+        ("max_length", "x"),
+        ("do_sample", "x"),
+        ("temperature", -1),
+        ("repetition_penalty", 0),
+        ("eos_token_id", "x"),
+        ("eos_token_id", [10**9]),
+        ("bos_token_id", {}),
+        ("suppress_tokens", "x"),
+        ("begin_suppress_tokens", 5),
+        ("bad_words_ids", [[10**9]]),
+        ("forced_eos_token_id", 10**9),
+        ("cache_implementation", "quantized"),
+        ("stop_strings", ["x"]),
+        ("assistant_early_exit", 3),
+        ("penalty_alpha", 0.6),
+        ("dola_layers", "high"),
+        ("return_dict_in_generate", True),
+        ("exponential_decay_length_penalty", "x"),
+        ("decoder_start_token_id", "x"),
+        ("guidance_scale", "x"),
+    ],
+)
+def test_a_generation_config_with_which_no_answer_is_written_is_one_line(folder: Path, key: str, value: Any):
+    change(folder / "generation_config.json", **{key: value})
+    assert key in refused(lambda: DualTokenForConditionalGeneration.from_pretrained(folder))
+
+
+def test_usual_settings_of_generation_are_read(folder: Path):
+    usual = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+    change(folder / "generation_config.json", **usual, max_new_tokens=3, eos_token_id=[2043, 2040])
+    pipe = DualTokenPipeline.from_pretrained(folder, device="cpu")
+    assert pipe.model.generation_config.top_k == 20
+    assert isinstance(pipe.answer(None, "What?", max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("num_positions", None, "num_positions"),
+        ("num_positions", "x", "num_positions"),
+        ("num_positions", -1, "num_positions"),
+        ("num_positions", 10**12, "num_positions"),
+        ("num_positions", 1.5, "num_positions"),
+        ("num_positions", 3, "num_positions 3"),
+        ("chat_format", {"start": 5}, "start"),
+        ("chat_format", {"end": None}, "end"),
+        ("chat_format", {"trim_user": "x"}, "trim_user"),
+        ("chat_format", {"colour": 1}, "colour"),
+        ("image_processor__image_processor_type", "CLIPImageProcessor", "CLIPImageProcessor"),
+    ],
+)
+def test_a_processor_that_cannot_be_is_one_line(folder: Path, key: str, value: Any, named: str):
+    change(folder / "processor_config.json", **{key: value})
+    assert named in refused(lambda: DualTokenPipeline.from_pretrained(folder, device="cpu"))
+
+
 # --- weights --------------------------------------------------------------------
 
 
