@@ -43,7 +43,9 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
         self.max_pixels = whole_number(max_pixels, "max_pixels", 1)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         """The image processor saved beside a tokenizer: a folder, a hub id, or "nano".
 
         Raises:
