@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Either of them tells that a folder has a text tokenizer.
 TEXT_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+#: Of a class or a template; the text side reads a few dozen tokens.
+LONGEST_NAME = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +191,12 @@ def lines(file: Path, option: str) -> list[str]:
         raise UserError(f"{option} {error}") from None
     if not found:
         raise UserError(f"{option} {file} is empty")
+    longest = max(found, key=len)
+    if len(longest) > LONGEST_NAME:
+        raise UserError(
+            f"{option} {file}: {shown(longest)} has {len(longest)} characters; at most "
+            f"{LONGEST_NAME} are read"
+        )
     return found
 
 

@@ -128,7 +128,7 @@ def load_tensors(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"checkpoint {str(path)!r} cannot be read: {first_line(error)}") from None
     except Exception as error:  # pickle raises many types for refused or broken content
         raise UserError(
             f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class PerceptualLoss(nn.Module):
 
         super().__init__()
         self._setting = setting
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it loads
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it prints what it loads, and asks torchvision in old words
             try:
                 self.distance = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, pretrained=True)
             except OSError as error:

@@ -1,10 +1,12 @@
 """`dualtoken eval`: from predictions to a report, mistakes told in one line."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
+from dualtoken.common.errors import UserError
 from dualtoken.eval import get_benchmark
 from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
 from dualtoken.scripts import cli
@@ -117,3 +119,30 @@ def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch
     assert evaluate(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_or_template_without_end_is_refused_before_it_is_read_by_a_model(tmp_path):
+    from dualtoken.scripts.evaluate_tokenizer import class_names, templates
+
+    names = tmp_path / "names.txt"
+    names.write_text("a cat\n{} " + "x" * 300_000)
+    for read in (class_names, templates):
+        with pytest.raises(UserError, match="300003 characters; at most 1000"):
+            read(names)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_told_and_not_passed_over(tmp_path, name):
+    from dualtoken.common.model_source import PRETRAINED_FOLDER
+    from dualtoken.scripts.evaluate_tokenizer import image_processor, text_tokenizer
+
+    folder = shutil.copytree(PRETRAINED_FOLDER / "nano" / "visual_tokenizer", tmp_path / "tokenizer")
+    read = image_processor if name.startswith("pre") else text_tokenizer
+    assert read(str(folder)) is not None
+    for content in ("null", "[]", "{", '["x"]'):
+        (folder / name).write_text(content)
+        with pytest.raises(UserError):
+            read(str(folder))
+    for file in folder.glob("*.json"):
+        file.unlink()
+    assert read(str(folder)) is None

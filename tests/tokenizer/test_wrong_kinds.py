@@ -1,5 +1,6 @@
 """Values of the wrong kind given to the tokenizer's calls: one line, whatever they are."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dualtoken.tokenizer import (
     UserError,
     load_image,
 )
+from dualtoken.tokenizer.loading import load_tensors
 
 PIXELS = torch.zeros(1, 3, 64, 64)
 NO_IMAGES: dict[str, Any] = {
@@ -88,3 +90,11 @@ def test_places_that_are_none(source: Any):
         DualTokenizerImageProcessor.from_pretrained(source)
     with pytest.raises(UserError):
         DualTokenizer.from_official(source, source)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("content", [b"", b"\0", b"PK\x03\x04", b"\xff" * 20, b"\x80\x02}q\0."])
+def test_files_that_hold_no_weights(tmp_path: Path, ending: str, content: bytes):
+    (tmp_path / f"weights{ending}").write_bytes(content)
+    with pytest.raises(UserError, match="checkpoint"):
+        load_tensors(tmp_path / f"weights{ending}")
