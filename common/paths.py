@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from .errors import UserError, shown
@@ -94,7 +95,7 @@ def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
         raise UserError(f"{what} {shown(name)} leads out of {folder}; names are relative to that folder")
-    path = folder / name
+    path = folder / native_name(name)
     if links:
         return path
     try:
@@ -104,6 +105,20 @@ def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
     if not stays:
         raise UserError(f"{what} {shown(name)} is a link out of {folder}")
     return path
+
+
+def native_name(name: str) -> str:
+    """The name of a file, read from a UTF-8 text, as this process has to write it.
+
+    Under a locale that is not UTF-8 (LC_ALL=C without Python's UTF-8 mode) names are still bytes of UTF-8 on
+    the disk; anything else, and every name elsewhere, comes back as it is.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        with suppress(UnicodeEncodeError):
+            return os.fsdecode(name.encode("utf-8"))
+    return name
 
 
 def walk_files(folder: Path) -> list[Path]:

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -143,7 +145,7 @@ def _as_argument(check: Callable[[], T]) -> T:
 
 def text_argument(value: str, option: str) -> str:
     """The text of an option without surrounding white space. UserError if nothing is left."""
-    stripped = value.strip()
+    stripped = _read_as_utf8(value).strip()
     if not stripped:
         raise UserError(f"{option} is empty; say in words what is wanted")
     if not is_encodable(stripped):
@@ -151,6 +153,13 @@ def text_argument(value: str, option: str) -> str:
     if len(stripped) > LONGEST_TEXT:
         raise UserError(f"{option} has {len(stripped)} characters; at most {LONGEST_TEXT} are taken")
     return stripped
+
+
+def _read_as_utf8(value: str) -> str:
+    """A text of the command line whose bytes Python kept undecoded, because the locale is not UTF-8."""
+    with suppress(UnicodeError):
+        return value if is_encodable(value) else os.fsencode(value).decode("utf-8")
+    return value
 
 
 def png_path(value: str | Path, option: str) -> Path:
