@@ -104,7 +104,7 @@ class ImageList:
     """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout. Picklable.
 
     Every line of the list is an object whose "file" names the image, inside the zip or folder. `broken` are
-    the lines that are no object.
+    the lines that are not objects.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
