@@ -38,7 +38,7 @@ lint: $(DEV)
 	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
 
 nano: $(DEV)
-	$(BIN)/python -m dualtoken.scripts.make_nano --data $(DATA)
+	$(BIN)/python -m dualtoken.scripts.nano.make --data $(DATA)
 
 ablations: $(DEV)
 	$(BIN)/dualtoken ablate ablations/nano.yaml --runs runs/ablations --document docs/ablations.md

@@ -116,14 +116,14 @@ if __name__ == "__main__":
         include_package_data=False,
         package_data={
             "dualtoken": ["pretrained/**/*", "ablations/*.yaml", "benchmarks/*.py"],
-            "dualtoken.scripts": ["*.md"],
-            "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml", "zero/*.json"],
+            "dualtoken.scripts.nano": ["*.md"],
+            "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml"],
         },
         install_requires=CORE,
         extras_require=EXTRAS,
         entry_points={
             "console_scripts": ["dualtoken = dualtoken.scripts.cli:main"],
-            "lmms_eval.models": ["dualtoken = dualtoken.eval.lmms:manifest"],
+            "lmms_eval.models": ["dualtoken = dualtoken.eval.plugins.lmms:manifest"],
         },
         classifiers=[
             "Development Status :: 3 - Alpha",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dualtoken.data_pipelines.records import Message, Part, assistant, question_turns, user
-from dualtoken.data_pipelines.scene_language import describe
-from dualtoken.data_pipelines.scene_questions import questions
-from dualtoken.data_pipelines.scenes import Scene, random_scene
+from dualtoken.data_pipelines.scenes.language import describe
+from dualtoken.data_pipelines.scenes.questions import questions
+from dualtoken.data_pipelines.scenes.scene import Scene, random_scene
 
 ImageOf = Callable[[Scene, np.random.Generator], Part]
 # Shares of a mixture.

@@ -20,8 +20,8 @@ from typing import Any
 from measure import compare, costs, repeats, report
 
 from dualtoken.eval import get_benchmark
-from dualtoken.eval.predictor import PipelinePredictor
-from dualtoken.eval.runner import Settings, load_data, predict
+from dualtoken.eval.harness.predictor import PipelinePredictor
+from dualtoken.eval.harness.runner import Settings, load_data, predict
 from dualtoken.mllm import DualTokenPipeline
 
 BATCH = 16

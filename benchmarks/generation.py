@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingOptions
 from dualtoken.mllm.depth_transformer import DepthTransformer
-from dualtoken.mllm.sampling import draw_codes, guide
+from dualtoken.mllm.generation.sampling import draw_codes, guide
 from dualtoken.mllm.visual_embedding import FrozenCodebook
 
 PROMPT_LENGTH, GUIDANCE = 16, 2.0

@@ -31,14 +31,14 @@ from conversations import WEIGHTS, conversation, made_up_codes
 from measure import compare, costs, repeats, report, timed_in_turns
 from PIL import Image
 
-from dualtoken.data_pipelines.code_cache import tokenize_shards
-from dualtoken.data_pipelines.loader import PackedBatches, Packing, example_batches
-from dualtoken.data_pipelines.mixture import BatchPlan, Draw, Mixture
-from dualtoken.data_pipelines.packing import WindowPlan
+from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
 from dualtoken.data_pipelines.records import EncodedImage, Record, image_part
-from dualtoken.data_pipelines.scenes import Scene, render
-from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
-from dualtoken.data_pipelines.stream_statistics import StreamStatistics
+from dualtoken.data_pipelines.scenes.scene import Scene, render
+from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.stream.loader import PackedBatches, Packing, example_batches
+from dualtoken.data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
+from dualtoken.data_pipelines.stream.packing import WindowPlan
+from dualtoken.data_pipelines.stream.statistics import StreamStatistics
 from dualtoken.mllm import DualTokenForConditionalGeneration, DualTokenProcessor
 from dualtoken.tokenizer import DualTokenizer
 

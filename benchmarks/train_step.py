@@ -29,12 +29,17 @@ from measure import compare, costs, repeats, report, timed_in_turns
 from torch import Tensor
 from torch.nn import functional
 
-from dualtoken.data_pipelines.packing import shuffled_rows
 from dualtoken.data_pipelines.records import Record
+from dualtoken.data_pipelines.stream.packing import shuffled_rows
 from dualtoken.mllm import DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, VisualCodes
 from dualtoken.train import trainer
-from dualtoken.train.config import (
+from dualtoken.train.backend.distributed import World, join_world, leave_world
+from dualtoken.train.callbacks.loss_meter import LossMeter
+from dualtoken.train.callbacks.loss_window import LossWindow
+from dualtoken.train.callbacks.step_guard import StepGuard
+from dualtoken.train.callbacks.throughput import Throughput
+from dualtoken.train.config.recipe import (
     DataConfig,
     MllmObjectiveConfig,
     OptimizerConfig,
@@ -43,15 +48,10 @@ from dualtoken.train.config import (
     ScheduleConfig,
     SourceConfig,
 )
-from dualtoken.train.distributed import World, join_world, leave_world
 from dualtoken.train.labels import Labelled
-from dualtoken.train.loss_meter import LossMeter
-from dualtoken.train.loss_window import LossWindow
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import build_optimizer
-from dualtoken.train.step_guard import StepGuard
-from dualtoken.train.throughput import Throughput
 
 NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
 LEARNING_RATE, BETAS, CLIPPING = 1e-4, (0.9, 0.95), 1.0

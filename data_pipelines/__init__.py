@@ -11,8 +11,8 @@ from ..common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .records import EncodedImage, Record, RecordError
-    from .scenes import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
-    from .shards import ShardDataset, ShardWriter
+    from .scenes.scene import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
+    from .shards.format import ShardDataset, ShardWriter
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -10,7 +10,7 @@ A record is what every converter writes, every shard stores and every training o
 
 An image part holds either "image" (a PIL image, a path, or an `EncodedImage`) or cached codes of the visual
 tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). What else messages may be says
-`mllm.messages`: records are held to the same schema as the messages of a chat.
+`mllm.conversation.messages`: records are held to the same schema as the messages of a chat.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from PIL import Image
 
 from ..common.errors import UserError, first_line, shown
-from ..common.images import open_image
+from ..common.images.reading import open_image
 from ..common.json_files import DEEPEST, JsonError, is_encodable, parse_json
-from ..mllm.messages import Message, normalise_messages
+from ..mllm.conversation.messages import Message, normalise_messages
 
 #: Images of one record: with its codes, each becomes two members of its sample.
 MOST_IMAGES = 4096

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from ..common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .benchmark import Benchmark, Item, Score
-    from .registry import benchmark_names, get_benchmark, register
+    from .harness.registry import benchmark_names, get_benchmark, register
+    from .harness.task import Benchmark, Item, Score
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

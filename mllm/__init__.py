@@ -3,23 +3,23 @@
 from typing import TYPE_CHECKING
 
 from ..common.lazy import lazy_exports
-from ..tokenizer.auto_classes import register
+from ..common.loading.auto_classes import register
 
 if TYPE_CHECKING:
-    from .adapters import LoraSettings, add_lora, merge_adapters
-    from .assemble import build_model, build_processor, save_model
-    from .chat_format import ChatFormat
+    from .assembly.adapters import LoraSettings, add_lora, merge_adapters
+    from .assembly.assemble import build_model, build_processor, save_model
+    from .assembly.model_folder import resolve_model
     from .configuration import DualTokenConfig
-    from .conversation import drop_prompt, is_text_to_image, render
-    from .image_generation import GenerationCancelled
+    from .conversation.chat_format import ChatFormat
+    from .conversation.messages import normalise_messages
+    from .conversation.processing import CachedCodes, DualTokenProcessor, EncodedRecord
+    from .conversation.rendering import drop_prompt, is_text_to_image, render
+    from .conversation.text_tokenizer import train_text_tokenizer
+    from .generation.image_generation import GenerationCancelled
+    from .generation.sampling import ImageSamplingOptions
     from .losses import LossTerms
-    from .messages import normalise_messages
-    from .model_folder import resolve_model
     from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
     from .pipeline import DualTokenPipeline
-    from .processing import CachedCodes, DualTokenProcessor, EncodedRecord
-    from .sampling import ImageSamplingOptions
-    from .text_tokenizer import train_text_tokenizer
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -29,7 +29,7 @@ register(
     AutoModel=f"{__name__}.modeling:DualTokenForConditionalGeneration",
     AutoModelForImageTextToText=f"{__name__}.modeling:DualTokenForConditionalGeneration",
     AutoModelForMultimodalLM=f"{__name__}.modeling:DualTokenForConditionalGeneration",
-    AutoProcessor=f"{__name__}.processing:DualTokenProcessor",
+    AutoProcessor=f"{__name__}.conversation.processing:DualTokenProcessor",
 )
 
 __all__ = [

@@ -8,10 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 from ..common.errors import UserError, shown
-from ..common.images import ImageSource
+from ..common.images.reading import ImageSource
 from ..common.values import flag, refuse_unknown
-from .messages import text_problem
-from .sampling import ImageSamplingOptions, as_seeds
+from .conversation.messages import text_problem
+from .generation.sampling import ImageSamplingOptions, as_seeds
 
 #: Images of one prompt in one call: all of them are kept until the last one is drawn.
 MOST_IMAGES = 1_000_000

@@ -7,10 +7,10 @@ from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..common.errors import UserError, shown
+from ..common.loading.checked_config import CheckedConfig
 from ..common.values import finite_number, flag, whole_number
-from ..tokenizer.checked_config import CheckedConfig
-from .model_folder import MODEL_TYPE
-from .sampling import ImageSamplingOptions
+from .assembly.model_folder import MODEL_TYPE
+from .generation.sampling import ImageSamplingOptions
 
 PIXEL_CONDITIONS = ("none", "semantic")
 SEMANTIC_CONDITIONS = ("none", "pixel")

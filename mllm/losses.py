@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .assembly.liger import liger_cross_entropy
 from .depth_transformer import CodeClassifier, DepthTransformer
-from .liger import liger_cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .visual_embedding import FrozenCodebook
 

@@ -27,7 +27,7 @@ from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .cache_name import CACHE_NAME
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
-from .generation import DualTokenGeneration
+from .generation.generate import DualTokenGeneration
 from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_losses
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
@@ -150,7 +150,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         >>> model = DualTokenForConditionalGeneration.from_llm(llm, "path/to/visual_tokenizer")
         >>> save_model(model, build_processor("path/to/visual_tokenizer", llm), "path/to/model")
         """
-        from .assemble import build_model
+        from .assembly.assemble import build_model
 
         return build_model(
             llm,

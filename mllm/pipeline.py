@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.images import ImageSource
-from ..common.model_source import NANO
+from ..common.images.reading import ImageSource
+from ..common.loading.model_source import NANO
+from ..common.loading.weight_files import HUB_OPTIONS
 from ..common.values import flag, refuse_unknown, whole_number
-from ..tokenizer.weight_files import HUB_OPTIONS
 from . import arguments
-from .assemble import save_model
-from .model_folder import resolve_model
+from .assembly.assemble import save_model
+from .assembly.model_folder import resolve_model
+from .assembly.placement import DTYPES, resolve_device, resolve_dtype
+from .assembly.publish import push_model
+from .assembly.quantization import quantized_loading, require_quantization
+from .conversation.processing import DualTokenProcessor
+from .generation.progress import Progress, shown_progress
+from .generation.streaming import stream_parts
 from .modeling import DualTokenForConditionalGeneration
-from .placement import DTYPES, resolve_device, resolve_dtype
-from .processing import DualTokenProcessor
-from .progress import Progress, shown_progress
-from .publish import push_model
-from .quantization import quantized_loading, require_quantization
-from .streaming import stream_parts
 
 
 class DualTokenPipeline:

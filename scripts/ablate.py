@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     document = args.document or args.runs / "ablations.md"
     check_document(document)
     if not args.report:
-        from ..eval.held_out import HELD_OUT, HeldOut
+        from ..eval.data.held_out import HELD_OUT, HeldOut
         from .ablation.runs import Runner
 
         device = resolve_device(args.device)

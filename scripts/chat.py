@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..common.images import load_image
+    from ..common.images.reading import load_image
 
     images = [load_image(file) for file in args.image]
     if args.output is not None:

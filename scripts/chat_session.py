@@ -81,7 +81,7 @@ class ChatSession:
 
     def say(self, line: str) -> None:
         """Attach the images that the line names, and ask its words, if there are any."""
-        from ..common.images import load_image
+        from ..common.images.reading import load_image
 
         text, paths = words_and_images(line)
         images = [load_image(path) for path in paths]

@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> int:
 
 def make_recipe(folder: Path, steps: int) -> Path:
     """Data and recipe of the runs; returns the recipe's path."""
-    from ..data_pipelines.code_cache import tokenize_shards
-    from ..data_pipelines.convert import OutputOptions
-    from ..data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+    from ..data_pipelines.codes.code_cache import tokenize_shards
+    from ..data_pipelines.convert.samples import OutputOptions
     from ..data_pipelines.records import Record, assistant, user
-    from ..data_pipelines.shards import ShardWriter
-    from ..mllm.model_folder import resolve_model
+    from ..data_pipelines.scenes.convert import SceneOptions, prepare_scenes
+    from ..data_pipelines.shards.format import ShardWriter
+    from ..mllm.assembly.model_folder import resolve_model
     from ..tokenizer import DualTokenizer
 
     nano = Path(resolve_model("nano"))

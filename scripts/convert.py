@@ -89,7 +89,7 @@ def inputs_of(args: argparse.Namespace) -> dict[str, Path | None]:
 
 def convert_checkpoint(args: argparse.Namespace) -> int:
     """A checkpoint of a training run."""
-    from ..train.export import export_checkpoint, find_checkpoint, recipe_of
+    from ..train.backend.export import export_checkpoint, find_checkpoint, recipe_of
     from ..train.run_folder import CHECKPOINTS
 
     checkpoint = find_checkpoint(args.checkpoint, args.step)

@@ -39,7 +39,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..eval import Benchmark
-    from ..eval.runner import Loaded, Settings
+    from ..eval.harness.runner import Loaded, Settings
 
 JUDGES = ("local", "replay")
 #: The files of a report: the table, its numbers, the chart.
@@ -168,7 +168,7 @@ def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption 
     if not where:
         raise UserError(f"--judge {given} names nothing; write local:MODEL or replay:FILE")
     if kind == "replay":
-        from ..eval.judged import JudgedBenchmark
+        from ..eval.judges.judged import JudgedBenchmark
 
         judged = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, JudgedBenchmark)]
         if len(judged) != 1:
@@ -181,7 +181,7 @@ def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The runner's settings; rank and number of processes are those that torchrun sets."""
-    from ..eval.runner import Settings
+    from ..eval.harness.runner import Settings
 
     shared: dict[str, Any] = {"data": data_option(args.data), "split": args.split}
     if args.action == "score":
@@ -201,7 +201,7 @@ def make_settings(args: argparse.Namespace) -> Settings:
 
 def data_option(given: str | None) -> str | Path | None:
     """`--data`: a name of the hub as it is, else a path."""
-    from ..eval.hub import is_hub
+    from ..eval.data.hub import is_hub
 
     return given if given is None or is_hub(given) else user_path(given, "--data")
 
@@ -210,9 +210,9 @@ def predict_all(
     args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings
 ) -> dict[str, Loaded]:
     """Predictions of every benchmark; returns the data, which are looked at before the model is loaded."""
-    from ..eval.manifest import checkpoint_checksum
-    from ..eval.predictor import PipelinePredictor
-    from ..eval.runner import load_data, need_images, predict
+    from ..eval.harness.identity import checkpoint_checksum
+    from ..eval.harness.predictor import PipelinePredictor
+    from ..eval.harness.runner import load_data, need_images, predict
     from ..mllm import resolve_model
 
     loaded = {benchmark.name: load_data(benchmark, settings) for benchmark in benchmarks}
@@ -246,10 +246,10 @@ def score_all(
     loaded: dict[str, Loaded],
 ) -> None:
     """Results of every benchmark; a line each. `loaded` are the data at hand already."""
-    from ..eval.judge_replay import place_replay
-    from ..eval.judged import JudgedBenchmark
-    from ..eval.local_models import LocalModels, use_local_models
-    from ..eval.runner import run_folder, score
+    from ..eval.harness.runner import run_folder, score
+    from ..eval.judges.judged import JudgedBenchmark
+    from ..eval.judges.local_models import LocalModels, use_local_models
+    from ..eval.judges.replay import place_replay
 
     named = {name: path for name in ("clip", "detector", "inception") if (path := getattr(args, name))}
     if judge and judge.kind == "local":
@@ -270,7 +270,7 @@ def score_all(
 
 def check_data(args: argparse.Namespace, benchmarks: list[Benchmark]) -> int:
     """Print what is there of every benchmark; the status is 2 if anything is missing or wrong."""
-    from ..eval.data_check import check_splits
+    from ..eval.harness.data_check import check_splits
 
     complete = True
     for benchmark in benchmarks:
@@ -296,7 +296,7 @@ def list_benchmarks() -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Print the table; with --output also write it, its numbers and a chart."""
-    from ..eval.reports import bar_chart, collect_results, markdown, table
+    from ..eval.harness.reports import bar_chart, collect_results, markdown, table
 
     if args.output:
         check_files(args.output, REPORT)

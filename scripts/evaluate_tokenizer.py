@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         check_file(args.output, {"--images": Path(args.images)}, is_result)
     device = resolve_device(args.device)
     from ..common.files import atomic_file
-    from ..eval.image_sets import open_images
-    from ..eval.tokenizer_figures import METRICS, FigureOptions, measure_tokenizer
+    from ..eval.data.image_sets import open_images
+    from ..eval.tokenizer.measure import METRICS, FigureOptions, measure_tokenizer
 
     asked = METRICS if args.metrics is None else args.metrics.split(",")
     metrics = [name.strip() for name in asked if name.strip()]
@@ -109,7 +109,7 @@ def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
     """The tokenizer of `--model`, a model's or its own folder or a hub id, and where it was found."""
     import transformers
 
-    from ..common.model_source import PRETRAINED_FOLDER
+    from ..common.loading.model_source import PRETRAINED_FOLDER
     from ..tokenizer import DualTokenizer
 
     transformers.logging.set_verbosity_error()
@@ -138,7 +138,7 @@ def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
 
 def text_tokenizer(source: str) -> Any:
     """The tokenizer of its text side, or None where the folder has none."""
-    from ..mllm.assemble import load_text_tokenizer
+    from ..mllm.assembly.assemble import load_text_tokenizer
 
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).exists() for name in TEXT_TOKENIZER_FILES):

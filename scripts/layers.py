@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
-from ..common.images import ImageSource, is_image_name
+from ..common.images.reading import ImageSource, is_image_name
 from ..common.json_files import read_json, read_json_object
-from ..common.model_source import model_source
+from ..common.loading.model_source import model_source
 from ..common.output_files import check_file, is_our_picture, write_plot
 from ..common.packages import require_package
 from ..common.paths import walk_files
@@ -96,7 +96,7 @@ def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
     """At most `count` images of a folder, by chance. UserError if there is none."""
     import random
 
-    from ..data_pipelines.shards import MANIFEST, ShardDataset
+    from ..data_pipelines.shards.format import MANIFEST, ShardDataset
 
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder")
@@ -123,9 +123,9 @@ def load_backbone(source: str) -> TappedSiglip:
     """The SigLIP of a folder or hub id, or the one inside a saved tokenizer, in eval mode and fp32."""
     import transformers
 
+    from ..common.loading.strict import load_siglip
     from ..tokenizer import DualTokenizer
     from ..tokenizer.backbone import TappedSiglip
-    from ..tokenizer.loading import load_siglip
 
     transformers.logging.set_verbosity_error()
     config = Path(source) / "config.json"

@@ -64,7 +64,7 @@ def model_name(text: str) -> str:
 
 def resolve_device(name: str) -> str:
     """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
-    from ..mllm.placement import resolve_device as resolve
+    from ..mllm.assembly.placement import resolve_device as resolve
 
     return str(resolve(name))
 

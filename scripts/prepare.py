@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import LONGEST_MESSAGE, UserError, one_line, shown
-from ..data_pipelines.convert import MAX_PIXELS, MOST_WORKERS, ImageOptions, OutputOptions
-from ..data_pipelines.convert_captions import TASKS as CAPTION_TASKS
-from ..data_pipelines.convert_captions import CaptionOptions
-from ..data_pipelines.convert_run import REJECTED, Source, write_source
-from ..data_pipelines.convert_scenes import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
+from ..data_pipelines.convert.captions import TASKS as CAPTION_TASKS
+from ..data_pipelines.convert.captions import CaptionOptions
+from ..data_pipelines.convert.driver import REJECTED, Source, write_source
+from ..data_pipelines.convert.samples import MAX_PIXELS, MOST_WORKERS, ImageOptions, OutputOptions
+from ..data_pipelines.scenes.convert import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
 from . import prepare_reports, prepare_sources
 from .options import integer, path, seed, share
 
@@ -301,7 +301,7 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
         return prepare_scenes(options, output)
     if args.kind in OPEN_KINDS:
         return write_source(_open_source(args), output)
-    from ..data_pipelines import convert_sets
+    from ..data_pipelines.small_sets import convert_sets
 
     common = {"max_image_size": args.max_image_size, "output": output}
     if args.kind == "easyvqa":
@@ -325,7 +325,10 @@ def _prepare(args: argparse.Namespace, output: OutputOptions) -> dict[str, Any]:
 
 
 def _open_source(args: argparse.Namespace) -> Source:
-    from ..data_pipelines import convert_folder, convert_hf, convert_llava, convert_webdataset
+    from ..data_pipelines.convert import folder as convert_folder
+    from ..data_pipelines.convert import hf as convert_hf
+    from ..data_pipelines.convert import llava as convert_llava
+    from ..data_pipelines.convert import webdataset as convert_webdataset
 
     images = ImageOptions(args.max_image_size, args.max_pixels, args.held_out)
     if args.kind == "llava":

@@ -13,12 +13,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..common.errors import ImageError, UserError
-from ..common.images import load_image
+from ..common.images.reading import load_image
 from ..common.output_files import check_file, is_our_picture, write_picture
-from ..data_pipelines.convert import MAX_PIXELS, MOST_PIXELS, MOST_WORKERS
+from ..data_pipelines.convert.samples import MAX_PIXELS, MOST_PIXELS, MOST_WORKERS
 from ..data_pipelines.records import Record, RecordError
-from ..data_pipelines.shards import ShardDataset, read_manifest
-from .contact_sheet import card_sheet
+from ..data_pipelines.shards.format import ShardDataset, read_manifest
+from .nano.contact_sheet import card_sheet
 from .options import integer, path, png_path, seed
 
 _SHOWN_FAULTS = 100
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from ..data_pipelines.shard_check import check_shards
+    from ..data_pipelines.shards.check import check_shards
 
     shards = len(read_manifest(args.folder)["shards"])
     faults = []
@@ -90,7 +90,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from ..data_pipelines.shard_statistics import statistics
+    from ..data_pipelines.shards.statistics import statistics
 
     sheet = None if args.sheet is None else png_path(args.sheet, "--sheet")
     if sheet is not None:

@@ -6,8 +6,8 @@ import argparse
 
 from ..common.errors import UserError, shown
 from ..common.paths import user_path
-from ..data_pipelines.public_sets import SETS
-from ..data_pipelines.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
+from ..data_pipelines.small_sets.public_sets import SETS
+from ..data_pipelines.small_sets.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
 from .options import path
 
 KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}

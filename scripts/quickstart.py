@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..common.images import load_image
-    from ..data_pipelines.scenes import Scene, SceneObject, render
+    from ..common.images.reading import load_image
+    from ..data_pipelines.scenes.scene import Scene, SceneObject, render
     from ..mllm import resolve_model
 
     start = time.perf_counter()

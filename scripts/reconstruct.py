@@ -27,7 +27,7 @@ from PIL import Image
 
 from ..common.errors import UserError
 from ..common.files import atomic_file
-from ..common.images import is_image_name, load_image
+from ..common.images.reading import is_image_name, load_image
 from ..common.output_files import check_file, check_files, is_our_picture, staged_files, write_picture
 from ..common.paths import walk_files
 from ..common.values import whole_number

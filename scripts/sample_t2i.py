@@ -26,7 +26,7 @@ from ..common.json_files import enumerate_lines, read_text
 from ..common.output_files import check_files, staged_files
 from ..common.values import whole_number
 from . import options
-from .contact_sheet import contact_sheet, thumbnail
+from .nano.contact_sheet import contact_sheet, thumbnail
 from .options import (
     add_device_argument,
     add_model_argument,
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..eval.manifest import versions
+    from ..eval.harness.identity import versions
 
     prompts = args.prompt or read_prompts(args.prompts_file)
     whole_number(len(prompts) * args.num_images, "the number of prompts times --num-images", 1, MOST_IMAGES)
@@ -148,7 +148,7 @@ def image_name(row: int, index: int) -> str:
 
 def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> dict[str, Any]:
     """The sampling options that take effect: the given ones over the model's own. UserError for bad ones."""
-    from ..mllm.sampling import ImageSamplingOptions
+    from ..mllm.generation.sampling import ImageSamplingOptions
 
     return asdict(ImageSamplingOptions(**{**(pipeline.model.config.image_sampling or {}), **given}))
 

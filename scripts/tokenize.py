@@ -71,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
-    from ..data_pipelines.code_cache import tokenize_shards
-    from ..data_pipelines.shared_work import Share
-    from ..data_pipelines.storage import is_url
-    from ..data_pipelines.views import ViewOptions
+    from ..data_pipelines.codes.code_cache import tokenize_shards
+    from ..data_pipelines.codes.views import ViewOptions
+    from ..data_pipelines.convert.shared_work import Share
+    from ..data_pipelines.shards.storage import is_url
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
     folder, share = tokenizer_folder(args.tokenizer), Share.from_environment()

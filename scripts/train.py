@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..train.config import parse_recipe
+    from ..train.config.recipe import parse_recipe
 
     if args.recipe is None and not args.recipe_help:
         raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
     overrides = [word for word in args.overrides if word != "--estimate"]
     recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *overrides])
     if args.estimate or len(overrides) < len(args.overrides):
-        from ..train.estimate import Estimate
+        from ..train.planning.estimate import Estimate
 
         print(Estimate.of(recipe).table())
         return 0
-    from ..train.stop_request import RunStopped
+    from ..train.callbacks.stop_request import RunStopped
     from ..train.trainer import train
 
     try:

@@ -90,7 +90,7 @@ def test_the_walk_through_teaches_nano_what_its_records_say(tmp_path):
     assert promises == {"a wug": "a wug"}
     assert (tmp_path / "runs/own/curves.png").is_file()
 
-    from dualtoken.data_pipelines.scene_checker import find_objects
+    from dualtoken.data_pipelines.scenes.checker import find_objects
 
     drawings = [find_objects(Image.open(path)) for path in sorted(tmp_path.glob("samples/own/0000_*.png"))]
     purple = [any(item.colour == "purple" for item in found) for found in drawings]

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from ..common.lazy import lazy_exports
-from .auto_classes import register
+from ..common.loading.auto_classes import register
 
 if TYPE_CHECKING:
     from ..common.errors import UserError
-    from ..common.images import load_image
+    from ..common.images.reading import load_image
     from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
     from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
     from .processing import DualTokenizerImageProcessor
-    from .residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
+    from .quantizer.residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
     from .stored import StoredTokenizer
 else:
     __getattr__, __dir__ = lazy_exports(__name__)

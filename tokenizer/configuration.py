@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 from transformers import PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
 
 from ..common.errors import UserError, shown
+from ..common.loading.checked_config import CheckedConfig
 from ..common.values import finite_number, flag, whole_number
-from .checked_config import CheckedConfig
 
 Settings = TypeVar("Settings", bound="QuantizerConfig | DecoderConfig")
 

@@ -18,15 +18,11 @@ from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 from transformers.utils import ModelOutput
 
-from ..common.bounded_settings import most_layers
 from ..common.errors import UserError, first_line, shown
-from ..common.machine import suitable_threads
-from ..common.model_files import check_model_files
-from ..common.paths import user_path
-from ..common.values import seed_number
-from .backbone import ShallowEncoder, TappedSiglip
-from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
-from .loading import (
+from ..common.loading.bounded_settings import most_layers
+from ..common.loading.model_files import check_model_files
+from ..common.loading.quiet import quiet, size_of, size_of_model
+from ..common.loading.strict import (
     check_is_tokenizer,
     check_loading_info,
     load_exactly,
@@ -34,13 +30,17 @@ from .loading import (
     save_whole,
     tokenizer_source,
 )
+from ..common.loading.weight_files import HUB_OPTIONS, refuse_bigger, refuse_bigger_than, weight_files
+from ..common.machine import suitable_threads
+from ..common.paths import user_path
+from ..common.values import seed_number
+from .backbone import ShallowEncoder, TappedSiglip
+from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
 from .official import read_official
 from .pixel_decoder import PixelDecoder
 from .processing import DualTokenizerImageProcessor
 from .projection import AttentionProjection
-from .quiet import quiet, size_of, size_of_model
-from .residual_vq import QuantizerOutput, ResidualQuantizer
-from .weight_files import HUB_OPTIONS, refuse_bigger, refuse_bigger_than, weight_files
+from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 
 
 @dataclass

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, SiglipConfig
 
-from ..common.bounded_settings import check_settings
 from ..common.errors import UserError, first_line, shown
 from ..common.json_files import read_json_object, take
+from ..common.loading.bounded_settings import check_settings
+from ..common.loading.strict import load_tensors
 from .configuration import DualTokenizerConfig
-from .loading import load_tensors
 
 # Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.
 RENAMES: tuple[tuple[str, str], ...] = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..common.errors import UserError, first_line
-from .loading import load_exactly, load_tensors
+from ..common.loading.strict import load_exactly, load_tensors
 
 
 class PerceptualLoss(nn.Module):

@@ -13,10 +13,10 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..common.errors import ImageError, UserError, shown
-from ..common.images import LONGEST_SIDE, MAX_PIXELS, ImageSource, load_image
-from ..common.model_files import check_model_files
+from ..common.images.reading import LONGEST_SIDE, MAX_PIXELS, ImageSource, load_image
+from ..common.loading.model_files import check_model_files
+from ..common.loading.strict import loading_reason, tokenizer_source
 from ..common.values import finite_number, whole_number
-from .loading import loading_reason, tokenizer_source
 
 
 class DualTokenizerImageProcessor(BaseImageProcessor):

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.loading.strict import check_is_tokenizer, tokenizer_source
+from ..common.loading.weight_files import weight_files
 from .configuration import DualTokenizerConfig
-from .loading import check_is_tokenizer, tokenizer_source
 from .modeling import DualTokenizer
-from .weight_files import weight_files
 
 CODEBOOKS = ("pixel_quantizer.codebooks.vectors", "semantic_quantizer.codebooks.vectors")
 

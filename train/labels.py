@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..data_pipelines.loader import RecordSource
 from ..data_pipelines.records import Record
+from ..data_pipelines.stream.loader import RecordSource
 from .objectives.base import Batch, Objective
 
 #: Keys of a batch beside what the model takes: ids of its records (strings); the number of each example's

@@ -10,9 +10,9 @@ from ..common.errors import UserError
 from ..common.locks import only_process
 from ..common.outputs import examining, is_mount_point, refuse_overlap, require_writable
 from ..common.paths import user_path
-from ..data_pipelines.storage import is_url
-from .config import Recipe
-from .distributed import World
+from ..data_pipelines.shards.storage import is_url
+from .backend.distributed import World
+from .config.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"

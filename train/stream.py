@@ -1,8 +1,8 @@
 """The data of a run: the recipe's mixture, this rank's part of it as micro-batches, and where it stands.
 
 Without packing the place in the stream follows from the step number. With packing the number of rows that
-draws make is known only once they are packed, so the place is a cursor (see `data_pipelines.packing`), which
-checkpoints hold for every rank.
+draws make is known only once they are packed, so the place is a cursor (see
+`data_pipelines.stream.packing`), which checkpoints hold for every rank.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 from ..common.errors import UserError, shown
 from ..common.json_files import take
 from ..common.paths import user_path
-from ..data_pipelines.loader import PackedBatches, Packing, example_batches
-from ..data_pipelines.mixture import BatchPlan, Draw, Mixture
-from ..data_pipelines.packing import WindowPlan, plan_state, resumed_plan
-from ..data_pipelines.shards import ShardDataset
-from ..data_pipelines.storage import is_url
-from ..data_pipelines.stream_statistics import Skip, StreamStatistics
-from .config import Recipe
-from .distributed import World
+from ..data_pipelines.shards.format import ShardDataset
+from ..data_pipelines.shards.storage import is_url
+from ..data_pipelines.stream.loader import PackedBatches, Packing, example_batches
+from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
+from ..data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan
+from ..data_pipelines.stream.statistics import Skip, StreamStatistics
+from .backend.distributed import World
+from .config.recipe import Recipe
 from .labels import Labelled
 from .objectives import Objective
 from .objectives.base import Batch

@@ -23,29 +23,29 @@ from safetensors import SafetensorError
 from ..common.errors import UserError, first_line, shown
 from ..common.files import atomic_folder
 from ..common.machine import LARGE_BATCH, suitable_threads
-from .checkpoint import Checkpoints, JudgedBy
-from .config import Recipe, save_resolved
-from .deepspeed_internals import read_strictly, set_clipping
-from .distributed import World, join_world, leave_world
-from .export import export_checkpoint
-from .hang_guard import HangGuard
+from .backend.checkpoint import Checkpoints, JudgedBy
+from .backend.deepspeed_internals import read_strictly, set_clipping
+from .backend.distributed import World, join_world, leave_world
+from .backend.export import export_checkpoint
+from .backend.resume import Change, agreed_changes, require_same_groups, resuming_with
+from .backend.zero import deepspeed_config
+from .callbacks.hang_guard import HangGuard
+from .callbacks.loss_meter import LossMeter, SourceSums, global_counts
+from .callbacks.loss_window import LossWindow
+from .callbacks.monitors import Monitor
+from .callbacks.step_guard import StepGuard
+from .callbacks.stop_request import RunStopped, StopRequest
+from .callbacks.throughput import Throughput
+from .callbacks.validation import Validation
+from .callbacks.weight_average import WeightAverage
+from .config.recipe import Recipe, save_resolved
 from .labels import Labelled, NumberedSource, take_labels
-from .loss_meter import LossMeter, SourceSums, global_counts
-from .loss_window import LossWindow
-from .monitors import Monitor
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import GroupSettings, build_optimizer, build_scheduler
-from .rehearsal import rehearse_export, require_packages
-from .resume import Change, agreed_changes, require_same_groups, resuming_with
+from .planning.rehearsal import rehearse_export, require_packages
 from .run_folder import CHECKPOINTS, MODEL, run_folder
-from .step_guard import StepGuard
-from .stop_request import RunStopped, StopRequest
 from .stream import Stream
-from .throughput import Throughput
-from .validation import Validation
-from .weight_average import WeightAverage
-from .zero import deepspeed_config
 
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.images import load_image
-from ..drawings import Drawing, Figures
+from ...common.images.reading import load_image
+from ..harness.generated_images import Drawing, Figures
 from .fid import FeatureExtractor, FeatureStatistics, frechet_distance
 
 _BATCH = 32

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, SiglipModel
 
 from ...common.yaml_files import read_yaml
-from ...data_pipelines.convert_scenes import DEFAULT_SKILLS, SceneOptions, scene_record
 from ...data_pipelines.records import Record
-from ...eval import retention
-from ...eval.held_out import EVALUATION_SEED, HeldOut, named_objects
-from ...eval.tokenizer_figures import FigureOptions, measure_tokenizer
-from ...eval.white_patches import white_patch_entropy
+from ...data_pipelines.scenes.convert import DEFAULT_SKILLS, SceneOptions, scene_record
+from ...eval.data.held_out import EVALUATION_SEED, HeldOut, named_objects
+from ...eval.tokenizer import retention
+from ...eval.tokenizer.measure import FigureOptions, measure_tokenizer
+from ...eval.tokenizer.white_patches import white_patch_entropy
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..evaluate_nano import answer_figures, drawing_figures
+from ..nano.evaluate import answer_figures, drawing_figures
 from .plan import Evaluation, get_key
 
 Figures = dict[str, float | None]

@@ -27,7 +27,7 @@ from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
 from ...common.values import finite_number
 from ...common.yaml_files import read_yaml
-from ...eval.held_out import HeldOut
+from ...eval.data.held_out import HeldOut
 from ..processes import run_process
 from .figures import measure
 from .plan import Places, Plan, resolve, used_sets

@@ -15,7 +15,7 @@ import pytest
 from dualtoken.common import files, locks
 from dualtoken.common.errors import UserError, one_line
 from dualtoken.common.files import atomic_folder
-from dualtoken.common.images import is_image_name
+from dualtoken.common.images.reading import is_image_name
 from dualtoken.common.json_files import (
     JsonError,
     is_encodable,

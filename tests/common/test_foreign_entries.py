@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import ImageError, UserError
-from dualtoken.common.image_sources import inline_image
+from dualtoken.common.images.sources import inline_image
 from dualtoken.common.json_files import JsonError, bounded_lines, json_list
 from dualtoken.common.paths import inside
 

@@ -14,16 +14,16 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.common.json_files import parse_json
-from dualtoken.data_pipelines.convert import ImageOptions, OutputOptions
-from dualtoken.data_pipelines.convert_captions import caption_list
-from dualtoken.data_pipelines.convert_folder import FolderSource
-from dualtoken.data_pipelines.convert_hf import HuggingFaceSource
-from dualtoken.data_pipelines.convert_llava import llava_record, prepare_llava, read_entries
-from dualtoken.data_pipelines.convert_run import REJECTED, write_source
-from dualtoken.data_pipelines.convert_sets import prepare_labels
+from dualtoken.data_pipelines.convert.captions import caption_list
+from dualtoken.data_pipelines.convert.driver import REJECTED, write_source
+from dualtoken.data_pipelines.convert.folder import FolderSource
+from dualtoken.data_pipelines.convert.hf import HuggingFaceSource
+from dualtoken.data_pipelines.convert.llava import llava_record, prepare_llava, read_entries
+from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
 from dualtoken.data_pipelines.records import Record, RecordError
-from dualtoken.data_pipelines.sample_codec import decode_record, encode_record
-from dualtoken.data_pipelines.shards import ShardDataset
+from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
+from dualtoken.data_pipelines.small_sets.convert_sets import prepare_labels
 from dualtoken.mllm import render
 
 

@@ -15,7 +15,7 @@ from dualtoken.data_pipelines.records import (
     user,
     with_image_parts,
 )
-from dualtoken.data_pipelines.sample_codec import decode_record, encode_record
+from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
 
 PICTURE = image_part(Image.new("RGB", (8, 8)))
 CODES = np.zeros((2, 2, 3), np.int64)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from dualtoken.eval import Benchmark, Item, Score, register, registry
+from dualtoken.eval import Benchmark, Item, Score, register
+from dualtoken.eval.harness import registry
 
 
 class Numbers(Benchmark):

@@ -16,7 +16,7 @@ from dualtoken.mllm import (
     DualTokenProcessor,
     ImageSamplingOptions,
 )
-from dualtoken.mllm.placement import resolve_device, resolve_dtype
+from dualtoken.mllm.assembly.placement import resolve_device, resolve_dtype
 from dualtoken.tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 
 QUESTION = "What colour is the square?"

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dualtoken.mllm import liger, losses
+from dualtoken.mllm import losses
+from dualtoken.mllm.assembly import liger
 from dualtoken.mllm.depth_transformer import CodeClassifier
 from dualtoken.mllm.linear_cross_entropy import linear_cross_entropy
 from dualtoken.mllm.losses import soft_capped, text_loss

@@ -128,7 +128,7 @@ def test_models_and_devices_are_resolved_or_named(saved, tmp_path, monkeypatch):
     for wrong in (tmp_path, tmp_path / "absent", "absent"):
         with pytest.raises(UserError):
             resolve_model(wrong)
-    monkeypatch.setattr("dualtoken.common.model_source.PRETRAINED_FOLDER", saved.parent)
+    monkeypatch.setattr("dualtoken.common.loading.model_source.PRETRAINED_FOLDER", saved.parent)
     saved.rename(saved.parent / "nano")
     assert resolve_model("nano") == str(saved.parent / "nano")
     if not torch.cuda.is_available():

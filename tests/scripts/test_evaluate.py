@@ -133,7 +133,7 @@ def test_a_class_or_template_without_end_is_refused_before_it_is_read_by_a_model
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
 def test_a_damaged_file_of_a_tokenizer_is_told_and_not_passed_over(tmp_path, name):
-    from dualtoken.common.model_source import PRETRAINED_FOLDER
+    from dualtoken.common.loading.model_source import PRETRAINED_FOLDER
     from dualtoken.scripts.evaluate_tokenizer import image_processor, text_tokenizer
 
     folder = shutil.copytree(PRETRAINED_FOLDER / "nano" / "visual_tokenizer", tmp_path / "tokenizer")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualtoken.data_pipelines.scenes import random_scene, render
+from dualtoken.data_pipelines.scenes.scene import random_scene, render
 from dualtoken.scripts import cli
 from dualtoken.scripts.layers import choose_images
 
@@ -53,7 +53,7 @@ def test_taps_picture_and_numbers(
 
 def test_images_in_shards_are_found_as_files_are(tmp_path: Path) -> None:
     from dualtoken.data_pipelines.records import Record, image_part, user
-    from dualtoken.data_pipelines.shards import ShardWriter
+    from dualtoken.data_pipelines.shards.format import ShardWriter
 
     scene = render(random_scene(np.random.default_rng(0)), 32)
     with ShardWriter(tmp_path / "set" / "shards", source="made for tests", licence="MIT") as writer:

@@ -11,7 +11,7 @@ import dualtoken
 from dualtoken.common.outputs import MARK
 from dualtoken.scripts import sample_t2i
 from dualtoken.scripts.cli import main
-from dualtoken.scripts.contact_sheet import CELL, card_sheet, contact_sheet, thumbnail
+from dualtoken.scripts.nano.contact_sheet import CELL, card_sheet, contact_sheet, thumbnail
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dualtoken.common.loading.strict import load_tensors
 from dualtoken.tokenizer import (
     DualTokenizer,
     DualTokenizerConfig,
@@ -14,7 +15,6 @@ from dualtoken.tokenizer import (
     UserError,
     load_image,
 )
-from dualtoken.tokenizer.loading import load_tensors
 
 PIXELS = torch.zeros(1, 3, 64, 64)
 NO_IMAGES: dict[str, Any] = {

@@ -19,15 +19,15 @@ import torch
 import yaml
 from transformers import SiglipConfig, SiglipModel
 
-from dualtoken.data_pipelines.code_cache import tokenize_shards
-from dualtoken.data_pipelines.convert import OutputOptions
-from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.records import Record, assistant, user
-from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
 from dualtoken.mllm import train_text_tokenizer
 from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
-from dualtoken.train.distributed import leave_world
+from dualtoken.train.backend.distributed import leave_world
 
 VISION = {
     "hidden_size": 32,

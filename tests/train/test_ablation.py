@@ -18,16 +18,16 @@ import torch
 import yaml
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.code_cache import tokenize_shards
-from dualtoken.data_pipelines.convert import OutputOptions
-from dualtoken.data_pipelines.convert_scenes import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert.samples import OutputOptions
+from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes
 from dualtoken.scripts.ablation.document import write_document
 from dualtoken.scripts.ablation.plan import Places, load_plan
 from dualtoken.scripts.ablation.runs import Runner
 from dualtoken.scripts.ablation.summary import Results
 from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer
-from dualtoken.train.config import parse_recipe, save_resolved
+from dualtoken.train.config.recipe import parse_recipe, save_resolved
 from dualtoken.train.objectives import build_objective
 
 from .conftest import MODEL, QUANTIZER, Chain, _environment

@@ -17,10 +17,10 @@ from PIL import Image
 
 from dualtoken.common.errors import LONGEST_MESSAGE, UserError
 from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, assistant, image_part, user
-from dualtoken.data_pipelines.sample_codec import EncodedSample, encode_record
-from dualtoken.data_pipelines.shard_check import check_shards
-from dualtoken.data_pipelines.shards import ShardDataset, ShardWriter, read_manifest
-from dualtoken.train.config import SourceConfig, parse_recipe
+from dualtoken.data_pipelines.shards.check import check_shards
+from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, read_manifest
+from dualtoken.data_pipelines.shards.sample_codec import EncodedSample, encode_record
+from dualtoken.train.config.recipe import SourceConfig, parse_recipe
 from dualtoken.train.labels import RECORD_IDS, Labelled, NumberedSource
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import RecordLimit

@@ -14,15 +14,15 @@ from torch import nn
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
 from dualtoken.mllm import normalise_messages
-from dualtoken.train.config import OptimizerConfig, ScheduleConfig
-from dualtoken.train.distributed import World
-from dualtoken.train.loss_meter import LossMeter
-from dualtoken.train.monitors import Monitor
+from dualtoken.train.backend.distributed import World
+from dualtoken.train.callbacks.loss_meter import LossMeter
+from dualtoken.train.callbacks.monitors import Monitor
+from dualtoken.train.callbacks.weight_average import WeightAverage
+from dualtoken.train.config.recipe import OptimizerConfig, ScheduleConfig
 from dualtoken.train.objectives.base import LossTerm
 from dualtoken.train.objectives.mllm import shuffle_question_turns
+from dualtoken.train.objectives.tokenizer.reconstruction import distillation_loss, gradient_loss
 from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
-from dualtoken.train.reconstruction import distillation_loss, gradient_loss
-from dualtoken.train.weight_average import WeightAverage
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 

@@ -15,10 +15,10 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.shards import ShardDataset
-from dualtoken.mllm.processing import flash_attention_bounds
-from dualtoken.train.config import parse_recipe
-from dualtoken.train.distributed import World
+from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.mllm.conversation.processing import flash_attention_bounds
+from dualtoken.train.backend.distributed import World
+from dualtoken.train.config.recipe import parse_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.stream import Stream
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, text_part, user
-from dualtoken.data_pipelines.shards import ShardDataset
+from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.mllm import ChatFormat, DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer
-from dualtoken.train.config import parse_recipe
+from dualtoken.train.config.recipe import parse_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.trainer import Stream
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import Recipe
+from ..config.recipe import Recipe
 from .base import LossTerm, Objective
 
 __all__ = ["LossTerm", "Objective", "build_objective"]
@@ -15,7 +15,7 @@ def build_objective(recipe: Recipe) -> Objective:
 
         return ContrastiveObjective(recipe.contrastive)
     if recipe.tokenizer is not None:
-        from .tokenizer import TokenizerObjective
+        from .tokenizer.objective import TokenizerObjective
 
         return TokenizerObjective(recipe.tokenizer)
     assert recipe.mllm is not None  # Recipe checks that exactly one section is given

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ...common.errors import UserError, first_line, shown
 from ...data_pipelines.records import Record, RecordError
-from ..flops import Work
+from ..planning.flops import Work
 
 Batch = dict[str, Any]
 Upcoming = Callable[[], Iterator[Batch]]

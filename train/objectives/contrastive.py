@@ -18,11 +18,11 @@ from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
 from ...common.errors import first_line, shown
 from ...data_pipelines.records import Record, RecordError
-from ...data_pipelines.scenes import NUM_PATCH_CLASSES, Scene, patch_classes
+from ...data_pipelines.scenes.scene import NUM_PATCH_CLASSES, Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
-from ..config import ContrastiveConfig
-from ..consistency import BACKGROUND_SHARE, consistency_loss, content_groups
+from ..config.recipe import ContrastiveConfig
 from .base import Batch, LossTerm, Objective, cast, image_of, naming
+from .tokenizer.consistency import BACKGROUND_SHARE, consistency_loss, content_groups
 
 _IGNORED = -100
 _CHARACTERS_PER_TOKEN = 100  # more than words have

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ...common.errors import UserError, shown
-from ...data_pipelines.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
+from ...data_pipelines.codes.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError, text_part
-from ...data_pipelines.sample_codec import CODE_PARTS, CodeShape
+from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
     DualTokenForConditionalGeneration,
@@ -26,12 +26,12 @@ from ...mllm import (
     merge_adapters,
     save_model,
 )
-from ...mllm.assemble import unconditional_prompt_ids
+from ...mllm.assembly.assemble import unconditional_prompt_ids
+from ...mllm.conversation.processing import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.modeling import TargetLosses
-from ...mllm.processing import IGNORE, EncodedRecord, flash_attention_bounds
 from ...tokenizer import DualTokenizer, StoredTokenizer
-from ..config import MllmObjectiveConfig
-from ..flops import ModelFlops, Work
+from ..config.recipe import MllmObjectiveConfig
+from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
 
 _CHARACTERS_PER_TOKEN = 4

@@ -1,0 +1,139 @@
+"""Strict loading and whole-file saving, with one-line errors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import SiglipModel
+
+from ...tokenizer.configuration import DualTokenizerConfig
+from ..errors import UserError, first_line, shown
+from ..files import make_readable
+from .model_files import check_model_files
+from .model_source import NANO, model_source
+from .weight_files import HUB_OPTIONS
+
+TOKENIZER_FOLDER = "visual_tokenizer"
+
+
+def loading_reason(error: Exception) -> str:
+    """Why something from elsewhere could not be loaded, in one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and no code of a model folder is run"
+    return first_line(error)
+
+
+def tokenizer_source(source: str | os.PathLike[str]) -> str:
+    """The folder or hub id of a tokenizer; "nano" is that of the packaged model. Errors as `model_source`."""
+    found = model_source(source, "tokenizer")
+    return str(Path(found) / TOKENIZER_FOLDER) if str(source) == NANO else found
+
+
+def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
+    """A SiglipModel from a folder or hub id; UserError if there is none."""
+    check_model_files(source)
+    try:
+        return SiglipModel.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere, read by transformers
+        raise UserError(
+            f"cannot load a SigLIP model from {str(source)!r}: {loading_reason(error)}"
+        ) from error
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """load_state_dict with a one-line UserError, starting with `what`, for keys or shapes that do not
+    match.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())[:400]}") from None
+
+
+def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
+    """UserError unless `source`, a folder or hub id, has the config.json of a tokenizer."""
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    try:
+        settings, _ = DualTokenizerConfig.get_config_dict(source, **hub)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{str(source)!r} is no tokenizer; give a folder with config.json and model.safetensors, or "
+            f"a hub id ({first_line(error)})"
+        ) from None
+    found = settings.get("model_type")
+    if found is None:
+        raise UserError(
+            f"{str(source)!r} is no tokenizer: no config.json; give the folder of a saved tokenizer"
+        )
+    if found != DualTokenizerConfig.model_type:
+        hint = "; its tokenizer is in its folder 'visual_tokenizer'" if found == "dualtoken" else ""
+        raise UserError(
+            f"{str(source)!r} holds a model of type {shown(found)}, "
+            f"not {DualTokenizerConfig.model_type!r}{hint}"
+        )
+
+
+def check_loading_info(info: Mapping[str, Any], source: str) -> None:
+    """UserError if transformers' loading info tells of missing or unexpected weights."""
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys"):
+        names = sorted(map(str, info[kind]))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    if problems:
+        raise UserError(f"weights in {source!r} do not match its config.json: {'; '.join(problems)}")
+
+
+def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -> None:
+    """Call `save` with a temporary folder, then rename its files into `folder`.
+
+    Other files of `folder` stay; weights of an earlier save that were not written again are removed, so that
+    a model saved in several files never mixes with one saved in a single file.
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise UserError(f"cannot save to {str(target)!r}: it is a file; give a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
+        temporary = Path(name)
+        save(temporary)
+        written = {path.name for path in temporary.iterdir()}
+        weights = {path.name for path in target.glob("model*.safetensors*")}
+        # Processes other than the first write nothing, and must not remove anything either.
+        stale = weights - written if written else set()
+        for file in sorted(written):
+            make_readable(temporary / file)
+            os.replace(temporary / file, target / file)
+        for file in stale:
+            (target / file).unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a `.pt` (weights only) or `.safetensors` file."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r} does not exist; give a .pt or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"checkpoint {str(path)!r} cannot be read: {first_line(error)}") from None
+    except Exception as error:  # pickle raises many types for refused or broken content
+        raise UserError(
+            f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"
+        ) from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint {str(path)!r} holds no state dict of tensors")
+    return state

@@ -1,0 +1,1 @@
+"""Cached codes: the images of shards encoded once by the visual tokenizer."""

@@ -1,0 +1,325 @@
+"""Images to codes, once: shards whose images are replaced by the codes of one visual tokenizer.
+
+Training then reads a few hundred bytes per image instead of running the tokenizer again every step. The
+manifest binds the codes to the tokenizer that made them; `check_codes_belong` refuses any other one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ...common.errors import ImageError, UserError, shown
+from ...common.outputs import SHARD_MAKERS, Inputs, check_output
+from ...common.paths import user_path
+from ...common.values import whole_number
+from ...tokenizer.modeling import DualTokenizer
+from ...tokenizer.processing import DualTokenizerImageProcessor
+from ...tokenizer.stored import StoredTokenizer
+from ..convert.samples import MOST_RECORDS, MOST_WORKERS
+from ..convert.shared_work import Share, SharedWork
+from ..records import Part, Record, RecordError, with_image_parts
+from ..shards.format import ShardDataset, ShardWriter, read_manifest
+from ..shards.storage import Location, locate
+from .views import ViewOptions
+from .views import views as record_views
+
+#: Images in one batch, at most.
+MOST_BATCH = 65_536
+# Weights that only turn codes into images: training them further leaves all codes as they are.
+_AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
+
+
+def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
+    """SHA-256 over everything in a tokenizer, loaded or in its files, that its codes depend on.
+
+    That is the choice of layers and all weights but those of the pixel decoder.
+    """
+    config = tokenizer.config
+    facts = {name: getattr(config, name) for name in ("pixel_layer", "semantic_layer", "shortcut_layer")}
+    facts["shortcut_weight"] = config.shortcut_weight
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    weights = tokenizer.state_dict()
+    for name in sorted(weights):
+        if not name.startswith(_AFTER_THE_CODES):
+            tensor = weights[name]
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
+    """SHA-256 over what happens to an image before the tokenizer sees it: size, filter, normalisation."""
+    facts = {
+        "size": processor.side,
+        "resample": "bicubic",
+        "mean": [float(value) for value in processor.image_mean],
+        "std": [float(value) for value in processor.image_std],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_codes_belong(
+    manifest: Mapping[str, Any],
+    checksum: str,
+    where: str = "these shards",
+    preprocessing: str | None = None,
+) -> None:
+    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
+    images prepared otherwise than this `preprocessing_checksum` says (where both are known).
+
+    Shards of images pass.
+    """
+    made_by = manifest.get("tokenizer")
+    if made_by is None:
+        return
+    if made_by["checksum"] != checksum:
+        raise UserError(
+            f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
+            "run `dualtoken tokenize` again with this one."
+        )
+    known = made_by.get("preprocessing")
+    if preprocessing is not None and known is not None and known != preprocessing:
+        raise UserError(
+            f"The codes in {where} are of images prepared with another size or normalisation "
+            f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
+        )
+
+
+def tokenize_shards(
+    tokenizer: DualTokenizer,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    image_processor: DualTokenizerImageProcessor | None = None,
+    shard_size: int = 50_000,
+    overwrite: bool = False,
+    progress: bool = True,
+    views: ViewOptions | None = None,
+    share: Share | None = None,
+    decoders: int = 1,
+    reads: Inputs | None = None,
+) -> dict[str, Any] | None:
+    """Write the records of `source` with codes, uint16 (H, W, D), for images; returns the new manifest.
+
+    Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
+    and metadata stay; `views` adds crops and mirror images. Records that are damaged, or have an image that
+    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on
+    with the shards that are not in it; all calls with equal arguments write the same bytes.
+
+    Args:
+        share: this process's part when several work on one output; all but the main one return None.
+        decoders: threads that decode images ahead of the tokenizer.
+        reads: what else `output` may not be, by the option that names it, such as the tokenizer's folder.
+
+    Raises:
+        UserError: `source` holds codes already, `output` may not be made (`check_output`) or is being made
+            by another process, or there is unfinished work of another kind.
+    """
+    whole_number(batch_size, "--batch-size", 1, MOST_BATCH)
+    whole_number(shard_size, "--shard-size", 1, MOST_RECORDS)
+    whole_number(decoders, "--decoders", 1, MOST_WORKERS)
+    output, share, place = user_path(output), share or Share(), locate(source)
+    place = user_path(place) if isinstance(place, Path) else place
+    inputs = {**(reads or {}), "--input": place if isinstance(place, Path) else None}
+    if share.is_main:
+        check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
+    manifest = read_manifest(place)
+    if "tokenizer" in manifest:
+        raise UserError(f"{source} holds codes already: give the shards with the images.")
+    if not manifest["shards"]:
+        raise UserError(f"{source} holds no shards: there is nothing to tokenize.")
+    processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    # nn.Module's own `to`: that of PreTrainedModel has no usable types.
+    torch.nn.Module.to(tokenizer.eval(), device)
+    encoder = _Encoder(
+        tokenizer, processor, batch_size, torch.device(device), views or ViewOptions(), decoders
+    )
+    description = {
+        **{key: manifest[key] for key in ("format", "version", "source", "licence", "settings")},
+        "tokenizer": _describe(tokenizer, processor),
+        "rejected_before": manifest["rejected"]["reasons"],
+    }
+    plan = {
+        "input": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest(),
+        "tokenizer": description["tokenizer"]["checksum"],
+        "preprocessing": description["tokenizer"]["preprocessing"],
+        "views": asdict(encoder.views),
+        "shard_size": shard_size,
+    }
+    with SharedWork(output, plan, share, overwrite, inputs=inputs) as work:
+        _make_shards(work, place, manifest, encoder, shard_size, progress)
+        return work.finish(len(manifest["shards"]), description) if share.is_main else None
+
+
+def _make_shards(
+    work: SharedWork,
+    place: Path | Location,
+    manifest: Mapping[str, Any],
+    encoder: _Encoder,
+    shard_size: int,
+    progress: bool,
+) -> None:
+    """Make this process's shards; the main one then waits for the others'."""
+    shards, is_main = manifest["shards"], work.share.is_main
+    before = np.cumsum([0] + [shard["records"] for shard in shards])
+    with tqdm(
+        total=manifest["counts"]["records"],
+        unit="records",
+        disable=not (progress and is_main),
+        mininterval=1.0,
+    ) as bar:
+        own = work.own(len(shards))
+        bar.update(sum(shards[n]["records"] for n in range(len(shards)) if work.is_finished(n)))
+        for number in own:
+            work.clean(number)
+            shard = place / shards[number]["file"]
+            if isinstance(shard, Path) and not shard.is_file():
+                raise UserError(f"{shard} is missing: copy it there, or make the data again")
+            dataset = ShardDataset(shard, tolerant=True, records=shards[number]["records"])
+            first_key = int(before[number]) * encoder.views.copies
+            with _part_writer(work.part(number), manifest, shard_size, first_key) as writer:
+                _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)
+
+        def show(finished: int) -> None:
+            bar.n = max(bar.n, round(manifest["counts"]["records"] * finished / max(len(shards), 1)))
+            bar.refresh()
+
+        if is_main:
+            work.wait_for_all(len(shards), show)
+
+
+def _part_writer(folder: Path, manifest: Mapping[str, Any], shard_size: int, first_key: int) -> ShardWriter:
+    return ShardWriter(
+        folder,
+        source=manifest["source"],
+        licence=manifest["licence"],
+        settings=manifest["settings"],
+        shard_size=shard_size,
+        overwrite=True,
+        first_key=first_key,
+    )
+
+
+def _tokenize_shard(
+    dataset: ShardDataset, split: str, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+) -> None:
+    """All records of one shard, in batches of their own: what another shard holds cannot change them."""
+    for batch in _batches(_readable(dataset, encoder, writer, bar), encoder.batch_size):
+        for record in encoder.encode(batch):
+            writer.write(record, split)
+
+
+def _describe(tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor) -> dict[str, Any]:
+    config = tokenizer.config
+    return {
+        "checksum": codes_checksum(tokenizer),
+        "preprocessing": preprocessing_checksum(processor),
+        "image_size": processor.side,
+        "grid_size": list(config.grid_size),
+        "pixel_quantizer": dict(config.pixel_quantizer),
+        "semantic_quantizer": dict(config.semantic_quantizer),
+    }
+
+
+@dataclass
+class _Loaded:
+    """A record and its images as the processor's uint8 arrays (S, S, 3)."""
+
+    record: Record
+    images: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    tokenizer: DualTokenizer
+    processor: DualTokenizerImageProcessor
+    batch_size: int
+    device: torch.device
+    views: ViewOptions
+    decoders: int
+
+    def load(self, record: Record) -> list[_Loaded]:
+        """Decode and resize the images of a record's views. Raises RecordError."""
+        if any("image" not in part for part in record.image_parts()):
+            raise RecordError(f"Record {shown(record.id)} holds codes already.")
+        try:
+            return [
+                _Loaded(view, [self.processor.resize(part["image"]) for part in view.image_parts()])
+                for view in record_views(record, self.views)
+            ]
+        except ImageError as error:
+            raise RecordError(f"Record '{record.id}': an image cannot be read ({error}).") from error
+
+    def encode(self, batch: Sequence[_Loaded]) -> Iterator[Record]:
+        """The records of a batch with codes in place of images."""
+        images = [image for loaded in batch for image in loaded.images]
+        parts: list[Part] = []
+        for start in range(0, len(images), self.batch_size):
+            parts.extend(self._encode_images(images[start : start + self.batch_size]))
+        position = 0
+        for loaded in batch:
+            stop = position + len(loaded.images)
+            yield with_image_parts(loaded.record, parts[position:stop])
+            position = stop
+
+    def _encode_images(self, images: list[np.ndarray]) -> list[Part]:
+        pixel_values = self.processor(images)["pixel_values"].to(self.device)
+        codes = self.tokenizer.encode(pixel_values)
+        pixel, semantic = codes.pixel.cpu().numpy(), codes.semantic.cpu().numpy()
+        return [
+            {"type": "image", "pixel_codes": pixel[i], "semantic_codes": semantic[i]}
+            for i in range(len(images))
+        ]
+
+
+def _readable(
+    dataset: ShardDataset, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+) -> Iterator[_Loaded]:
+    """Every view of every record whose images can be decoded, in order; the other records are rejected."""
+    name = dataset.shards[0].name
+    with ThreadPoolExecutor(encoder.decoders) as pool:
+        waiting: deque[tuple[int, Future[list[_Loaded]]]] = deque()
+        for index in range(len(dataset) + 2 * encoder.decoders):
+            if index < len(dataset):
+                try:
+                    # Read here, as threads would share the file's position; decoded there.
+                    waiting.append((index, pool.submit(encoder.load, dataset[index])))
+                except RecordError as error:
+                    failed: Future[list[_Loaded]] = Future()
+                    failed.set_exception(error)
+                    waiting.append((index, failed))
+            if index >= 2 * encoder.decoders and waiting:
+                number, future = waiting.popleft()
+                bar.update()
+                try:
+                    yield from future.result()
+                except RecordError as error:
+                    writer.reject(f"record {number} of {name}", str(error))
+
+
+def _batches(records: Iterator[_Loaded], num_images: int) -> Iterator[list[_Loaded]]:
+    """Records in groups of about `num_images` images."""
+    batch: list[_Loaded] = []
+    count = 0
+    for loaded in records:
+        batch.append(loaded)
+        count += max(1, len(loaded.images))
+        if count >= num_images:
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,176 @@
+"""A folder of images with captions to shards.
+
+The captions stand beside the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in one list
+that names the files: CSV, TSV, JSON lines or a JSON list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, one_line
+from ...common.images.reading import is_image_name
+from ...common.json_files import JsonError, is_encodable, parse_json
+from ...common.outputs import Inputs
+from ...common.paths import regular_file, user_path, walk_files
+from ..records import Record, RecordError
+from ..shards.format import file_checksum
+from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
+from .driver import Sample, Source
+from .llava import read_entries, read_image
+from .samples import LARGEST_TEXT_FILE, Rejected, read_file, utf8_text
+from .table_rows import Table
+
+FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
+#: Lists that are taken without being asked for, as Hugging Face's image folders name them.
+DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+_CAPTION_SUFFIXES = (".txt", ".caption", ".json")
+_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+
+
+@dataclass
+class FolderSource(Source):
+    """The images of `folder` and of the folders in it.
+
+    captions: a list that names the images relative to `folder`; None takes `metadata.jsonl`, `metadata.csv`
+    or `metadata.tsv` in the folder, and without one of these the files beside the images. `image_field` and
+    `caption_field` name the columns of the list (None: the usual names).
+    """
+
+    folder: Path
+    captions: Path | None = None
+    image_field: str | None = None
+    caption_field: str | None = None
+    licence: str = "unknown"
+    options: CaptionOptions = field(default_factory=CaptionOptions)
+
+    def __post_init__(self) -> None:
+        self.folder = user_path(self.folder)
+        if not self.folder.is_dir():
+            raise UserError(f"--input {self.folder} is not a folder of images.")
+        if self.captions is None:
+            found = (self.folder / name for name in DEFAULT_LISTS)
+            self.captions = next((path for path in found if path.is_file()), None)
+        else:
+            self.captions = regular_file(user_path(self.captions), "--captions")
+            if self.captions.suffix.lower() not in _LIST_SUFFIXES:
+                raise UserError(
+                    f"--captions {self.captions}: give a file that ends in {', '.join(_LIST_SUFFIXES)}."
+                )
+        self.name = one_line(self.folder.resolve().name)
+        self._found: list[Path] | None = None
+        self._skipped: dict[str, int] = {}
+        self.records_per_sample = self.options.records_per_sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": None}
+
+    def settings(self) -> dict[str, Any]:
+        fields = {"image_field": self.image_field, "caption_field": self.caption_field}
+        captions = "beside the images" if self.captions is None else one_line(self.captions.name)
+        return {"captions": captions, **fields, **asdict(self.options)}
+
+    def inputs(self) -> Inputs:
+        return {"--input": self.folder, "--captions": self.captions}
+
+    def skipped(self) -> Mapping[str, int]:
+        return self._skipped
+
+    def fingerprint(self) -> str:
+        if self.captions is not None:
+            return file_checksum(self.captions)
+        digest = hashlib.sha256()
+        for path in self._images():
+            digest.update(os.fsencode(f"{path.relative_to(self.folder).as_posix()} {_size(path)}\n"))
+        return digest.hexdigest()
+
+    def total(self) -> int | None:
+        return len(self._images()) if self.captions is None else None
+
+    def samples(self) -> Iterator[Sample | Rejected]:
+        if self.captions is None:
+            for path in self._images():
+                name = path.relative_to(self.folder).as_posix()
+                if is_encodable(name):
+                    yield Sample(name, (name, None))
+                else:
+                    yield Rejected(name, "its name is not UTF-8")
+            return
+        for line, row, problem in self._rows(self.captions):
+            named = self._image_name(row)
+            if problem or named is None:
+                yield Rejected(f"line {line}", problem or "it names no image")
+            else:
+                yield Sample(named, (named, find_caption(row, self.caption_field)))
+
+    def records(self, payload: tuple[str, Any]) -> Iterator[tuple[Record, str]]:
+        name, caption = payload
+        captions = caption_list(self._caption_beside(name) if self.captions is None else caption)
+        image = read_image(self.folder, name, self.options.images)
+        record_id = Path(name).with_suffix("").as_posix()
+        yield from self.options.records(record_id, image, captions, {"file": name})
+
+    def _images(self) -> list[Path]:
+        if self._found is None:
+            files = walk_files(self.folder)
+            self._found = [path for path in files if is_image_name(path.name)]
+            pictured = {path.with_suffix("") for path in self._found}
+            others = sum(
+                not is_image_name(path.name)
+                and not (path.suffix in _CAPTION_SUFFIXES and path.with_suffix("") in pictured)
+                for path in files
+            )
+            self._skipped = {"files that are neither images nor captions": others} if others else {}
+        return self._found
+
+    def _caption_beside(self, name: str) -> Any:
+        image = self.folder / name
+        for suffix in _CAPTION_SUFFIXES:
+            if not (file := image.with_suffix(suffix)).is_file():
+                continue
+            text = utf8_text(read_file(file, LARGEST_TEXT_FILE), suffix)
+            if suffix != ".json":
+                return text
+            try:
+                return find_caption(parse_json(text), self.caption_field)
+            except JsonError as error:
+                raise RecordError(f"its .json is not JSON ({error})") from None
+        raise RecordError("no caption beside it (.txt, .caption or .json)")
+
+    def _image_name(self, row: Any) -> str | None:
+        if not isinstance(row, dict):
+            return None
+        names: tuple[str, ...] = FILE_FIELDS if self.image_field is None else (self.image_field,)
+        found = next((row[name] for name in names if row.get(name)), None)
+        return found if isinstance(found, str) else None
+
+    def _rows(self, path: Path) -> Iterator[tuple[int, Any, str]]:
+        """(line, row, what is wrong with it) of every row of the list."""
+        if path.suffix.lower() in (".json", ".jsonl"):
+            for number, entry in enumerate(read_entries(path), start=1):
+                yield number, entry, f"it is not JSON: {entry}" if isinstance(entry, JsonError) else ""
+            return
+        table = Table(path)
+        self._require(table.columns(), "--image-column", self.image_field, FILE_FIELDS)
+        self._require(table.columns(), "--caption-column", self.caption_field, CAPTION_FIELDS)
+        yield from ((row.line, row.fields, row.problem) for row in table.rows())
+
+    def _require(self, columns: list[str], option: str, name: str | None, usual: tuple[str, ...]) -> None:
+        if not set(columns) & ({name} if name else set(usual)):
+            wanted = f"'{name}'" if name else f"named {', '.join(usual)}"
+            raise UserError(
+                f"{self.captions} has no column {wanted}: give {option} as one of {', '.join(columns)}."
+            )
+
+
+def _size(path: Path) -> int:
+    """The size of a file in bytes, 0 for a broken link."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,277 @@
+"""Opening one split of a data set: on the hub or saved by `datasets`, or files of parquet, JSON or CSV.
+
+No script of a data set is ever run. A split that is not there is never made up of others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from ...common.errors import UserError, first_line, one_line, shown
+from ...common.json_files import JsonError
+from ...common.packages import missing_package
+from ...common.paths import regular_file, user_path
+from .llava import read_entries
+from .samples import Rejected
+from .table_rows import Table
+
+#: Words for a split in names of files; those of one line mean the same.
+_SPLIT_WORDS = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
+_SHARD_NAME = re.compile(r"(?:^|/)([^/]+)-\d{5}-of-\d{5}\.parquet$")
+_TABLES = (".csv", ".tsv")
+#: Seconds in which the hub has to answer.
+_PATIENCE = 5.0
+_FIRST_ROWS = 100  # of JSON, that tell the columns
+_PARQUET_ROWS = 64  # read at once; a row may hold images
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened split.
+
+    columns: their names. read: (columns, start) to the rows from number `start` on, in order, images left
+    encoded; a row that is broken comes as the reason. damaged: files that cannot be read. licence, total,
+    fingerprint: facts for the manifest, as far as they are known.
+    """
+
+    columns: list[str]
+    read: Callable[[Sequence[str], int], Iterator[Row | str]]
+    damaged: list[Rejected] = field(default_factory=list)
+    total: int | None = None
+    licence: str | None = None
+    fingerprint: str = ""
+
+
+def open_dataset(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Dataset:
+    """Open one split. Raises UserError where there is none that can be read, naming the splits there are."""
+    local = user_path(path)
+    is_local = os.path.lexists(local)
+    if not is_local and _is_path(path):
+        raise UserError(f"--input {path} is not there: give a file, a folder or a hub id such as owner/name")
+    try:
+        if is_local:
+            return _open_local(local, config, split)
+        import datasets
+
+        _notice_offline()
+        rows = datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+        known = (rows.info.splits or {}).get(split)
+        total = known.num_examples if known is not None else None
+        facts = f"{path} {config} {split} {revision}"
+        return _of_library(rows, total=total or None, licence=rows.info.license, fingerprint=facts)
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        raise UserError(missing_package(error.name or "datasets")) from None
+    except Exception as error:  # as many kinds of exceptions as there are file systems and formats
+        raise UserError(
+            f"--input {path} (config {config}, split {split}) cannot be opened as a Hugging Face data set: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _notice_offline() -> None:
+    """Where the hub cannot be reached, have the libraries use what they have kept, instead of trying on."""
+    import datasets
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=_PATIENCE).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def _is_path(path: str) -> bool:
+    """Whether this can only be meant as a path: hub ids have at most one / and no ending of a data file."""
+    return (
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in (*_TABLES, ".parquet")
+    )
+
+
+def _open_local(path: Path, config: str | None, split: str) -> Dataset:
+    if not path.is_dir():
+        regular_file(path, "--input")
+        if config is not None:
+            raise UserError(f"--config {shown(config)} belongs to a hub id or a folder; {path} is a file")
+    if path.suffix.lower() in (".json", ".jsonl", *_TABLES):
+        split_files([path], path, split)
+        return _open_text(path)
+    if files := [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")):
+        return _open_parquet(split_files(files, path, split), path, split)
+    import datasets
+
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise UserError(f"{path} has no split {shown(split)}: it has {', '.join(saved)}")
+            saved = saved[split]
+        facts = _file_facts([path], path)
+        return _of_library(saved, total=len(saved), licence=saved.info.license, fingerprint=facts)
+    if path.is_file() and path.suffix != ".arrow":
+        raise UserError(
+            f"--input {path}: give a file of .parquet, .json, .jsonl, .csv, .tsv or .arrow, or a folder"
+        )
+    if path.is_dir():
+        rows = datasets.load_dataset(str(path), config, split=split, streaming=True)
+        every = sorted(file for file in path.rglob("*") if file.is_file())
+        return _of_library(rows, licence=rows.info.license, fingerprint=_file_facts(every, path))
+    kind = path.suffix.removeprefix(".")
+    rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    return _of_library(rows, fingerprint=_file_facts([path], path.parent))
+
+
+def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
+    """Those of the files at `path` whose names tell the split; all for "train" when no name tells any.
+
+    Raises UserError for a split that is not there. A single file that was given by its name may be "train".
+    """
+    if path.is_file() and split == "train":
+        return list(files)
+    names = {file: file.name if file == path else file.relative_to(path).as_posix() for file in files}
+    words = {file: set(re.split(r"[-_./]", name)) for file, name in names.items()}
+    wanted = next((set(group) for group in _SPLIT_WORDS if split in group), {split})
+    if named := [file for file in files if words[file] & wanted]:
+        return named
+    known = {word for group in _SPLIT_WORDS for word in group}
+    told = {word for found in words.values() for word in found & known}
+    told |= {found[1] for name in names.values() if (found := _SHARD_NAME.search(name))}
+    if not told and split == "train":
+        return list(files)
+    raise UserError(
+        f"{path} has no split {shown(split)}: "
+        + (
+            f"its files are named {', '.join(sorted(told))}"
+            if told
+            else "no file is named so, all are 'train'"
+        )
+    )
+
+
+def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
+    import pyarrow
+    from pyarrow import parquet
+
+    whole: dict[Path, list[int]] = {}
+    columns: dict[str, None] = {}
+    damaged: list[Rejected] = []
+    for file in files:
+        try:
+            about = parquet.read_metadata(file)
+            columns.update(dict.fromkeys(about.schema.to_arrow_schema().names))
+            groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != about.num_rows:
+                raise OSError("its row groups do not add up")
+            whole[file] = groups
+        except (pyarrow.ArrowException, OSError) as error:
+            damaged.append(Rejected(file.name, f"damaged parquet file ({one_line(error, 100)})"))
+    if not whole:
+        raise UserError(f"No parquet file in {path} can be read: {damaged[0].sample}: {damaged[0].reason}.")
+
+    def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
+        for file, groups in whole.items():
+            for group, rows in enumerate(groups):
+                if start < rows:
+                    yield from islice(parquet_rows(file, group, rows, used), start, None)
+                start = max(0, start - rows)
+
+    total = sum(map(sum, whole.values()))
+    return Dataset(list(columns), read, damaged, total, fingerprint=_file_facts(files, path))
+
+
+# --- rows ----------------------------------------
+
+
+def parquet_rows(file: Path, group: int, rows: int, used: Sequence[str]) -> Iterator[Row | str]:
+    """The rows of one row group; what cannot be read of it is lost alone, and each such row is a reason."""
+    from pyarrow import parquet
+
+    passed = 0
+    try:
+        with parquet.ParquetFile(file) as opened:
+            batches = opened.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=sorted(set(used)))
+            for batch in batches:
+                for number in range(batch.num_rows):
+                    passed += 1
+                    yield _arrow_row(batch, number, used)
+    except Exception as error:  # Arrow raises nearly anything at damaged pages
+        reason = f"its part of {file.name} is damaged ({one_line(first_line(error), 100)})"
+        yield from repeat(reason, rows - passed)
+
+
+def _arrow_row(batch: Any, number: int, used: Sequence[str]) -> Row | str:
+    """The columns of one row; a file that lacks one of them has null in it."""
+    try:
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return dict.fromkeys(used) | {name: column[number].as_py() for name, column in columns}
+    except (ValueError, OverflowError) as error:  # dates that Python has not, bytes that are not UTF-8
+        return f"it cannot be read ({first_line(error)})"
+
+
+def _of_library(rows: Any, **facts: Any) -> Dataset:
+    """Rows of `datasets` as a stream whose images stay the bytes of their files."""
+    import datasets
+
+    stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
+    stream = stream.decode(False)
+    columns = stream.column_names
+    if columns is None:
+        columns = list(next(iter(stream), {}))
+
+    def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
+        return iter(stream.select_columns(list(used)).skip(start))
+
+    return Dataset(list(columns), read, **facts)
+
+
+def _open_text(path: Path) -> Dataset:
+    """A file of JSON or CSV, whose broken rows cost themselves only, and whose columns may hold any types."""
+
+    def rows() -> Iterator[Row | str]:
+        if path.suffix.lower() in _TABLES:
+            return (row.problem or dict(row.fields) for row in Table(path).rows())
+        return _json_rows(read_entries(path))
+
+    columns: dict[str, None] = {}
+    for row in islice(rows(), _FIRST_ROWS):
+        columns.update(dict.fromkeys(row) if isinstance(row, dict) else {})
+
+    def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
+        for row in islice(rows(), start, None):
+            yield {name: row.get(name) for name in used} if isinstance(row, dict) else row
+
+    return Dataset(list(columns), read, fingerprint=_file_facts([path], path.parent))
+
+
+def _json_rows(entries: Iterable[Any]) -> Iterator[Row | str]:
+    for entry in entries:
+        if isinstance(entry, JsonError):
+            yield f"it is not JSON: {entry}"
+        else:
+            yield entry if isinstance(entry, dict) else f"it is not a JSON object but {shown(entry)}"
+
+
+def _file_facts(files: Sequence[Path], root: Path) -> str:
+    every = [inner for file in files for inner in (sorted(file.rglob("*")) if file.is_dir() else [file])]
+    facts = "\n".join(f"{file.name} {file.stat().st_size}" for file in every if file.is_file())
+    return hashlib.sha256(f"{root.name}\n{facts}".encode("utf-8", "surrogateescape")).hexdigest()

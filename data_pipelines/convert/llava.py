@@ -1,0 +1,199 @@
+"""LLaVA's conversation JSON to shards, without loss.
+
+An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, …]}``
+with one image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a
+human turn it is input, in a gpt turn something to draw. Files are one JSON list or JSON lines. The other
+usual spelling, "messages" with "role" and "content" and images under "images", is read as well; fields that
+are neither go to the metadata. An image is the name of a file, a data: URL or base64.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import ImageError, UserError, one_line, shown
+from ...common.images.sources import inline_image
+from ...common.json_files import JsonError, bounded_lines, json_list, parse_json
+from ...common.outputs import Inputs
+from ...common.paths import inside, regular_file, user_path
+from ..records import EncodedImage, Record, RecordError, image_part
+from ..shards.format import file_checksum
+from .driver import Sample, Source, write_source
+from .foreign_values import as_list, first_given, optional_text
+from .samples import ImageOptions, OutputOptions, read_file
+from .turns import check_marks, check_no_media, conversation, read_turns
+
+_KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
+#: In place of a name, where the entry holds the image itself.
+_INLINE = "in the entry"
+#: A JSON list is read as a whole; JSON lines may be of any length.
+LARGEST_LIST = 4_000_000_000
+
+
+@dataclass
+class LlavaSource(Source):
+    """The conversations of one JSON or JSON lines file; image names are looked up in `image_folder`."""
+
+    path: Path
+    image_folder: Path
+    licence: str = "unknown"
+    options: ImageOptions = field(default_factory=ImageOptions)
+
+    def __post_init__(self) -> None:
+        regular_file(self.path, "--input")
+        if not self.image_folder.is_dir():
+            raise UserError(f"--image-folder {self.image_folder} is not a folder.")
+        self.name = one_line(self.path.name)
+        self._entries: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_entries": None}
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.options)
+
+    def inputs(self) -> Inputs:
+        return {"--input": self.path, "--image-folder": self.image_folder}
+
+    def fingerprint(self) -> str:
+        return file_checksum(self.path)
+
+    def total(self) -> int:
+        if is_json_list(self.path):
+            self._entries = list(read_entries(self.path))  # parsed as a whole anyway
+            return len(self._entries)
+        with self.path.open("rb") as file:
+            return sum(bool(line.strip()) for line in file)
+
+    def samples(self) -> Iterator[Sample]:
+        entries = read_entries(self.path) if self._entries is None else self._entries
+        for number, entry in enumerate(entries, start=1):
+            yield Sample(_entry_name(number, entry), (number, entry))
+
+    def records(self, payload: tuple[int, Any]) -> Iterator[tuple[Record, str]]:
+        number, entry = payload
+        default_id = f"{one_line(self.path.stem)}-{number}"
+        record = llava_record(entry, self.image_folder, default_id, options=self.options)
+        yield record, self.options.split(record.id)
+
+
+def prepare_llava(
+    path: str | os.PathLike[str],
+    output: OutputOptions,
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    licence: str = "unknown",
+    options: ImageOptions | None = None,
+) -> dict[str, Any]:
+    """Write the conversations of `path` to shards; `image_folder` defaults to the folder of the JSON."""
+    file = user_path(path)
+    folder = user_path(image_folder) if image_folder is not None else file.parent
+    return write_source(LlavaSource(file, folder, licence, options or ImageOptions()), output)
+
+
+def read_entries(path: Path) -> Iterator[Any]:
+    """The entries of a JSON list, or of JSON lines one by one; a JsonError in the place of a broken one.
+
+    Errors:
+        UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
+    """
+    if not is_json_list(path):
+        with path.open("rb") as file:
+            yield from (_parsed(line) for line in bounded_lines(file) if line is None or line.strip())
+        return
+    if (size := path.stat().st_size) > LARGEST_LIST:
+        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry a line (JSON lines)")
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    try:
+        yield from json_list(text)
+    except JsonError as error:
+        raise UserError(f"--input {path} is not valid JSON: {error}") from error
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether the first character that is no white space opens a list."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        while start and not start.strip():
+            start = file.read(1 << 16)
+    return start.strip().startswith(b"[")
+
+
+def _parsed(line: bytes | None) -> Any:
+    try:
+        return JsonError("a line too long to be read") if line is None else parse_json(line)
+    except JsonError as error:
+        return JsonError(f"{error}; give one JSON list, or one entry a line")
+
+
+def _entry_name(number: int, entry: Any) -> str:
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return f"entry {number}" if given is None else f"entry {number} ({one_line(given, 80)})"
+
+
+def llava_record(
+    entry: Any, image_folder: Path, default_id: str, *, options: ImageOptions | None = None
+) -> Record:
+    """One entry as a record. Raises RecordError that says what is wrong with it."""
+    if isinstance(entry, JsonError):
+        raise RecordError(f"it is not JSON: {entry}")
+    if not isinstance(entry, Mapping):
+        raise RecordError(f"it is not a JSON object but {shown(entry)}")
+    check_no_media(entry)
+    given = first_given(entry, "conversations", "messages")
+    if given is None:
+        raise RecordError("it has no list under 'conversations' or 'messages'")
+    turns = read_turns(given)
+    names = as_list(entry.get("image") or entry.get("images"))
+    limits = options or ImageOptions()
+    # Marks are compared first: reading the images is the expensive part.
+    check_marks(turns, len(names))
+
+    images = [read_image(image_folder, name, limits) for name in names]
+    messages = conversation(
+        turns, list(map(image_part, images)), lambda name: image_part(read_image(image_folder, name, limits))
+    )
+    metadata = {key: value for key, value in entry.items() if key not in _KNOWN_FIELDS}
+    if names:
+        metadata["images"] = [name if inline_image(name) is None else _INLINE for name in names]
+    return Record(optional_text(entry.get("id"), "id") or default_id, messages, metadata).validate()
+
+
+def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
+    """The image `name`: a file of `folder`, a data: URL or base64. Raises RecordError where it is unusable.
+
+    An absolute path has to lie in `folder`; links in the folder are followed.
+    """
+    if not isinstance(name, str) or not name:
+        raise RecordError(f"an image is named by a text, got {shown(name)}")
+    try:
+        data = inline_image(name)
+    except ImageError as error:
+        raise RecordError(str(error)) from None
+    if data is not None:
+        return options.stored(data, _INLINE)
+    if name.startswith(("http://", "https://")):
+        raise RecordError(
+            f"image {shown(name)}: a web address; download it first, for example with img2dataset"
+        )
+    path = _path_in(folder, name)
+    try:
+        data = read_file(path)
+    except RecordError as error:
+        raise RecordError(f"image {shown(name)}: {error}") from None
+    return options.stored(data, name)
+
+
+def _path_in(folder: Path, name: str) -> Path:
+    """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
+    whole = folder.absolute()
+    if Path(name).is_absolute() and Path(name).is_relative_to(whole):
+        name = str(Path(name).relative_to(whole))
+    try:
+        return inside(folder, name, "image", links=True)
+    except UserError as error:
+        raise RecordError(str(error)) from None

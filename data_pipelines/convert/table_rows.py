@@ -1,0 +1,123 @@
+"""Rows of CSV and TSV files from anywhere: a quote that is never closed costs one line, not all behind it."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ...common.errors import UserError
+from ...common.json_files import is_encodable
+
+#: Characters of one line, and lines that one quoted field may go over.
+_LONGEST_LINE = 10_000_000
+_MOST_LINES = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row by its columns; `problem` says why there is none. `line` is where it starts, from 1."""
+
+    line: int
+    fields: dict[str, str]
+    problem: str = ""
+
+
+class Table:
+    """A file of rows, the first of which names the columns. Bytes that are not UTF-8 become surrogates."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+
+    def columns(self) -> list[str]:
+        """The names of the columns.
+
+        Errors:
+            UserError for an empty file, and where the first row cannot be read or is not UTF-8.
+        """
+        _, columns, problem = next(self._rows(), (1, [], "the file is empty"))
+        if not problem and (not is_encodable("".join(columns)) or "\0" in "".join(columns)):
+            problem = "it is not UTF-8: save the file as UTF-8"
+        if problem:
+            raise UserError(f"the first line of {self.path} names no columns: {problem}")
+        return columns
+
+    def rows(self) -> Iterator[Row]:
+        """All rows but the first."""
+        columns: list[str] | None = None
+        for line, fields, problem in self._rows():
+            if columns is None:
+                columns = fields
+            else:
+                if len(fields) > len(columns):  # most often a comma in a text without quotes
+                    problem = f"it has {len(fields)} cells, the first line has {len(columns)}"
+                yield Row(line, dict(zip(columns, fields, strict=False)), problem)
+
+    def _rows(self) -> Iterator[tuple[int, list[str], str]]:
+        csv.field_size_limit(_LONGEST_LINE)
+        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = _Lines(file)
+            while (start := lines.peek()) is not None:
+                number = lines.number + 1
+                if len(start) > _LONGEST_LINE:
+                    lines.skip_line()
+                    yield number, [], f"a line of more than {_LONGEST_LINE} characters"
+                    continue
+                fields, problem = self._row(lines)
+                if fields or problem:
+                    yield number, fields, problem
+
+    def _row(self, lines: _Lines) -> tuple[list[str], str]:
+        """(fields, what is wrong) of the next row, which is one line where its quotes do not match."""
+        taken: list[str] = []
+
+        def feed() -> Iterator[str]:
+            while len(taken) < _MOST_LINES and (line := lines.next()) is not None:
+                taken.append(line)
+                yield line
+
+        try:
+            return next(csv.reader(feed(), delimiter=self._delimiter, strict=True)), ""
+        except csv.Error as error:
+            # Text behind a closing quote of the same line, which others write as well.
+            if len(taken) == 1 and "expected after" in str(error):
+                return next(csv.reader(iter(taken), delimiter=self._delimiter)), ""
+            lines.put_back(taken[1:])
+            return [], f"a quote that is not closed, or a field too long ({error})"
+
+
+class _Lines:
+    """The lines of a file, which can be put back."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._waiting: deque[str] = deque()
+        self.number = 0
+
+    def peek(self) -> str | None:
+        if not self._waiting:
+            if not (line := self._file.readline(_LONGEST_LINE + 1)):
+                return None
+            self._waiting.append(line)
+        return self._waiting[0]
+
+    def next(self) -> str | None:
+        line = self.peek()
+        if line is not None:
+            self._waiting.popleft()
+            self.number += 1
+        return line
+
+    def skip_line(self) -> None:
+        """Pass over a line that has been read in part."""
+        line = self.next()
+        while line and not line.endswith(("\n", "\r")):
+            line = self._file.readline(_LONGEST_LINE)
+
+    def put_back(self, lines: list[str]) -> None:
+        self._waiting.extendleft(reversed(lines))
+        self.number -= len(lines)

@@ -1,0 +1,281 @@
+"""The samples of WebDataset tars that anybody may have made: the members of one key, found in any order.
+
+A member's ending is what follows the last dot of its name, in lower case, and its key all before it: so
+`img.v1.jpg` and `img.v1.txt` are one sample. Names with several dots also serve for what belongs to another
+sample (`0.seg.png` beside `0.jpg` and `0.txt`): a key that is no whole sample by itself is passed over where
+there is one with its name up to the first dot.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, first_line, one_line
+from ...common.images.reading import is_image_name
+from ...common.images.sources import LARGEST_IMAGE_FILE
+from ...common.json_files import is_encodable
+from ...common.paths import regular_file
+from ..shards.tar_index import sample_key
+from .samples import LARGEST_TEXT_FILE, Rejected
+
+#: Where a member's content lies in its tar, (offset, length); the content itself where the tar is compressed.
+Content = tuple[int, int] | bytes
+
+TEXT_ENDINGS = ("txt", "json")
+#: So many keys wait for their other members, and so many bytes of them, before the oldest is taken as it is.
+_WINDOW_KEYS = 10_000
+_WINDOW_BYTES = 256_000_000
+_MOST_ENDINGS = 50  # that are counted by name
+_MOST_ZEROS = 1 << 26  # bytes behind the end mark, among which another tar is looked for
+_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """The members of one key, by their endings."""
+
+    tar: Path
+    key: str
+    members: dict[str, Content]
+
+
+def tar_samples(tar: Path, skipped: Counter[str]) -> Iterator[TarSample | Rejected]:
+    """The samples of a tar, plain or compressed with gzip, in the order of their first members.
+
+    Of a plain tar only headers are read. Whatever is wrong (damage, a key that comes twice, members that are
+    links or too big, names that are not UTF-8) is a Rejected that names it. `skipped` counts the members that
+    are not looked at, by what they are. Tars behind one another in one file are all read.
+    """
+    keys = _Keys(tar, skipped)
+    members = _members(tar, skipped)
+    while True:
+        try:
+            member = next(members, None)
+        except UserError as error:
+            yield Rejected(tar.name, str(error))
+            return
+        except Exception as error:
+            # tarfile and gzip raise nearly anything on foreign bytes. What stands before the damage is used.
+            yield from keys.rest()
+            yield Rejected(tar.name, f"damaged tar, the rest of it is lost ({first_line(error)})")
+            return
+        if member is None:
+            yield from keys.rest()
+            return
+        yield from keys.add(member)
+
+
+# --- members ----------------------------------------
+
+
+@dataclass(frozen=True)
+class _Member:
+    key: str
+    ending: str
+    content: Content | None
+    problem: str = ""
+
+
+def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
+    """The members of all tars in a file. Raises nearly anything at damage, UserError for what is no tar."""
+    with _opened(tar) as (file, size):
+        start: int | None = 0
+        while start is not None:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                end = start
+                while (info := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps them all
+                    if info.size < 0 or archive.offset <= end:
+                        raise tarfile.ReadError("a member of negative size")
+                    end = archive.offset
+                    # A sparse member states the size that it has unpacked; the tar holds less.
+                    stored = archive.offset if info.issparse() else info.offset_data + info.size
+                    if size is not None and stored > size:
+                        raise tarfile.ReadError(f"cut short within '{info.name}'")
+                    if (member := _member(file, info, size is None, skipped)) is not None:
+                        yield member
+                start = _next_tar(file, archive.offset)
+
+
+def _member(file: Any, info: tarfile.TarInfo, read: bool, skipped: Counter[str]) -> _Member | None:
+    """The member of a header; None for a folder, and for one that is none of ours, which is counted."""
+    name = info.name
+    base = name.rpartition("/")[2]
+    if info.isdir():
+        return None
+    if base.startswith(".") or "__MACOSX" in name.split("/"):
+        skipped["hidden members, such as ._*"] += 1
+        return None
+    _, dot, last = base.rpartition(".")
+    ending = last.lower() if dot else ""
+    key = name[: len(name) - len(last) - 1] if dot else name
+    if ending not in TEXT_ENDINGS and not is_image_name(f"x.{ending}"):
+        _count_ending(ending, skipped)
+        return _Member(key, ending, None)
+    if info.issparse():
+        return _Member(key, ending, None, f"its .{ending} is a sparse file")
+    if not info.isreg():
+        return _Member(key, ending, None, f"its .{ending} is a link or a device")
+    if info.size > (LARGEST_TEXT_FILE if ending in TEXT_ENDINGS else LARGEST_IMAGE_FILE):
+        if read:
+            raise tarfile.ReadError(f"'{name}' has {info.size} bytes")
+        return _Member(key, ending, None, f"its .{ending} has {info.size} bytes")
+    if not read:
+        return _Member(key, ending, (info.offset_data, info.size))
+    file.seek(info.offset_data)
+    content = file.read(info.size)
+    if len(content) < info.size:
+        raise tarfile.ReadError(f"cut short within '{name}'")
+    return _Member(key, ending, content)
+
+
+def _count_ending(ending: str, skipped: Counter[str]) -> None:
+    what = f"members with the ending .{one_line(ending, 20)}" if ending else "members without an ending"
+    skipped[what if what in skipped or len(skipped) < _MOST_ENDINGS else "members with other endings"] += 1
+
+
+@contextmanager
+def _opened(tar: Path) -> Iterator[tuple[Any, int | None]]:
+    """(the file, its size); the size is unknown where it is compressed. UserError where it is not read.
+
+    The file has what tarfile calls: read, seek and tell.
+    """
+    size = regular_file(tar, "tar").stat().st_size
+    with tar.open("rb") as file:
+        magic = file.read(6)
+        file.seek(0)
+        for start, name in _COMPRESSIONS.items():
+            if magic.startswith(start):
+                raise UserError(f"compressed with {name}: unpack it first; .tar and .tar.gz are read")
+        if magic.startswith(_GZIP):
+            with gzip.open(file) as unpacked:
+                yield _BoundedReads(unpacked), None
+        else:
+            yield _BoundedReads(file), size
+
+
+class _BoundedReads:
+    """A file of which no more is read at once than a member may have; headers can ask for anything."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LARGEST_IMAGE_FILE + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return bytes(self._file.read(size))
+
+
+def _next_tar(file: Any, end: int) -> int | None:
+    """Where the next tar in a file starts, behind the one that ends at `end`; None where there is none.
+
+    Raises tarfile.ReadError where that one has no end mark: tarfile takes a broken header for the end.
+    """
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header and no end mark at byte {end}")
+    position = end + tarfile.BLOCKSIZE
+    while chunk := file.read(1 << 20):
+        if content := chunk.lstrip(b"\0"):
+            found = position + len(chunk) - len(content)
+            return found - (found - end) % tarfile.BLOCKSIZE
+        position += len(chunk)
+        if position - end > _MOST_ZEROS:
+            raise tarfile.ReadError(f"nothing but zeros from byte {end} on")
+    return None
+
+
+# --- keys ----------------------------------------
+
+
+@dataclass
+class _Group:
+    """What has been met of one key."""
+
+    again: bool
+    members: dict[str, Content] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+    problem: str = ""
+
+    def images(self) -> list[str]:
+        return [ending for ending in self.members if ending not in TEXT_ENDINGS]
+
+    def is_whole(self) -> bool:
+        return 0 < len(self.images()) < len(self.members)
+
+
+class _Keys:
+    """Brings the members of a key together, while they are not too far from each other."""
+
+    def __init__(self, tar: Path, skipped: Counter[str]) -> None:
+        self._tar = tar
+        self._skipped = skipped
+        self._open: OrderedDict[str, _Group] = OrderedDict()
+        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, member: _Member) -> Iterator[TarSample | Rejected]:
+        """Take a member in; the samples that need not wait any longer."""
+        group = self._open.get(member.key)
+        if group is None:
+            group = self._open[member.key] = _Group(again=member.key in self._closed)
+        if member.content is not None and member.ending not in group.members:
+            group.members[member.ending] = member.content
+            self._bytes += _held(member.content)
+        if member.content is not None or member.problem or len(group.seen) < _MOST_ENDINGS:
+            group.seen[member.ending] += 1
+        group.problem = group.problem or member.problem
+        while len(self._open) > _WINDOW_KEYS or (self._bytes > _WINDOW_BYTES and len(self._open) > 1):
+            yield from self._close()
+
+    def rest(self) -> Iterator[TarSample | Rejected]:
+        """The samples that are still waiting."""
+        while self._open:
+            yield from self._close()
+
+    def _close(self) -> Iterator[TarSample | Rejected]:
+        """The sample of the oldest key, and what is wrong with it."""
+        key, group = self._open.popitem(last=False)
+        self._bytes -= sum(map(_held, group.members.values()))
+        self._closed[key] = None
+        if len(self._closed) > _WINDOW_KEYS:
+            self._closed.popitem(last=False)
+        name = f"{self._tar.name}: {key}"
+        owner = sample_key(key)
+        if owner != key and not group.is_whole() and (owner in self._open or owner in self._closed):
+            for ending in group.members:
+                _count_ending(f"{key[len(owner) + 1 :]}.{ending}", self._skipped)
+        elif group.again:
+            yield Rejected(name, "its key comes a second time, far behind the first")
+        elif not is_encodable(key):
+            yield Rejected(name, "its name in the tar is not UTF-8")
+        elif group.problem:
+            yield Rejected(name, group.problem)
+        elif not group.members:
+            yield Rejected(name, f"no image, only {_listed(group.seen)}")
+        else:
+            yield TarSample(self._tar, key, group.members)
+            if (more := len(group.images()) - 1) > 0:
+                self._skipped["members that are another image of their key"] += more
+            for _ in range(max(group.seen[ending] for ending in group.members) - 1):
+                yield Rejected(name, "its key comes a second time; the first is used")
+
+
+def _held(content: Content) -> int:
+    """Bytes of memory that a member's content takes."""
+    return len(content) if isinstance(content, bytes) else 0
+
+
+def _listed(endings: Counter[str]) -> str:
+    names = (f".{one_line(ending, 20)}" if ending else "without an ending" for ending in sorted(endings)[:5])
+    return ", ".join(names)

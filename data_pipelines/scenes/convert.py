@@ -1,0 +1,181 @@
+"""Shards of procedural scenes: questions, drawing prompts, captions or talks, with scenes in the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ...common.errors import UserError, shown
+from ...common.values import finite_number, seed_number, whole_number
+from ..convert.driver import Sample, Source, write_source
+from ..convert.samples import MOST_RECORDS, OutputOptions
+from ..records import Message, Record, assistant, image_part, question_turns, user
+from .dialogues import Words, random_talk
+from .language import SKILLS, describe, scene_for_skill
+from .questions import Question, questions
+from .scene import HELD_OUT_SEED, MIN_GRID, Scene, choose, random_scene, render
+
+TASKS: tuple[str, ...] = ("vqa", "t2i", "caption", "chat")
+DEFAULT_SKILLS: dict[str, float] = {
+    "single_object": 0.5,
+    "two_object": 0.1,
+    "counting": 0.15,
+    "position": 0.15,
+    "color_attr": 0.1,
+}
+CAPTION_REQUESTS: tuple[str, ...] = ("Describe the image.", "Describe the image.", "What is in the image?")
+_CAPTION_SHARE = 0.15
+#: The longest side of an image, and the most turns of a record.
+MOST_SIDE = 4096
+MOST_TURNS = 1000
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What scenes to make. `skills` (weights) concern drawing prompts (task t2i) only.
+
+    paraphrase: share of questions and prompts that are put in other words; the scenes, the answers and the
+    other questions stay what they are without it. turns: the most turns of a record of the task "chat".
+    grid: cells a side of a layout for what is drawn (`place_objects`).
+    """
+
+    count: int = 10_000
+    seed: int = 0
+    image_size: int = 64
+    task: str = "vqa"
+    skills: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SKILLS))
+    questions_per_image: int = 6
+    paraphrase: float = 0.0
+    turns: int = 5
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"--task {shown(self.task)} is unknown: allowed are {', '.join(TASKS)}.")
+        whole_number(self.count, "--count", 1, MOST_RECORDS)
+        seed_number(self.seed, "--seed")
+        whole_number(self.image_size, "--image-size", 8, MOST_SIDE)
+        whole_number(self.questions_per_image, "--questions-per-image", 1, MOST_TURNS)
+        whole_number(self.turns, "--turns", 2, MOST_TURNS)
+        finite_number(self.paraphrase, "--paraphrase", 0.0, 1.0)
+        if self.grid is not None:
+            whole_number(self.grid, "--grid", MIN_GRID, MOST_SIDE)
+            if self.task not in ("t2i", "chat"):
+                raise UserError(
+                    f"--grid {self.grid} with --task {self.task}: a grid is for what is drawn, "
+                    "--task t2i or chat."
+                )
+        for name, weight in self.skills.items():
+            finite_number(weight, f"--skills {name}", 0.0)
+        unknown = [name for name in self.skills if name not in SKILLS]
+        if unknown or not 0 < sum(self.skills.values()) < float("inf"):
+            raise UserError(
+                f"--skills {shown(dict(self.skills))}: weights >= 0, not all zero, for {', '.join(SKILLS)}."
+            )
+
+    @property
+    def split(self) -> str:
+        """Seeds of 10⁹ and above are kept for evaluation."""
+        return "heldout" if self.seed >= HELD_OUT_SEED else "train"
+
+    @property
+    def words(self) -> Words:
+        """Other words; held-out seeds use some that training never sees."""
+        return Words(self.paraphrase, reserved=self.split == "heldout")
+
+
+def scene_record(options: SceneOptions, index: int) -> Record:
+    """Record `index` of these options; it depends on the seed, the index and the options only."""
+    key = (options.seed, index, TASKS.index(options.task))
+    rng, other_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
+    record_id = f"scene-{options.task}-{options.seed}-{index}"
+    if options.task == "t2i":
+        return _drawing_record(options, record_id, rng, other_rng)
+    if options.task == "chat":
+        return _talk_record(options, record_id, rng)
+    scene = random_scene(rng)
+    image = image_part(render(scene, options.image_size))
+    metadata: dict[str, Any] = {"task": options.task, "scene": scene.to_dict()}
+    if options.task == "caption":
+        asked = [Question(choose(rng, CAPTION_REQUESTS), describe(scene, rng), "caption")]
+    else:
+        asked = questions(scene, rng, options.questions_per_image)
+        if rng.random() < _CAPTION_SHARE:
+            where = int(rng.integers(len(asked)))
+            asked[where] = Question(CAPTION_REQUESTS[0], describe(scene, rng), "caption")
+        metadata["kinds"] = [question.kind for question in asked]
+    pairs = [(options.words.question(question, other_rng), question.answer) for question in asked]
+    return Record(record_id, question_turns([image], pairs), metadata)
+
+
+def _drawing_record(
+    options: SceneOptions, record_id: str, rng: np.random.Generator, other_rng: np.random.Generator
+) -> Record:
+    names = list(options.skills)
+    edges = np.cumsum([options.skills[name] for name in names])
+    skill = names[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(names) - 1)]
+    drawn = scene_for_skill(rng, skill, options.grid)
+    metadata = {"task": "t2i", "skill": skill, "spec": drawn.spec.to_dict(), "scene": drawn.scene.to_dict()}
+    image = image_part(render(drawn.scene, options.image_size))
+    prompt = options.words.wish(drawn.prompt, drawn.spec, drawn.scene.background, other_rng)
+    return Record(record_id, [user(prompt), assistant(image)], metadata)
+
+
+def _talk_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
+    """`metadata`: "scenes" of the images in order, "kinds" and "specs" (None for words) of the turns.
+
+    "ordered" says that the turns build on each other, so that nothing may shuffle them.
+    """
+
+    def image(scene: Scene) -> dict[str, Any]:
+        scenes.append(scene.to_dict())
+        return image_part(render(scene, options.image_size))
+
+    scenes: list[dict[str, Any]] = []
+    talk = random_talk(rng, options.turns, options.words, options.grid)
+    messages: list[Message] = []
+    for turn in talk.turns:
+        first = [image(talk.shown)] if talk.shown and not messages else []
+        answer = turn.answer if isinstance(turn.answer, str) else image(turn.answer)
+        messages += [user(*first, turn.ask), assistant(answer)]
+    metadata = {
+        "task": "chat",
+        "form": talk.form,
+        "ordered": True,
+        "kinds": [turn.kind for turn in talk.turns],
+        "scenes": scenes,
+        "specs": [turn.spec.to_dict() if turn.spec else None for turn in talk.turns],
+    }
+    return Record(record_id, messages, metadata)
+
+
+class SceneSource(Source):
+    """Scenes as a source: a sample is the number of its record."""
+
+    name = "procedural scenes"
+    licence = "CC0-1.0 (generated by this package)"
+
+    def __init__(self, options: SceneOptions) -> None:
+        self.options = options
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.options)
+
+    def total(self) -> int:
+        return self.options.count
+
+    def samples(self) -> Iterator[Sample]:
+        return (Sample(f"scene {index}", index) for index in range(self.options.count))
+
+    def records(self, payload: int) -> Iterator[tuple[Record, str]]:
+        yield scene_record(self.options, payload), self.options.split
+
+
+def prepare_scenes(
+    options: SceneOptions, output: OutputOptions, workers: int | None = None
+) -> dict[str, Any]:
+    """Write scenes to shards and return the manifest; `workers` goes before those of `output`."""
+    return write_source(SceneSource(options), replace(output, workers=workers or output.workers))

@@ -1,0 +1,338 @@
+"""Conversations about scenes in which a turn needs the turns before it: pronouns, short follow-ups, drawings.
+
+Three forms: "look" (several questions about a shown image), "draw_then_ask" (a drawing, questions about it,
+and the drawing again with a change), "ask_then_draw" (questions about a shown image, then a drawing of
+something in it). Every answer follows from the scenes and every drawing has a specification: both can be
+checked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from .language import (
+    EXACT_SKILLS,
+    DrawingSpec,
+    WantedObject,
+    article,
+    describe,
+    noun_phrase,
+    plural,
+    scene_for_skill,
+    spec_for_scene,
+)
+from .questions import Question, questions
+from .scene import (
+    COLOURS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    choose,
+    place_objects,
+    random_scene,
+    relation,
+)
+from .wordings import RELATION_WORDS, reword_question, reword_wish
+
+FORMS: tuple[str, ...] = ("look", "draw_then_ask", "ask_then_draw")
+_FORM_SHARES = (0.4, 0.35, 0.25)
+
+
+class Turn(NamedTuple):
+    """What the user says and what comes back: a text, or the scene that is drawn with its specification.
+
+    kind: of a question, as in `scene_questions`; "caption"; "draw"; or "follow_up", which needs the turns
+    before it.
+    """
+
+    ask: str
+    answer: str | Scene
+    kind: str
+    spec: DrawingSpec | None = None
+
+
+class Talk(NamedTuple):
+    """A conversation. `shown`: the scene that the user's first turn brings along, if any."""
+
+    form: str
+    shown: Scene | None
+    turns: list[Turn]
+
+
+class Words(NamedTuple):
+    """How often questions and wishes are put in other words, and whether in reserved ones."""
+
+    share: float = 0.0
+    reserved: bool = False
+
+    def question(self, asked: Question, rng: np.random.Generator) -> str:
+        if rng.random() < self.share:
+            return reword_question(asked.question, asked.kind, rng, self.reserved)
+        return asked.question
+
+    def wish(self, prompt: str, spec: DrawingSpec, background: str, rng: np.random.Generator) -> str:
+        if rng.random() < self.share:
+            return reword_wish(spec, rng, background, self.reserved)
+        return prompt
+
+
+PLAIN = Words()
+
+
+def random_talk(
+    rng: np.random.Generator, count: int = 5, words: Words = PLAIN, grid: int | None = None
+) -> Talk:
+    """A conversation of two to `count` turns. `grid` lays out what is drawn, as `place_objects` tells."""
+    form = FORMS[int(np.searchsorted(np.cumsum(_FORM_SHARES), rng.random(), side="right"))]
+    length = 2 + int(rng.random() * (count - 1))
+    if form == "draw_then_ask":
+        return Talk(form, None, _draw_then_ask(rng, length, words, grid))
+    scene = random_scene(rng)
+    if form == "look":
+        return Talk(form, scene, question_thread(scene, rng, length, words))
+    asked = question_thread(scene, rng, length - 1, words)
+    return Talk(form, scene, [*asked, _draw_from(scene, rng, words, grid)])
+
+
+def question_thread(scene: Scene, rng: np.random.Generator, count: int, words: Words) -> list[Turn]:
+    """`count` turns about one scene: chains of a question and its follow-ups, and single questions."""
+    turns: list[Turn] = []
+    asked: set[str] = set()
+    for _ in range(20):
+        chain = choose(rng, _CHAINS)(scene, rng) if rng.random() < 0.7 else _single(scene, rng)
+        if not chain or chain[0].ask in asked:
+            continue
+        asked.add(chain[0].ask)
+        first = Question(chain[0].ask, str(chain[0].answer), chain[0].kind)
+        turns += [chain[0]._replace(ask=words.question(first, rng)), *chain[1:]]
+        if len(turns) >= count:
+            break
+    return turns[:count]
+
+
+def _single(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    if rng.random() < 0.15:
+        return [Turn("Describe the image.", describe(scene, rng), "caption")]
+    return [Turn(*asked) for asked in questions(scene, rng, 1)]
+
+
+# --- chains ----------------------------------------
+
+
+def _colour_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Like "What colour is the star?", "And the circle?", "Where is it relative to the red star?"."""
+    further = ("And the {}?", "What about the {}?", "And what colour is the {}?")
+    return _look_chain(scene, rng, "colour", "shape", "What colour is the {}?", further)
+
+
+def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Like "What shape is the red object?", "And the blue one?", "Is it above the red star?"."""
+    further = ("And the {} one?", "What about the {} one?", "And the {} object?")
+    return _look_chain(scene, rng, "shape", "colour", "What shape is the {} object?", further)
+
+
+def _look_chain(
+    scene: Scene, rng: np.random.Generator, told: str, named_by: str, first: str, further: tuple[str, ...]
+) -> list[Turn]:
+    """What is `told` of an object ("colour" or "shape") that the other of the two names; more about it."""
+    named = _alone(scene, by_shape=named_by == "shape", rng=rng)
+    if not named:
+        return []
+    item, *others = named
+    turns = [Turn(first.format(getattr(item, named_by)), getattr(item, told), told)]
+    if others and rng.random() < 0.6:
+        item = others[0]
+        ask = choose(rng, further).format(getattr(item, named_by))
+        turns.append(Turn(ask, getattr(item, told), "follow_up"))
+    return turns + _about(scene, item, told, rng)
+
+
+def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Like "How many stars are there?", "And how many circles?", "And in all?"."""
+    item = choose(rng, scene.objects)
+    shown = [other.shape for other in scene.objects if other.shape != item.shape]
+    others = shown if shown and rng.random() < 0.75 else [shape for shape in SHAPES if shape != item.shape]
+    shapes = [item.shape, choose(rng, others)]
+    if rng.random() < 0.3:
+        shapes.reverse()
+    counts = Counter(item.shape for item in scene.objects)
+    first, second = (plural(shape) for shape in shapes)
+    ask = choose(rng, ("And how many {}?", "And {}?", "What about {}?")).format(second)
+    turns = [
+        Turn(f"How many {first} are there?", str(counts[shapes[0]]), "count_by_shape"),
+        Turn(ask, str(counts[shapes[1]]), "follow_up"),
+    ]
+    if rng.random() < 0.5:
+        ask = choose(rng, ("And in all?", "How many objects is that in all?", "And all objects together?"))
+        turns.append(Turn(ask, str(len(scene.objects)), "follow_up"))
+    return turns
+
+
+def _existence_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Like "Is there a red star?", "And a blue one?"."""
+    item = choose(rng, scene.objects)
+    shown = {(other.colour, other.shape) for other in scene.objects}
+    first = item.colour if rng.random() < 0.35 else choose(rng, list(COLOURS))
+    others = [colour for colour in COLOURS if colour != first]
+    present = [colour for colour in others if (colour, item.shape) in shown]
+    absent = [colour for colour in others if (colour, item.shape) not in shown]
+    second = choose(rng, present if present and rng.random() < 0.8 else absent)
+    answers = ["yes" if (colour, item.shape) in shown else "no" for colour in (first, second)]
+    ask = choose(rng, ("And {} one?", "What about {} one?", "Or {} one?")).format(
+        f"{article(second)} {second}"
+    )
+    return [
+        Turn(f"Is there {article(first)} {first} {item.shape}?", answers[0], "existence"),
+        Turn(ask, answers[1], "follow_up"),
+    ]
+
+
+_CHAINS: tuple[Callable[[Scene, np.random.Generator], list[Turn]], ...] = (
+    _colour_chain,
+    _shape_chain,
+    _count_chain,
+    _existence_chain,
+)
+
+
+def _about(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> list[Turn]:
+    """Up to two questions in which "it" is `item`, whose colour or shape, `told`, the last answer was."""
+    asked = [_where(scene, item, rng), _whether(scene, item, rng), _likeness(scene, item, told, rng)]
+    found = [turn for i in rng.permutation(len(asked)).tolist() if (turn := asked[i]) is not None]
+    return found[: int(rng.random() * 3)]
+
+
+def _where(scene: Scene, item: SceneObject, rng: np.random.Generator) -> Turn | None:
+    other = _companion(scene, item, rng)
+    if other is None:
+        return None
+    wording = choose(rng, ("Where is it relative to the {}?", "Where is it compared to the {}?"))
+    return Turn(wording.format(f"{other.colour} {other.shape}"), str(relation(item, other)), "follow_up")
+
+
+def _whether(scene: Scene, item: SceneObject, rng: np.random.Generator) -> Turn | None:
+    other = _companion(scene, item, rng)
+    if other is None:
+        return None
+    where = str(relation(item, other))
+    holds = rng.random() < 0.5
+    claimed = choose(rng, RELATION_WORDS[where if holds else OPPOSITE[where]][:-1])
+    return Turn(f"Is it {claimed} the {other.colour} {other.shape}?", "yes" if holds else "no", "follow_up")
+
+
+def _likeness(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> Turn | None:
+    """How many others have the same colour or shape; of what `item` is named by the answer would be clear."""
+    others = sum(getattr(other, told) == getattr(item, told) for other in scene.objects) - 1
+    if others == 0 and rng.random() < 0.6:
+        return None  # "no" would be too common
+    if rng.random() < 0.5:
+        return Turn(f"How many other objects have the same {told}?", str(others), "follow_up")
+    return Turn(f"Does anything else have the same {told}?", "yes" if others else "no", "follow_up")
+
+
+def _companion(scene: Scene, item: SceneObject, rng: np.random.Generator) -> SceneObject | None:
+    """Another object with a name of its own whose relation to `item` is clear."""
+    looks = Counter((other.shape, other.colour) for other in scene.objects)
+    fitting = [
+        other
+        for other in scene.objects
+        if other is not item and looks[other.shape, other.colour] == 1 and relation(item, other) in RELATIONS
+    ]
+    return choose(rng, fitting) if fitting else None
+
+
+def _alone(scene: Scene, by_shape: bool, rng: np.random.Generator) -> list[SceneObject]:
+    """The objects that their shape (or their colour) alone names, in random order."""
+    counts = Counter(item.shape if by_shape else item.colour for item in scene.objects)
+    named = [item for item in scene.objects if counts[item.shape if by_shape else item.colour] == 1]
+    return [named[i] for i in rng.permutation(len(named)).tolist()]
+
+
+# --- drawings ----------------------------------------
+
+
+def _draw_then_ask(rng: np.random.Generator, count: int, words: Words, grid: int | None) -> list[Turn]:
+    skill = choose(rng, EXACT_SKILLS)
+    drawn = scene_for_skill(rng, skill, grid)
+    ask = words.wish(drawn.prompt, drawn.spec, drawn.scene.background, rng)
+    turns = [Turn(ask, drawn.scene, "draw", drawn.spec)]
+    change = _change(drawn.scene, rng, grid) if skill == "single_object" and rng.random() < 0.6 else None
+    if change is not None:
+        # Asked only at the end: with two drawings, "it" would no longer be the first.
+        thread = question_thread(drawn.scene, rng, count - 2, words) if count > 2 else []
+        return [*turns, *thread, change]
+    return turns + question_thread(drawn.scene, rng, count - 1, words)
+
+
+def _change(scene: Scene, rng: np.random.Generator, grid: int | None) -> Turn:
+    """The only object of `scene` again: in another colour, as another shape, or several of it."""
+    (item,) = scene.objects
+    kind = choose(rng, ("colour", "shape", "count"))
+    if kind == "colour":
+        colour = choose(rng, [colour for colour in COLOURS if colour != item.colour])
+        wording = choose(
+            rng, ("Now in {}.", "Make it {}.", "The same in {}, please.", "Can you draw it in {}?")
+        )
+        return _drawing(wording.format(colour), Scene((replace(item, colour=colour),), scene.background))
+    if kind == "shape":
+        shape = choose(rng, [shape for shape in SHAPES if shape != item.shape])
+        wording = choose(
+            rng, ("Now {} {}.", "Make it {} {}.", "The same as {} {}.", "{} {} instead, please.")
+        )
+        ask = wording.format(article(shape), f"{shape} in the same colour")
+        return _drawing(ask[0].upper() + ask[1:], Scene((replace(item, shape=shape),), scene.background))
+    return _several(item, scene.background, rng, grid)
+
+
+def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int | None) -> Turn:
+    """A drawing that a shown scene gives rise to: one of its objects, alone or changed, or something else."""
+    looks = Counter((item.shape, item.colour) for item in scene.objects)
+    named = [item for item in scene.objects if looks[item.shape, item.colour] == 1]
+    if not named or rng.random() < 0.25:
+        drawn = scene_for_skill(rng, choose(rng, ("single_object", "two_object", "counting")), grid)
+        ask = words.wish(f"Now draw {_wanted(drawn.spec)}.", drawn.spec, drawn.scene.background, rng)
+        return Turn(ask, drawn.scene, "draw", drawn.spec)
+    item = choose(rng, named)
+    (place,) = place_objects(rng, 1, grid)
+    alone = replace(item, x=place.x, y=place.y, radius=place.radius)
+    kind = choose(rng, ("only", "colour", "several"))
+    if kind == "several":
+        return _several(item, scene.background, rng, grid, f" like the {item.colour} {item.shape}")
+    if kind == "colour":
+        colour = choose(rng, [colour for colour in COLOURS if colour != item.colour])
+        wording = choose(rng, ("Draw the {} {} in {}.", "Now draw the {} {} again, but in {}."))
+        ask = wording.format(item.colour, item.shape, colour)
+        return _drawing(ask, Scene((replace(alone, colour=colour),), scene.background))
+    wording = choose(rng, ("Draw only the {}.", "Now draw just the {}.", "Can you draw the {} alone?"))
+    return _drawing(wording.format(f"{item.colour} {item.shape}"), Scene((alone,), scene.background))
+
+
+def _several(
+    item: SceneObject, background: str, rng: np.random.Generator, grid: int | None, which: str = ""
+) -> Turn:
+    """Two to four of `item`. `which`: says of what, where "of them" would not be clear."""
+    count = 2 + int(rng.random() * 3)
+    objects = [replace(item, x=p.x, y=p.y, radius=p.radius) for p in place_objects(rng, count, grid)]
+    number = ("two", "three", "four")[count - 2]
+    wording = choose(rng, ("Now draw {}{}.", "Draw {}{}, please."))
+    what = f"{number} {plural(item.shape)}" if which else f"{number} of them"
+    return _drawing(wording.format(what, which), Scene(tuple(objects), background))
+
+
+def _drawing(ask: str, scene: Scene) -> Turn:
+    return Turn(ask, scene, "draw", spec_for_scene(scene))
+
+
+def _wanted(spec: DrawingSpec) -> str:
+    return " and ".join(_phrase(wanted) for wanted in spec.objects)
+
+
+def _phrase(wanted: WantedObject) -> str:
+    return noun_phrase(wanted.shape, wanted.colour, wanted.count)

@@ -1,0 +1,272 @@
+"""Questions with certain answers about scenes. Answers are single lower-case words or digits.
+
+Kinds: colour, shape, total_count, count_by_shape, count_by_colour, relation, relation_yes_no, existence,
+statement. A kind is left out where its answer would not be certain, e.g. the colour of "the circle" when
+there are two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from .language import NUMBER_WORDS, RELATION_PHRASES, article, plural
+from .scene import COLOURS, OPPOSITE, RELATIONS, SHAPES, Scene, SceneObject, choose, relation
+
+# Nearly level objects: then "above" and "below" are plainly false of a pair that is left and right.
+_LEVEL = 0.06
+
+
+class Question(NamedTuple):
+    """A question, its only right answer, and its kind."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+def questions(scene: Scene, rng: np.random.Generator, count: int | None = None) -> list[Question]:
+    """Up to `count` different questions in random order, spread over as many kinds as the scene allows.
+
+    Without `count`: one question of every kind that the scene allows. Kinds come round again, with new
+    wordings or objects, when `count` exceeds their number.
+    """
+    result: list[Question] = []
+    asked: set[str] = set()
+    for _ in range(4):
+        order = [_KINDS[i] for i in rng.permutation(len(_KINDS)).tolist()]
+        for kind, ask in order:
+            found = ask(scene, rng)
+            if found is None or found[0] in asked:
+                continue
+            asked.add(found[0])
+            result.append(Question(found[0], found[1], kind))
+            if len(result) == count:
+                return result
+        if count is None:
+            break
+    return result
+
+
+def statements(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """'True or false: …' with "true" or "false", one of every sort that the scene allows, in random order."""
+    found = [sort(scene, rng) for sort in _STATEMENT_SORTS]
+    kept = [item for item in found if item is not None]
+    order = rng.permutation(len(kept)).tolist()
+    return [
+        Question(f"True or false: {kept[i][0]}.", "true" if kept[i][1] else "false", "statement")
+        for i in order
+    ]
+
+
+# --- names of objects ----------------------------------------
+
+
+def _unique_shapes(scene: Scene) -> list[SceneObject]:
+    counts = Counter(item.shape for item in scene.objects)
+    return [item for item in scene.objects if counts[item.shape] == 1]
+
+
+def _unique_colours(scene: Scene) -> list[SceneObject]:
+    counts = Counter(item.colour for item in scene.objects)
+    return [item for item in scene.objects if counts[item.colour] == 1]
+
+
+def _name(scene: Scene, item: SceneObject, rng: np.random.Generator) -> str:
+    """'the red circle', sometimes just 'the circle' where that is enough."""
+    if rng.random() < 0.25 and sum(other.shape == item.shape for other in scene.objects) == 1:
+        return f"the {item.shape}"
+    return f"the {item.colour} {item.shape}"
+
+
+def _related_pair(scene: Scene, rng: np.random.Generator) -> tuple[SceneObject, SceneObject, str] | None:
+    """Two objects that have a name of their own and whose relation is clear."""
+    looks = Counter((item.shape, item.colour) for item in scene.objects)
+    named = [item for item in scene.objects if looks[item.shape, item.colour] == 1]
+    pairs = [(a, b, where) for a, b in permutations(named, 2) if (where := relation(a, b)) is not None]
+    return choose(rng, pairs) if pairs else None
+
+
+def _claimed_relation(
+    pair: tuple[SceneObject, SceneObject, str], rng: np.random.Generator
+) -> tuple[str, bool]:
+    """A relation to claim of the pair, and whether it holds: half of the time; else it is plainly false."""
+    a, b, where = pair
+    if rng.random() < 0.5:
+        return where, True
+    dx, dy = abs(a.x - b.x), abs(a.y - b.y)
+    if min(dx, dy) < _LEVEL and rng.random() < 0.4:
+        return choose(rng, [r for r in RELATIONS if r not in (where, OPPOSITE[where])]), False
+    return OPPOSITE[where], False
+
+
+def _claimed_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str, bool]:
+    """A colour, a shape and whether the scene shows such an object: half of the time it does.
+
+    Most negatives are hard: a colour or a shape of the scene in a pairing that it does not show.
+    """
+    item = choose(rng, scene.objects)
+    if rng.random() < 0.5:
+        return item.colour, item.shape, True
+    shown = {(other.colour, other.shape) for other in scene.objects}
+    kind = rng.random()
+    if kind < 0.45:
+        options = [(item.colour, shape) for shape in SHAPES if (item.colour, shape) not in shown]
+    elif kind < 0.9:
+        options = [(colour, item.shape) for colour in COLOURS if (colour, item.shape) not in shown]
+    else:
+        options = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in shown]
+    return *choose(rng, options), False
+
+
+# --- kinds ----------------------------------------
+
+_Asked = tuple[str, str] | None
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> _Asked:
+    candidates = _unique_shapes(scene)
+    if not candidates:
+        return None
+    item = choose(rng, candidates)
+    wordings = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
+    return choose(rng, wordings).format(item.shape), item.colour
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> _Asked:
+    candidates = _unique_colours(scene)
+    if not candidates:
+        return None
+    item = choose(rng, candidates)
+    wordings = ("What shape is the {} object?", "What is the {} shape?", "Which shape is {}?")
+    return choose(rng, wordings).format(item.colour), item.shape
+
+
+def _total_count(scene: Scene, rng: np.random.Generator) -> _Asked:
+    wordings = (
+        "How many objects are there?",
+        "How many shapes are in the image?",
+        "How many objects do you see?",
+        "How many shapes are there?",
+    )
+    return choose(rng, wordings), str(len(scene.objects))
+
+
+def _count_by_shape(scene: Scene, rng: np.random.Generator) -> _Asked:
+    shape = choose(rng, scene.objects).shape if rng.random() < 0.75 else choose(rng, SHAPES)
+    wording = choose(rng, ("How many {} are there?", "How many {} are in the image?"))
+    return wording.format(plural(shape)), str(sum(item.shape == shape for item in scene.objects))
+
+
+def _count_by_colour(scene: Scene, rng: np.random.Generator) -> _Asked:
+    colour = choose(rng, scene.objects).colour if rng.random() < 0.75 else choose(rng, list(COLOURS))
+    wording = choose(
+        rng, ("How many {} objects are there?", "How many {} shapes are there?", "How many are {}?")
+    )
+    return wording.format(colour), str(sum(item.colour == colour for item in scene.objects))
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> _Asked:
+    pair = _related_pair(scene, rng)
+    if pair is None:
+        return None
+    a, b, where = pair
+    return f"Where is {_name(scene, a, rng)} relative to {_name(scene, b, rng)}?", where
+
+
+def _relation_yes_no(scene: Scene, rng: np.random.Generator) -> _Asked:
+    pair = _related_pair(scene, rng)
+    if pair is None:
+        return None
+    claimed, holds = _claimed_relation(pair, rng)
+    names = [_name(scene, item, rng) for item in pair[:2]]
+    return f"Is {names[0]} {RELATION_PHRASES[claimed]} {names[1]}?", "yes" if holds else "no"
+
+
+def _existence(scene: Scene, rng: np.random.Generator) -> _Asked:
+    if rng.random() < 0.7:
+        colour, shape, shown = _claimed_look(scene, rng)
+        wording = choose(rng, ("Is there {}?", "Is there {} in the image?", "Do you see {}?"))
+        return wording.format(f"{article(colour)} {colour} {shape}"), "yes" if shown else "no"
+    by_shape = rng.random() < 0.5
+    present = {item.shape if by_shape else item.colour for item in scene.objects}
+    shown = rng.random() < 0.5
+    options = [value for value in (SHAPES if by_shape else COLOURS) if (value in present) == shown]
+    value = choose(rng, options)
+    question = f"Is there a {value}?" if by_shape else f"Is there anything {value}?"
+    return question, "yes" if shown else "no"
+
+
+def _statement(scene: Scene, rng: np.random.Generator) -> _Asked:
+    found = statements(scene, rng)[0]
+    return found.question, found.answer
+
+
+_KINDS: tuple[tuple[str, Callable[[Scene, np.random.Generator], _Asked]], ...] = (
+    ("colour", _colour),
+    ("shape", _shape),
+    ("total_count", _total_count),
+    ("count_by_shape", _count_by_shape),
+    ("count_by_colour", _count_by_colour),
+    ("relation", _relation),
+    ("relation_yes_no", _relation_yes_no),
+    ("existence", _existence),
+    ("statement", _statement),
+)
+KINDS: tuple[str, ...] = tuple(kind for kind, _ in _KINDS)
+
+
+# --- statements ----------------------------------------
+
+_Claim = tuple[str, bool] | None
+
+
+def _relation_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
+    pair = _related_pair(scene, rng)
+    if pair is None:
+        return None
+    claimed, holds = _claimed_relation(pair, rng)
+    names = [_name(scene, item, rng) for item in pair[:2]]
+    return f"{names[0]} is {RELATION_PHRASES[claimed]} {names[1]}", holds
+
+
+def _colour_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
+    candidates = _unique_shapes(scene)
+    if not candidates:
+        return None
+    item = choose(rng, candidates)
+    holds = rng.random() < 0.5
+    colour = item.colour if holds else choose(rng, [c for c in COLOURS if c != item.colour])
+    return f"the {item.shape} is {colour}", holds
+
+
+def _existence_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
+    colour, shape, shown = _claimed_look(scene, rng)
+    return f"there is {article(colour)} {colour} {shape}", shown
+
+
+def _count_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
+    by_shape = rng.random() < 0.5
+    item = choose(rng, scene.objects)
+    count = sum(
+        (other.shape == item.shape) if by_shape else (other.colour == item.colour) for other in scene.objects
+    )
+    holds = rng.random() < 0.5
+    claimed = count if holds else choose(rng, [n for n in range(1, 5) if n != count])
+    noun = (item.shape if claimed == 1 else plural(item.shape)) if by_shape else f"{item.colour} object"
+    if not by_shape and claimed != 1:
+        noun += "s"
+    verb = "is exactly" if claimed == 1 else "are"
+    return f"there {verb} {NUMBER_WORDS[claimed]} {noun}", holds
+
+
+_STATEMENT_SORTS: tuple[Callable[[Scene, np.random.Generator], _Claim], ...] = (
+    _relation_claim,
+    _colour_claim,
+    _existence_claim,
+    _count_claim,
+)

@@ -1,0 +1,259 @@
+"""Other words for the questions and drawing prompts about scenes: what the generator asks, as users say it.
+
+A wording says no more and no less than the original, so that its answer stays the same. The last wording of
+every list is reserved: records of held-out seeds use these only, all others never, so that what a model does
+with words it was never trained on can be measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .language import RELATION_PHRASES, DrawingSpec, WantedObject, join_phrases, noun_phrase, plural
+
+RELATION_WORDS: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "left of", "on the left of", "on the left side of"),
+    "right": ("to the right of", "right of", "on the right of", "on the right side of"),
+    "above": ("above", "over", "higher up than"),
+    "below": ("below", "under", "beneath", "lower down than"),
+}
+_RELATIONS = {phrase: where for where, phrase in RELATION_PHRASES.items()}
+_ANY_RELATION = "|".join(_RELATIONS)
+
+# What the generator asks, by kind, and what users may say instead.
+_QUESTIONS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "colour": [
+        (
+            r"(?:What colou?r is|Which colour does) the (?P<shape>\w+)(?: have)?\?",
+            (
+                "What's the colour of the {shape}?",
+                "The {shape} is what colour?",
+                "Tell me the color of the {shape}.",
+                "Can you tell me what colour the {shape} is?",
+                "What color does the {shape} have?",
+                "Name the colour of the {shape}.",
+                "{shape} colour?",
+                "In which colour is the {shape} drawn?",
+            ),
+        )
+    ],
+    "shape": [
+        (
+            r"(?:What shape is|What is|Which shape is)(?: the)? (?P<colour>\w+)(?: object| shape)?\?",
+            (
+                "What is the {colour} thing?",
+                "What shape does the {colour} thing have?",
+                "The {colour} one is what shape?",
+                "Tell me the shape of the {colour} object.",
+                "Can you name the {colour} shape?",
+                "What kind of shape is {colour}?",
+                "Which form does the {colour} object have?",
+            ),
+        )
+    ],
+    "total_count": [
+        (
+            r"How many (?:objects|shapes) .+",
+            (
+                "Count the objects.",
+                "How many things are in this picture?",
+                "What is the number of shapes?",
+                "Can you count the shapes for me?",
+                "How many things can you see?",
+                "Tell me how many objects there are.",
+                "Number of objects?",
+                "How many shapes does the picture contain?",
+            ),
+        )
+    ],
+    "count_by_shape": [
+        (
+            r"How many (?P<shapes>\w+) are (?:there|in the image)\?",
+            (
+                "How many {shapes} can you see?",
+                "Count the {shapes}.",
+                "Number of {shapes}?",
+                "Tell me how many {shapes} there are.",
+                "How many {shapes} does the picture show?",
+                "What's the number of {shapes} here?",
+            ),
+        )
+    ],
+    "count_by_colour": [
+        (
+            r"How many (?:are )?(?P<colour>\w+)(?: (?:objects|shapes) are there)?\?",
+            (
+                "How many {colour} things are there?",
+                "Count the {colour} objects.",
+                "How many of the shapes are {colour}?",
+                "Tell me how many {colour} shapes you see.",
+                "Number of {colour} things?",
+                "How many {colour} objects does the picture show?",
+            ),
+        )
+    ],
+    "relation": [
+        (
+            r"Where is (?P<a>the [\w ]+?) relative to (?P<b>the [\w ]+)\?",
+            (
+                "Where is {a} compared to {b}?",
+                "Is {a} left, right, above or below {b}?",
+                "Seen from {b}, where is {a}?",
+                "Which side of {b} is {a} on: left, right, above or below?",
+                "On which side of {b} do you find {a}?",
+                "In which direction from {b} is {a}?",
+            ),
+        )
+    ],
+    "relation_yes_no": [
+        (
+            rf"Is (?P<a>the [\w ]+?) (?P<where>{_ANY_RELATION}) (?P<b>the [\w ]+)\?",
+            (
+                "Is {a} {where} {b}?",
+                "Would you say that {a} is {where} {b}?",
+                "{a} is {where} {b}, yes or no?",
+                "Can you check whether {a} is {where} {b}?",
+                "Do you find {a} {where} {b}?",
+            ),
+        )
+    ],
+    "existence": [
+        (
+            r"(?:Is there|Do you see) (?P<what>(?:an?|anything) [\w ]+?)(?: in the image)?\?",
+            (
+                "Can you see {what}?",
+                "Does the picture show {what}?",
+                "Is {what} in this picture?",
+                "Do you find {what} here?",
+                "Can {what} be seen?",
+            ),
+        )
+    ],
+    "statement": [
+        (
+            r"True or false: (?P<claim>.+)\.",
+            (
+                "{claim}. True or false?",
+                "Is this true or false: {claim}?",
+                "Tell me whether it is true or false that {claim}.",
+                "True or false? {claim}",
+                "Answer with true or false: {claim}.",
+            ),
+        )
+    ],
+}
+_CAPTION_REQUESTS = (
+    "Describe this picture.",
+    "What do you see?",
+    "Tell me what is in this picture.",
+    "What does the picture show?",
+    "Give me a short description.",
+    "Please describe what you see.",
+    "Describe what is shown.",
+)
+_WISHES = (
+    "draw {}",
+    "please paint {}",
+    "can you make {}?",
+    "could you draw {} for me?",
+    "I want a picture of {}",
+    "I'd like to see {}",
+    "paint {}",
+    "make an image of {}",
+    "create an image with {}",
+    "let me see {}",
+    "sketch {}",
+    "show {}",
+    "a picture with {}",
+    "please make a drawing of {}",
+    "can I have a picture of {}?",
+    "draw me {}",
+    "give me an image that shows {}",
+)
+_GROUNDS = (
+    "{} on a {} background",
+    "{} on {} ground",
+    "{}, the background is {}",
+    "{} in front of a {} background",
+)
+
+
+def reword_question(question: str, kind: str, rng: np.random.Generator, reserved: bool = False) -> str:
+    """`question` of this kind (one of `scene_questions.KINDS`, or "caption") in other words.
+
+    reserved: only wordings that are never trained on. Raises ValueError for a question of another form.
+    """
+    if kind == "caption":
+        return _casual(_pick(_CAPTION_REQUESTS, rng, reserved), rng)
+    for pattern, wordings in _QUESTIONS[kind]:
+        if match := re.fullmatch(pattern, question):
+            slots = match.groupdict()
+            if "where" in slots:
+                slots["where"] = _pick(RELATION_WORDS[_RELATIONS[slots["where"]]], rng, reserved)
+            if "claim" in slots:
+                slots["claim"] = _reword_claim(slots["claim"], rng, reserved)
+            return _casual(_capital(_pick(wordings, rng, reserved).format(**slots)), rng)
+    raise ValueError(f"no question of kind {kind}: {question}")
+
+
+def reword_wish(
+    spec: DrawingSpec, rng: np.random.Generator, background: str | None = None, reserved: bool = False
+) -> str:
+    """A drawing prompt in a user's words that asks for exactly what `spec` says.
+
+    background: named in one prompt of four.
+    """
+    phrase = wish_phrase(spec, rng, reserved)
+    if background is not None and rng.random() < 0.25:
+        phrase = _pick(_GROUNDS, rng, reserved).format(phrase, background)
+    return _casual(_capital(_pick(_WISHES, rng, reserved).format(phrase)), rng)
+
+
+def wish_phrase(spec: DrawingSpec, rng: np.random.Generator, reserved: bool = False) -> str:
+    """The wanted objects in words: "a red circle", "a circle in red", "3 blue stars", …"""
+    phrases = [_object_phrase(wanted, rng) for wanted in spec.objects]
+    if spec.relation is None:
+        return join_phrases(phrases)
+    return f" {_pick(RELATION_WORDS[spec.relation], rng, reserved)} ".join(phrases)
+
+
+def _object_phrase(wanted: WantedObject, rng: np.random.Generator) -> str:
+    shape, colour, count = wanted.shape, wanted.colour, wanted.count
+    chance = rng.random()
+    if chance < 0.7:
+        return noun_phrase(shape, colour, count)
+    if count > 1:
+        return (
+            f"{count} {colour} {plural(shape)}" if chance < 0.85 else f"{count} {plural(shape)} in {colour}"
+        )
+    return f"one {colour} {shape}" if chance < 0.8 else f"a {shape} in {colour}"
+
+
+def _reword_claim(claim: str, rng: np.random.Generator, reserved: bool) -> str:
+    match = re.fullmatch(rf"(the .+?) is ({_ANY_RELATION}) (the .+)", claim)
+    if match is None:
+        return claim
+    where = _pick(RELATION_WORDS[_RELATIONS[match.group(2)]], rng, reserved)
+    return f"{match.group(1)} is {where} {match.group(3)}"
+
+
+def _pick(wordings: Sequence[str], rng: np.random.Generator, reserved: bool) -> str:
+    """One of the wordings, the last of them only when it is a `reserved` one that is wanted."""
+    number = int(rng.random() * (len(wordings) - 1))
+    return wordings[-1] if reserved else wordings[number]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _casual(text: str, rng: np.random.Generator) -> str:
+    """As people type: sometimes without a capital, sometimes without the mark at the end."""
+    if rng.random() < 0.35 and not text.startswith(("I ", "I'")):
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.3:
+        text = text.rstrip("?.")
+    return text

@@ -1,0 +1,162 @@
+"""`manifest.json` of a folder of shards. It may come from anybody: all of it is checked before it is used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, first_line, shown
+from ...common.json_files import (
+    LARGEST_FILE,
+    JsonError,
+    parse_json,
+    read_json_object,
+    take,
+    take_count,
+    take_list,
+)
+from ...common.paths import inside, plain_name
+from .sample_codec import CODE_LIMIT, CodeShape
+from .storage import Location, locate
+
+MANIFEST = "manifest.json"
+FORMAT = "dualtoken-shards"
+FORMAT_VERSION = 1
+
+#: The least that a record takes in a tar: the header of its JSON, and one block of it.
+_LEAST_BYTES = 1024
+_LARGEST_GRID = 4096
+_LARGEST_DEPTH = 256
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,150}\.tar")
+
+
+def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
+    """The manifest of a folder of shards, local or behind a URL.
+
+    Every field that this package uses is there and has the right type and a possible value, and no two shards
+    have one file; `settings` and `plan` are any JSON. What it says about the shards may still be wrong.
+
+    Errors:
+        UserError when there is no manifest, it cannot be read, it is of another format, or a field is wrong.
+    """
+    root = locate(folder)
+    where = root / MANIFEST
+    manifest = _remote_content(root) if isinstance(root, Location) else _content(root)
+    if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
+        found = f"{shown(manifest.get('format'))} version {shown(manifest.get('version'))}"
+        raise UserError(f"{where} has format {found}; expected {FORMAT!r} version {FORMAT_VERSION}")
+    _check(manifest, str(where))
+    if isinstance(root, Path):
+        for shard in manifest["shards"]:
+            if (root / shard["file"]).is_symlink():
+                inside(root, shard["file"], f"{where}: file")
+    return manifest
+
+
+def manifest_code_shape(manifest: Mapping[str, Any]) -> CodeShape | None:
+    """The shape of the codes in a folder of shards; None where they are images, or nothing is known."""
+    tokenizer = manifest.get("tokenizer") or {}
+    grid, pixel, semantic = map(tokenizer.get, ("grid_size", "pixel_quantizer", "semantic_quantizer"))
+    if grid is None or pixel is None or semantic is None:
+        return None
+    return CodeShape.of(grid, pixel, semantic)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_shards(folder) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    return read_json_object(path)
+
+
+def _remote_content(folder: Location) -> dict[str, Any]:
+    location = folder / MANIFEST
+    try:
+        data = location.read(0, LARGEST_FILE)
+    except FileNotFoundError:
+        raise _no_shards(folder) from None
+    except OSError as error:
+        raise UserError(f"{location} cannot be read: {first_line(error)}") from None
+    try:
+        manifest = parse_json(data)
+    except JsonError as error:
+        raise UserError(f"{location} is not JSON ({error})") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{location} holds {shown(manifest)}; expected a JSON object")
+    return manifest
+
+
+def _no_shards(folder: Path | Location) -> UserError:
+    return UserError(
+        f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
+    )
+
+
+def _check(manifest: Mapping[str, Any], where: str) -> None:
+    for name in ("source", "licence"):
+        take(manifest, name, str, where)
+    take(manifest, "settings", dict, where)
+    counts = take(manifest, "counts", dict, where)
+    for name in ("records", "images", "rejected"):
+        take_count(counts, name, f"{where}, counts")
+    splits = take(counts, "splits", dict, f"{where}, counts")
+    for split in splits:
+        plain_name(split, f"{where}, counts: split")
+        take_count(splits, split, f"{where}, counts, splits")
+    _check_rejected(take(manifest, "rejected", dict, where), f"{where}, rejected")
+    shards = take_list(
+        manifest, "shards", lambda shard: isinstance(shard, dict), "an object per shard", where
+    )
+    files = set()
+    for number, shard in enumerate(shards):
+        _check_shard(shard, f"{where}, shards[{number}]")
+        if shard["file"] in files:
+            raise UserError(f"{where}, shards[{number}]: file {shard['file']!r} comes twice")
+        files.add(shard["file"])
+    tokenizer = take(manifest, "tokenizer", dict, where, None)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, f"{where}, tokenizer")
+
+
+def _check_rejected(rejected: Mapping[str, Any], where: str) -> None:
+    reasons = take(rejected, "reasons", dict, where)
+    for reason in reasons:
+        take_count(reasons, reason, f"{where}, reasons")
+    take_list(rejected, "samples", _is_rejected, "objects with texts under sample and reason", where)
+
+
+def _is_rejected(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(name), str) for name in ("sample", "reason"))
+
+
+def _check_shard(shard: Mapping[str, Any], where: str) -> None:
+    file = take(shard, "file", str, where)
+    if not _SHARD_NAME.fullmatch(file):
+        raise UserError(f"{where}: file {shown(file)} is not the name of a tar in that folder")
+    plain_name(shard.get("split"), f"{where}: split")
+    take(shard, "sha256", str, where)
+    take_count(shard, "images", where)
+    size = take_count(shard, "bytes", where)
+    take_count(shard, "records", f"{where} ({size} bytes)", most=size // _LEAST_BYTES)
+
+
+def _check_tokenizer(facts: Mapping[str, Any], where: str) -> None:
+    take(facts, "checksum", str, where)
+    take(facts, "preprocessing", str, where, "")
+    grid = take(facts, "grid_size", list, where, [1, 1])
+    if len(grid) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST_GRID for side in grid):
+        raise UserError(
+            f"{where}: grid_size is {shown(grid)}; expected two numbers from 1 to {_LARGEST_GRID}"
+        )
+    for branch in ("pixel_quantizer", "semantic_quantizer"):
+        quantizer = take(facts, branch, dict, where, None)
+        for name, most in (("num_codes", CODE_LIMIT), ("depth", _LARGEST_DEPTH)):
+            if quantizer is not None and not take_count(quantizer, name, f"{where}, {branch}", most=most):
+                raise UserError(f"{where}, {branch}: {name} is 0; expected a number from 1 to {most}")

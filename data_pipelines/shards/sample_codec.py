@@ -1,0 +1,224 @@
+"""A record as the members of one webdataset sample, and back (the layout is described in `shards`)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...common.errors import ImageError, first_line, shown
+from ...common.images.reading import load_image, open_image
+from ...common.images.sources import image_source
+from ...common.json_files import JsonError, parse_json
+from ..records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
+from .tar_index import require_readable, stored_size
+
+CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
+#: Codes are stored as uint16.
+CODE_LIMIT = 1 << 16
+#: Bytes of a record without its images: a context of a million tokens, twice.
+_LARGEST_RECORD = 1 << 23
+
+Members = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A record as the members of its sample: (ending of the name, content)."""
+
+    members: Members
+    num_images: int
+
+
+def encode_record(record: Record) -> EncodedSample:
+    """A validated record as bytes. Raises RecordError for a broken record or an image that cannot be read."""
+    record.validate()
+    members: Members = []
+    number = 0
+    messages: list[Message] = []
+    for message in record.messages:
+        content: list[Part] = []
+        for part in message["content"]:
+            if part["type"] == "image":
+                stored, files = _encode_image_part(part, number, record.id)
+                content.append(stored)
+                members.extend(files)
+                number += 1
+            else:
+                content.append(part)
+        messages.append({"role": message["role"], "content": content})
+    data = {"id": record.id, "messages": messages, "metadata": record.metadata}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    _require_size(text)
+    members.insert(0, ("json", text))
+    try:
+        require_readable(sum(map(stored_size, (content for _, content in members))))
+    except OSError as error:
+        raise RecordError(f"Record {shown(record.id)}: {error}") from None
+    return EncodedSample(members, number)
+
+
+def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:
+    if "image" not in part:
+        stored: Part = {"type": "image"}
+        files = []
+        for field, label in CODE_PARTS.items():
+            stored[field] = f"{number}.{label}.npy"
+            files.append((stored[field], _encode_codes(part[field], record_id)))
+        return stored, files
+    encoded = _encode_image(part["image"], record_id)
+    name = f"{number}.{encoded.extension}"
+    return {**part, "image": name}, [(name, encoded.data)]
+
+
+def _encode_image(image: Any, record_id: str) -> EncodedImage:
+    """The file of an image: its own bytes where it is a file of a format that is stored, else a PNG."""
+    if isinstance(image, EncodedImage):
+        return image
+    try:
+        _, found = image_source(image)
+        kind = open_image(found).format if isinstance(found, bytes) else None
+        if isinstance(found, bytes) and kind in STORED_FORMATS:
+            return EncodedImage(found, STORED_FORMATS[kind])
+        upright = load_image(found)
+    except ImageError as error:
+        name = shown(str(image)) if isinstance(image, str | os.PathLike) else "given"
+        raise RecordError(f"Record '{record_id}': the image {name} cannot be read ({error}).") from error
+    buffer = io.BytesIO()
+    upright.save(buffer, format="PNG")
+    return EncodedImage(buffer.getvalue(), "png")
+
+
+def _encode_codes(codes: Any, record_id: str) -> bytes:
+    array = np.asarray(codes)
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
+        raise RecordError(f"Record '{record_id}': codes are integers of shape (H, W, D), got {array.shape}.")
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < CODE_LIMIT:
+        raise RecordError(
+            f"Record '{record_id}': codes must lie in [0, {CODE_LIMIT}) to be stored as uint16."
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, dtype="<u2"))
+    return buffer.getvalue()
+
+
+# --- reading ----------------------------------------
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """What codes of one visual tokenizer look like: the grid (H, W), and by the name of the part (see
+    `CODE_PARTS`) their depth and how many codes a codebook has."""
+
+    grid: tuple[int, int]
+    depth: Mapping[str, int]
+    num_codes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, grid: Sequence[int], pixel: Mapping[str, Any], semantic: Mapping[str, Any]) -> CodeShape:
+        """From a grid and the settings of both quantizers."""
+        quantizers = {"pixel_codes": pixel, "semantic_codes": semantic}
+        return cls(
+            (grid[0], grid[1]),
+            {field: settings["depth"] for field, settings in quantizers.items()},
+            {field: settings["num_codes"] for field, settings in quantizers.items()},
+        )
+
+    def problem(self, field: str, codes: np.ndarray) -> str | None:
+        """What is wrong with an array of integers (H, W, D) or (H·W, D), or None."""
+        height, width = self.grid
+        depth, limit = self.depth[field], self.num_codes[field]
+        if codes.shape not in ((height, width, depth), (height * width, depth)):
+            return f"its {field} have shape {codes.shape}, expected {(height, width, depth)}"
+        if not 0 <= int(codes.min()) <= (largest := int(codes.max())) < limit:
+            return f"its {field} hold code {largest}; there are {limit} codes"
+        return None
+
+
+def decode_record(
+    members: Mapping[str, bytes], load_images: bool = True, shape: CodeShape | None = None
+) -> Record:
+    """The valid record of a sample's members. Images are opened (they decode at first use), codes become
+    arrays.
+
+    Without `load_images` the image parts keep the names of their members, and nothing is said of these. With
+    `shape` codes must fit it.
+
+    Errors:
+        RecordError with the reason, for anything that is wrong.
+    """
+    if "json" not in members:
+        raise RecordError("it has no .json")
+    _require_size(members["json"])
+    try:
+        data = parse_json(members["json"])
+    except JsonError as error:
+        raise RecordError(f"its .json is no record ({error})") from None
+    if not isinstance(data, dict):
+        raise RecordError(f"its .json is no record: {shown(data)} is not an object")
+    record = Record(data.get("id"), data.get("messages"), data.get("metadata")).check_messages()  # type: ignore[arg-type]
+    if load_images:
+        for part in record.image_parts():
+            load_part(part, members, shape)
+    return record
+
+
+def _require_size(text: bytes) -> None:
+    if len(text) > _LARGEST_RECORD:
+        raise RecordError(f"its .json has {len(text)} bytes; at most {_LARGEST_RECORD} are read")
+
+
+def load_part(part: Part, members: Mapping[str, bytes], shape: CodeShape | None = None) -> None:
+    """Put the image, or the codes, in place of the names of their members; errors as in `decode_record`."""
+    for field in ("image", *CODE_PARTS):
+        if field not in part:
+            continue
+        name = part[field]
+        if not isinstance(name, str) or name not in members:
+            raise RecordError(f"its member {shown(name)} is missing")
+        part[field] = (
+            _open_image(members[name], name)
+            if field == "image"
+            else _decode_codes(members[name], field, shape)
+        )
+
+
+def _open_image(data: bytes, name: str) -> Image.Image:
+    try:
+        return open_image(data)
+    except ImageError as error:
+        raise RecordError(f"image {shown(name)}: {error}") from None
+
+
+def _decode_codes(data: bytes, field: str, shape: CodeShape | None) -> np.ndarray:
+    try:
+        body = 10 + int.from_bytes(data[8:10], "little")
+        codes = np.frombuffer(data, dtype="<u2", offset=body).reshape(_stored_shape(data[:body]))
+    except Exception as error:  # numpy evaluates the header as Python does, and fails in as many ways
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RecordError(f"its {field} cannot be read ({reason})") from None
+    if codes.ndim != 3 or not codes.size:
+        raise RecordError(f"its {field} have shape {codes.shape}, expected (H, W, D)")
+    problem = None if shape is None else shape.problem(field, codes)
+    if problem is not None:
+        raise RecordError(problem)
+    return codes
+
+
+@lru_cache(maxsize=256)
+def _stored_shape(header: bytes) -> tuple[int, ...]:
+    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("cached codes must be .npy of version 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order or dtype != np.dtype("<u2"):
+        raise ValueError(f"cached codes must be uint16 in C order, got {shown(dtype)}")
+    return shape

@@ -1,0 +1,298 @@
+"""Random access to the samples of a webdataset tar: where each one starts, and its members when read.
+
+A sample is a run of members whose names share everything up to the first dot. The index holds one (offset,
+length) pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of
+a million samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of
+the time. Neither tars nor indexes are trusted: what they say is checked against the size of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
+
+from ...common.errors import UserError, first_line, one_line, shown
+from ...common.files import atomic_file
+from ...common.json_files import LARGEST_FILE, JsonError, parse_json
+from ...common.paths import regular_file
+from .storage import Location, read_many
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 512
+_FINGERPRINT_BYTES = 65536
+_REGULAR = (b"0", b"\0")
+_PAX = (b"x", b"g")
+_SIZE = re.compile(rb"[0-7]*")
+#: A sample of more bytes, or more members, is not read: it would be held in memory as a whole.
+LARGEST_SAMPLE = 1 << 29
+_MOST_MEMBERS = 10_000
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Offsets and lengths in bytes of the samples of one tar, int64 arrays of equal length."""
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TarIndex)
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.lengths, other.lengths)
+        )
+
+
+class _DamagedTar(ValueError):
+    """A header that cannot be followed; the message is one line."""
+
+
+def index_path(tar: Path) -> Path:
+    """Where the index of `tar` is kept: `train-00000.index.json` beside `train-00000.tar`."""
+    return tar.with_suffix(".index.json")
+
+
+def load_index(tar: Path) -> TarIndex:
+    """The index of a whole tar. UserError for one that is missing or damaged."""
+    index, damage = surviving_index(tar)
+    if damage is not None:
+        raise UserError(damage)
+    return index
+
+
+def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
+    """The index of all samples of `tar` before any damage, and what is wrong with it: None if nothing is.
+
+    The index comes from the file beside the tar if that belongs to it; else it is built, and kept there if
+    the tar is whole and the folder can be written to.
+    """
+    try:
+        if not tar.exists():
+            return _index([], []), f"Shard not found: {tar}."
+        regular_file(tar, "shard")
+        index = stored_index(tar)
+        if index is not None:
+            return index, None
+        index, damage = scan_tar(tar)
+        if damage is None:
+            save_index(tar, index)
+    except UserError as error:
+        return _index([], []), str(error)
+    except OSError as error:
+        return _index([], []), f"Shard {tar} cannot be read: {first_line(error)}"
+    return index, damage
+
+
+def stored_index(tar: Path) -> TarIndex | None:
+    """The index from the file beside `tar`; None where there is none, or it does not fit the tar."""
+    path, size = index_path(tar), tar.stat().st_size
+    # An index is smaller than its tar, whose samples have a kilobyte or more.
+    if not path.is_file() or path.stat().st_size > min(size + _FINGERPRINT_BYTES, LARGEST_FILE):
+        return None
+    return _parse_index(path.read_bytes(), size, _fingerprint(tar))
+
+
+def scan_tar(tar: Path) -> tuple[TarIndex, str | None]:
+    """What the headers of `tar` say: as `surviving_index`, but nothing is stored. Raises OSError."""
+    with tar.open("rb") as file:
+        return _scan(file, tar.stat().st_size, str(tar))
+
+
+def build_index(tar: Path) -> TarIndex:
+    """Scan all headers of `tar`. UserError for something that is not a tar, or is damaged."""
+    index, damage = scan_tar(tar)
+    if damage is not None:
+        raise UserError(damage)
+    return index
+
+
+def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | None]]:
+    """As `surviving_index`, for tars behind URLs: the index files beside them, which their writer made and
+    only their own numbers check; a tar without one is read through once."""
+    files = read_many([tar.with_suffix(".index.json") for tar in tars])
+    stored = (None if data is None else _parse_index(data) for data in files)
+    return [
+        _scan_remote(tar) if index is None else (index, None) for tar, index in zip(tars, stored, strict=True)
+    ]
+
+
+def _scan_remote(tar: Location) -> tuple[TarIndex, str | None]:
+    logger.warning("%s has no index beside it and is read through once", tar)
+    try:
+        size = tar.size()
+        with tar.open() as file:
+            return _scan(file, size, str(tar))
+    except FileNotFoundError:
+        return _index([], []), f"Shard not found: {tar}."
+    except Exception as error:  # every protocol has its own exceptions
+        return _index([], []), one_line(f"Shard {tar} cannot be read: {first_line(error)}")
+
+
+def _index(offsets: Sequence[int], lengths: Sequence[int]) -> TarIndex:
+    return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
+
+
+def _parse_index(data: bytes, size: int = 2**62, fingerprint: str | None = None) -> TarIndex | None:
+    """An index file's content; None where it is damaged (it is only a cache) or of another tar."""
+    try:
+        fields = parse_json(data)
+    except JsonError:
+        return None
+    if not isinstance(fields, dict) or fingerprint not in (None, fields.get("fingerprint")):
+        return None
+    offsets, lengths = fields.get("offsets"), fields.get("lengths")
+    if not (_is_counts(offsets) and _is_counts(lengths)) or len(offsets) != len(lengths):
+        return None
+    index = _index(offsets, lengths)
+    ends = index.offsets + index.lengths  # cannot overflow: both are below 2^62
+    edges = np.stack([index.offsets, ends], axis=1).reshape(-1)
+    fits = not len(index) or (
+        ends[-1] <= size and index.lengths.min() >= _BLOCK and (np.diff(edges) >= 0).all()
+    )
+    return index if fits else None
+
+
+def _is_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
+
+
+def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
+    """Keep `index` beside `tar`; a read-only folder is left alone."""
+    data = {
+        "fingerprint": fingerprint or _fingerprint(tar),
+        "offsets": index.offsets.tolist(),
+        "lengths": index.lengths.tolist(),
+    }
+    if not os.access(tar.parent, os.W_OK):
+        return
+    try:
+        with atomic_file(index_path(tar)) as temporary:
+            temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+    except OSError:
+        return
+
+
+def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
+    """The samples before any damage, and the damage. The last one may lack members then, which shows when it
+    is read."""
+    offsets: list[int] = []
+    ends: list[int] = []
+    previous, position, damage = None, 0, None
+    try:
+        while position < size:
+            file.seek(position)
+            header = file.read(_BLOCK)
+            if not header.strip(b"\0"):
+                break
+            kind, name, end = _next_header(header, position, size, tar)
+            key = sample_key(name)
+            if kind in _REGULAR and key != previous:
+                if previous is not None:
+                    ends.append(position)
+                offsets.append(position)
+                previous = key
+            position = end
+    except _DamagedTar as error:
+        damage = one_line(error)
+    if previous is not None:
+        ends.append(position)
+    index = _index(offsets, ends)
+    return TarIndex(index.offsets, index.lengths - index.offsets), damage
+
+
+def _next_header(header: bytes, position: int, size: int, tar: str) -> tuple[bytes, str, int]:
+    """(type flag, name, end of the member) of a header that is whole, and whose member lies in the file."""
+    if len(header) < _BLOCK:
+        raise _DamagedTar(f"Shard {tar} is cut short: it ends within a header.")
+    kind, name, length = _parse_header(header, tar)
+    stated = header[148:156].strip(b"\0 ")
+    actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")  # the sum counts as spaces itself
+    if not _SIZE.fullmatch(stated) or int(stated or b"0", 8) != actual:
+        raise _DamagedTar(f"Shard {tar} is damaged at byte {position}.")
+    end = position + _BLOCK + _padded(length)
+    if end > size:
+        raise _DamagedTar(f"Shard {tar} is cut short: {shown(name)} reaches beyond the end of the file.")
+    return kind, name, end
+
+
+def read_span(file: BinaryIO, offset: int, length: int) -> bytes:
+    """The bytes of one sample. Raises OSError where they are not there, or are too many."""
+    require_readable(length)
+    file.seek(offset)
+    return file.read(length)
+
+
+def require_readable(length: int) -> None:
+    """Raise OSError for a sample of more than `LARGEST_SAMPLE` bytes."""
+    if length > LARGEST_SAMPLE:
+        raise OSError(f"the sample has {length} bytes; at most {LARGEST_SAMPLE} are read")
+
+
+def stored_size(content: bytes) -> int:
+    """The bytes that a member of this content takes in a tar."""
+    return _BLOCK + _padded(len(content))
+
+
+def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
+    """(key, {name after the key: content}) of the bytes of one sample. ValueError where they are none."""
+    members: dict[str, bytes] = {}
+    key, position, count = "", 0, 0
+    while position + _BLOCK <= len(span):
+        count += 1
+        if count > _MOST_MEMBERS:
+            raise _DamagedTar(f"the sample has more than {_MOST_MEMBERS} members")
+        kind, name, length = _parse_header(span[position : position + _BLOCK], tar)
+        body = position + _BLOCK
+        if body + length > len(span):
+            raise _DamagedTar(f"{shown(name)} reaches beyond the end of its sample")
+        if kind in _REGULAR:
+            key = sample_key(name)
+            members[name[len(key) + 1 :]] = span[body : body + length]
+        position = body + _padded(length)
+    return key, members
+
+
+def sample_key(name: str) -> str:
+    """A member's name up to the first dot of its last path component."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _parse_header(header: bytes, tar: Path | Location | str) -> tuple[bytes, str, int]:
+    """(type flag, name, size) of one ustar header."""
+    kind, size = header[156:157], header[124:136].strip(b"\0 ")
+    if header[257:262] != b"ustar" or kind not in _REGULAR + _PAX + (b"5",) or not _SIZE.fullmatch(size):
+        raise _DamagedTar(
+            f"{tar} is not a shard this package can read: expected a plain tar of short member names."
+        )
+    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+    prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace")
+    return kind, f"{prefix}/{name}" if prefix else name, int(size or b"0", 8)
+
+
+def _padded(length: int) -> int:
+    return (length + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+def _fingerprint(tar: Path) -> str:
+    """Hash of the size, the first and the last bytes: it survives copying, unlike a time stamp."""
+    size = tar.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with tar.open("rb") as file:
+        digest.update(file.read(_FINGERPRINT_BYTES))
+        file.seek(max(0, size - _FINGERPRINT_BYTES))
+        digest.update(file.read())
+    return digest.hexdigest()

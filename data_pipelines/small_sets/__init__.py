@@ -1,0 +1,1 @@
+"""nano's small public data sets, from their git repositories."""

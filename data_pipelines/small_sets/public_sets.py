@@ -1,0 +1,344 @@
+"""The small public data sets, each made from files of its public git repositories.
+
+A set becomes a zip of image files and a `meta.jsonl` with one object a line, `file` naming the image: what
+the converters of `convert_sets` read.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ...common.errors import ImageError, UserError
+from ...common.images.reading import load_image, open_image, pillow_errors
+from ...common.json_files import parse_json
+from .git_files import GitFiles
+
+#: Side of emoji and photos, in pixels.
+SIDE = 128
+_JPEG_QUALITY = 90
+_CALTECH_FOLDER = "101_ObjectCategories"
+_CALTECH_LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
+# Three colours on two greys and what lies between them at the edges.
+_NLVR_COLOURS = 32
+_NLVR_IMAGE = re.compile(r"(?:train|dev|hidden)-(\d+-\d+)-(\d)\.png")
+
+Entry = tuple[dict[str, Any], bytes]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One commit of a public repository that a set takes files of.
+
+    part: what the set calls it. repository: "owner/name". revision: a commit as git may name it.
+    """
+
+    part: str
+    repository: str
+    licence: str
+    revision: str = "HEAD"
+
+    @property
+    def name(self) -> str:
+        """The repository's name without its owner."""
+        return self.repository.split("/")[-1]
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A set: its zip, what it takes, and how its rows and image files come of that.
+
+    images: how many there were when the small model was trained.
+    """
+
+    name: str
+    file: str
+    taken: tuple[Taken, ...]
+    entries: Callable[[Mapping[str, GitFiles]], Iterator[Entry]]
+    images: int
+
+
+# --- emoji ----------------------------------------
+
+
+def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
+    """Every emoji that has a name: {file, style, emoji, name, group, keywords}, 128 × 128 on white."""
+    told = parse_json(files["names"].read_one("data-by-emoji.json"))
+    keywords = parse_json(files["keywords"].read_one("dist/emoji-en-US.json"))
+    named = {_code_points(emoji): emoji for emoji, facts in told.items() if facts.get("name")}
+    for style in ("noto", "blob", "flag"):
+        commit = files["noto" if style == "flag" else style]
+        images = _emoji_images(commit, style, named)
+        codes = {path: code for code, path in images.items()}
+        for path, data in commit.read(images[code] for code in sorted(images)):
+            code = codes[path]
+            emoji = named[code]
+            row = {
+                "file": f"{style}/{code}.png",
+                "style": style,
+                "emoji": emoji,
+                "name": told[emoji]["name"],
+                "group": told[emoji].get("group"),
+                "keywords": [word.replace("_", " ") for word in keywords.get(emoji, [])],
+            }
+            yield row, _on_white(data, path)
+
+
+def _code_points(emoji: str) -> str:
+    """The name of an emoji in the file names: code points without the variation selector."""
+    return "_".join(f"{ord(character):04x}" for character in emoji if character != "\ufe0f")
+
+
+def _emoji_images(commit: GitFiles, style: str, named: Mapping[str, str]) -> dict[str, str]:
+    """Path of the image of every emoji that `named` has, by code points."""
+    if style == "flag":
+        folder = commit.first_folder("third_party/region-flags/png", "2D/third_party/region-flags/png")
+        paths = {path.stem: str(path) for path in map(PurePosixPath, commit.paths(folder))}
+        return {code: paths[region] for code, emoji in named.items() if (region := _region(emoji)) in paths}
+    folder = commit.first_folder("png/128", "2D/png/128")
+    images = {}
+    for path in commit.paths(folder):
+        match = re.fullmatch(r"emoji_u([0-9a-f_]+)\.png", path.rsplit("/", 1)[1])
+        if match and match.group(1) in named:
+            images[match.group(1)] = path
+    return images
+
+
+def _region(emoji: str) -> str:
+    """'CH' for the flag of Switzerland, an empty text for what is no flag of a region."""
+    letters = [ord(character) - 0x1F1E6 for character in emoji]
+    if len(letters) != 2 or not all(0 <= letter < 26 for letter in letters):
+        return ""
+    return "".join(chr(ord("A") + letter) for letter in letters)
+
+
+def _on_white(data: bytes, name: str) -> bytes:
+    image = _opened(data, name).convert("RGBA")
+    if max(image.size) != SIDE:
+        image = ImageOps.contain(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    ground = Image.new("RGB", (SIDE, SIDE), "white")
+    ground.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2), image)
+    return _png(ground)
+
+
+# --- NLVR ----------------------------------------
+
+
+def _nlvr(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
+    """Drawings as palette PNGs: {file, split, id, perm, sentence, label, structured_rep (not of train1000)}.
+
+    train1000 are the examples that the repository shows of its training set; of dev and hidden all six orders
+    of an example's boxes are taken.
+    """
+    commit = files["nlvr"]
+    rows: list[tuple[str, dict[str, Any]]] = [*_nlvr_examples(commit)]
+    for split in ("hidden", "dev"):
+        rows += _nlvr_split(commit, split)
+    for (path, row), (_, data) in zip(rows, commit.read(path for path, _ in rows), strict=True):
+        yield row, _png(_opened(data, path).convert("RGB").quantize(_NLVR_COLOURS))
+
+
+def _nlvr_examples(commit: GitFiles) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = _Examples()
+    reader.feed(commit.read_one("nlvr/train/examples.html").decode())
+    for source, texts in reader.examples:
+        name = PurePosixPath(source)
+        match = _NLVR_IMAGE.fullmatch(name.name)
+        if match is None or len(texts) < 2:
+            raise UserError(
+                f"nlvr/train/examples.html: the example with the image '{source}' is of no known form."
+            )
+        identifier, permutation = match.groups()
+        row = {
+            "file": f"train/{identifier}-{permutation}.png",
+            "split": "train1000",
+            "id": identifier,
+            "perm": int(permutation),
+            "sentence": texts[0],
+            "label": texts[1],
+        }
+        yield f"nlvr/train/images/{name.parent.name}/{name.name}", row
+
+
+class _Examples(HTMLParser):
+    """Images of a page, each with the texts up to the next image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.examples: list[tuple[str, list[str]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.examples.append((dict(attrs).get("src") or "", []))
+
+    def handle_data(self, data: str) -> None:
+        if self.examples and data.strip():
+            self.examples[-1][1].append(data.strip())
+
+
+def _nlvr_split(commit: GitFiles, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    folder = f"nlvr/{split}"
+    images = {path.rsplit("/", 1)[1]: path for path in commit.paths(f"{folder}/images")}
+    lists = [path for path in commit.paths(folder) if path.endswith(".json") and "/images/" not in path]
+    # The hidden set has had several lists; the final one is the one that was released.
+    preferred = [f"{folder}/{split}.json", f"{folder}/{split}_final.json", *lists]
+    chosen = next((path for path in preferred if path in lists), None)
+    if chosen is None:
+        raise UserError(f"{commit.folder} at {commit.commit[:9]} has no list {preferred[0]}.")
+    for line in commit.read_one(chosen).decode().split("\n"):
+        if not line.strip():
+            continue
+        example = parse_json(line)
+        for permutation in range(6):
+            name = f"{split}-{example['identifier']}-{permutation}.png"
+            row = {
+                "file": f"{split}/{example['identifier']}-{permutation}.png",
+                "split": split,
+                "id": example["identifier"],
+                "perm": permutation,
+                "sentence": example["sentence"],
+                "label": example["label"],
+                "structured_rep": example["structured_rep"],
+            }
+            yield images.get(name, f"{folder}/images/{name}"), row
+
+
+# --- easy-VQA ----------------------------------------
+
+
+def _easyvqa(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
+    """The training drawings in their own bytes: {file, split, qa}; qa: pairs of question and answer."""
+    commit = files["easy-VQA"]
+    folder = "easy_vqa/data/train"
+    pairs: dict[int, list[list[str]]] = {}
+    for question, answer, number in parse_json(commit.read_one(f"{folder}/questions.json")):
+        pairs.setdefault(int(number), []).append([question, answer])
+    numbers = sorted(pairs)
+    for number, (_, data) in zip(
+        numbers, commit.read(f"{folder}/images/{number}.png" for number in numbers), strict=True
+    ):
+        yield {"file": f"train/{number}.png", "split": "train", "qa": pairs[number]}, data
+
+
+# --- photos ----------------------------------------
+
+
+def _clothing(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
+    """Photos of clothing as centre squares: {file, label, split}."""
+    commit = files["clothing"]
+    photos = [path for path in commit.paths() if path.endswith(".jpg") and path.count("/") == 2]
+    for path, data in commit.read(_by_joined_name(photos)):
+        split, label, _ = path.split("/")
+        yield {"file": path.replace("/", "__"), "label": label, "split": split}, _centre_square(data, path)
+
+
+def _caltech(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
+    """Photos of 100 kinds of things as centre squares: {file, label, split}, split as `test.txt` says."""
+    commit = files["caltech"]
+    lists = [path for path in commit.paths() if PurePosixPath(path).name == "test.txt"]
+    if not lists:
+        raise UserError(f"{commit.folder} at {commit.commit[:9]} has no test.txt, which gives the split.")
+    test = set(commit.read_one(lists[0]).decode().split())
+    photos = {}
+    for path in commit.paths():
+        parts = path.split("/")[-3:]
+        photo = len(parts) == 3 and parts[0] == _CALTECH_FOLDER and parts[2].endswith(".jpg")
+        if photo and parts[1] not in _CALTECH_LEFT_OUT:
+            photos["/".join(parts)] = path
+    names = _by_joined_name(photos)
+    for name, (path, data) in zip(names, commit.read(photos[name] for name in names), strict=True):
+        _, kind, file = name.split("/")
+        row = {
+            "file": name.replace("/", "__"),
+            "label": kind.replace("_", " ").lower(),
+            "split": "test" if f"{kind}/{file}" in test else "train",
+        }
+        yield row, _centre_square(data, path)
+
+
+def _by_joined_name(paths: Any) -> list[str]:
+    return sorted(paths, key=lambda path: path.replace("/", "__"))
+
+
+def _centre_square(data: bytes, name: str) -> bytes:
+    image = load_image(_opened(data, name))
+    square = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    square.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    try:
+        with pillow_errors():
+            image = open_image(data)
+            image.load()
+    except ImageError as error:
+        raise UserError(f"{name} is no whole image: it {error}") from error
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# --- the sets ----------------------------------------
+
+_NOTO = "googlefonts/noto-emoji"
+_NOTO_LICENCE = "Apache-2.0 (images), public domain (region flags); newer images OFL-1.1"
+
+SETS: dict[str, PublicSet] = {
+    one.name: one
+    for one in (
+        PublicSet(
+            "emoji",
+            "emoji_128.zip",
+            (
+                Taken("noto", _NOTO, _NOTO_LICENCE),
+                # The commit before the one that replaced the blob-shaped faces.
+                Taken("blob", _NOTO, "Apache-2.0", "69b0092a7^"),
+                Taken("names", "muan/unicode-emoji-json", "MIT"),
+                Taken("keywords", "muan/emojilib", "MIT"),
+            ),
+            _emoji,
+            3129,
+        ),
+        PublicSet("nlvr", "nlvr.zip", (Taken("nlvr", "lil-lab/nlvr", "CC-BY-4.0"),), _nlvr, 12_844),
+        PublicSet(
+            "easyvqa", "easyvqa_64.zip", (Taken("easy-VQA", "vzhou842/easy-VQA", "MIT"),), _easyvqa, 4000
+        ),
+        PublicSet(
+            "clothing",
+            "clothing_128.zip",
+            (
+                Taken(
+                    "clothing", "alexeygrigorev/clothing-dataset-small", "may be freely used for any purpose"
+                ),
+            ),
+            _clothing,
+            3781,
+        ),
+        PublicSet(
+            "caltech",
+            "caltech101_128.zip",
+            (
+                Taken(
+                    "caltech",
+                    "MachineLearning2020/Homework2-Caltech101",
+                    "CC-BY-4.0 (Caltech-101, Li, Andreeto, Ranzato and Perona)",
+                ),
+            ),
+            _caltech,
+            8242,
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""From shards to batches: the mixture of sources, packing, loading, statistics."""

@@ -1,0 +1,1 @@
+"""Official benchmark files and sets of images, read one at a time."""

@@ -1,0 +1,1 @@
+"""The evaluation harness: tasks, their registry, predictions, results and reports."""

@@ -1,0 +1,150 @@
+"""Predictions on disk: append-only JSON lines, one file for each rank, then one for all.
+
+A line is {"id": ..., "prediction": ...}; the prediction of an item that could not be asked is null. Lines are
+written whole and at once; what a killed run left torn at the end of a file is dropped. The same id twice, or
+one that the benchmark does not have, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import UserError, shown
+from ...common.files import atomic_file
+from ...common.json_files import JsonError, enumerate_lines, parse_json, read_text
+from ...common.paths import inside
+from .task import Item
+
+MERGED = "predictions.jsonl"
+PART = "part-{rank:05}-of-{world:05}.jsonl"
+
+
+class PredictionWriter:
+    """Appends to one rank's file; use it as a context manager."""
+
+    def __init__(self, folder: Path, rank: int, world: int) -> None:
+        self.path = folder / PART.format(rank=rank, world=world)
+        _drop_torn_line(self.path)
+
+    def __enter__(self) -> PredictionWriter:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    def write(self, predictions: Mapping[str, Any]) -> None:
+        """Add predictions by id; they are on disk when this returns."""
+        lines = [json.dumps({"id": key, "prediction": value}) for key, value in predictions.items()]
+        self._file.write("".join(line + "\n" for line in lines))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
+    """Every prediction made so far, by any number of ranks, in the order of `ids`.
+
+    Raises:
+        UserError: an id twice or unknown, or a line that is no prediction; names file and line.
+    """
+    merged, parts = folder / MERGED, sorted(folder.glob("part-*.jsonl"))
+    whole = list(_lines(merged)) if merged.exists() else []
+    try:
+        added = [entry for path in parts for entry in _lines(path)]
+    except FileNotFoundError:  # another rank has put the parts together meanwhile
+        return read_predictions(folder, ids)
+    # A run that was killed while it put the parts together leaves the same predictions in both.
+    together = {key: json.dumps(prediction) for _, key, prediction in whole}
+    added = [entry for entry in added if together.get(entry[1]) != json.dumps(entry[2])]
+    known, found = set(ids), dict[str, Any]()
+    for where, key, prediction in (*whole, *added):
+        if key not in known:
+            raise UserError(f"{where}: the benchmark has no item {shown(key)}; give another --output")
+        if key in found:
+            raise UserError(f"{where}: item {shown(key)} is predicted twice; remove one of the two lines")
+        found[key] = prediction
+    return {key: found[key] for key in ids if key in found}
+
+
+def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError for a prediction that is not what a benchmark of this kind takes.
+
+    A text, a finite number for each choice, or names of drawings in `folder`; or null, but for drawings.
+    """
+    for item in items:
+        given = predictions.get(item.id)
+        if item.id not in predictions or (given is None and kind != "draw"):
+            continue
+        if kind == "answer":
+            right = isinstance(given, str)
+        elif kind == "choose":
+            right = _is_numbers(given, len(item.choices))
+        else:
+            names = [given] if isinstance(given, str) else given
+            right = isinstance(names, list) and all(inside(folder, name, "the drawing") for name in names)
+        if not right:
+            raise UserError(
+                f"{folder}: the prediction of item {shown(item.id)} is {shown(given)}, which has no "
+                "score; remove its line and predict again"
+            )
+
+
+def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
+    """Once every item has its prediction, write them in order to one file; says whether they are complete.
+
+    Any rank may be the last one, and each that finds itself to be writes the same bytes.
+    """
+    predictions = read_predictions(folder, ids)
+    if len(predictions) < len(ids):
+        return False
+    with atomic_file(folder / MERGED) as partial:
+        partial.write_text(
+            "".join(
+                json.dumps({"id": key, "prediction": value}) + "\n" for key, value in predictions.items()
+            ),
+            encoding="utf-8",
+        )
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:
+    try:
+        text = read_text(path)
+    except UserError:
+        if not path.exists():
+            raise FileNotFoundError(path) from None
+        raise
+    # What stands after the last line's end was torn by a kill, or is still being written by another rank.
+    for number, line in enumerate_lines(text[: text.rfind("\n") + 1]):
+        where = f"{path}, line {number}"
+        try:
+            entry = parse_json(line)
+        except JsonError:
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or "prediction" not in entry:
+            raise UserError(f"{where} is no prediction; remove the line, and run again")
+        yield where, entry["id"], entry["prediction"]
+
+
+def _is_numbers(given: Any, count: int) -> bool:
+    """Whether `given` is a list of `count` finite numbers."""
+    if not isinstance(given, list) or len(given) != count:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in given)
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))

@@ -1,0 +1,57 @@
+"""The model's side of an evaluation: answers, likelihoods of choices, drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ...common.images.reading import load_image
+from ...mllm import DualTokenPipeline
+from .likelihood import answer_likelihoods
+from .task import Item
+
+
+class Predictor(Protocol):
+    """What the runner asks of a model."""
+
+    def answer(self, items: Sequence[Item], settings: Mapping[str, Any]) -> list[str]:
+        """A greedy answer to each item."""
+
+    def choose(self, items: Sequence[Item]) -> list[list[float]]:
+        """The log-likelihood of each of an item's choices as the answer, summed over its tokens."""
+
+    def draw(
+        self, items: Sequence[Item], images: int, seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[list[Image.Image]]:
+        """`images` drawings of each item's prompt; image j depends on the item's seed and j only."""
+
+
+class PipelinePredictor:
+    """A `DualTokenPipeline` as a `Predictor`."""
+
+    def __init__(self, pipeline: DualTokenPipeline) -> None:
+        self.pipeline = pipeline
+
+    def answer(self, items: Sequence[Item], settings: Mapping[str, Any]) -> list[str]:
+        asked = [(list(item.images) or None, item.prompt) for item in items]
+        return self.pipeline.answer_many(asked, batch_size=len(asked), **settings)
+
+    def choose(self, items: Sequence[Item]) -> list[list[float]]:
+        likelihoods: list[list[float]] = []
+        for item in items:
+            images = [{"type": "image", "image": image} for image in map(load_image, item.images)]
+            question = {"role": "user", "content": [*images, {"type": "text", "text": item.prompt}]}
+            answered: list[list[dict[str, Any]]] = [
+                [question, {"role": "assistant", "content": choice}] for choice in item.choices
+            ]
+            likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
+        return likelihoods
+
+    def draw(
+        self, items: Sequence[Item], images: int, seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[list[Image.Image]]:
+        prompts = [item.prompt for item in items]
+        size = len(prompts) * images
+        return self.pipeline.generate_images_many(prompts, images, seeds, size, **settings)

@@ -1,0 +1,1 @@
+"""Models that judge: of answers, of images, of objects."""

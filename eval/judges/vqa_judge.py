@@ -1,0 +1,64 @@
+"""A judge from a local folder: how sure a model is of "Yes" to a question about an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...common.errors import UserError, first_line
+
+
+class LocalJudge:
+    """Any model of transformers that answers questions about images, saved in a folder.
+
+    Args:
+        folder: the saved model with its processor and chat template.
+        device: where it runs.
+
+    Raises:
+        UserError: no such folder, or no such model in it.
+    """
+
+    def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
+        import transformers
+
+        from ... import mllm  # noqa: F401  (registers this package's own models, which can judge too)
+
+        if not folder.is_dir():
+            raise UserError(f"{str(folder)!r} is no folder; give a saved model that answers about images")
+        self.name = folder.name
+        try:
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            model: Any = transformers.AutoModelForMultimodalLM.from_pretrained(
+                folder, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(
+                f"{str(folder)!r} holds no model that answers about images: {first_line(error)}"
+            ) from error
+        self._model = model.to(device).eval()
+        self._yes, self._no = (self._first_id(word) for word in ("Yes", "No"))
+        if self._yes == self._no:
+            raise UserError(f"the judge {self.name} cannot tell Yes from No by their first token")
+
+    @torch.inference_mode()
+    def probabilities(self, image: Image.Image, question: str) -> tuple[float, float]:
+        """The probabilities of "Yes" and of "No" as the first word of the answer."""
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        inputs = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self._model.device)
+        logits = self._model(**inputs).logits[0, -1].float()
+        chances = logits.softmax(dim=-1)
+        return float(chances[self._yes]), float(chances[self._no])
+
+    def _first_id(self, word: str) -> int:
+        ids: list[int] = self._processor.tokenizer(word, add_special_tokens=False)["input_ids"]
+        return ids[0]

@@ -1,0 +1,109 @@
+"""DPG-Bench (arXiv 2403.05135): 1,065 long prompts, four drawings of each, judged by questions.
+
+The official judge is mPLUG-large; the own one is any local model and its score has its own name. The
+questions come from the official dpg_bench.csv beside the prompts. The output folder also gets the official
+layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from ...common.errors import UserError
+from ...common.images.reading import load_image
+from ...common.json_files import read_json_lines, read_text
+from ...common.paths import single_name
+from ..harness.generated_images import Drawing, DrawingBenchmark, Figures, item_means, mean
+from ..harness.registry import register
+from ..harness.task import Item
+from ..judges.local_models import local_judge, missing
+from ..scorers.dpg import image_score
+
+_NAME = "dpg-own-judge"
+
+
+@register
+class DpgBench(DrawingBenchmark):
+    """The official prompts and grids; the questions are answered where a local judge is given."""
+
+    name: ClassVar[str] = "dpg"
+    summary: ClassVar[str] = "long prompts, judged by questions about the drawing"
+    splits = {"test": 1065}
+    images_per_prompt: ClassVar[int] = 4
+    source: ClassVar[str] = "github.com/TencentQQGYLab/ELLA, folder dpg_bench"
+    headline: ClassVar[str] = _NAME
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        found = self.need_file(root, "prompts.jsonl", "prompts")
+        if found.is_dir():
+            pairs = [(path.stem, read_text(path).strip()) for path in sorted(found.glob("*.txt"))]
+        else:
+            rows = read_json_lines(found, ("item_id", "text"))
+            # The official scorer's pictures are named after the items.
+            pairs = [(single_name(row["item_id"], f"{found}: item_id"), row["text"]) for row in rows]
+        sheet = found.parent / "dpg_bench.csv"
+        questions = read_questions(sheet) if sheet.is_file() else {}
+        return [Item(name, text, target={"questions": questions.get(name, [])}) for name, text in pairs]
+
+    def write_layout(self, items: Sequence[Item], folder: Path) -> None:
+        for index, item in enumerate(items):
+            paths = [folder / self.image_name(index, number) for number in range(self.images_per_prompt)]
+            if all(path.is_file() for path in paths):
+                place = folder / "dpg_bench" / f"{item.id}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                grid_of_four(paths).save(place)
+
+    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        judge = local_judge()
+        asked = [drawing for drawing in drawings if drawing.item.target["questions"]]
+        if judge is None or not asked:
+            reason = missing("judge") if judge is None else "dpg_bench.csv does not lie beside the prompts"
+            return Figures({_NAME: None}, [f"{_NAME} is null: {reason}"])
+        values: dict[str, list[float]] = {}
+        for drawing in asked:
+            image, questions = drawing.open(), drawing.item.target["questions"]
+            answers = {}
+            for question in questions:
+                yes, no = judge.probabilities(image, question["text"])
+                answers[question["id"]] = yes > no
+            parents = {question["id"]: question["parents"] for question in questions}
+            values.setdefault(drawing.item.id, []).append(image_score(answers, parents))
+        means = item_means(values)
+        average = mean(list(means.values()))
+        notes = [f"{_NAME}: questions answered by {judge.name}, not by the official mPLUG"]
+        if len(asked) < len(drawings):
+            notes.append(f"{_NAME} is null: {len(drawings) - len(asked)} drawings have no questions")
+            average = None
+        return Figures({_NAME: None if average is None else 100 * average}, notes, means)
+
+
+def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The questions of dpg_bench.csv for each item: id, text and the ids of those they depend on."""
+    questions: dict[str, list[dict[str, Any]]] = {}
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    # The official script passes over the first row of data; its scores are without that question.
+    for number, row in enumerate(rows[1:], start=3):
+        try:
+            parents = [int(part) for part in row["dependency"].split(",") if int(part)]
+            question = {"id": int(row["proposition_id"]), "parents": parents}
+            question["text"] = row["question_natural_language"]
+            questions.setdefault(row["item_id"], []).append(question)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}, line {number} is no question of DPG-Bench ({error!r})") from error
+    return questions
+
+
+def grid_of_four(paths: Sequence[Path]) -> Image.Image:
+    """Four images of one size as two rows of two."""
+    images = [load_image(path) for path in paths]
+    width, height = images[0].size
+    grid = Image.new("RGB", (2 * width, 2 * height))
+    for number, image in enumerate(images):
+        grid.paste(image, (number % 2 * width, number // 2 * height))
+    return grid

@@ -1,0 +1,75 @@
+"""GenAI-Bench (arXiv 2406.13743): 1,600 prompts by skill, scored by VQAScore (arXiv 2404.01291).
+
+VQAScore is the probability that a model answers "Yes" to: Does this figure show "PROMPT"? The official judge
+is CLIP-FlanT5-XXL; the own one is any local model, so its score has its own name and is comparable only with
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from ...common.errors import UserError
+from ...common.images.reading import load_image
+from ...common.json_files import read_json
+from ..harness.generated_images import Drawing, DrawingBenchmark, Figures, item_means, mean
+from ..harness.registry import register
+from ..harness.task import Item
+from ..judges.local_models import local_judge, missing
+
+_NAME = "vqascore-own-judge"
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
+
+
+@register
+class GenAIBench(DrawingBenchmark):
+    """The official prompts; VQAScore where a local judge is given."""
+
+    name: ClassVar[str] = "genai-bench"
+    summary: ClassVar[str] = "prompts by skill, scored by VQAScore"
+    splits = {"test": 1600}
+    source: ClassVar[str] = "genai_image.json and genai_skills.json of GenAI-Bench-1600"
+    headline: ClassVar[str] = _NAME
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        path = self.need_file(root, "genai_image.json")
+        rows = read_json(path)
+        listed = path.parent / "genai_skills.json"
+        skills: dict[int, list[str]] = {}
+        for skill, numbers in (read_json(listed) if listed.is_file() else {}).items():
+            for number in numbers:
+                skills.setdefault(int(number), []).append(skill)
+        try:
+            return [
+                Item(str(key), row["prompt"], target={"skills": skills.get(int(key), [])})
+                for key, row in rows.items()
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no prompt file of GenAI-Bench ({error!r})") from error
+
+    def write_layout(self, items: Sequence[Item], folder: Path) -> None:
+        """The JPEG files that the official genai_bench/evaluate.py reads, in `genai_bench/`."""
+        for index, item in enumerate(items):
+            path = folder / self.image_name(index, 0)
+            if path.is_file():
+                place = folder / "genai_bench" / f"{item.id}.jpeg"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                load_image(path).save(place)
+
+    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        judge = local_judge()
+        if judge is None:
+            return Figures({_NAME: None}, [f"{_NAME} is null: {missing('judge')}"])
+        values: dict[str, list[float]] = {}
+        by_skill: dict[str, list[float]] = {}
+        for drawing in drawings:
+            yes, _ = judge.probabilities(drawing.open(), QUESTION.format(drawing.item.prompt))
+            values.setdefault(drawing.item.id, []).append(yes)
+            for skill in drawing.item.target["skills"]:
+                by_skill.setdefault(skill, []).append(yes)
+        metrics = {_NAME: mean([score for scores in values.values() for score in scores])}
+        metrics |= {f"{_NAME}/{skill}": mean(scores) for skill, scores in by_skill.items()}
+        notes = [f"{_NAME}: probability of Yes by {judge.name}, not by the official CLIP-FlanT5-XXL"]
+        return Figures(metrics, notes, item_means(values))

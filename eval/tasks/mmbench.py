@@ -1,0 +1,204 @@
+"""MMBench: every question is asked with its options in every rotation. Liu et al., arXiv 2307.06281."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..data.files import CellImages, distinct, image_from_base64, parquet_files, read_parquet, read_tsv
+from ..data.hub import HubData
+from ..harness.registry import register
+from ..harness.score_tables import accuracy_table, no_keys
+from ..harness.task import ImageSource, Item, Score
+from ..judges.judged import JudgedBenchmark
+from ..judges.replay import read_replay, why_no_judge
+from ..scorers.averages import percent
+from ..scorers.multiple_choice import (
+    LETTERS,
+    circular_accuracy,
+    matched_letter,
+    matching_prompt,
+    mmbench_option,
+    mmbench_refuses,
+)
+
+FILES = {
+    "dev-en": "MMBench_DEV_EN.tsv",
+    "dev-cn": "MMBench_DEV_CN.tsv",
+    "dev-20230712": "mmbench_dev_20230712.tsv",
+    "test-en": "MMBench_TEST_EN.tsv",
+    "test-cn": "MMBench_TEST_CN.tsv",
+}
+# Rotation k of question i has index i + k · 1,000,000.
+ROTATION = 1_000_000
+# A shorter image cell is not an image in base64 but the index of the row that holds it.
+SHORTEST_IMAGE = 64
+ON_HUB = {
+    split: tuple(reversed(split.split("-"))) for split in ("dev-en", "dev-cn", "test-en", "test-cn")
+}  # language, which is the folder; name in it
+
+
+@register
+class MMBench(JudgedBenchmark):
+    """Multiple choice under circular evaluation; the TSV holds the rotations as rows of their own."""
+
+    name = "mmbench"
+    summary = "multiple choice, right only in all rotations (circular accuracy)"
+    # Rows, rotations included; of the first there are 1,164 questions.
+    splits: ClassVar[Mapping[str, int | None]] = {
+        "dev-en": 4329,
+        "dev-cn": 4329,
+        "dev-20230712": 4377,
+        "test-en": 6666,
+        "test-cn": 6666,
+    }
+    judge_tokens = 16
+    source = "github.com/open-compass/MMBench, the TSV files"
+    hub = HubData(
+        "lmms-lab-encoder/MMBench",
+        {split: (f"{folder}/{name}-*.parquet",) for split, (folder, name) in ON_HUB.items()},
+    )
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
+        folder, name = ON_HUB.get(split, ("", ""))
+        path = self.need_file(root, FILES[split], *([folder] if folder else []))
+        items = []
+        for row, image in _parquet_rows(path, name) if path.is_dir() else _tsv_rows(path):
+            options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+            items.append(
+                Item(
+                    id=row["index"],
+                    prompt=mmbench_prompt(row["question"], row.get("hint", ""), options),
+                    images=(image,),
+                    target=_target(row, options),
+                )
+            )
+        return distinct(items, path)
+
+    def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
+        """The official request for a match, for the answers that rules cannot read.
+
+        Not for questions of which another rotation is wrong already: they cannot be won.
+        """
+        answers = {item.id: str(predictions[item.id]) for item in items if item.target["answer"]}
+        known = [item for item in items if item.id in answers]
+        picked = {item.id: mmbench_option(answers[item.id], item.target["options"]) for item in known}
+        open_ids = {
+            item.id
+            for item in known
+            if picked[item.id] is None and not mmbench_refuses(answers[item.id], item.target["options"])
+        }
+        lost = {
+            item.target["question"]
+            for item in known
+            if item.id not in open_ids and picked[item.id] != item.target["answer"]
+        }
+        return {
+            item.id: matching_prompt(item.target["text"], item.target["options"], answers[item.id].strip())
+            for item in known
+            if item.id in open_ids and item.target["question"] not in lost
+        }
+
+    def read_reply(self, reply: str) -> dict[str, Any] | None:
+        """The letter of an option, or Z."""
+        letter = matched_letter(reply)
+        return None if letter is None else {"option": letter}
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows.
+
+        These are by rule. "accuracy_with_judge" takes the judge's matches for what rules cannot read.
+        """
+        if any(not item.target["answer"] for item in items):
+            return no_keys("test", "the MMBench evaluation server")
+        picked = {
+            item.id: mmbench_option(str(predictions[item.id]), item.target["options"]) for item in items
+        }
+        right = {item.id: picked[item.id] == item.target["answer"] for item in items}
+        circular = circular_accuracy(right, {item.id: item.target["question"] for item in items})
+        first_rows = {item.target["question"]: item for item in reversed(items)}
+        divisions = {
+            name: {question: [str(row.target[name])] for question, row in first_rows.items()}
+            for name in ("category", "l2-category")
+            if all(row.target[name] for row in first_rows.values())
+        }
+        unparsed = sum(letter is None for letter in picked.values())
+        notes = []
+        if unparsed:
+            notes.append(f"{unparsed} answers name no option by rule; without a judge they are wrong")
+        judged, reason = self._judged_accuracy(items, predictions, right, folder)
+        if reason is not None:
+            notes.append(f"accuracy_with_judge is null: {reason}")
+        table = accuracy_table(circular, divisions)
+        one_pass = percent(float(right[question]) for question in circular if question in right)
+        return Score(
+            headline="accuracy",
+            metrics={**table.metrics, "accuracy_one_pass": one_pass, "accuracy_with_judge": judged},
+            unparsed=unparsed,
+            notes=tuple(notes),
+            correct={key: float(value) for key, value in right.items()},
+        )
+
+    def _judged_accuracy(
+        self,
+        items: Sequence[Item],
+        predictions: Mapping[str, Any],
+        right: Mapping[str, bool],
+        folder: Path,
+    ) -> tuple[float | None, str | None]:
+        """Circular accuracy with the judge's matches, or None and why there is none."""
+        open_ids = self.judge_prompts(items, predictions)
+        by_id = {item.id: item.target for item in items}
+        rows = {
+            # A letter that is no option is no verdict.
+            key: row if row.get("option") in (*by_id[key]["options"], "Z") else {}
+            for key, row in read_replay(folder, self.name).items()
+            if key in open_ids
+        }
+        reason = why_no_judge(folder, self.name, open_ids, rows, "option")
+        if reason is not None:
+            return None, reason
+        matched = {key: row["option"] == by_id[key]["answer"] for key, row in rows.items()}
+        circular = circular_accuracy(
+            {**right, **matched}, {key: target["question"] for key, target in by_id.items()}
+        )
+        return percent(circular.values()), None
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
+    images = {row["index"]: row["image"] for row in rows}
+    for row in rows:
+        cell = row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
+        yield row, image_from_base64(cell, f"{path}, index {row['index']}")
+
+
+def _parquet_rows(folder: Path, name: str) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+    image = CellImages()
+    for row in read_parquet(
+        parquet_files(folder, f"{name}-*.parquet"), ("index", "question", "A", "B", "image")
+    ):
+        shown = image(row.pop("image"), f"{folder}, index {row['index']}")
+        # As in a TSV: what is not there is an empty text; the table writes "nan" for it.
+        texts = {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
+        yield texts, shown
+
+
+def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
+    """Hint (if any), question, options and request, a line each."""
+    lines = [f"Hint: {hint}"] if hint else []
+    lines += [f"Question: {question}", "Options:", *(f"{letter}. {text}" for letter, text in options.items())]
+    return "\n".join([*lines, "Please select the correct answer from the options above."])
+
+
+def _target(row: Mapping[str, str], options: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "question": str(int(row["index"]) % ROTATION),
+        "text": row["question"],
+        "answer": row.get("answer", ""),
+        "options": dict(options),
+        "category": row.get("category", ""),
+        "l2-category": row.get("l2-category", "") or row.get("L2-category", ""),
+    }

@@ -1,0 +1,130 @@
+"""MMMU: college questions of 30 subjects, multiple choice and open. Yue et al., arXiv 2311.16502."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...common.errors import UserError
+from ..data.files import distinct, image_from_cell, parquet_files, read_parquet
+from ..data.hub import HubData
+from ..harness.registry import register
+from ..harness.score_tables import accuracy_table, no_keys
+from ..harness.task import Benchmark, ImageSource, Item, Score
+from ..scorers.mmmu_open import open_is_right
+from ..scorers.multiple_choice import letters_for, mmmu_option
+from .prompts import OPTION_LETTER, SHORT_ANSWER
+
+DISCIPLINES = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
+MOST_IMAGES = 7
+
+
+@register
+class Mmmu(Benchmark):
+    """Questions with one to seven images; the text names them as <image 1> and so on."""
+
+    name = "mmmu"
+    summary = "college questions of 30 subjects, multiple choice and open (accuracy)"
+    splits: ClassVar[Mapping[str, int | None]] = {"validation": 900, "dev": 150, "test": 10500}
+    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 128}
+    source = "huggingface.co/datasets/MMMU/MMMU, its folder of each subject"
+    hub = HubData("MMMU/MMMU", {split: (f"*/{split}-*.parquet",) for split in ("validation", "dev", "test")})
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """Subjects in alphabetical order, with the prompt of the official configuration for LLaVA-1.5."""
+        items = []
+        for subject in sorted(DISCIPLINE_OF):
+            folder = self.need_file(root, subject)
+            needed = ("id", "question", "options", "answer", "question_type", "image_1")
+            for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed):
+                items.append(_item(row, subject, folder))
+        assert root is not None  # need_file refused it
+        return distinct(items, root)
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+        """Accuracy over all questions, by discipline and by subject.
+
+        The official script draws an option at random where an answer names none; here that is wrong, and
+        "accuracy_random_expected" is what the draws would give on average.
+        """
+        if any(item.target["answer"] in ("", "?") for item in items):
+            return no_keys("test", "the EvalAI challenge of MMMU")
+        correct: dict[str, float] = {}
+        luck = unparsed = 0.0
+        for item in items:
+            answer, options = str(predictions[item.id]), item.target["options"]
+            if options:
+                letter = mmmu_option(answer, options)
+                correct[item.id] = float(letter is not None and letter in _as_list(item.target["answer"]))
+                unparsed += letter is None
+                luck += (letter is None) / len(options)
+            else:
+                correct[item.id] = float(open_is_right(answer, item.target["answer"]))
+        subjects = {item.id: item.target["subject"] for item in items}
+        divisions = {
+            "discipline": {key: [DISCIPLINE_OF[subject]] for key, subject in subjects.items()},
+            "subject": {key: [subject] for key, subject in subjects.items()},
+        }
+        table = accuracy_table(correct, divisions, int(unparsed))
+        expected = 100 * (sum(correct.values()) + luck) / len(correct) if correct else None
+        metrics = {**table.metrics, "accuracy_random_expected": expected}
+        return Score("accuracy", metrics, int(unparsed), correct=correct)
+
+
+def _as_list(answer: Any) -> list[str]:
+    return [answer] if isinstance(answer, str) else list(answer)
+
+
+def _literal_list(text: str, what: str) -> list[str]:
+    """A list that the dataset holds as Python text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{what}: expected a list in Python's notation, not {text[:60]!r}") from error
+    return [str(entry) for entry in value]
+
+
+def _item(row: Mapping[str, Any], subject: str, folder: Path) -> Item:
+    what = f"{folder}, {row['id']}"
+    cells = [row.get(f"image_{number}") for number in range(1, MOST_IMAGES + 1)]
+    images: tuple[ImageSource, ...] = tuple(image_from_cell(cell, what) for cell in cells if cell is not None)
+    options: dict[str, str] = {}
+    if row["question_type"] == "multiple-choice":
+        options = letters_for(_literal_list(row["options"], what))
+    answer: str | list[str] = row["answer"] or ""
+    if isinstance(answer, str) and answer.startswith("[") and not options:
+        answer = _literal_list(answer, what)
+    target = {"answer": answer, "options": options, "subject": subject}
+    return Item(row["id"], mmmu_prompt(row["question"], options), images, target)
+
+
+def mmmu_prompt(question: str, options: Mapping[str, str]) -> str:
+    """The official prompt; multiple choice has an empty line after the options."""
+    if not options:
+        return f"{question}\n{SHORT_ANSWER}"
+    lines = "".join(f"({letter}) {text}\n" for letter, text in options.items())
+    return f"{question}\n{lines}\n{OPTION_LETTER}"

@@ -1,0 +1,49 @@
+"""PartiPrompts (arXiv 2206.10789): 1,632 prompts to draw.
+
+The official judges are people; what is computed here is CLIPScore.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from ...common.errors import UserError
+from ...common.json_files import read_text
+from ..harness.generated_images import Drawing, DrawingBenchmark, Figures
+from ..harness.registry import register
+from ..harness.task import Item
+
+
+@register
+class PartiPrompts(DrawingBenchmark):
+    """The official prompts with category and challenge."""
+
+    name: ClassVar[str] = "parti"
+    summary: ClassVar[str] = "PartiPrompts: drawings and CLIPScore"
+    splits = {"test": 1632}
+    source: ClassVar[str] = "github.com/google-research/parti, PartiPrompts.tsv"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        path = self.need_file(root, "PartiPrompts.tsv")
+        # Quotation marks belong to the prompts: some begin with one, and a CSV reader would take them away.
+        rows = csv.DictReader(
+            io.StringIO(read_text(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE
+        )
+        try:
+            return [
+                Item(
+                    f"{n:04}",
+                    row["Prompt"],
+                    target={"category": row["Category"], "challenge": row["Challenge"]},
+                )
+                for n, row in enumerate(rows)
+            ]
+        except KeyError as error:
+            raise UserError(f"{path} has no column {error}; it is not PartiPrompts.tsv") from error
+
+    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        return Figures()

@@ -1,0 +1,69 @@
+"""T2I-CompBench (arXiv 2307.06350): 8 x 300 prompts of attributes and relations, ten drawings of each.
+
+The official scores need BLIP-VQA, UniDet and others in the official repository; the output folder gets its
+layout, `t2i_compbench/CATEGORY/samples/PROMPT_NUMBER.png`. Ours is CLIPScore only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from ...common.json_files import read_text
+from ...common.paths import single_name
+from ..harness.generated_images import Drawing, DrawingBenchmark, Figures
+from ..harness.registry import register
+from ..harness.task import Item
+
+CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
+
+
+@register
+class T2ICompBench(DrawingBenchmark):
+    """The official validation prompts, all or of one category."""
+
+    name: ClassVar[str] = "t2i-compbench"
+    summary: ClassVar[str] = "attributes, relations and numbers: drawings and CLIPScore"
+    splits = {"val": 2400, **{f"{category}_val": 300 for category in CATEGORIES}}
+    images_per_prompt: ClassVar[int] = 10
+    source: ClassVar[str] = "github.com/Karine-Huang/T2I-CompBench, examples/dataset"
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        categories = CATEGORIES if split == "val" else (split.removesuffix("_val"),)
+        items = []
+        for category in categories:
+            path = self.need_file(root, f"{category}_val.txt")
+            lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            # The official scorer's pictures are named after the prompts.
+            prompts = [single_name(line, f"{path}: the prompt") for line in lines]
+            items += [
+                Item(f"{category}_{number:03}", prompt, target={"category": category, "number": number})
+                for number, prompt in enumerate(prompts)
+            ]
+        return items
+
+    def write_layout(self, items: Sequence[Item], folder: Path) -> None:
+        for index, item in enumerate(items):
+            samples = folder / "t2i_compbench" / item.target["category"] / "samples"
+            for number in range(self.images_per_prompt):
+                drawn = folder / self.image_name(index, number)
+                if drawn.is_file():
+                    samples.mkdir(parents=True, exist_ok=True)
+                    # The official scripts number the files of a category through, and read the prompt before.
+                    running = item.target["number"] * self.images_per_prompt + number
+                    link_or_copy(drawn, samples / f"{item.prompt}_{running:06}.png")
+
+    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+        return Figures()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk knows no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,92 @@
+"""Which text fits an image? The image and text sides of a small SigLIP rank all that it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...common.errors import UserError, first_line
+from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
+from ..metrics.zero_shot import TextIds
+from .retention import zero_shot_accuracy
+
+_BATCH = 256
+
+
+class TextRanker:
+    """Ranks texts by how well they fit an image, with the towers of one saved folder.
+
+    The folder is that of a visual tokenizer with a text side, or of the SigLIP that was its teacher; it holds
+    the weights, the image processor and the text tokenizer. Raises UserError when one of them is missing.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.device = device
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            self._images, self._texts = _towers(str(folder), config.model_type, device)
+            self._processor = DualTokenizerImageProcessor.from_pretrained(folder)
+            self._text_ids = TextIds(
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+                config.text_config.max_position_embeddings,
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{folder} cannot rank texts: it needs an image and a text side ({first_line(error)})."
+            ) from error
+
+    @torch.inference_mode()
+    def ranks(self, images: Sequence[Image.Image], right: Sequence[int], texts: Sequence[str]) -> list[int]:
+        """For each image the place, from 0, that `texts[right]` takes among all texts."""
+        return places(self._embed_images(images) @ self._embed_texts(texts).T, right)
+
+    @torch.inference_mode()
+    def accuracy(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
+        """Percent of images whose own text is the first among the distinct texts of all."""
+        return zero_shot_accuracy(self._embed_images(images), texts, self._embed_texts)
+
+    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        return _embedded(self._processor(list(images))["pixel_values"], self._images, self.device)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return _embedded(self._text_ids(texts), self._texts, self.device)
+
+
+def places(scores: Tensor, right: Sequence[int]) -> list[int]:
+    """Scores (B, N) and the right column of every row -> its place in that row, from 0.
+
+    Equal scores count against the right one.
+    """
+    wanted = scores.gather(1, torch.tensor(list(right)).unsqueeze(1))
+    found: list[int] = ((scores >= wanted).sum(dim=1) - 1).tolist()
+    return found
+
+
+def _embedded(batch: Tensor, tower: Callable[[Tensor], Tensor], device: str) -> Tensor:
+    """Normalised embeddings on the CPU, (B, E) in fp32."""
+    parts = [tower(part.to(device)).float().cpu() for part in batch.split(_BATCH)]
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+def _towers(
+    folder: str, model_type: str, device: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    from transformers import SiglipModel
+
+    if model_type != "siglip":
+        tokenizer = DualTokenizer.from_pretrained(folder).to(device).eval()
+        return tokenizer.get_image_features, tokenizer.get_text_features
+    model: Any = SiglipModel.from_pretrained(folder, trust_remote_code=False)
+    model.to(device).eval()
+    return (
+        lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,
+        lambda ids: model.text_model(input_ids=ids).pooler_output,
+    )

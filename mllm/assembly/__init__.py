@@ -1,0 +1,1 @@
+"""The model as a whole: assembled from parts, saved, loaded, adapted, quantized, published."""

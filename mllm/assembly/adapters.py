@@ -1,0 +1,158 @@
+"""Low-rank adapters (LoRA, DoRA) on the language model's linear layers, and merging them away again.
+
+The adapted model is the same object with the same class: peft puts its layers into `language_model` only,
+whose own weights are frozen. What a trained LLM has never seen is trained in full: the code projectors, both
+depth transformers, and the embeddings of the special tokens. Sources: LoRA, arXiv 2106.09685; DoRA, arXiv
+2402.09353.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ...common.errors import UserError, first_line
+from ...common.limits import limited, problems
+from ...common.packages import missing_package
+
+if TYPE_CHECKING:
+    from ..modeling import DualTokenForConditionalGeneration
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters of the language model.
+
+    Args:
+        rank: of the update of each matrix.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the adapters' inputs.
+        dora: learn magnitude and direction of each matrix apart (DoRA); slower, often better at low ranks.
+        target_modules: "all-linear" for every linear layer of the LLM but its output layer, or a list of
+            names or ends of names ([q_proj, v_proj]).
+    """
+
+    rank: int = limited(16, least=1, most=65_536)
+    alpha: int = limited(32, least=1, most=2**31)
+    dropout: float = limited(0.0, least=0.0, below=1.0)
+    dora: bool = False
+    target_modules: str | list[str] = ALL_LINEAR
+
+    def validate(self) -> None:
+        """Raise UserError for a value outside its range."""
+        wrong = problems(self, "lora")
+        if wrong:
+            raise UserError(wrong[0])
+        if self.target_modules != ALL_LINEAR and (
+            isinstance(self.target_modules, str) or not self.target_modules
+        ):
+            raise UserError(
+                f"lora.target_modules is {self.target_modules!r}; give {ALL_LINEAR!r} or a list of layer "
+                "names, such as [q_proj, v_proj]"
+            )
+
+
+def add_lora(model: "DualTokenForConditionalGeneration", settings: LoraSettings | None = None) -> None:
+    """Put new adapters into `model`, in place, and freeze its language model's own weights.
+
+    Outputs do not change until the adapters are trained. Of the embeddings (and of the output layer) only the
+    special tokens' rows are trained. `merge_adapters` makes a plain model of it again.
+
+    Raises:
+        UserError: peft is missing, a setting is out of range or fits no linear layer, the model has adapters
+            already or is quantized.
+    """
+    settings = settings or LoraSettings()
+    settings.validate()
+    try:
+        from peft import LoraConfig, LoraModel
+    except ModuleNotFoundError as error:
+        raise UserError(f"for LoRA {missing_package('peft')}") from error
+    if has_adapters(model):
+        raise UserError("the model has adapters already; call merge_adapters(model) before adding new ones")
+    if getattr(model, "is_quantized", False):
+        raise UserError(
+            "adapters on a quantized language model could not be merged without loss; load the model with "
+            "quantization 'none'"
+        )
+    llm = model.language_model
+    _refuse_unknown_targets(llm, settings.target_modules)
+    rows = _special_token_rows(model)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        target_modules=settings.target_modules,
+        trainable_token_indices=rows or None,
+    )
+    try:
+        lora = LoraModel(llm, config, "default")
+    except ValueError as error:  # what its layers do not allow, such as DoRA on mixtures of experts
+        raise UserError(
+            f"peft refuses these lora settings for this language model: {first_line(error)}"
+        ) from error
+    # Past nn.Module's registration: peft's tuner holds the language model, whose submodule it must not be.
+    llm.__dict__["_lora"] = lora
+    llm.train(llm.training)  # new layers are in training mode: dropout would act in a model that is not
+    if not rows:
+        for embedding in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            embedding.requires_grad_(True)
+
+
+def merge_adapters(model: "DualTokenForConditionalGeneration") -> "DualTokenForConditionalGeneration":
+    """Add the adapters to the weights they adapt and take them out, in place; returns `model`.
+
+    Outputs stay as they were, up to rounding in the weights' dtype, and all weights can be trained again. A
+    model without adapters is left as it is.
+    """
+    lora = model.language_model.__dict__.pop("_lora", None)
+    if lora is not None:
+        lora.merge_and_unload(safe_merge=True)
+        model.language_model.requires_grad_(True)
+    return model
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether `add_lora` was called on the model, and `merge_adapters` was not yet."""
+    return "_lora" in model.language_model.__dict__
+
+
+def _special_token_rows(model: "DualTokenForConditionalGeneration") -> dict[str, list[int]]:
+    """The rows to train by the name of their layer; nothing where peft cannot train single rows."""
+    llm, config = model.language_model, model.config
+    embedding, output = llm.get_input_embeddings(), llm.get_output_embeddings()
+    if getattr(output, "bias", None) is not None:
+        return {}  # peft leaves an output layer's bias out, so that the logits would silently be others
+    names = [name for name in type(config).__dataclass_fields__ if name.endswith("_token_id")]
+    # A chat format of the LLM's own leaves the tokens of the turns to it.
+    rows = sorted({int(row) for name in names if (row := getattr(config, name)) is not None})
+    # Tied weights are one layer to peft, named by the embedding.
+    layers = [embedding] if output.weight is embedding.weight else [embedding, output]
+    return {_name_of(llm, layer): rows for layer in layers}
+
+
+def _refuse_unknown_targets(llm: PreTrainedModel, targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        return
+    output = llm.get_output_embeddings()
+    names = [
+        name
+        for name, module in llm.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
+    ]
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if unknown:
+        allowed = sorted({name.rpartition(".")[2] for name in names})
+        raise UserError(
+            f"lora.target_modules {unknown} fit no linear layer of the language model; "
+            f"it has {', '.join(allowed)}"
+        )
+
+
+def _name_of(model: nn.Module, wanted: Any) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)

@@ -1,0 +1,67 @@
+"""Liger-Kernel's fused linear cross-entropy on GPUs (pip install liger-kernel), where it proves right.
+
+It takes no weights of rows, so it serves the text head, whose rows all count alike.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.errors import first_line
+from ..linear_cross_entropy import linear_cross_entropy
+
+TextLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+
+
+@cache
+def liger_cross_entropy(device: torch.device) -> TextLoss | None:
+    """`loss(states, weight, targets, bias, softcap)`, summed over rows; None without a Liger that works here.
+
+    It is compared once on this device with `linear_cross_entropy`; a failure is a warning.
+    """
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        return None
+
+    def loss(
+        states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None
+    ) -> Tensor:
+        if torch.is_autocast_enabled(states.device.type):
+            dtype = torch.get_autocast_dtype(states.device.type)
+            states, weight = states.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        options: dict[str, Any] = {"softcap": softcap, "reduction": "sum", "accum_dtype": torch.float32}
+        with torch.autocast(states.device.type, enabled=False):
+            return liger_fused_linear_cross_entropy(states, weight, targets, bias=bias, **options)
+
+    try:
+        reason = None if _agrees(loss, device) else "it disagrees with the plain loss"
+    except Exception as error:  # whatever a compiler or another version may raise
+        reason = first_line(error)
+    if reason is None:
+        return loss
+    warnings.warn(f"Liger-Kernel's cross-entropy is not used on {device}: {reason}", stacklevel=2)
+    return None
+
+
+def _agrees(loss: TextLoss, device: torch.device) -> bool:
+    """Value and gradients of a small case, with and without a cap, against ours."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((40, 24), (300, 24))
+    states, weight = (torch.randn(size, generator=generator).to(device).requires_grad_() for size in sizes)
+    targets = torch.randint(300, (40,), generator=generator).to(device)
+    for softcap in (None, 5.0):
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            theirs = loss(states, weight, targets, None, softcap)
+            ours, _ = linear_cross_entropy(states, weight, targets, softcap=softcap)
+        gradients = [torch.autograd.grad(value, (states, weight)) for value in (theirs, ours)]
+        pairs = [(theirs, ours), *zip(*gradients, strict=True)]
+        # TF32 products, which a program may choose, are good for three digits.
+        if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in pairs):
+            return False
+    return True

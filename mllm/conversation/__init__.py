@@ -1,0 +1,1 @@
+"""Conversations: the one schema of messages, chat formats, and the processor that makes token ids of them."""

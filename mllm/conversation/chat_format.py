@@ -1,0 +1,78 @@
+"""What stands around the turns of a conversation: special tokens of DualToken, or an LLM's chat template."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from ...common.errors import UserError, shown
+from ...common.values import flag
+from .special_tokens import ASSISTANT, BOS, END, USER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The strings around turns. Special tokens in them are parsed; those in a user's text never are.
+
+    Args:
+        start: before the first turn, with a default system prompt where the template adds one.
+        system_start, system_end: in place of `start`, around a system turn at the start; `system_end` reaches
+            up to the content of the user's turn behind it. None: there is no such role, and the text goes in
+            front of the user's.
+        user_start, user_end: around a user's content.
+        assistant_start: before an assistant's content; what generation starts from.
+        end: the special token that ends an assistant's turn, the model's end of sequence.
+        assistant_end_rest: after `end`, not trained on.
+        answer_prefix, answer_suffix: white space that the assistant writes around its text (not around an
+            image), trained on.
+        trim_system, trim_user, trim_assistant: white space at both ends of a turn's text is dropped.
+    """
+
+    start: str = BOS
+    user_start: str = USER
+    user_end: str = END
+    assistant_start: str = ASSISTANT
+    end: str = END
+    assistant_end_rest: str = ""
+    answer_prefix: str = ""
+    answer_suffix: str = ""
+    trim_user: bool = False
+    trim_assistant: bool = False
+    system_start: str | None = None
+    system_end: str = ""
+    trim_system: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a text that is none, and a flag that is neither True nor False."""
+        for field in fields(self):
+            value, name = getattr(self, field.name), f"chat_format's {field.name}"
+            if isinstance(field.default, bool):
+                flag(value, name)
+            elif not (isinstance(value, str) or value is field.default is None):
+                raise UserError(f"{name} is {shown(value)}; give a text")
+
+    @classmethod
+    def own(cls) -> "ChatFormat":
+        """DualToken's own format, for a language model without a chat template."""
+        return OWN
+
+    @classmethod
+    def from_chat_template(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatFormat":
+        """The format of a tokenizer's chat template; `own()` where there is none, or, with one warning, where
+        its conversations cannot be put together from fixed strings.
+
+        What a template computes (a date) is computed once, now. An assistant's turn is the one that the
+        template shows in a conversation that went on, so without a thinking block before the last answer.
+        """
+        from .chat_template import derive_format
+
+        return derive_format(tokenizer) or OWN
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is DualToken's own format."""
+        return self == OWN
+
+
+OWN = ChatFormat()

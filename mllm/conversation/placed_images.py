@@ -1,0 +1,172 @@
+"""Images that come beside a text: which slot of the text, or of a conversation, each of them fills.
+
+Transformers' processors take `images=` beside messages with bare `{"type": "image"}` parts, and beside texts
+that a chat template has rendered already.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...common.errors import UserError
+from .chat_format import ChatFormat
+from .messages import IMAGE_KINDS, has_cached_codes, image_source
+from .rendering import Segment
+from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, VISUAL_TOKENS
+
+_RUN = re.compile(f"(?:{re.escape(IMAGE)})+")
+
+
+class NoImage:
+    """Stands in a placeholder of a conversation that is only rendered as text."""
+
+
+def is_rendered(text: str, special: Sequence[str], chat_format: ChatFormat) -> bool:
+    """Whether a chat template has made `text`: it begins with a special token, or as a conversation does.
+
+    special: the special tokens that may begin a conversation.
+    """
+    begun = text.lstrip()
+    starts = [chat_format.start + chat_format.user_start, *special]
+    return any(begun.startswith(start) for start in starts if start.strip() and start not in VISUAL_TOKENS)
+
+
+def count_slots(text: str, positions: int) -> int:
+    """How many images a text has room for: its `<|image|>`; `positions` of them in a row are one image."""
+    return sum(map(len, (_slots(run, positions) for run in _RUN.findall(text))))
+
+
+def rendered_segments(text: str, images: Sequence[Any], positions: int) -> list[Segment]:
+    """A text that a chat template has made, with its slots filled; there must be as many as images."""
+    segments: list[Segment] = []
+    rest = iter(images)
+    for piece in _pieces(text, positions):
+        if piece is not None:
+            segments += [Segment(markup=piece)] if piece else []
+            continue
+        image = Segment(image={"type": "image", "image": next(rest)})
+        segments += [Segment(special=IMAGE_START), image, Segment(special=IMAGE_END)]
+    return segments
+
+
+def user_turn(text: str | None, images: Sequence[Any], positions: int) -> list[dict[str, Any]]:
+    """A plain text as one user's turn: images where its slots are, before it where it has none."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if text is not None and count_slots(text, positions):
+        rest = iter(parts)
+        parts = [
+            next(rest) if piece is None else {"type": "text", "text": piece}
+            for piece in _pieces(text, positions)
+            if piece != ""
+        ]
+    elif text is not None:
+        parts.append({"type": "text", "text": text})
+    return [{"role": "user", "content": parts}]
+
+
+def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
+    """The images of each of several texts.
+
+    images: None; for one text an image or a list; for several one entry per text (an image, a list, or None),
+        or all images in a row.
+    slots: how many images each text has room for; None for one that takes whatever it is given.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if images is None:
+        given: list[list[Any]] = [[] for _ in slots]
+    elif len(slots) == 1:
+        given = [_flat(images)]
+    else:
+        entries = list(images) if isinstance(images, list | tuple) else [images]
+        given = [_flat(entry) for entry in entries]
+        if not _fit(given, slots):
+            given = _in_a_row([image for entry in given for image in entry], slots)
+    if len(given) != len(slots):
+        raise UserError(f"{len(slots)} texts but images for {len(given)}; give one entry per text")
+    for number, (found, room) in enumerate(zip(given, slots, strict=True), start=1):
+        if room is not None and len(found) != room:
+            where = f"text {number}" if len(slots) > 1 else "the text"
+            raise UserError(
+                f"{where} has {room} places for images, and {len(found)} images are given: give one for each "
+                f"{IMAGE} of a rendered text, or for each {{'type': 'image'}} of a conversation"
+            )
+    return given
+
+
+def placeholders(conversation: Any) -> int:
+    """How many image parts of a conversation come without their image."""
+    return sum(_is_placeholder(part) for part in _parts(conversation))
+
+
+def filled(conversation: Any, images: Sequence[Any]) -> Any:
+    """The conversation with its placeholders replaced by `images`, in order of appearance."""
+    rest = iter(images)
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image", "image": next(rest)} if _is_placeholder(part) else part
+                for part in message["content"]
+            ],
+        }
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
+        else message
+        for message in conversation
+    ]
+
+
+def _parts(conversation: Any) -> Iterator[Any]:
+    for message in conversation if isinstance(conversation, list | tuple) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        yield from content if isinstance(content, list | tuple) else ()
+
+
+def _is_placeholder(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and isinstance(part.get("type"), str)
+        and part["type"] in IMAGE_KINDS
+        and not has_cached_codes(part)
+        and image_source(part) is None
+    )
+
+
+def _flat(entry: Any) -> list[Any]:
+    """The images of an entry: none, one, a list, or a list in a list."""
+    if entry is None:
+        return []
+    if not isinstance(entry, list | tuple):
+        return [entry]
+    return [image for item in entry for image in _flat(item)]
+
+
+def _fit(given: Sequence[Sequence[Any]], slots: Sequence[int | None]) -> bool:
+    pairs = zip(given, slots, strict=False)
+    return len(given) == len(slots) and all(room in (None, len(found)) for found, room in pairs)
+
+
+def _in_a_row(images: list[Any], slots: Sequence[int | None]) -> list[list[Any]]:
+    """Images handed out by the slots, where that comes out even; otherwise one to each."""
+    if None in slots or sum(room or 0 for room in slots) != len(images):
+        return [[image] for image in images]
+    rest = iter(images)
+    return [[next(rest) for _ in range(room or 0)] for room in slots]
+
+
+def _slots(run: str, positions: int) -> list[None]:
+    count = len(run) // len(IMAGE)
+    return [None] if count == positions else [None] * count
+
+
+def _pieces(text: str, positions: int) -> Iterator[str | None]:
+    """The text between slots, and None for each slot; the tokens around an image are left out."""
+    end = 0
+    for run in _RUN.finditer(text):
+        yield text[end : run.start()].removesuffix(IMAGE_START)
+        yield from _slots(run[0], positions)
+        end = run.end()
+        if text.startswith(IMAGE_END, end):
+            end += len(IMAGE_END)
+    yield text[end:]

@@ -1,0 +1,456 @@
+"""Conversations to tensors: ids, training labels and images, for training and for generation alike.
+
+Shapes: B sequences, L length, I images in order of appearance, P visual positions, D depths.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from ...common.errors import UserError, shown
+from ...common.images.reading import load_image
+from ...common.loading.model_files import check_model_files
+from ...common.loading.model_source import model_source
+from ...common.loading.strict import loading_reason
+from ...common.values import whole_number
+from ...tokenizer import DualTokenizerImageProcessor
+from ..generation.interleaved import InterleavedOutput
+from .chat_format import OWN, ChatFormat
+from .chat_template import special_strings
+from .messages import has_cached_codes
+from .placed_images import (
+    NoImage,
+    count_slots,
+    distribute,
+    filled,
+    is_rendered,
+    placeholders,
+    rendered_segments,
+    user_turn,
+)
+from .rendering import (
+    Segment,
+    continue_last_message,
+    render,
+    segments_text,
+)
+from .special_tokens import IMAGE, SPECIAL_TOKENS, VISUAL_TOKENS
+from .text_tokenizer import encode_segments, special_pattern
+
+IGNORE = -100
+#: Of one image; a longer sequence fits no language model.
+MOST_POSITIONS = 1 << 20
+
+
+@dataclass(frozen=True)
+class CachedCodes:
+    """Codes of one image as integer arrays (P, D), in raster order of the positions."""
+
+    pixel: NDArray[Any]
+    semantic: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """One conversation as a sequence.
+
+    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a
+    target image the `<|image|>` id. `images` in order of appearance.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    images: list[Image.Image | CachedCodes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class DualTokenProcessor(ProcessorMixin):
+    """Image processor and text tokenizer behind the one conversation template.
+
+    Args:
+        image_processor: the visual tokenizer's `DualTokenizerImageProcessor`.
+        tokenizer: text tokenizer that holds DualToken's special tokens.
+        num_positions: visual positions of one image, the number of `<|image|>` slots it takes.
+        chat_format: what stands around turns, a `ChatFormat` or its fields; None is DualToken's own.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_positions: int = 64,
+        chat_template: str | None = None,
+        chat_format: ChatFormat | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The file chat_template.jinja beside the tokenizer is for a tokenizer that is loaded by itself.
+        super().__init__(image_processor, tokenizer, **kwargs)
+        if not isinstance(image_processor, DualTokenizerImageProcessor | None):
+            kind = type(image_processor).__name__
+            raise UserError(f"the image processor is a {kind}; give a DualTokenizerImageProcessor")
+        self.num_positions = whole_number(num_positions, "num_positions", 1, MOST_POSITIONS)
+        self.chat_format = (
+            ChatFormat(**chat_format) if isinstance(chat_format, Mapping) else chat_format or OWN
+        )
+        vocabulary = tokenizer.get_vocab()
+        needed = SPECIAL_TOKENS if self.chat_format.is_own else VISUAL_TOKENS
+        missing = [token for token in needed if token not in vocabulary]
+        if missing:
+            raise UserError(
+                f"the text tokenizer lacks {missing}; add them with "
+                "mllm.conversation.text_tokenizer.add_special_tokens"
+            )
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                "the text tokenizer names no pad token (in its tokenizer_config.json); set one, as "
+                "mllm.conversation.text_tokenizer.add_special_tokens does"
+            )
+        self.special_ids: dict[str, int] = {token: vocabulary[token] for token in needed}
+        self._special = special_pattern(tokenizer)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
+        """The processor of a saved model: a folder, a hub id, or "nano". No code of the folder is run.
+
+        Raises:
+            UserError: there is no model, or no usable processor and text tokenizer beside it.
+        """
+        source = model_source(pretrained_model_name_or_path)
+        check_model_files(source, kwargs.get("subfolder"))
+        try:
+            return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
+        except Exception as error:  # a handful of files from elsewhere, read by transformers and tokenizers
+            raise UserError(
+                f"{source} has no usable processor and text tokenizer: {loading_reason(error)}"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As saved in processor_config.json; a format of DualToken's own is left out."""
+        settings = {**super().to_dict(), "chat_format": asdict(self.chat_format)}
+        if self.chat_format.is_own:
+            del settings["chat_format"]
+        return settings
+
+    # ---- records
+
+    def encode_record(self, messages: Iterable[Mapping[str, Any]]) -> EncodedRecord:
+        """A conversation for training: ids, labels (targets are the assistant's turns) and images.
+
+        Raises:
+            UserError: the conversation is malformed, or an image is missing, broken or of the wrong size.
+        """
+        return self.encode_segments(render(messages, chat_format=self.chat_format))
+
+    def encode_segments(self, segments: Sequence[Segment]) -> EncodedRecord:
+        """The ids of rendered segments, with the mask of targets built at the same time."""
+        ids: list[int] = []
+        labels: list[int] = []
+        images: list[Image.Image | CachedCodes] = []
+        for piece, segment in encode_segments(self.tokenizer, segments, self.num_positions, self._special):
+            ids.extend(piece)
+            labels.extend(piece if segment.is_target else [IGNORE] * len(piece))
+            if segment.image is not None:
+                images.append(self._image(segment.image))
+        return EncodedRecord(np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), images)
+
+    def collate(
+        self, records: Sequence[EncodedRecord], padding_side: str = "right", with_labels: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """A batch for the model: input_ids, attention_mask, labels (B, L) and the images of all records.
+
+        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes` (I,
+        P, D) int64. Pad on the right for training, on the left for generation.
+
+        Raises:
+            UserError: the batch mixes images and cached codes, or is empty.
+        """
+        if not records:
+            raise UserError("an empty batch has nothing to collate")
+        length = max(len(record) for record in records)
+        shape = (len(records), length)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
+        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
+        attention_mask = torch.zeros(shape, dtype=torch.long, device="cpu")
+        for row, record in enumerate(records):
+            start = 0 if padding_side == "right" else length - len(record)
+            place = slice(start, start + len(record))
+            input_ids[row, place] = torch.from_numpy(record.input_ids)
+            labels[row, place] = torch.from_numpy(record.labels)
+            attention_mask[row, place] = 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if with_labels:
+            batch["labels"] = labels
+        return batch | self._collate_images([image for record in records for image in record.images])
+
+    def collate_packed(self, rows: Sequence[Sequence[EncodedRecord]], length: int) -> dict[str, torch.Tensor]:
+        """A batch whose rows hold several records behind one another: input_ids, labels, position_ids (B,
+        length), and the images of all records as in `collate`.
+
+        Positions begin anew at every record, and there is no attention_mask: from that alone transformers
+        keeps records from seeing each other. What a row has left over is one more document, without targets.
+
+        Raises:
+            UserError: a row is longer than `length`, or see `collate`.
+        """
+        if not rows:
+            raise UserError("an empty batch has nothing to collate")
+        shape = (len(rows), length)
+        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
+        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
+        position_ids = torch.zeros(shape, dtype=torch.long, device="cpu")
+        for row, records in enumerate(rows):
+            start = 0
+            for record in records:
+                end = start + len(record)
+                if end > length:
+                    raise UserError(
+                        f"a packed row of more than {length} tokens; pack by the records' lengths"
+                    )
+                input_ids[row, start:end] = torch.from_numpy(record.input_ids)
+                labels[row, start:end] = torch.from_numpy(record.labels)
+                labels[row, start] = IGNORE  # the state to its left is that of another record
+                position_ids[row, start:end] = torch.arange(end - start, device="cpu")
+                start = end
+            position_ids[row, start:] = torch.arange(length - start, device="cpu")
+        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        return batch | self._collate_images(
+            [i for records in rows for record in records for i in record.images]
+        )
+
+    # ---- generation
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str | None = "pt",
+        images: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation, or a list of them, as model inputs (left-padded), or as text with
+        `tokenize=False`.
+
+        The template is fixed (see `rendering` and `chat_format`), `chat_template` must stay None.
+        Returns a BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with
+        `return_dict=False` only the ids.
+
+        images: of parts `{"type": "image"}` that have none of their own, in order of appearance: an image or
+            a list; for several conversations a list per conversation, or all in a row.
+
+        Raises:
+            UserError: the conversation is malformed, an image cannot be read, images and parts do not fit,
+                or the template was to be replaced.
+        """
+        if chat_template is not None:
+            raise UserError("DualToken's conversation template is fixed; leave chat_template out")
+        conversations = [conversation] if _is_single(conversation) else list(conversation)
+        open_parts = [placeholders(messages) for messages in conversations]
+        if images is not None:
+            given = distribute(images, open_parts)
+            conversations = [filled(*pair) for pair in zip(conversations, given, strict=True)]
+        elif not tokenize:
+            conversations = [
+                filled(messages, [NoImage()] * count)
+                for messages, count in zip(conversations, open_parts, strict=True)
+            ]
+        rendered = [render(messages, add_generation_prompt, self.chat_format) for messages in conversations]
+        if continue_final_message:
+            rendered = [continue_last_message(segments, self.chat_format) for segments in rendered]
+        if not tokenize:
+            texts = [segments_text(segments) for segments in rendered]
+            return texts[0] if _is_single(conversation) else texts
+        batch = self._batch(rendered, return_tensors, **kwargs)
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self,
+        text: Any = None,
+        images: Any = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Texts and images as inputs of the model (left-padded), for it to answer.
+
+        A text that `apply_chat_template(..., tokenize=False)` has made is taken as it is, its `<|image|>`
+        filled by `images`. A plain text becomes one user turn, images before it (or at its `<|image|>`).
+        Messages are taken as well.
+
+        `images` for one text: an image or a list; for several texts: one image or list of images per text,
+        or all of them in a row.
+
+        Raises:
+            UserError: an image cannot be read, or there are not as many as the texts have places for.
+        """
+        if isinstance(images, str) and not isinstance(text, str | list | tuple):
+            text, images = images, text  # processor(image, "question")
+        if isinstance(text, list | tuple) and text and not isinstance(text[0], str):
+            options = {"return_tensors": return_tensors, "images": images, **kwargs}
+            return self.apply_chat_template(text, add_generation_prompt=True, **options)
+        texts = list(text) if isinstance(text, list | tuple) else [text]
+        for one in texts:
+            if not isinstance(one, str | None):
+                raise UserError(f"text is {shown(one)}; give a text or a list of texts, and images=")
+        starts = self._conversation_starts()
+        is_done = [one is not None and is_rendered(one, starts, self.chat_format) for one in texts]
+        counts = [count_slots(one or "", self.num_positions) for one in texts]
+        slots = [count if done or count else None for done, count in zip(is_done, counts, strict=True)]
+        given = distribute(images, slots)
+        segments = [
+            rendered_segments(one, found, self.num_positions)
+            if done
+            else render(user_turn(one, found, self.num_positions), True, self.chat_format)
+            for one, found, done in zip(texts, given, is_done, strict=True)
+        ]
+        return self._batch(segments, return_tensors, **kwargs)
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """What `generate` returned, in a user's terms.
+
+        Ids (B, L) become texts; in image mode decoded pixels (B, 3, S, S) become PIL images; an
+        `InterleavedOutput` becomes the answer's content parts, text and images in turn, without the prompt.
+        """
+        if isinstance(generated_outputs, InterleavedOutput):
+            return self._answer_parts(generated_outputs, skip_special_tokens)
+        if generation_mode in (None, "text"):
+            return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
+        if generation_mode == "image":
+            return self.image_processor.to_images(generated_outputs)
+        raise UserError(
+            f"generation_mode is {generation_mode!r}; allowed: text, image, interleaved (for its output)"
+        )
+
+    # ---- parts
+
+    def _batch(
+        self, rendered: Sequence[Sequence[Segment]], return_tensors: str | None, **kwargs: Any
+    ) -> BatchFeature:
+        """Model inputs of rendered conversations.
+
+        What transformers' callers pass along in `kwargs` is heeded, or refused where it would be wrong to
+        leave it out.
+        """
+        options = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
+        for name in ("tools", "documents", "videos", "audio"):
+            if options.get(name):
+                raise UserError(f"{name} are not supported: only text and images are; leave {name} out")
+        if return_tensors not in (None, "pt", "np"):
+            raise UserError(f"return_tensors is {shown(return_tensors)}; allowed: 'pt', 'np' or None")
+        if options.get("padding") == "max_length":
+            raise UserError("padding is 'max_length'; conversations are padded to the longest, with True")
+        max_length = options.get("max_length") if options.get("truncation") else None
+        records = [self.encode_segments(segments) for segments in rendered]
+        longest = max(map(len, records), default=0)
+        if max_length is not None and longest > max_length:
+            raise UserError(
+                f"a conversation has {longest} tokens, and max_length is {max_length}: it cannot be cut, for "
+                "an image would lose its codes; make it shorter"
+            )
+        batch = BatchFeature(self.collate(records, options.get("padding_side") or "left", with_labels=False))
+        if return_tensors == "pt":
+            return batch
+        as_lists = return_tensors is None
+        return BatchFeature(
+            {key: value.tolist() if as_lists else value.numpy() for key, value in batch.items()}
+        )
+
+    def _answer_parts(self, output: InterleavedOutput, skip_special_tokens: bool) -> list[dict[str, Any]]:
+        """The content parts of an interleaved answer."""
+        if output.images is None and output.pixel_codes.shape[0]:
+            raise UserError("the answer has codes of images but no pixels: the model has no visual tokenizer")
+        images = iter([] if output.images is None else self.image_processor.to_images(output.images))
+        slot, new = self.special_ids[IMAGE], output.sequences[0, output.prompt_length :].tolist()
+        parts: list[dict[str, Any]] = []
+        for is_image, run in groupby(new, lambda one: one == slot):
+            if is_image:
+                count = len(list(run)) // self.num_positions
+                parts += [{"type": "image", "image": next(images)} for _ in range(count)]
+            elif text := self.tokenizer.decode(list(run), skip_special_tokens=skip_special_tokens):
+                parts.append({"type": "text", "text": text})
+        return parts
+
+    def _conversation_starts(self) -> list[str]:
+        """Special tokens that may begin a rendered conversation."""
+        tokenizer = self.tokenizer
+        never = {tokenizer.unk_token, tokenizer.pad_token, *VISUAL_TOKENS}
+        return [token for token in special_strings(tokenizer) if token not in never]
+
+    def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
+        if not has_cached_codes(part):
+            return load_image(part["image"], self.image_processor.max_pixels)
+        return CachedCodes(*(self._codes(name, part[name]) for name in ("pixel_codes", "semantic_codes")))
+
+    def _codes(self, name: str, codes: Any) -> NDArray[Any]:
+        """(H, W, D) or (P, D) codes as (P, D)."""
+        array = np.asarray(codes)
+        if array.ndim not in (2, 3) or array.dtype.kind not in "iu":
+            raise UserError(
+                f"{name} must be integers of shape (H, W, D) or (P, D), not {array.dtype} {array.shape}"
+            )
+        array = array.reshape(-1, array.shape[-1])
+        if array.shape[0] != self.num_positions:
+            raise UserError(
+                f"{name} has {array.shape[0]} positions, the model {self.num_positions}; cache the "
+                "codes with its own visual tokenizer"
+            )
+        return array
+
+    def _collate_images(self, images: Sequence[Image.Image | CachedCodes]) -> dict[str, torch.Tensor]:
+        cached = [image for image in images if isinstance(image, CachedCodes)]
+        raw = [image for image in images if not isinstance(image, CachedCodes)]
+        if cached and raw:
+            raise UserError("a batch mixes images and cached codes; cache all of them or none")
+        if cached:
+            return {
+                "pixel_codes": torch.from_numpy(np.stack([image.pixel for image in cached]).astype(np.int64)),
+                "semantic_codes": torch.from_numpy(
+                    np.stack([image.semantic for image in cached]).astype(np.int64)
+                ),
+            }
+        if raw:
+            return {"pixel_values": self.image_processor(raw, return_tensors="pt")["pixel_values"]}
+        return {}
+
+
+def flash_attention_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Where the documents of a packed batch begin, as flash_attention_2 needs it for more than one row.
+
+    position_ids (B, L), 0 at every start. Returns cu_seq_lens_q and cu_seq_lens_k, the starts and the end in
+    the B * L flattened places (int32), and max_length_q and max_length_k, the longest document.
+    """
+    places = position_ids.flatten()
+    starts = places.eq(0).nonzero().squeeze(1).to(torch.int32)
+    bounds = torch.cat([starts, starts.new_tensor([places.numel()])])
+    longest = int(bounds.diff().max())
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _is_single(conversation: Sequence[Any]) -> bool:
+    """Whether this is one conversation (a list of messages) and not a list of conversations."""
+    return not conversation or isinstance(conversation[0], Mapping)

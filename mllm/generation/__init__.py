@@ -1,0 +1,1 @@
+"""Generation: text by transformers, images position by position, and both interleaved."""

@@ -1,0 +1,192 @@
+"""Choosing codes from logits: guidance, truncation, and one random stream per image.
+
+Shapes: R images side by side, N codes, D depths.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.errors import UserError, shown
+from ...common.limits import limited, problems
+from ...common.values import refuse_unknown, seed_number
+
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+SAMPLERS = ("inverse_cdf", "gumbel")
+_WORD = 0xFFFFFFFF
+#: Whatever torch's default dtype and device are, a seed gives the same image.
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+
+
+@dataclass(frozen=True)
+class ImageSamplingOptions:
+    """How the codes of an image are drawn.
+
+    Args:
+        guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling
+            and leaves the unconditional branch out, 0.0 ignores the prompt.
+        guidance_schedule: "constant", or how the scale goes from 1 at the image's first position to
+            `guidance_scale` at the last: "linear", or "cosine" (slow at both ends).
+        temperature: divides the logits; 0.0 takes the most likely code.
+        top_k: draw from the k most likely codes; 0 draws from all.
+        top_p: draw from the fewest codes that together have this probability; 1.0 draws from all.
+        sampler: "inverse_cdf" (one random number per code against the cumulative distribution) or "gumbel"
+            (Gumbel-max: the largest of logits plus noise, no distribution is computed).
+        truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
+            tends to blank images: an object's onset is rarely among the most likely codes.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    guidance_scale: float = limited(3.0, least=0.0, most=100.0)
+    temperature: float = limited(1.0, least=0.0, most=100.0)
+    top_k: int = limited(0, least=0, most=1 << 24)
+    top_p: float = limited(1.0, above=0.0, most=1.0)
+    truncate_from_level: int = limited(0, least=0, most=64)
+    guidance_schedule: str = "constant"
+    sampler: str = "inverse_cdf"
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # numpy's and torch's numbers become Python's
+            value = _plain(getattr(self, one.name))
+            if value is None or isinstance(value, list | tuple | Mapping):
+                raise UserError(f"{one.name} is {shown(value)}; give one value")
+            object.__setattr__(self, one.name, value)
+        for problem in problems(self):
+            raise UserError(problem)
+        for name, allowed in (("guidance_schedule", GUIDANCE_SCHEDULES), ("sampler", SAMPLERS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is {shown(getattr(self, name))}; give one of {', '.join(allowed)}")
+
+    @classmethod
+    def of(cls, *settings: Mapping[str, Any] | None) -> "ImageSamplingOptions":
+        """Options out of mappings, later ones before earlier ones; None leaves a setting as it is.
+
+        Raises:
+            UserError: an unknown name, or a value outside its range.
+        """
+        chosen: dict[str, Any] = {}
+        for given in settings:
+            if not isinstance(given, Mapping | None):
+                raise UserError(f"the options of image sampling are {shown(given)}; give them by name")
+            chosen |= {name: value for name, value in (given or {}).items() if value is not None}
+        refuse_unknown(chosen, cls.names(), "option of image generation")
+        return cls(**chosen)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all options."""
+        return tuple(one.name for one in fields(cls))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch is needed."""
+        return self.guidance_scale != 1.0
+
+    def truncates(self, level: int) -> bool:
+        """Whether top_k or top_p act at this depth."""
+        return level >= self.truncate_from_level and (self.top_k > 0 or self.top_p < 1.0)
+
+
+def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> Tensor:
+    """The random numbers of one image: (positions, codes) uniform in [0, 1), fp32, on the CPU.
+
+    They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so
+    image i of seed s is the same wherever and beside whatever it is drawn.
+    """
+    stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator("cpu").manual_seed(stream)
+    return torch.rand(positions, codes, generator=generator, **_PLAIN)
+
+
+def guidance_scales(options: ImageSamplingOptions, positions: int) -> Tensor:
+    """The guidance scale at every position of an image: (positions,) fp32."""
+    if options.guidance_schedule == "constant":
+        return torch.full((positions,), options.guidance_scale, **_PLAIN)
+    progress = torch.linspace(0.0, 1.0, positions, **_PLAIN) if positions > 1 else torch.ones(1, **_PLAIN)
+    if options.guidance_schedule == "cosine":
+        progress = (1.0 - torch.cos(math.pi * progress)) / 2.0
+    return 1.0 + (options.guidance_scale - 1.0) * progress
+
+
+def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance: (2R, N) logits, conditional rows first -> (R, N) of u + s (c - u)."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set all but the likeliest codes to -inf: (R, N) -> (R, N). The most likely code always stays."""
+    if top_k > 0:
+        smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        # A code is dropped when those before it already reach top_p.
+        dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    return logits
+
+
+def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, level: int) -> Tensor:
+    """One code per image: (R, N) guided logits of depth `level` and (R,) uniforms -> (R,) int64.
+
+    One random number per code, and no transfer to the host.
+    """
+    logits = logits.float()
+    if options.temperature == 0.0:
+        return logits.argmax(dim=-1)
+    logits = logits / options.temperature
+    if options.truncates(level):
+        logits = truncate(logits, options.top_k, options.top_p)
+    if options.sampler == "gumbel":
+        return (logits + gumbel_noise(uniforms, logits.shape[-1])).argmax(dim=-1)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability
+    # above 0.
+    threshold = torch.minimum(
+        uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total))
+    )
+    return (cumulative <= threshold).sum(dim=-1)
+
+
+def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
+    """`count` standard Gumbel numbers out of each uniform: (R,) -> (R, count), fp32.
+
+    A counter-based generator: the number of a class is a hash of the uniform's 24 bits and the class, the
+    same on every device and beside whatever else is drawn. The hash is MurmurHash3's finalizer (Appleby).
+    """
+    key = (uniforms.double() * 2**24).long().unsqueeze(1) * 0x9E3779B1
+    h = (key + torch.arange(count, device=uniforms.device) * 0x85EBCA77) & _WORD
+    for multiplier, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
+        h = ((h ^ (h >> 16)) * multiplier) & _WORD
+        h = h ^ (h >> shift)
+    # 23 bits and a half: never 0 or 1, whose logarithms are infinite.
+    uniform = ((h >> 9).float() + 0.5) / 2**23
+    return -torch.log(-torch.log(uniform))
+
+
+def as_seeds(seed: Any, prompts: int) -> list[int]:
+    """One seed per prompt: one number for all, or a sequence of as many.
+
+    Raises:
+        UserError: another count, or something that is no seed.
+    """
+    if isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1:
+        seeds = [seed_number(one) for one in seed]
+        if len(seeds) != prompts:
+            raise UserError(f"{len(seeds)} seeds for {prompts} prompts; give one seed, or one per prompt")
+        return seeds
+    return [seed_number(seed)] * prompts
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

@@ -1,0 +1,143 @@
+"""The language model after a prompt, one position at a time: what the image loop asks of any causal LLM.
+
+Shapes: B prompts, R rows (sequences that go on side by side), L prompt length, H hidden size.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from ...common.errors import UserError
+from ..cache_name import CACHE_NAME
+from .few_rows import few_rows
+from .kv_cache import PreallocatedCache
+
+if TYPE_CHECKING:
+    from ..modeling import DualTokenForConditionalGeneration
+
+MASKED_ATTENTION = ("sdpa", "eager")
+FULL, SLIDING = "full_attention", "sliding_attention"
+CAPACITY_STEP = 64  # capacities are multiples, so that prompts of like length share one compiled step
+
+
+class StepDecoder:
+    """Runs the prompts once, then takes one embedding per row and returns the row's next state.
+
+    With `fixed_shape` every step works on tensors of one shape that never move: the attention sees all places
+    of the cache behind a mask. It is what `torch.compile` needs. Without it a step sees what is filled, which
+    is less work and suits every attention kernel.
+
+    Raises:
+        UserError: `fixed_shape` with an attention that takes no mask of its own (flash attention), or with a
+            language model whose layers attend in another way than fully or in a sliding window.
+    """
+
+    def __init__(
+        self, model: "DualTokenForConditionalGeneration", rows: int, capacity: int, fixed_shape: bool
+    ) -> None:
+        self.language_model, self.dtype, self.fixed_shape = model.language_model, model.dtype, fixed_shape
+        self.text_config = model.config.text_config
+        self.kinds = _attention_kinds(self.text_config)
+        if fixed_shape:
+            self._refuse_other_attention()
+            capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
+        self.capacity = capacity
+        device = model.device
+        self.position_ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.visible = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        if fixed_shape:
+            for tensor in (self.position_ids, self.visible, self.place):
+                torch._dynamo.mark_static_address(tensor)
+        self.cache = PreallocatedCache(
+            self.text_config.num_hidden_layers, capacity, self.place if fixed_shape else None
+        )
+
+    def prefill(self, embeds: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        """Run left-padded prompts (B, L, H) under their mask (B, L); row i goes on from prompt `rows[i]`.
+
+        Returns the states (R, H) at the prompts' ends.
+        """
+        # Plain layers: those made for a sliding window would drop the past that a later row may still mask.
+        cache = DynamicCache()
+        cache.layers = [DynamicLayer() for _ in range(self.text_config.num_hidden_layers)]
+        states = self._run(embeds, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0), cache)[:, -1]
+        length = mask.shape[1]
+        self.cache.start_from(cache, rows)
+        self.visible.fill_(True)
+        self.visible[:, :length] = mask[rows].bool()
+        self.place.fill_(length)
+        self.position_ids.copy_(mask.sum(dim=-1)[rows].unsqueeze(1))
+        # Asked once for the whole image; asking at a step would wait for the device.
+        self.has_padding = not bool(mask.all())
+        self.filled = length
+        return states[rows]
+
+    def advance(self, embeds: Tensor) -> Tensor:
+        """The next states (R, H) after one more embedding (R, H) per row."""
+        mask = self._fixed_mask() if self.fixed_shape else self._growing_mask()
+        states = self._run(embeds.unsqueeze(1), mask, self.position_ids, self.cache)[:, -1]
+        self.position_ids.add_(1)
+        self.place.add_(1)
+        if not self.fixed_shape:  # a number of the host, on which a compiled step would depend
+            self.filled += 1
+        return states
+
+    def _run(self, embeds: Tensor, mask: object, position_ids: Tensor, cache: object) -> Tensor:
+        with few_rows(embeds.device):
+            return self.language_model.base_model(
+                inputs_embeds=embeds.to(self.dtype),
+                attention_mask=mask,
+                position_ids=position_ids,
+                **{CACHE_NAME: cache},
+                use_cache=True,
+            ).last_hidden_state
+
+    def _growing_mask(self) -> Tensor | None:
+        """What a step passes on about padding: nothing, a finished mask, or (sliding windows) a 2-D one."""
+        if not self.has_padding:
+            return None
+        visible = self.visible[:, : self.filled + 1]
+        if self._attention in MASKED_ATTENTION and self.kinds == {FULL}:
+            return self._additive(visible)  # building it from the 2-D mask asks the host about padding
+        return visible.long()
+
+    def _fixed_mask(self) -> Tensor | dict[str, Tensor]:
+        index = torch.arange(self.visible.shape[1], device=self.visible.device)
+        full = self.visible & (index <= self.place)
+        if self.kinds == {FULL}:
+            return self._additive(full)
+        sliding = self._additive(full & (index > self.place - self.text_config.sliding_window))
+        return sliding if self.kinds == {SLIDING} else {FULL: self._additive(full), SLIDING: sliding}
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        """(R, K) booleans as the mask (R, 1, 1, K) that is added to attention scores."""
+        dtype = self.dtype
+        bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return bias.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
+
+    @property
+    def _attention(self) -> str:
+        return self.language_model.config._attn_implementation
+
+    def _refuse_other_attention(self) -> None:
+        if self._attention not in MASKED_ATTENTION:
+            raise UserError(
+                f"compiled drawing works with attention {' or '.join(MASKED_ATTENTION)}, and the model has "
+                f"{self._attention}: load it with attn_implementation='sdpa', or draw without compile"
+            )
+        if not self.kinds <= {FULL, SLIDING}:
+            raise UserError(
+                f"compiled drawing does not know the attention {', '.join(sorted(self.kinds))} of this "
+                "language model; draw without compile"
+            )
+
+
+def _attention_kinds(text_config: object) -> set[str]:
+    """How the language model's layers attend: `layer_types`, or one kind for all."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds:
+        return set(kinds)
+    return {FULL if getattr(text_config, "sliding_window", None) is None else SLIDING}

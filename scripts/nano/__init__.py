@@ -1,0 +1,1 @@
+"""The small model: made, evaluated, described and shown."""

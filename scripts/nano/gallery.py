@@ -1,0 +1,182 @@
+"""Drawings, dialogues, reconstructions and mistakes of a model from fixed seeds: a page with pictures.
+
+Nothing is picked out: prompts and talks are the first of their held-out lists, images and mistakes are evenly
+spread over theirs. Drawings carry the verdict of `data_pipelines.scenes.checker`.
+
+Example:
+  python -m dualtoken.scripts.nano.gallery --model nano --output docs/gallery
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...common.files import atomic_file
+from ...eval.data.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
+from ..options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
+from .contact_sheet import card_sheet, contact_sheet, thumbnail
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ...mllm import DualTokenPipeline
+
+CELL, COLUMNS = 128, 6
+#: Questions of a set that are asked in search of mistakes.
+ASKED = 120
+PROMPTS = (
+    "a red circle",
+    "a yellow star",
+    "a purple square",
+    "a blue square to the left of a yellow triangle",
+    "three green crosses",
+    "sunflower emoji",
+)
+QUESTIONS = ("How many objects are there?", "Is there a circle?")
+PAGE = Path(__file__).with_name("gallery.md")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_argument(parser)
+    add_device_argument(parser)
+    parser.add_argument("--output", type=Path, required=True, help="folder for README.md and the pictures")
+    parser.add_argument("--overview", type=Path, help="also one picture of a little of everything")
+    parser.add_argument("--dialogues", type=integer(1), default=6, help="how many (default: 6)")
+    parser.add_argument(
+        "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    data = HeldOut(args.heldout)
+    pictures = {
+        "drawings": drawings(pipeline),
+        "reconstructions": reconstructions(pipeline, data),
+        "mistakes": mistakes(pipeline, data),
+    }
+    talks, shown = dialogues(pipeline, args.dialogues)
+    for name, image in {**pictures, **shown}.items():
+        with atomic_file(args.output / f"{name}.png") as partial:
+            image.save(partial, optimize=True)
+    with atomic_file(args.output / "README.md") as partial:
+        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(talks)))
+    if args.overview:
+        with atomic_file(args.overview) as partial:
+            overview(pipeline, data).save(partial)
+    print(args.output / "README.md")
+    return 0
+
+
+def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
+    """One picture of all: drawings of seed 0 in the order they came, answers, and reconstructions."""
+    from ...data_pipelines.scenes.scene import HELD_OUT_SEED, random_scene, render
+
+    rows = [
+        (
+            f"“{prompt}”",
+            [thumbnail(image, CELL) for image in pipeline.generate_images(prompt, COLUMNS, seed=0)],
+        )
+        for prompt in PROMPTS
+    ]
+    scenes = [render(random_scene(np.random.default_rng(HELD_OUT_SEED + n)), 64) for n in range(COLUMNS)]
+    answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
+    told = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
+    rows.append((told, [thumbnail(scene, CELL) for scene in scenes]))
+    rows += [row for name in ("emoji", "clothing") for row in _before_and_after(pipeline, data, name)]
+    return contact_sheet(rows, CELL)
+
+
+def drawings(pipeline: DualTokenPipeline) -> Image.Image:
+    """Of every skill the first held-out prompts, each drawn once, with the checker's verdict."""
+    from ...data_pipelines.scenes.language import EXACT_SKILLS
+    from .evaluate import drawn_and_checked
+
+    cards = [
+        (f"{record.texts()[0]}\n{'right' if verdict.correct else verdict.reason}", [image])
+        for skill in EXACT_SKILLS
+        for record, image, verdict in drawn_and_checked(pipeline, skill, COLUMNS)
+    ]
+    return card_sheet(cards, COLUMNS, CELL)
+
+
+def reconstructions(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
+    """Held-out images of every set above what their pixel codes keep of them."""
+    sets = [folder.name for folder in sorted(data.folder.iterdir()) if folder.is_dir()]
+    return contact_sheet([row for name in sets for row in _before_and_after(pipeline, data, name)], CELL)
+
+
+def mistakes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
+    """Of every set of questions some that are answered wrongly, evenly spread."""
+    from .evaluate import QUESTION_SETS, answered, asked_questions
+
+    cards = []
+    for name in QUESTION_SETS:
+        asked = evenly_spread(asked_questions(data, name, ASKED), ASKED)
+        wrong = [
+            (f"{one.question}\nanswer: {answer}\nright: {one.answer}", list(one.images))
+            for one, answer, is_right in answered(pipeline, asked)
+            if not is_right
+        ]
+        cards += evenly_spread(wrong, COLUMNS)
+    return card_sheet(cards, COLUMNS, CELL)
+
+
+def dialogues(pipeline: DualTokenPipeline, count: int) -> tuple[list[str], dict[str, Image.Image]]:
+    """The first held-out talks as Markdown tables, and the images they name.
+
+    The user's turns are those of the talk; the history holds the model's own turns, not the right ones.
+    """
+    from ...data_pipelines.scenes.convert import SceneOptions, scene_record
+
+    options = SceneOptions(seed=EVALUATION_SEED, task="chat", grid=8)
+    lines: list[str] = []
+    images: dict[str, Image.Image] = {}
+    for number in range(1, count + 1):
+        record = scene_record(options, number)
+        lines += ["", f"### Dialogue {number}", "", "| user | model | right |", "|---|---|---|"]
+        history: list[dict[str, Any]] = []
+        for ask, right in zip(record.messages[::2], record.messages[1::2], strict=True):
+            history.append(dict(ask))
+            reply = pipeline.chat(history, max_new_tokens=100, seed=number)
+            history.append({"role": "assistant", "content": reply})
+            cells = [
+                _cell(content, f"dialogue-{number}-{len(history) // 2}-{who}", images)
+                for who, content in (("user", ask["content"]), ("model", reply), ("right", right["content"]))
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines, images
+
+
+def _cell(content: Any, name: str, images: dict[str, Image.Image]) -> str:
+    """Content parts as a cell of a Markdown table; their images are added to `images`."""
+    words = []
+    for place, part in enumerate(content):
+        if part["type"] == "text":
+            words.append(part["text"].strip().replace("|", "\\|").replace("\n", " "))
+        else:
+            images[f"{name}-{place}"] = thumbnail(part["image"].convert("RGB"), CELL)
+            words.append(f"![]({name}-{place}.png)")
+    return " ".join(words)
+
+
+def _before_and_after(
+    pipeline: DualTokenPipeline, data: HeldOut, name: str
+) -> list[tuple[str, list[Image.Image]]]:
+    chosen = evenly_spread(data.records(name), COLUMNS)
+    images = [record.image_parts()[0]["image"].convert("RGB") for record in chosen]
+    return [
+        (f"{name}, held out", [thumbnail(image, CELL) for image in images]),
+        ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images]),
+    ]
+
+
+if __name__ == "__main__":
+    from ..cli import run_module
+
+    sys.exit(run_module("nano.gallery", "python -m dualtoken.scripts.nano.gallery", sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""Files of benchmarks in which any value is of another kind: one line, never another error."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualtoken.common.errors import UserError
+from dualtoken.eval.harness.registry import get_benchmark
+from dualtoken.eval.harness.runner import Settings, load_data
+
+DEEP: list[Any] = []
+for _ in range(300):
+    DEEP = [DEEP]
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**400,
+    1.5,
+    "",
+    "\ud800",
+    "a\0b",
+    "/dev/zero",
+    [],
+    {},
+    [None],
+    {"a": None},
+    DEEP,
+)
+
+#: A question of each benchmark as it was published: files, and their JSON; of JSON lines, the one line.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "pope": {
+        "coco_pope_adversarial.json": {"question_id": 1, "image": "a.jpg", "text": "Dog?", "label": "yes"},
+    },
+    "scienceqa": {
+        "problems.json": {
+            "1": {
+                "question": "q",
+                "choices": ["a", "b"],
+                "answer": 0,
+                "hint": "",
+                "image": "image.png",
+                "split": "test",
+                "subject": "natural science",
+                "grade": "grade1",
+                "topic": "t",
+            }
+        },
+        "pid_splits.json": {"test": ["1"]},
+    },
+    "gqa": {
+        "testdev_balanced_questions.json": {
+            "1": {"imageId": "n1", "question": "q", "answer": "yes", "types": {"structural": "verify"}}
+        },
+    },
+    "vqav2": {
+        "v2_OpenEnded_mscoco_val2014_questions.json": {
+            "questions": [{"image_id": 1, "question": "q", "question_id": 1}]
+        },
+        "v2_mscoco_val2014_annotations.json": {
+            "annotations": [{"question_id": 1, "answer_type": "other", "answers": [{"answer": "a"}] * 10}]
+        },
+    },
+    "textvqa": {
+        "TextVQA_0.5.1_val.json": {
+            "data": [{"question": "q", "image_id": "a", "question_id": 1, "answers": ["a"] * 10}]
+        },
+    },
+    "seedbench": {
+        "SEED-Bench.json": {
+            "questions": [
+                {
+                    "answer": "A",
+                    **{f"choice_{letter}": letter for letter in "abcd"},
+                    "data_id": "1",
+                    "data_type": "image",
+                    "question": "q",
+                    "question_id": "1",
+                    "question_type_id": 1,
+                }
+            ],
+            "question_type": {"Scene Understanding": 1},
+        },
+    },
+    "mmvet": {
+        "mm-vet.json": {
+            "v1_0": {"imagename": "v1_0.png", "question": "q", "answer": "a", "capability": ["ocr", "math"]}
+        },
+    },
+    "geneval": {
+        "evaluation_metadata.jsonl": {
+            "tag": "single_object",
+            "include": [{"class": "bench", "count": 1}],
+            "prompt": "a bench",
+        },
+    },
+    "genai-bench": {
+        "genai_image.json": {"0": {"prompt": "x"}},
+        "genai_skills.json": {"basic": [0]},
+    },
+    "mjhq30k": {"meta_data.json": {"a": {"category": "x", "prompt": "y"}}},
+}
+
+
+def places(value: Any, before: tuple = ()) -> Iterator[tuple]:
+    """The way to every value in a JSON document; of a list, the first entry stands for all."""
+    yield before
+    entries = list(value.items()) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        entries = list(enumerate(value))[:1]
+    for key, inner in entries:
+        yield from places(inner, (*before, key))
+
+
+def replaced(document: Any, place: tuple, value: Any) -> Any:
+    if not place:
+        return value
+    document = copy.deepcopy(document)
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return document
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Path):
+    benchmark, refused = get_benchmark(name), 0
+    for file, document in PUBLISHED[name].items():
+        (tmp_path / file).write_text(json.dumps(document))
+    assert len(load_data(benchmark, Settings(data=tmp_path)).items) == 1
+    for file, document in PUBLISHED[name].items():
+        for place in places(document):
+            for value in ODD:
+                (tmp_path / file).write_text(json.dumps(replaced(document, place, value)))
+                try:
+                    items = load_data(benchmark, Settings(data=tmp_path)).items
+                except UserError:
+                    refused += 1
+                else:
+                    if benchmark.kind == "answer":  # what is taken can be scored
+                        benchmark.score(items, {item.id: "a" for item in items}, tmp_path)
+                    for item in items:
+                        assert item.prompt.encode().strip()
+                        assert not {"None", "\0", "[]", "{"} & set(item.prompt.split() + list(item.prompt))
+        (tmp_path / file).write_text(json.dumps(document))
+    assert refused
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/b"])
+def test_names_of_items_never_lead_out_of_the_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"item_id": name, "text": "a cat"}) + "\n")
+    (tmp_path / "color_val.txt").write_text(f"{name}\n")
+    for benchmark, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
+        with pytest.raises(UserError, match="cannot name a file"):
+            load_data(get_benchmark(benchmark), Settings(data=tmp_path, split=split))
+
+
+@pytest.mark.parametrize("name", ["../../outside.jpg", "/etc/passwd", "a/../../../outside.jpg"])
+def test_images_outside_the_folder_of_the_data_are_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    line = {"question_id": 1, "image": name, "text": "Dog?", "label": "yes"}
+    (root / "coco_pope_random.json").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="lies elsewhere"):
+        load_data(get_benchmark("pope"), Settings(data=root, split="random"))
+    row = {"category": "../..", "prompt": "a cat"}
+    (root / "meta_data.json").write_text(json.dumps({"outside": row}))
+    with pytest.raises(UserError, match="cannot name a file"):
+        load_data(get_benchmark("mjhq30k"), Settings(data=root))

@@ -1,0 +1,1 @@
+"""Residual vector quantization: codebooks, their training, the nearest-code search."""

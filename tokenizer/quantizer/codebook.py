@@ -1,0 +1,236 @@
+"""Codebooks trained by exponential moving averages: search, statistics, update, restart, k-means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...common.errors import first_line
+
+# The distances of a chunk of vectors to all codes hold at most this many numbers: 4 MB in fp32, which a CPU's
+# cache still holds. GPUs want larger products and get 16 times as much.
+MAX_DISTANCES = 2**20
+SMOOTHING = 1e-5
+_SEEDING_ROUNDS = 16
+_MAX_CATEGORIES = 2**24  # of torch.multinomial
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def exact_matmul(device: torch.device) -> Iterator[None]:
+    """Full fp32 products on this device, whatever precision (TF32) the program chose for the rest."""
+    if device.type != "cuda":
+        yield
+        return
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code of each vector; the lowest index wins a tie.
+
+    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. On NVIDIA GPUs with Triton one kernel that
+    writes no distances; elsewhere `nearest_codes_in_chunks`.
+    """
+    fused = _fused_search(vectors.device) if vectors.device.type == "cuda" else None
+    return (fused or nearest_codes_in_chunks)(vectors, codebook)
+
+
+def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest_codes` by plain products on any device; memory is bounded by MAX_DISTANCES."""
+    squares = codebook.square().sum(dim=1)
+    limit = MAX_DISTANCES if vectors.device.type == "cpu" else 16 * MAX_DISTANCES
+    rows = max(1, limit // codebook.shape[0])
+    with exact_matmul(vectors.device):
+        found = [
+            torch.addmm(squares, chunk, codebook.t(), alpha=-2.0).argmin(dim=1)
+            for chunk in vectors.split(rows)
+        ]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+@cache
+def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The Triton kernel, once it has proved on this device that it works and agrees with the plain search."""
+    try:
+        from .nearest_kernel import nearest_codes_fused
+    except ImportError:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    vectors, codebook = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 300))
+    try:
+        codes = nearest_codes_fused(vectors, codebook)
+        agrees = bool(codes.eq(nearest_codes_in_chunks(vectors, codebook)).all())
+        reason = "it disagrees with the plain search"
+    except Exception as error:  # whatever a compiler on an unknown machine may raise
+        agrees, reason = False, first_line(error)
+    if not agrees:
+        warnings.warn(f"the fused code search is not used on {device}: {reason}", stacklevel=2)
+    return nearest_codes_fused if agrees else None
+
+
+def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
+    """Lloyd's k-means: (M, C) fp32 -> centres (num_codes, C).
+
+    Starts from vectors drawn in rounds, each in proportion to their squared distance to the centres so far
+    (k-means||, arXiv 1203.6402); a centre that loses all its vectors is drawn again in the same way. The
+    result depends on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
+    """
+    vectors = _at_least(vectors, num_codes, generator)
+    centres = vectors.mean(dim=0, keepdim=True)
+    for share in torch.arange(num_codes).tensor_split(min(_SEEDING_ROUNDS, num_codes)):
+        distances = (vectors - centres[nearest_codes(vectors, centres)]).square().sum(dim=1)
+        drawn = draw_by_error(vectors, distances, len(share), generator)
+        centres = drawn if share[0] == 0 else torch.cat((centres, drawn))
+    for _ in range(iterations):
+        centres = lloyd_step(vectors, centres, generator)
+    return centres
+
+
+def lloyd_step(vectors: Tensor, centres: Tensor, generator: torch.Generator) -> Tensor:
+    """One assignment and averaging; empty centres are redrawn where the error is large."""
+    codes = nearest_codes(vectors, centres)
+    counts, sums = count_and_sum(vectors, codes, len(centres))
+    error = (vectors - centres[codes]).square().sum(dim=1)
+    means = sums / counts.clamp(min=1).unsqueeze(1)
+    drawn = draw_by_error(vectors, error, len(centres), generator)
+    return torch.where((counts > 0).unsqueeze(1), means, drawn)
+
+
+def draw_by_error(
+    vectors: Tensor, error: Tensor, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """`count` of the vectors (M, C), with repetition, in proportion to their error (M,).
+
+    Drawing all alike would give most codes to what is most common. In pictures that is the empty background,
+    which one code describes.
+    """
+    error = error.clamp(min=1e-12)  # all described exactly: any will do
+    if len(error) > _MAX_CATEGORIES:
+        error = error[:_MAX_CATEGORIES]
+    draw = torch.multinomial(
+        error if generator is None else error.to(generator.device), count, True, generator=generator
+    )
+    return vectors[draw.to(vectors.device)]
+
+
+def count_and_sum(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """How many vectors (M, C) chose each code (M,): (num_codes,), and their sums (num_codes, C), in fp32."""
+    counts = torch.bincount(codes, minlength=num_codes).to(torch.float32)
+    sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
+    return counts, sums
+
+
+def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Repeat vectors with noise of 1 % of their spread until there are `count` of them."""
+    if len(vectors) >= count:
+        return vectors
+    repeats = -(-count // len(vectors))
+    tiled = vectors.repeat(repeats, 1)
+    noise = torch.randn(tiled.shape, generator=generator, device=generator.device).to(tiled.device)
+    noise[: len(vectors)] = 0.0
+    return tiled + 0.01 * vectors.std(unbiased=False).clamp(min=1e-3) * noise
+
+
+class EmaCodebooks(nn.Module):
+    """K codebooks of N vectors with the moving counts and sums that train them.
+
+    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), all fp32 for ever: `.to(bfloat16)` moves them
+    to another device only, because codes chosen in less precision differ. num_updates () int64 counts the
+    calls of `update`.
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+    num_updates: Tensor
+
+    def __init__(self, num_books: int, num_codes: int, code_dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        shape = (num_books, num_codes, code_dim)
+        self.register_buffer("vectors", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("counts", torch.empty(shape[:2], dtype=torch.float32))
+        self.register_buffer("sums", torch.empty(shape, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        # A copy of num_updates on the host saves waiting for the GPU each step; None: read the buffer first.
+        self._host_updates: int | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random vectors, each with a moving count of one."""
+        torch.nn.init.uniform_(self.vectors, -1.0, 1.0)
+        self.vectors.div_(self.vectors.shape[-1] ** 0.5)
+        self.assign(self.vectors)
+        torch.nn.init.zeros_(self.num_updates)
+        self._host_updates = None
+
+    @torch.no_grad()
+    def assign(self, vectors: Tensor) -> None:
+        """Set the vectors (K, N, C) and make the statistics agree: counts 1, sums = vectors."""
+        self.vectors.copy_(vectors)
+        self.sums.copy_(vectors)
+        torch.nn.init.ones_(self.counts)
+
+    @torch.no_grad()
+    def update(self, counts: Tensor, sums: Tensor, books: slice = slice(None)) -> None:
+        """Move the chosen books by this step's counts (K, N) and sums (K, N, C), summed over processes.
+
+        N = sum of counts; vector = sums / (N (count + eps) / (N + num_codes eps)), as VQ-VAE trains.
+        """
+        ema_counts, ema_sums = self.counts[books], self.sums[books]
+        ema_counts.mul_(self.decay).add_(counts, alpha=1.0 - self.decay)
+        ema_sums.mul_(self.decay).add_(sums, alpha=1.0 - self.decay)
+        total = ema_counts.sum(dim=1, keepdim=True)
+        smoothed = total * (ema_counts + SMOOTHING) / (total + ema_counts.shape[1] * SMOOTHING)
+        self.vectors[books] = ema_sums / smoothed.unsqueeze(-1)
+
+    @torch.no_grad()
+    def restart(self, candidates: Tensor, threshold: float) -> Tensor:
+        """Replace codes whose moving count is below threshold x mean by candidates (K, N, C).
+
+        The candidates are the same on all processes. Counts and sums start anew with them, at twice the
+        threshold: a restarted code that stays unused may be replaced again after ln 2 / (1 - decay) updates.
+        Returns the number of replaced codes per book, (K,) int64.
+        """
+        limit = threshold * self.counts.mean(dim=1, keepdim=True)
+        unused = self.counts < limit
+        self.counts.copy_(torch.where(unused, 2.0 * limit, self.counts))
+        chosen = unused.unsqueeze(-1)
+        self.vectors.copy_(torch.where(chosen, candidates, self.vectors))
+        self.sums.copy_(torch.where(chosen, candidates * self.counts.unsqueeze(-1), self.sums))
+        return unused.sum(dim=1)
+
+    def count_update(self) -> int:
+        """Add one to the number of updates and return it."""
+        if self._host_updates is None:
+            self._host_updates = int(self.num_updates)
+        self._host_updates += 1
+        self.num_updates.add_(1)
+        return self._host_updates
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmaCodebooks:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._host_updates = None

@@ -1,0 +1,273 @@
+"""Residual vector quantization: a vector as a sum of codes, each for what those before left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...common.errors import UserError
+from ..configuration import QuantizerConfig
+from .codebook import (
+    EmaCodebooks,
+    count_and_sum,
+    draw_by_error,
+    is_distributed,
+    k_means,
+    lloyd_step,
+    nearest_codes,
+)
+
+
+@dataclass
+class QuantizerOutput:
+    """quantized (B, H, W, C), straight-through; codes (B, H, W, D) int64; commitment_loss scalar, fp32."""
+
+    quantized: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+
+
+@dataclass
+class CodebookHealth:
+    """What training did with the codes since the last reading.
+
+    num_vectors: inputs counted (over all processes). usage: share of codes used at least once; perplexity:
+    exp(entropy) of the codes; error: squared distance left after this depth over the inputs' variance (of
+    this process); all (D,). restarts: codes replaced, per codebook (one if depths share it). rank_difference:
+    the largest difference of a number in the codebooks between two processes (0 is right), None for one.
+    """
+
+    num_vectors: int
+    usage: Tensor
+    perplexity: Tensor
+    error: Tensor
+    restarts: Tensor
+    rank_difference: float | None
+
+
+HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num_local_vectors")
+
+
+class ResidualQuantizer(nn.Module):
+    """Quantize vectors by D codes from codebooks of N vectors (arXiv 2503.14324; RQ-VAE, 2203.01941).
+
+    All arithmetic is fp32 with autocast off. In training mode every forward moves the codebooks by
+    exponential moving averages of each depth's own input, summed over all processes; gradients never reach
+    them. Called during a backward pass (recomputation of a checkpointed segment) it changes nothing, but
+    keep it outside such segments: the recomputed codes would come from the moved codebook.
+
+    enabled: False passes features through unchanged with zero loss and zero codes.
+    trainable: False keeps the codebook fixed in training mode too.
+    """
+
+    usage_counts: Tensor
+    restart_counts: Tensor
+    squares: Tensor
+    input_sum: Tensor
+    num_local_vectors: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.enabled = True
+        self.trainable = True
+        books = 1 if config.shared_codebook else config.depth
+        self.codebooks = EmaCodebooks(books, config.num_codes, config.code_dim, config.decay)
+        usage = torch.zeros(config.depth, config.num_codes, dtype=torch.int64)
+        # Of training steps since the last reading: uses of every code, restarts per codebook, sum of the
+        # inputs and sums of |input|² and of |rest|² after every depth.
+        self.register_buffer("usage_counts", usage, persistent=False)
+        self.register_buffer("restart_counts", torch.zeros(books, dtype=torch.int64), persistent=False)
+        self.register_buffer("squares", torch.zeros(config.depth + 1, dtype=torch.float64), persistent=False)
+        self.register_buffer("num_local_vectors", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
+
+    def forward(self, z: Tensor, learn: bool = True) -> QuantizerOutput:
+        """(B, H, W, C) -> QuantizerOutput; the commitment loss is the mean over depths of |z - sg(sum so
+        far)|^2. `learn=False` holds the codebook still for this call.
+        """
+        if not self.enabled:
+            codes = torch.zeros(*z.shape[:-1], self.config.depth, dtype=torch.int64, device=z.device)
+            return QuantizerOutput(z, codes, z.new_zeros((), dtype=torch.float32))
+        with torch.autocast(device_type=z.device.type, enabled=False):
+            exact = z.float()
+            sums, codes = self._quantize(exact.detach().reshape(-1, z.shape[-1]), learn)
+            sums = sums.view(self.config.depth, *z.shape)
+            loss = (exact - sums).square().mean()
+            quantized = exact + (sums[-1] - exact).detach() if torch.is_grad_enabled() else sums[-1]
+        return QuantizerOutput(quantized.to(z.dtype), codes.view(*z.shape[:-1], -1), loss)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes (..., D) -> the vectors (..., C) they stand for, in fp32: the sum over depths."""
+        return self.embed_per_depth(codes).sum(dim=-2)
+
+    def embed_per_depth(self, codes: Tensor) -> Tensor:
+        """Codes (..., D) -> the code of each depth (..., D, C), in fp32."""
+        rows = self.codebooks.vectors.flatten(0, 1)
+        if not self.config.shared_codebook:
+            codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.config.num_codes
+        return rows[codes]
+
+    def codebook_tensor(self) -> Tensor:
+        """A copy of the codebooks: (1, N, C) if all depths share one, else (D, N, C)."""
+        return self.codebooks.vectors.detach().clone()
+
+    @torch.no_grad()
+    def read_health(self, reset: bool = True) -> CodebookHealth:
+        """How the codebooks fared since the last reset. With several processes all have to call."""
+        counts = self.usage_counts.double()
+        total = counts.sum(dim=1, keepdim=True).clamp(min=1.0)
+        entropy = -torch.xlogy(counts / total, counts / total).sum(dim=1)
+        seen = self.num_local_vectors.clamp(min=1)
+        variance = self.squares[0] / seen - (self.input_sum / seen).square().sum()
+        health = CodebookHealth(
+            num_vectors=int(counts[0].sum()),
+            usage=(counts > 0).float().mean(dim=1),
+            perplexity=entropy.exp().float(),
+            error=(self.squares[1:] / seen / variance.clamp(min=1e-12)).float(),
+            restarts=self.restart_counts.clone(),
+            rank_difference=self._rank_difference() if is_distributed() else None,
+        )
+        if reset:
+            self.reset_health()
+        return health
+
+    def reset_health(self) -> None:
+        """Forget what was counted for `read_health`."""
+        for name in HEALTH_BUFFERS:
+            getattr(self, name).zero_()
+
+    @torch.no_grad()
+    def initialise_from(self, vectors: Tensor, seed: int = 0, iterations: int = 20) -> None:
+        """Set the codebooks by k-means of vectors (..., C), depth by depth on the residuals.
+
+        With several processes those of the first one count, and all end with the same codebooks; every
+        process has to call. A shared codebook gives each depth an equal part of the codes, then all parts
+        are refined together.
+        """
+        points = vectors.detach().float().reshape(-1, vectors.shape[-1])
+        if not len(points):
+            raise UserError(
+                "no vectors given to initialise a codebook from; give the features of at least one image"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        if not is_distributed() or dist.get_rank() == 0:
+            with torch.autocast(device_type=points.device.type, enabled=False):
+                shared = self.config.shared_codebook
+                start = self._k_means_shared if shared else self._k_means_separate
+                self.codebooks.assign(start(points, generator, iterations))
+        if is_distributed():
+            dist.broadcast(self.codebooks.vectors, src=0)
+            self.codebooks.assign(self.codebooks.vectors)
+
+    def _quantize(self, vectors: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
+        """(M, C) -> partial sums (D, M, C) and codes (M, D); in training the codebooks move afterwards."""
+        updating = learn and self.training and self.trainable and torch._C._current_graph_task_id() == -1
+        residual = vectors
+        inputs, chosen, partial = [], [], []
+        total = torch.zeros_like(vectors)
+        for depth in range(self.config.depth):
+            book = self.codebooks.vectors[0 if self.config.shared_codebook else depth]
+            codes = nearest_codes(residual, book)
+            step = book[codes]
+            inputs.append(residual)
+            chosen.append(codes)
+            if updating and self.config.update_each_depth:
+                self._update(inputs[-1:], chosen[-1:], depth)
+            residual = residual - step
+            total = total + step
+            partial.append(total)
+        if updating:
+            self._count([*inputs, residual])
+            if not self.config.update_each_depth:
+                self._update(inputs, chosen, 0)
+        if updating and self.codebooks.count_update() % self.config.restart_every == 0:
+            self._restart(inputs, residual)
+        return torch.stack(partial), torch.stack(chosen, dim=-1)
+
+    def _rank_difference(self) -> float:
+        extremes = torch.stack((self.codebooks.vectors, -self.codebooks.vectors))
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return float(extremes.sum(dim=0).max())
+
+    @torch.no_grad()
+    def _count(self, residuals: list[Tensor]) -> None:
+        """Add the inputs and what every depth left of them, (M, C) each, to the statistics of health."""
+        self.num_local_vectors += len(residuals[0])
+        self.input_sum += residuals[0].sum(dim=0)
+        self.squares += torch.stack([residual.square().sum() for residual in residuals])
+
+    @torch.no_grad()
+    def _update(self, inputs: list[Tensor], chosen: list[Tensor], first_depth: int) -> None:
+        """One moving-average update from consecutive depths' inputs (M, C) and codes (M,)."""
+        size, dim = self.config.num_codes, self.config.code_dim
+        statistics = [count_and_sum(x, codes, size) for x, codes in zip(inputs, chosen, strict=True)]
+        counts = torch.stack([count for count, _ in statistics])
+        sums = torch.stack([total for _, total in statistics])
+        if self.config.shared_codebook:
+            sums = sums.sum(dim=0, keepdim=True)
+        if is_distributed():
+            flat = torch.cat((counts.flatten(), sums.flatten()))
+            dist.all_reduce(flat)
+            counts = flat[: counts.numel()].view(-1, size)
+            sums = flat[counts.numel() :].view(-1, size, dim)
+        depths = slice(first_depth, first_depth + len(inputs))
+        self.usage_counts[depths] += counts.to(torch.int64)
+        if self.config.shared_codebook:
+            self.codebooks.update(counts.sum(dim=0, keepdim=True), sums)
+        else:
+            self.codebooks.update(counts, sums, depths)
+
+    @torch.no_grad()
+    def _restart(self, inputs: list[Tensor], left_over: Tensor) -> None:
+        """Replace unused codes by inputs (M, C) of their depth, or of any depth if shared.
+
+        They are drawn in proportion to what their depth left of them: the next depth's input, or `left_over`.
+        """
+        if not self.config.restart_unused_codes:
+            return
+        errors = [rest.square().sum(dim=1) for rest in (*inputs[1:], left_over)]
+        if self.config.shared_codebook:
+            inputs, errors = [torch.cat(inputs)], [torch.cat(errors)]
+        size = self.config.num_codes
+        candidates = torch.stack(
+            [draw_by_error(x, error, size) for x, error in zip(inputs, errors, strict=True)]
+        )
+        if is_distributed():
+            dist.broadcast(candidates, src=0)
+        self.restart_counts += self.codebooks.restart(candidates, self.config.restart_threshold)
+
+    def _k_means_separate(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
+        """(M, C) -> (D, N, C): each depth's book from what the depths before left over."""
+        books = []
+        for _ in range(self.config.depth):
+            books.append(k_means(points, self.config.num_codes, generator, iterations))
+            points = points - books[-1][nearest_codes(points, books[-1])]
+        return torch.stack(books)
+
+    def _k_means_shared(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
+        """(M, C) -> (1, N, C): N / D codes from each depth's residuals, then joint refinement on all of
+        them.
+        """
+        size, depth = self.config.num_codes, self.config.depth
+        parts: list[Tensor] = []
+        residual = points
+        for index in range(min(depth, size)):
+            share = size // depth + (index < size % depth)
+            parts.append(k_means(residual, share, generator, iterations))
+            residual = residual - parts[-1][nearest_codes(residual, parts[-1])]
+        book = torch.cat(parts)
+        for _ in range(iterations // 2):
+            book = lloyd_step(self._all_residuals(points, book), book, generator)
+        return book.unsqueeze(0)
+
+    def _all_residuals(self, points: Tensor, book: Tensor) -> Tensor:
+        """The inputs of every depth, (M, C) -> (D * M, C), when all depths use `book`."""
+        inputs = []
+        for _ in range(self.config.depth):
+            inputs.append(points)
+            points = points - book[nearest_codes(points, book)]
+        return torch.cat(inputs)

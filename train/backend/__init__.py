@@ -1,0 +1,1 @@
+"""DeepSpeed and the processes: engine, configuration, checkpoints, resharding, export."""

@@ -1,0 +1,334 @@
+"""Checkpoints of a run: written beside, made durable, renamed when whole, pruned, found again.
+
+Only weights, optimizer, scheduler and the step number are stored, and what is trained beside the engine.
+The data position and all random numbers follow from the step number, so a resumed run is the uninterrupted
+run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...common.errors import UserError, first_line, one_line
+from ..callbacks.hang_guard import is_lost_connection
+from .checkpoint_files import (
+    BESIDE,
+    BEST,
+    RECIPE,
+    STEP_NAME,
+    Best,
+    SavedState,
+    attempt,
+    checksum,
+    damage,
+    fault,
+    flush_to_disk,
+    is_checkpoint,
+    read_beside,
+    write_best,
+    write_state,
+)
+from .deepspeed_internals import recorded_writing
+from .distributed import World
+
+_PARTIAL = ".partial"
+_LEFTOVER = re.compile(rf"{STEP_NAME.pattern}(\.old)?\{_PARTIAL}")
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """The loss by which a checkpoint may be the best so far: lower is better."""
+
+    loss: float
+    data: Literal["training", "validation"]
+
+
+@dataclass
+class Written:
+    """What one process wrote of a checkpoint: the checksum of every file, by its path, or an error."""
+
+    checksums: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run: one folder for each kept step, ``best.json`` names the best.
+
+    A folder with a checkpoint's name is whole: it is written under another name, brought to the disk
+    (fsync) and renamed. `fault` and `damage` recognise one that was damaged later. What else lies there is
+    neither read nor deleted.
+
+    Args:
+        keep: how many of the newest checkpoints stay.
+        keep_best: whether the one with the lowest loss stays besides.
+        data: what tells this run's records from others, by source, for ``state.json``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep: int,
+        keep_best: bool = True,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.world, self.keep, self.keep_best = folder, world, max(1, keep), keep_best
+        self.data = dict(data or {})
+        self._damaged: set[int] = set()  # found by their contents, which `fault` does not look at
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Step numbers of the whole checkpoints, oldest first."""
+        return [step for step in self._all_steps() if self._is_whole(step)]
+
+    def best(self) -> Best | None:
+        """The best checkpoint, if it is there."""
+        best = Best.read(self.folder)
+        return best if best is not None and self._is_whole(best.step) else None
+
+    # ---- writing
+
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        beside: dict[str, Any] | None = None,
+        judged: JudgedBy | None = None,
+    ) -> None:
+        """Write the checkpoint of ``step``, with what is trained beside the engine; every rank calls this.
+
+        judged: the loss with which it competes for the best; None leaves it out of the competition.
+
+        Errors:
+            UserError on every rank when any of them could not write (a full disk). The checkpoints before
+            are untouched, the torn one is removed.
+        """
+        final = self.path(step)
+        partial = final.with_name(final.name + _PARTIAL)
+        if self.world.from_main(self._is_whole(step)):
+            return
+        error = self._any_error(self._make_folder(partial))
+        parts = self.world.gather(Written() if error else self._write(engine, partial, beside or {}))
+        error = error or next((part.error for part in parts if part.error is not None), None)
+        if error is None and self.world.is_main:
+            checksums = {name: value for part in parts for name, value in part.checksums.items()}
+            state = SavedState(
+                step,
+                self.world.size,
+                int(engine.train_batch_size()),
+                int(engine.zero_optimization_stage()),
+                checksums=checksums,
+                data=self.data,
+            )
+            error = attempt(lambda: self._finish(partial, final, state, judged))
+        error = self._any_error(error)
+        if error is not None:
+            raise UserError(self._not_written(partial, step, error))
+        self._damaged.discard(step)
+
+    def _make_folder(self, partial: Path) -> str | None:
+        def make() -> None:
+            if _is_real_folder(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            _move_aside(partial)
+            partial.mkdir(parents=True)
+
+        return attempt(make) if self.world.is_main else None
+
+    def _write(self, engine: Any, partial: Path, beside: dict[str, Any]) -> Written:
+        """This rank's files of a checkpoint, on the disk."""
+        with recorded_writing(engine.checkpoint_engine) as record:
+            engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
+        written = Written(error=next(iter(record.errors), None))
+        if written.error is not None:
+            return written
+
+        def finish() -> None:
+            if self.world.is_main:
+                record.files.extend(self._write_beside(partial, beside))
+            for path in record.files:
+                written.checksums[path.relative_to(partial).as_posix()] = checksum(path)
+                flush_to_disk(path)
+
+        written.error = attempt(finish)
+        return written
+
+    def _write_beside(self, partial: Path, beside: dict[str, Any]) -> list[Path]:
+        files = []
+        recipe = self.folder.parent / RECIPE
+        if recipe.is_file():  # so that a checkpoint by itself is enough to export the model
+            files.append(Path(shutil.copyfile(recipe, partial / RECIPE)))
+        if beside:
+            torch.save(beside, partial / BESIDE)
+            files.append(partial / BESIDE)
+        return files
+
+    def _finish(self, partial: Path, final: Path, state: SavedState, judged: JudgedBy | None) -> None:
+        """Describe the files of all ranks, give the folder its name, and remove what is not kept any more."""
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+        write_state(partial, dataclasses.replace(state, files=sizes))
+        flush_to_disk(partial)
+        if _is_real_folder(final) and is_checkpoint(final):
+            _remove(final)  # a damaged one, passed over at the start
+        _move_aside(final)
+        partial.rename(final)
+        self._damaged.discard(state.step)
+        flush_to_disk(self.folder)
+        if self.keep_best and judged is not None and self._is_best(judged):
+            write_best(self.folder, Best(state.step, judged.loss, judged.data))
+        best = self.best() if self.keep_best else None
+        kept = {*self.steps()[-self.keep :], *([best.step] if best else [])}
+        for old in self._all_steps():
+            if old not in kept and is_checkpoint(self.path(old)):
+                _remove(self.path(old))
+
+    def _is_best(self, judged: JudgedBy) -> bool:
+        best = self.best()
+        if best is None or best.data != judged.data:  # losses on different data do not compare
+            return best is None or judged.data == "validation"
+        return judged.loss < best.loss
+
+    def _not_written(self, partial: Path, step: int, error: str) -> str:
+        if self.world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        whole = self.steps()
+        before = f"the newest before it is step {whole[-1]}" if whole else "there is none before it"
+        free = shutil.disk_usage(self.folder).free / 1e9 if self.folder.is_dir() else 0.0
+        return (
+            f"the checkpoint of step {step} could not be written to {self.folder} ({error}; {free:.1f} GB "
+            f"free), so the run stops; {before}: make room and start the run again"
+        )
+
+    # ---- reading
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint that can be resumed from, 0 where there is none; every rank calls
+        this, and gets the same. Damaged ones are named and passed over, leftovers are removed.
+
+        Errors:
+            UserError when there are checkpoints and all are damaged.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.world.from_main(self._candidates() if self.world.is_main else None)):
+            wrong = self._fault_of(step)
+            if wrong is None:
+                for line in damaged if self.world.is_main else []:
+                    print(one_line(f"{line}; going on from step {step}"), file=sys.stderr)
+                return int(step)
+            self._damaged.add(step)
+            damaged.append(f"checkpoint {self.path(step)} {wrong}")
+        if damaged:
+            raise UserError(f"{damaged[0]}; none before it is whole: remove checkpoints/ to start anew")
+        return 0
+
+    def load(
+        self, engine: Any, step: int, load_beside: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """Restore the checkpoint of ``step``, one that `newest` found.
+
+        load_beside is given what `save` was given beside the engine ({} if that was nothing). The number of
+        processes may be another one than that of the run before, the number of records per step may not.
+
+        Errors:
+            UserError when this run cannot go on from it.
+        """
+        folder = self.path(step)
+        state = SavedState.read(folder)
+        self._check_batch(folder, state, engine)
+        try:
+            self._restore(engine, folder, state)
+            if load_beside is not None:
+                load_beside(read_beside(folder))
+        except UserError:
+            raise
+        except Exception as error:  # foreign content: DeepSpeed and torch fail at it in many ways
+            if is_lost_connection(error):
+                raise
+            raise UserError(
+                f"{folder} cannot be restored ({type(error).__name__}: {first_line(error)}): it is of "
+                "another model, or damaged; remove it to go on from the checkpoint before"
+            ) from error
+
+    def _restore(self, engine: Any, folder: Path, state: SavedState) -> None:
+        stage = int(engine.zero_optimization_stage())
+        before = stage if state.zero_stage is None else state.zero_stage
+        if (state.world_size, before) != (self.world.size, stage) and (stage or before):
+            from .resharding import load_resharded
+
+            load_resharded(engine, folder, before)
+            return
+        path, _ = engine.load_checkpoint(str(self.folder), tag=folder.name)
+        if path is None:
+            raise UserError(f"{folder} cannot be read; remove it to go on from the checkpoint before")
+
+    def _all_steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        names = ((path, STEP_NAME.fullmatch(path.name)) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for path, match in names if match and _is_real_folder(path))
+
+    def _is_whole(self, step: int) -> bool:
+        path = self.path(step)
+        return step not in self._damaged and _is_real_folder(path) and fault(path) is None
+
+    def _candidates(self) -> list[int]:
+        """The steps that have a folder; leftovers of a killed run are removed."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and _is_real_folder(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                elif re.fullmatch(rf"\.{Path(BEST).stem}-.*\.json", path.name) and path.is_file():
+                    path.unlink(missing_ok=True)
+        return self._all_steps()
+
+    def _fault_of(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; the ranks share the reading of its contents."""
+        folder = self.path(step)
+        wrong = self.world.from_main(fault(folder) if self.world.is_main else None)
+        if wrong is not None:
+            return str(wrong)
+        return self._any_error(damage(folder, self.world.rank, self.world.size))
+
+    def _check_batch(self, folder: Path, state: SavedState, engine: Any) -> None:
+        before, now = state.global_batch, int(engine.train_batch_size())
+        if before is not None and before != now:
+            raise UserError(
+                f"{folder} was written by a run of {before} records per step, this one takes {now} "
+                f"(data.micro_batch_size x run.gradient_accumulation_steps x {self.world.size} processes); "
+                "set them so that the product stays, or give another output folder"
+            )
+
+    def _any_error(self, error: str | None) -> str | None:
+        """The first error of any rank, on all of them."""
+        return next((found for found in self.world.gather(error) if found is not None), None)
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _move_aside(path: Path) -> None:
+    """Free a name that the run needs of what somebody else has put there, if anything; nothing is lost."""
+    if path.exists() or path.is_symlink():
+        names = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 1000))
+        path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; renamed first, so that one killed in between is a leftover, not a checkpoint."""
+    doomed = folder.with_name(f"{folder.name}.old{_PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

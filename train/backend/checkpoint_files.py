@@ -1,0 +1,203 @@
+"""The files of one checkpoint: what ``state.json`` says of them, and whether they still are what was written.
+
+A checkpoint may come from elsewhere or from a failing disk: nothing in it is believed before it is checked,
+and nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from ...common.errors import UserError, first_line, shown
+from ...common.files import atomic_file
+from ...common.json_files import read_json_object, take, take_count
+from ...common.paths import inside
+from .saved_state import UnreadableFile, load_file
+
+STATE = "state.json"
+BESIDE = "beside_engine.pt"
+BEST = "best.json"
+RECIPE = "recipe.yaml"
+_OLD_BESIDE = "objective.pt"  # its name in checkpoints written before the weight average was in it
+STEP_NAME = re.compile(r"step-(\d{8})")
+LAST_STEP = 99_999_999
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The content of ``state.json``.
+
+    Args:
+        global_batch: records per step. This and ``zero_stage`` are None in old checkpoints.
+        files: the size of every file, by its name in the folder.
+        checksums: the CRC-32 of every file; none in old checkpoints.
+        data: what tells one set of records from another, by source; none in old checkpoints.
+    """
+
+    step: int
+    world_size: int
+    global_batch: int | None = None
+    zero_stage: int | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    checksums: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> SavedState:
+        """UserError for a file that is missing, torn, or holds anything else."""
+        path = folder / STATE
+        found = read_json_object(path)
+        files, checksums = (take(found, name, dict, path, {}) for name in ("files", "checksums"))
+        data = take(found, "data", dict, path, {})
+        for name in (*files, *checksums):
+            inside(folder, name, f"{path}: the file")
+        for name, value in data.items():
+            if not isinstance(value, str):
+                raise UserError(f"{path}: the data of {shown(name)} are {shown(value)}; expected a text")
+        return cls(
+            step=take_count(found, "step", path, most=LAST_STEP),
+            world_size=take_count(found, "world_size", path, most=10**6),
+            global_batch=_optional_count(found, "global_batch", path),
+            zero_stage=_optional_count(found, "zero_stage", path, most=3),
+            files={name: take_count(files, name, path) for name in files},
+            checksums={name: take_count(checksums, name, path, most=2**32 - 1) for name in checksums},
+            data=data,
+        )
+
+
+@dataclass(frozen=True)
+class Best:
+    """``best.json``: which checkpoint had the lowest loss so far, and the loss of what."""
+
+    step: int
+    loss: float
+    data: Literal["training", "validation"]
+
+    @classmethod
+    def read(cls, folder: Path) -> Best | None:
+        """None where there is no such file, or it says nothing that can be used."""
+        path = folder / BEST
+        try:
+            found = read_json_object(path)
+            step = take_count(found, "step", path, most=LAST_STEP)
+            loss = float(take(found, "loss", (int, float), path))
+        except (UserError, OverflowError):
+            return None
+        if found.get("data") not in ("training", "validation"):
+            return None
+        return cls(step, loss, cast(Literal["training", "validation"], found["data"]))
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's folder, or None. Sizes are compared, not contents (see `damage`)."""
+    try:
+        state = SavedState.read(folder)
+    except UserError as error:
+        reason = str(error) if (folder / STATE).exists() else f"{STATE} is missing"
+        return f"is incomplete: {reason}"
+    name = STEP_NAME.fullmatch(folder.name)  # one that was copied may have any
+    if name is not None and int(name[1]) != state.step:
+        return f"is damaged: {STATE} says it is of step {state.step}"
+    for file, size in state.files.items():
+        try:
+            found = (folder / file).stat().st_size
+        except OSError:
+            return f"is incomplete: {file} is missing"
+        if found != size:
+            return f"is incomplete: {file} has {found} of {size} bytes"
+    return None
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with the contents of a checkpoint without a `fault`, or None.
+
+    Every file must have the checksum that was written down for it, and be one that can be read without
+    executing anything. With `parts`, only every so manieth file is looked at, from number `part` on.
+    """
+    try:
+        state = SavedState.read(folder)
+        stored = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")}
+        for name in sorted(stored | set(state.checksums))[part::parts]:
+            path = inside(folder, name, f"the file in {folder}")
+            if name in state.checksums and checksum(path) != state.checksums[name]:
+                return f"is damaged: the content of {name} is not what was written (its checksum differs)"
+            if path.suffix == ".pt":
+                load_file(path)
+    except UnreadableFile as error:
+        return f"is damaged: {name} cannot be read: {error.reason}"
+    except OSError as error:
+        return f"cannot be read: {first_line(error)}"
+    except UserError as error:
+        return f"is damaged: {error}"
+    return None
+
+
+def read_beside(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the engine's state: ``objective``, ``weight_average``, or neither."""
+    for name in (BESIDE, _OLD_BESIDE):
+        if (folder / name).is_file():
+            beside = load_file(folder / name, mapped=False)
+            if not isinstance(beside, dict):
+                raise UserError(f"{folder / name} holds no state of a run")
+            return beside
+    return {}
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file: it finds what a disk or a copy got wrong, at more than 1 GB/s; it is no signature."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def write_state(folder: Path, state: SavedState) -> None:
+    _write_json(folder / STATE, asdict(state))
+
+
+def write_best(folder: Path, best: Best) -> None:
+    _write_json(folder / BEST, asdict(best))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a run wrote this folder, whole or not; another one of that name is somebody's own."""
+    return (folder / STATE).is_file() or any(folder.glob("*_states.pt"))
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system write a file or a folder's entries out (fsync), so that a power cut keeps them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def attempt(action: Callable[[], Any]) -> str | None:
+    """Do it; the first line of what a disk or torch's writer raised, if they did."""
+    try:
+        action()
+    except (OSError, RuntimeError) as error:
+        reason = first_line(error)
+        # How torch says that fewer bytes arrived than it wrote.
+        return f"a file could not be written in full: {reason}" if "inline_container" in reason else reason
+    return None
+
+
+def _optional_count(found: Mapping[str, Any], name: str, where: Path, most: int = 2**53) -> int | None:
+    return None if found.get(name) is None else take_count(found, name, where, most=most)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        flush_to_disk(temporary)

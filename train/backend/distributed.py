@@ -1,0 +1,130 @@
+"""Processes: one by hand, or many under ``deepspeed`` or ``torchrun``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from ...common.errors import UserError
+from .accelerator import name_accelerator
+from .deepspeed_internals import without_shared_memory_operator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: global rank, rank on its machine, number of processes, device."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (any small picklable object), on all of them."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """The main rank's value, on all of them."""
+        return self.gather(value)[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns on the main rank, or the UserError that it raises there, on all of them."""
+        value: Any = None
+        error: str | None = None
+        if self.is_main:
+            try:
+                value = action()
+            except UserError as mistake:
+                error = str(mistake)
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise UserError(error)
+        return cast(T, value)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Join the process group; a process started by hand becomes a world of one.
+
+    Waiting for the other processes longer than ``timeout``, now or later, is an error.
+
+    DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
+    process.
+    """
+    name_accelerator()
+    import deepspeed
+
+    without_shared_memory_operator()
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()
+        )
+    if threads:
+        torch.set_num_threads(threads)
+    use_cuda = torch.cuda.is_available()
+    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", timeout=timeout, verbose=False)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    else:
+        _keep_freed_memory()
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+
+
+def leave_world() -> None:
+    """Leave the process group: a process that ends within it is now and then aborted by its threads, with its
+    work done. Not for the end of a failed one: that would wait for others, which may be stuck."""
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library reuse large blocks instead of returning them to the system after every operation.
+
+    Batches of changing length otherwise spend a quarter of a CPU step on page faults. Does nothing where the
+    C library is not glibc.
+    """
+    no_mmap, no_trim, top_pad = (
+        (-4, 0),
+        (-1, 2**31 - 1),
+        (-2, 2**28),
+    )  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        for parameter, value in (no_mmap, no_trim, top_pad):
+            mallopt(parameter, value)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

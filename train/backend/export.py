@@ -1,0 +1,144 @@
+"""From a checkpoint of any ZeRO stage to the model's public one-folder format, in one process on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...common.errors import UserError, first_line, one_line
+from ...common.files import atomic_folder
+from ..config.recipe import Recipe, parse_recipe, save_resolved
+from ..objectives import Objective, build_objective
+from .checkpoint import Checkpoints
+from .checkpoint_files import (
+    BEST,
+    RECIPE,
+    STATE,
+    STEP_NAME,
+    SavedState,
+    damage,
+    fault,
+    is_checkpoint,
+    read_beside,
+)
+from .distributed import World
+from .resume import recipe_file, written_recipe
+from .saved_state import saved_weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
+    """The folder of one checkpoint, whole.
+
+    Args:
+        path: a run's output folder, or one checkpoint in it.
+        step: which one of a run; "best" takes the one with the lowest loss, None the newest.
+
+    Errors:
+        UserError for a folder that is neither, a step that is not there, or a damaged checkpoint.
+    """
+    if not (path / "checkpoints").is_dir():
+        if not (path / STATE).is_file():
+            raise UserError(
+                f"{path} is neither the output folder of a run (with checkpoints/) nor a checkpoint (step-…)"
+            )
+        if step is not None:
+            raise UserError(f"{path} is one checkpoint; --step chooses among those of a run's output folder")
+        found = path
+    else:
+        checkpoints = Checkpoints(path / "checkpoints", World(0, 0, 1, torch.device("cpu")), keep=1)
+        steps, best = checkpoints.steps(), checkpoints.best()
+        newest = steps[-1] if steps else None
+        lowest = None if best is None else best.step
+        wanted = lowest if step == "best" else (step or newest)
+        if step == "best" and lowest is None:
+            raise UserError(f"{checkpoints.folder / BEST} names no whole checkpoint; give a step's number")
+        if wanted is None or not checkpoints.path(int(wanted)).is_dir():
+            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
+            raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
+        found = checkpoints.path(int(wanted))
+        if step is None:
+            _warn_of_newer(checkpoints, found)
+    wrong = fault(found) or damage(found)
+    if wrong is not None:
+        raise UserError(f"checkpoint {found} {wrong}; take another one by --step")
+    return found
+
+
+def _warn_of_newer(checkpoints: Checkpoints, taken: Path) -> None:
+    """Say that checkpoints newer than the one that is taken are not whole."""
+    for folder in sorted(taken.parent.iterdir()):
+        if STEP_NAME.fullmatch(folder.name) and folder.name > taken.name and is_checkpoint(folder):
+            logger.warning(one_line(f"checkpoint {folder} {fault(folder)}; {taken.name} is taken"))
+
+
+def recipe_of(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was written by (kept in it, or in its run's folder)."""
+    path = recipe_file(checkpoint)
+    if path is None:
+        raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
+    written_recipe(checkpoint)  # refuses what only harms its reader
+    return parse_recipe([str(path)])
+
+
+def export_checkpoint(
+    checkpoint: Path, recipe: Recipe, output: Path, dtype: str | None = None, average: bool = False
+) -> None:
+    """Write the model of a checkpoint as the run itself exports it at its end; ``output`` is replaced.
+
+    Args:
+        dtype: "fp32" or "bf16"; None takes ``run.export_dtype``.
+        average: the averaged weights (``run.weight_average``) instead of the last ones.
+
+    Errors:
+        UserError when there are no averages, or the recipe builds another model than was trained.
+    """
+    objective = build_objective(_without_judges(recipe))
+    if recipe.run.precision == "bf16":  # the weights that the run computes with
+        objective.bfloat16()
+    try:
+        _restore(objective, checkpoint, recipe, average)
+    except UserError:
+        raise
+    except Exception as error:  # foreign content fails in many ways
+        raise UserError(
+            f"{checkpoint} does not fit the model of its recipe, or is damaged: {first_line(error)}"
+        ) from error
+    objective.eval()
+    with atomic_folder(output) as temporary:
+        objective.export(temporary, DTYPES[dtype or recipe.run.export_dtype])
+        save_resolved(recipe, temporary / RECIPE)
+
+
+def _without_judges(recipe: Recipe) -> Recipe:
+    """The recipe without the networks that only judge a tokenizer in training and need files of their own."""
+    if recipe.tokenizer is None:
+        return recipe
+    tokenizer = dataclasses.replace(recipe.tokenizer, perceptual_weight=0.0, adversarial=None)
+    return dataclasses.replace(recipe, tokenizer=tokenizer)
+
+
+def _restore(objective: Objective, checkpoint: Path, recipe: Recipe, average: bool) -> None:
+    beside = read_beside(checkpoint)
+    averages = beside.get("weight_average", {}).get("averages")
+    if average and averages is None:
+        raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
+    stage = SavedState.read(checkpoint).zero_stage
+    objective.load_state_dict(saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage))
+    if average:
+        _assign(dict(objective.named_parameters()), averages)
+    objective.load_extra_state(beside.get("objective", {}))
+
+
+@torch.no_grad()
+def _assign(parameters: dict[str, nn.Parameter], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)

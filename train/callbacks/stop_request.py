@@ -1,0 +1,80 @@
+"""Leaving a run when the system asks for it: SIGTERM (preemption) and SIGINT (Ctrl-C) become a flag."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from ..backend.distributed import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Launchers pass a signal on that the terminal has already sent to everyone: that is no second one.
+ECHO_SECONDS = 1.0
+
+
+class RunStopped(Exception):
+    """A signal ended the run early, after a checkpoint.
+
+    Args:
+        step: optimizer steps done, all of them in the checkpoint.
+        signum: the signal; the exit status is 128 plus its number, as shells report it.
+    """
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} after step {step}")
+        self.step, self.signum = step, signum
+
+
+class StopRequest:
+    """While entered, the first SIGTERM or SIGINT is only noted; a second one, later than
+    ``ECHO_SECONDS``, acts as if this class were not there (it ends the process at once).
+
+    ``signum`` is what this process heard, ``stopping`` the answer of `agreed`; only the latter is the same on
+    all processes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world, self.signum, self.stopping = world, 0, False
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        try:
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        except ValueError:  # handlers can only be set in the main thread; elsewhere signals act as ever
+            self._previous = {}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if not self.signum:
+            self.signum, self._since = signum, time.monotonic()
+        elif time.monotonic() - self._since > ECHO_SECONDS:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+
+    def agreed(self) -> bool:
+        """Whether any process has been asked to stop; the same answer on all of them.
+
+        One number is all-reduced. Called where the loop waits for its processes anyway, it costs nothing.
+        """
+        asked = torch.tensor([float(self.signum)], device=self.world.device)
+        if self.world.size > 1:
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        # A process that was not asked itself reports the others' signal.
+        self.signum = self.signum or int(asked)
+        self.stopping = bool(asked)
+        return self.stopping

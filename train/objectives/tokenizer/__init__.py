@@ -1,0 +1,1 @@
+"""The dual tokenizer's objective and its losses."""

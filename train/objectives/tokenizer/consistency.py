@@ -1,0 +1,56 @@
+"""Equal pixels deserve equal features: a loss that keeps plain backgrounds from filling the codebooks.
+
+Attention lets a patch without content carry notes about the rest of the image. Harmless in a continuous
+encoder, they become hundreds of codes for "nothing", almost at random, which a language model then has to
+predict one by one. Where pixels repeat exactly (drawings, diagrams, cut-out products) this loss draws their
+features together. Photos hold no equal patches and are left alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ....tokenizer.backbone import cut_patches
+
+#: Content that fills at least this share of an image is its background.
+BACKGROUND_SHARE = 0.2
+
+_PRECISION = 1e5  # signatures closer than 1e-5 are equal: the order of a sum may differ between patches
+
+
+def content_groups(pixel_values: Tensor, grid: int, minimum_share: float = 0.0) -> Tensor:
+    """Number the patches by content: (B, 3, S, S) -> (B, grid²) int64; equal numbers mean equal pixels.
+
+    Patches whose content fills less than `minimum_share` of their own image get -1. With
+    BACKGROUND_SHARE only backgrounds are left, not the insides of objects.
+    """
+    patches = cut_patches(pixel_values.detach().double(), pixel_values.shape[-1] // grid)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(patches.shape[-1], generator=generator, dtype=torch.float64).to(patches.device)
+    signatures = ((patches * weights).sum(-1) * _PRECISION).round().to(torch.int64)
+    _, groups = signatures.unique(return_inverse=True)
+    return keep_common(groups, minimum_share)
+
+
+def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
+    """Groups (B, N) without those that fill less than `minimum_share` of their own image: they become -1."""
+    images = torch.arange(len(groups), device=groups.device).unsqueeze(1)
+    _, member, count = (images * (groups.max() + 1) + groups).unique(return_inverse=True, return_counts=True)
+    return groups.masked_fill(count[member] < minimum_share * groups.shape[1], -1)
+
+
+def consistency_loss(features: Tensor, groups: Tensor) -> Tensor:
+    """Mean distance of features (B, N, C) to the mean of their group (B, N), over the spread of all features.
+
+    A scalar without unit: 0 if equal content has equal features, about 1 if it tells nothing about them.
+    Group -1, and groups of one, count as perfect.
+    """
+    rows = features.float().flatten(0, -2)
+    spread = (rows - rows.mean(0)).square().sum(1).mean().sqrt()
+    ids = groups.flatten() + 1
+    count = torch.bincount(ids)
+    means = rows.new_zeros(len(count), rows.shape[1]).index_add(0, ids, rows)
+    means = means / count.clamp(min=1).unsqueeze(1)
+    distances = (rows - means[ids]).square().sum(1).add(1e-8).sqrt()
+    return (distances * (ids > 0) * (count[ids] > 1)).mean() / spread.clamp(min=1e-6)

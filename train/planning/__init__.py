@@ -1,0 +1,1 @@
+"""Before a run: memory, arithmetic, and what only its last step would need."""
