@@ -1,0 +1,54 @@
+"""Plug-ins: modules from outside this package that register something with it when they are imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from .errors import UserError, first_line
+from .paths import user_path
+
+
+def load_plugins(group: str, folders: Sequence[Path] = ()) -> None:
+    """Import the entry points of `group`, then every `*.py` of `folders`.
+
+    Files whose names begin with an underscore are left for the others to import. The folders are
+    appended to `sys.path`, so that the modules can import each other, and worker processes can unpickle what
+    they define. Loading a plug-in again changes nothing.
+
+    Errors:
+        UserError naming the file or the entry point that cannot be imported, for what is not a folder, and
+        for a file with the name of a module that is imported from elsewhere.
+    """
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+        try:
+            point.load()
+        except Exception as error:
+            raise _broken(f"the plug-in {point.name} ({point.value})", error) from error
+    for folder in map(user_path, folders):
+        if not folder.is_dir():
+            raise UserError(f"--include-path {folder} is not a folder")
+        _import_folder(folder.resolve())
+
+
+def _import_folder(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+    for file in sorted(folder.glob("*.py")):
+        if file.name.startswith("_"):
+            continue
+        try:
+            module = importlib.import_module(file.stem)
+        except Exception as error:
+            raise _broken(f"the plug-in {file}", error) from error
+        if Path(module.__file__ or "").resolve() != file.resolve():
+            raise UserError(f"the plug-in {file} has the name of another Python module: rename the file")
+
+
+def _broken(what: str, error: Exception) -> UserError:
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+    return UserError(f"{what} cannot be imported: {reason}")
