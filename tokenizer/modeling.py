@@ -23,7 +23,6 @@ from ..common.loading.bounded_settings import most_layers
 from ..common.loading.model_files import check_model_files
 from ..common.loading.quiet import quiet, size_of, size_of_model
 from ..common.loading.strict import (
-    check_is_tokenizer,
     check_loading_info,
     load_exactly,
     load_siglip,
@@ -36,6 +35,7 @@ from ..common.paths import user_path
 from ..common.values import seed_number
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+from .loading import check_is_tokenizer
 from .official import read_official
 from .pixel_decoder import PixelDecoder
 from .processing import DualTokenizerImageProcessor

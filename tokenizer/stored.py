@@ -12,9 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.loading.strict import check_is_tokenizer, tokenizer_source
+from ..common.loading.strict import tokenizer_source
 from ..common.loading.weight_files import weight_files
 from .configuration import DualTokenizerConfig
+from .loading import check_is_tokenizer
 from .modeling import DualTokenizer
 
 CODEBOOKS = ("pixel_quantizer.codebooks.vectors", "semantic_quantizer.codebooks.vectors")

@@ -14,12 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipModel
 
-from ...tokenizer.configuration import DualTokenizerConfig
-from ..errors import UserError, first_line, shown
+from ..errors import UserError, first_line
 from ..files import make_readable
 from .model_files import check_model_files
 from .model_source import NANO, model_source
-from .weight_files import HUB_OPTIONS
 
 TOKENIZER_FOLDER = "visual_tokenizer"
 
@@ -56,31 +54,6 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{what}: {' '.join(str(error).split())[:400]}") from None
-
-
-def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
-    """UserError unless `source`, a folder or hub id, has the config.json of a tokenizer."""
-    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    try:
-        settings, _ = DualTokenizerConfig.get_config_dict(source, **hub)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{str(source)!r} is no tokenizer; give a folder with config.json and model.safetensors, or "
-            f"a hub id ({first_line(error)})"
-        ) from None
-    found = settings.get("model_type")
-    if found is None:
-        raise UserError(
-            f"{str(source)!r} is no tokenizer: no config.json; give the folder of a saved tokenizer"
-        )
-    if found != DualTokenizerConfig.model_type:
-        hint = "; its tokenizer is in its folder 'visual_tokenizer'" if found == "dualtoken" else ""
-        raise UserError(
-            f"{str(source)!r} holds a model of type {shown(found)}, "
-            f"not {DualTokenizerConfig.model_type!r}{hint}"
-        )
 
 
 def check_loading_info(info: Mapping[str, Any], source: str) -> None:
