@@ -65,7 +65,9 @@ def orientation(exif: bytes) -> int:
 
 def _exif(value: int) -> bytes:
     """EXIF that holds an orientation and nothing else."""
-    return b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, _ORIENTATION, 3, 1, value, 0, 0)
+    start_and_count, end = struct.pack(">IH", 8, 1), bytes(4)
+    entry = struct.pack(">HHIHH", _ORIENTATION, 3, 1, value, 0)
+    return b"Exif\0\0MM\0*" + start_and_count + entry + end
 
 
 def _jpeg_segments(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
