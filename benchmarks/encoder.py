@@ -23,7 +23,7 @@ from measure import compare, costs, repeats, report
 from torch import nn
 
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "train" / "recipes"
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}

@@ -39,15 +39,12 @@ from dualtoken.train.callbacks.loss_meter import LossMeter
 from dualtoken.train.callbacks.loss_window import LossWindow
 from dualtoken.train.callbacks.step_guard import StepGuard
 from dualtoken.train.callbacks.throughput import Throughput
-from dualtoken.train.config.recipe import (
-    DataConfig,
-    MllmObjectiveConfig,
-    OptimizerConfig,
-    Recipe,
-    RunConfig,
-    ScheduleConfig,
-    SourceConfig,
-)
+from dualtoken.train.config.data import DataConfig, SourceConfig
+from dualtoken.train.config.mllm import MllmObjectiveConfig
+from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.recipe import Recipe
+from dualtoken.train.config.run import RunConfig
+from dualtoken.train.config.schedule import ScheduleConfig
 from dualtoken.train.labels import Labelled
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import MllmObjective

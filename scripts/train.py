@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..train.config.recipe import parse_recipe
+    from ..train.config.reading import parse_recipe
 
     if args.recipe is None and not args.recipe_help:
         raise UserError("no recipe given; name a YAML file, such as those in train/recipes")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
-from .config.recipe import OptimizerConfig, ScheduleConfig
+from .config.optimizer import OptimizerConfig
+from .config.schedule import ScheduleConfig
 
 # Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'
 # and the vision and text towers'.

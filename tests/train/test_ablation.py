@@ -27,7 +27,8 @@ from dualtoken.scripts.ablation.runs import Runner
 from dualtoken.scripts.ablation.summary import Results
 from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer
-from dualtoken.train.config.recipe import parse_recipe, save_resolved
+from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import save_resolved
 from dualtoken.train.objectives import build_objective
 
 from .conftest import MODEL, QUANTIZER, Chain, _environment

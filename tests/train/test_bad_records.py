@@ -20,7 +20,8 @@ from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, 
 from dualtoken.data_pipelines.shards.check import check_shards
 from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, read_manifest
 from dualtoken.data_pipelines.shards.sample_codec import EncodedSample, encode_record
-from dualtoken.train.config.recipe import SourceConfig, parse_recipe
+from dualtoken.train.config.data import SourceConfig
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.labels import RECORD_IDS, Labelled, NumberedSource
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import RecordLimit

@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.mllm import DualTokenForConditionalGeneration, LoraSettings
-from dualtoken.train.config.recipe import OptimizerConfig, Recipe, parse_recipe
+from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import Recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import parameter_groups

@@ -18,7 +18,8 @@ from dualtoken.train.backend.distributed import World
 from dualtoken.train.callbacks.loss_meter import LossMeter
 from dualtoken.train.callbacks.monitors import Monitor
 from dualtoken.train.callbacks.weight_average import WeightAverage
-from dualtoken.train.config.recipe import OptimizerConfig, ScheduleConfig
+from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.schedule import ScheduleConfig
 from dualtoken.train.objectives.base import LossTerm
 from dualtoken.train.objectives.mllm import shuffle_question_turns
 from dualtoken.train.objectives.tokenizer.reconstruction import distillation_loss, gradient_loss

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import MARK
 from dualtoken.scripts.cli import run_command
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives.contrastive import ContrastiveObjective
 from dualtoken.train.run_folder import inputs_of
 

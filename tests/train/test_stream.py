@@ -18,7 +18,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.mllm.conversation.processing import flash_attention_bounds
 from dualtoken.train.backend.distributed import World
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.stream import Stream
 

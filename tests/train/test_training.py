@@ -17,7 +17,7 @@ from dualtoken.data_pipelines.records import Record, RecordError, assistant, tex
 from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.mllm import ChatFormat, DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.trainer import Stream
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from ...common.errors import UserError, first_line, one_line
 from ...common.files import atomic_folder
-from ..config.recipe import Recipe, parse_recipe, save_resolved
+from ..config.reading import parse_recipe
+from ..config.recipe import Recipe, save_resolved
 from ..objectives import Objective, build_objective
 from .checkpoint import Checkpoints
 from .checkpoint_files import (

@@ -17,18 +17,15 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
-from ..config.recipe import (
-    ContrastiveConfig,
-    DataConfig,
-    MllmObjectiveConfig,
-    OptimizerConfig,
-    Recipe,
-    RunConfig,
-    ScheduleConfig,
-    TokenizerObjectiveConfig,
-    ValidationConfig,
-    plain_recipe,
-)
+from ..config.contrastive import ContrastiveConfig
+from ..config.data import DataConfig
+from ..config.mllm import MllmObjectiveConfig
+from ..config.optimizer import OptimizerConfig
+from ..config.recipe import Recipe, plain_recipe
+from ..config.run import RunConfig
+from ..config.schedule import ScheduleConfig
+from ..config.tokenizer import TokenizerObjectiveConfig
+from ..config.validation import ValidationConfig
 from ..optimizers import divides_alike
 from .checkpoint_files import RECIPE, SavedState
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..config.recipe import Recipe, RunConfig
+from ..config.recipe import Recipe
+from ..config.run import RunConfig
 
 
 def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from ...data_pipelines.shards.format import ShardDataset
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer
 from ..backend.distributed import World
-from ..config.recipe import Recipe, ValidationConfig
+from ..config.recipe import Recipe
+from ..config.validation import ValidationConfig
 from ..objectives import Objective
 from ..objectives.base import Batch
 from ..objectives.mllm import MllmObjective

@@ -20,7 +20,7 @@ from ...common.errors import first_line, shown
 from ...data_pipelines.records import Record, RecordError
 from ...data_pipelines.scenes.scene import NUM_PATCH_CLASSES, Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
-from ..config.recipe import ContrastiveConfig
+from ..config.contrastive import ContrastiveConfig
 from .base import Batch, LossTerm, Objective, cast, image_of, naming
 from .tokenizer.consistency import BACKGROUND_SHARE, consistency_loss, content_groups
 

@@ -30,7 +30,7 @@ from ...mllm.assembly.assemble import unconditional_prompt_ids
 from ...mllm.conversation.processing import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.modeling import TargetLosses
 from ...tokenizer import DualTokenizer, StoredTokenizer
-from ..config.recipe import MllmObjectiveConfig
+from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
 

@@ -20,7 +20,8 @@ from ...common.errors import UserError, first_line
 from ...mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
 from ...mllm.linear_cross_entropy import GPU_FACTOR, MAX_LOGITS
 from ...tokenizer import StoredTokenizer
-from ..config.recipe import MllmObjectiveConfig, Recipe
+from ..config.mllm import MllmObjectiveConfig
+from ..config.recipe import Recipe
 from ..objectives.base import freeze_all_but
 from .known_llms import KNOWN_LLMS
 

@@ -18,7 +18,7 @@ from dualtoken.scripts.ablation.document import document, table
 from dualtoken.scripts.ablation.plan import Claim, Places, Plan, load_plan, resolve, used_sets
 from dualtoken.scripts.ablation.summary import Results, Spread, judge
 from dualtoken.scripts.cli import run_command
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 
 ROOT = Path(__file__).parents[3]
 NANO = ROOT / "ablations" / "nano.yaml"

@@ -12,7 +12,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from dualtoken.common.errors import UserError
 from dualtoken.train.backend.resharding import load_resharded
 from dualtoken.train.backend.saved_state import MASTER, OptimizerState, saved_weights
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 
 from ..conftest import Chain, run_training
 from ..test_training import assert_same_losses, losses

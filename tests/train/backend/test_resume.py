@@ -17,7 +17,9 @@ from dualtoken.scripts.cli import run_command
 from dualtoken.train import trainer
 from dualtoken.train.backend.checkpoint_files import RECIPE, STATE, checksum
 from dualtoken.train.backend.resume import Change, changes, written_recipe
-from dualtoken.train.config.recipe import ScheduleConfig, parse_recipe, plain_recipe
+from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import plain_recipe
+from dualtoken.train.config.schedule import ScheduleConfig
 from dualtoken.train.optimizers import learning_rate_factor
 
 from ..conftest import Chain, train_here

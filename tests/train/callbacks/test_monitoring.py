@@ -18,7 +18,8 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.train.callbacks.hang_guard import HangGuard
-from dualtoken.train.config.recipe import OptimizerConfig, parse_recipe
+from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.labels import Labelled, NumberedSource, take_labels
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.optimizers import parameter_groups

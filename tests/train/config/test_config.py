@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from dualtoken.common.errors import UserError
 from dualtoken.common.limits import numbers, without_limits
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
-from dualtoken.train.config.recipe import Recipe, SourceConfig, ValidationConfig, parse_recipe, save_resolved
+from dualtoken.train.config.data import SourceConfig
+from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import Recipe, save_resolved
+from dualtoken.train.config.validation import ValidationConfig
 
 FOLDER = Path(__file__).parents[3] / "train" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -79,7 +82,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         parse_recipe([_changed(tmp_path, speed="fast")])
     with pytest.raises(UserError, match="learning_rate"):
         parse_recipe([_changed(tmp_path, optimizer={"learning_rate": 1e-3})])
-    with pytest.raises(UserError, match=r"^recipe: mllm\.lora: Option 'ranks' is not accepted$"):
+    with pytest.raises(UserError, match=r"^recipe: unknown key 'mllm\.lora\.ranks'; did you mean 'rank'\?"):
         parse_recipe(["nano_sft", "--mllm.lora", "{ranks: 3}"])
     with pytest.raises(UserError, match=r"^recipe: mllm\.prompt_dropout: Expected a number\. Got value: x$"):
         parse_recipe(["nano_sft", "--mllm.prompt_dropout", "x"])
@@ -104,7 +107,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         ({"run": {"steps": 5, "timeout_minutes": 0}}, "timeout_minutes"),
         ({"schedule": {"kind": "wsd", "decay_share": 2.0}}, "decay_share"),
         ({"validation": {"every": 5}}, "neither sources nor prompts"),
-        ({"validation": {"every": 5, "prompts": ["a circle"]}}, "only it draws"),
+        ({"validation": {"every": 5, "prompts": ["a circle"]}}, "only it generates images"),
         ({"data": {"sources": {}}}, "sources"),
         ({"data": {"sources": {"a": {"path": "x", "weight": 0}}}}, "weight"),
     ],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dualtoken.common.errors import UserError
-from dualtoken.train.config.adversarial import AdversarialConfig
+from dualtoken.train.config.tokenizer import AdversarialConfig
 from dualtoken.train.objectives.tokenizer.discriminator import (
     Adversary,
     PatchDiscriminator,

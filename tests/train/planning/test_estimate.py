@@ -16,7 +16,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.mllm import depth_transformer
 from dualtoken.mllm.depth_transformer import DepthTransformer
 from dualtoken.mllm.visual_embedding import FrozenCodebook
-from dualtoken.train.config.recipe import parse_recipe
+from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.planning.estimate import (
     GPUS,

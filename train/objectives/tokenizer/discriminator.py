@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....tokenizer.quantizer.codebook import is_distributed
-from ...config.adversarial import AdversarialConfig
+from ...config.tokenizer import AdversarialConfig
 
 
 class PatchDiscriminator(nn.Sequential):

@@ -23,7 +23,7 @@ from ....tokenizer import (
     DualTokenizerOutput,
 )
 from ....tokenizer.perceptual import PerceptualLoss
-from ...config.recipe import TokenizerObjectiveConfig
+from ...config.tokenizer import TokenizerObjectiveConfig
 from ..base import Batch, LossTerm, Objective, Upcoming, cast, freeze_all_but, image_of, is_part, naming
 from .codebook_health import health_alarms, health_metrics, health_summary
 from .consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common

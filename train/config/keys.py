@@ -1,0 +1,50 @@
+"""The keys of a recipe, at any depth: an unknown one is named together with the one that was meant."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from ...common.errors import UserError, shown
+
+
+def check_keys(section: type, given: Mapping[str, Any], path: str = "") -> None:
+    """Compare the keys of nested mappings with the fields of a dataclass and of the dataclasses in it.
+
+    path: where the mapping stands, as "mllm.model", for the message. Values of other kinds are not looked at.
+
+    Errors:
+        UserError for the first unknown key.
+    """
+    hints = typing.get_type_hints(section)
+    for key, value in given.items():
+        name = f"{path}.{key}".lstrip(".")
+        if key not in hints:
+            raise UserError(unknown_key(name, hints))
+        for inner, mapping, where in _sections(hints[key], value, name):
+            check_keys(inner, mapping, where)
+
+
+def unknown_key(name: str, allowed: typing.Iterable[str]) -> str:
+    """The message for a dotted key whose last part is not one of those allowed there."""
+    names = sorted(allowed)
+    near = get_close_matches(name.rpartition(".")[2], names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"recipe: unknown key {shown(name)}; {hint}allowed: {', '.join(names)}"
+
+
+def _sections(hint: Any, value: Any, path: str) -> Iterator[tuple[type, Mapping[str, Any], str]]:
+    """(dataclass, mapping, path) of every mapping in `value` that a dataclass of the hint describes."""
+    if not isinstance(value, Mapping):
+        return
+    if is_dataclass(hint) and isinstance(hint, type):
+        yield hint, value, path
+    elif typing.get_origin(hint) is dict:
+        for key, item in value.items():
+            yield from _sections(typing.get_args(hint)[1], item, f"{path}.{key}")
+    else:
+        for option in typing.get_args(hint):
+            yield from _sections(option, value, path)

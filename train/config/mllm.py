@@ -1,0 +1,43 @@
+"""Section `mllm`: the unified model, and what of it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...common.limits import limited
+from ...mllm.assembly.adapters import LoraSettings
+from .paths import locate
+
+
+@dataclass(frozen=True)
+class MllmObjectiveConfig:
+    """The unified model on records with cached codes.
+
+    Args:
+        llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with
+            ``model_type``) to start from random weights.
+        visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it.
+        text_tokenizer: folder of the text tokenizer; None takes the LLM's own.
+        model: further fields of ``DualTokenConfig`` (depth transformers, loss weights, conditioning).
+        prompt_dropout: probability that an image-generation prompt becomes the unconditional token
+            (classifier-free guidance).
+        shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
+            records whose metadata say "ordered": true, because a turn builds on the one before.
+        trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
+            ([visual_embedding, pixel_head, semantic_head] warms projectors and heads up); None trains all.
+        lora: trains low-rank adapters instead of the LLM's weights, together with the projectors, the depth
+            transformers and the special tokens; the exported model has them merged. None trains everything.
+    """
+
+    llm: str | dict[str, Any]
+    visual_tokenizer: str
+    text_tokenizer: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    prompt_dropout: float = limited(0.1, least=0.0, most=1.0)
+    shuffle_turns: bool = False
+    trained: list[str] | None = None
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        locate(self, "llm", "visual_tokenizer", "text_tokenizer")

@@ -1,0 +1,71 @@
+"""Section `run`: length of the run, numerical settings, logging and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...common.limits import limited
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length of the run, numerical settings, logging and checkpoints.
+
+    Args:
+        steps: optimizer steps.
+        precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed),
+            "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
+            fp32 in all of them).
+        attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
+            fast, because the backward pass of torch's fused kernel is slow there.
+        gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
+            memory. Quantizers are never recomputed.
+        weight_average: export an exponential moving average of the weights with this decay (0.999, say)
+            instead of the last ones; checkpoints hold both. None exports the last.
+        zero_stage: DeepSpeed ZeRO stage, 0-3. Divided among the GPUs are: nothing, the optimizer's state (1),
+            gradients too (2), weights too (3). bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        offload: what ZeRO keeps in the machine's memory instead of the GPU's: the optimizer's state and step
+            (stage 1-3), or the weights too ("all", stage 3).
+        threads: CPU threads per process; 0 is torch's choice, but one for a small model whose threads would
+            spin while they wait for one another.
+        save_every: steps between checkpoints; 0 writes only the last one.
+        keep_checkpoints: how many of the newest checkpoints stay on disk.
+        keep_best: also keep the checkpoint with the lowest loss (the validation loss where there is one, else
+            the mean training loss since the checkpoint before); ``checkpoints/best.json`` names it.
+        export_dtype: number format of the exported weights. Codes depend on the weights' last bits, so a
+            tokenizer that is to ship in bf16 must be exported in bf16 before codes are cached with it.
+        spike_factor: a step whose gradient norm is above this many times the median of the last steps' norms
+            is skipped (10 is usual); 0 lets every finite step pass. A step with a non-finite loss or norm is
+            always skipped.
+        max_skipped: the run stops with an error after this many skipped steps in a row.
+        timeout_minutes: a process that waits longer than this for the others, or for data, ends with an error
+            that names its rank and what it was doing.
+        peak_tflops: of one GPU in the run's precision, for the model FLOPs utilisation in the log; 0 looks
+            the GPU up by its name.
+        wandb_project: also log to this project of Weights & Biases (the package wandb must be installed).
+        stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
+            schedule is that of the complete run, so the same recipe without it resumes as if it had never
+            stopped.
+    """
+
+    steps: int = limited(least=1, most=10**9)
+    gradient_accumulation_steps: int = limited(1, least=1, most=65_535)
+    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    weight_average: float | None = limited(None, above=0.0, below=1.0)
+    zero_stage: int = limited(0, least=0, most=3)
+    offload: Literal["none", "optimizer", "all"] = "none"
+    threads: int = limited(0, least=0, most=1024)
+    log_every: int = limited(10, least=1, most=10**9)
+    save_every: int = limited(500, least=0, most=10**9)
+    keep_checkpoints: int = limited(2, least=1, most=10_000)
+    keep_best: bool = True
+    export_dtype: Literal["fp32", "bf16"] = "fp32"
+    spike_factor: float = limited(0.0, least=0.0, most=1e9)
+    max_skipped: int = limited(10, least=1, most=10**9)
+    timeout_minutes: float = limited(30.0, above=0.0, most=100_000.0)
+    peak_tflops: float = limited(0.0, least=0.0, most=1e9)
+    wandb_project: str | None = None
+    stop_after: int = limited(0, least=0, most=10**9)
