@@ -1,12 +1,15 @@
-"""Ranges of numeric settings, written beside the fields of a dataclass and checked in one place.
+"""Settings as dataclasses whose fields state what they may be: a range, a choice (`Literal`), or a flag.
 
     @dataclass(frozen=True)
     class OptimizerConfig:
         lr: float = limited(1e-3, least=0.0, most=10.0)
         betas: tuple[float, float] = limited((0.9, 0.95), least=0.0, below=1.0)
 
-`problems(OptimizerConfig(lr=-1.0), "optimizer")` then has one line, "optimizer.lr is -1.0; give a number from
-0 to 10".
+        def __post_init__(self) -> None:
+            validate(self)
+
+`problems(OptimizerConfig(lr=-1.0), "optimizer")` has one line, "optimizer.lr is -1.0; give a number from 0 to
+10"; `validate` raises the first one, and `settings_from` makes such an object of a mapping.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar
 
-from .errors import UserError
-from .values import finite_number, whole_number
+from .errors import UserError, shown
+from .values import finite_number, flag, one_of, refuse_unknown, whole_number
 
 _LIMITS = "limits"
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,46 @@ def in_range(
 
 
 def problems(section: Any, prefix: str = "") -> list[str]:
-    """What is wrong with the numbers of a dataclass and of all dataclasses in it, one line each.
+    """What is wrong with the values of a dataclass and of all dataclasses in it, one line each.
 
-    Every number is checked by the range of its field; a number without a range must only be one (not NaN).
+    Every number is checked by the range of its field (one without a range must only be finite), a field of
+    type bool for being a flag, and one of type `Literal` for being one of its values.
     """
     found = []
-    for name, limits, kind, value in numbers(section, prefix):
+    for check in _checks(section, prefix):
         try:
-            limits.check(value, name, whole=kind is int)
+            check()
         except UserError as error:
             found.append(str(error))
     return found
+
+
+def validate(section: Any) -> None:
+    """Raise UserError for the first of a dataclass's `problems`: what its `__post_init__` calls."""
+    for problem in problems(section):
+        raise UserError(problem)
+
+
+def settings_from(kind: type[_Settings], given: Any, name: str) -> _Settings:
+    """`kind` of a mapping of its fields; an object of `kind` is returned as it is, None means the defaults.
+
+    Raises:
+        UserError: an unknown or a missing field, or what `kind` refuses; the message begins with `name`.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"{name} is {shown(given)}; give its settings by name")
+    own = fields(kind)  # type: ignore[arg-type]
+    refuse_unknown(given or (), [one.name for one in own], f"{name} setting")
+    required = [one.name for one in own if one.default is MISSING and one.default_factory is MISSING]
+    missing = [field for field in required if field not in (given or ())]
+    if missing:
+        raise UserError(f"{name} lacks {', '.join(missing)}")
+    try:
+        return kind(**(given or {}))
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from None
 
 
 def without_limits(section: type, prefix: str = "") -> list[str]:
@@ -115,7 +149,7 @@ def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Limits, type,
         for inner_name, inner in _inner_sections(value, name):
             yield from numbers(inner, inner_name)
         kind = number_kind(hints[one.name])
-        if kind is None or value is None:
+        if kind is None or (value is None and type(None) in typing.get_args(hints[one.name])):
             continue
         limits = one.metadata.get(_LIMITS, Limits())
         if isinstance(value, Mapping):
@@ -124,6 +158,24 @@ def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Limits, type,
             yield from ((name, limits, kind, item) for item in value)
         else:
             yield name, limits, kind, value
+
+
+def _checks(section: Any, prefix: str) -> Iterator[Callable[[], object]]:
+    for name, limits, kind, value in numbers(section, prefix):
+        yield partial(limits.check, value, name, whole=kind is int)
+    yield from _choices_and_flags(section, prefix)
+
+
+def _choices_and_flags(section: Any, prefix: str) -> Iterator[Callable[[], object]]:
+    hints = typing.get_type_hints(type(section))
+    for one in fields(section):
+        value, name = getattr(section, one.name), f"{prefix}.{one.name}".lstrip(".")
+        for inner_name, inner in _inner_sections(value, name):
+            yield from _choices_and_flags(inner, inner_name)
+        if hints[one.name] is bool:
+            yield partial(flag, value, name)
+        elif typing.get_origin(hints[one.name]) is Literal:
+            yield partial(one_of, value, name, typing.get_args(hints[one.name]))
 
 
 def _inner_sections(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -71,6 +71,14 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
+def one_of(value: Any, name: str, allowed: Iterable[Any]) -> Any:
+    """`value`, which must be one of `allowed`."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise UserError(f"{name} is {shown(value)}; allowed: {', '.join(map(str, allowed))}")
+    return value
+
+
 def refuse_unknown(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
     """Raise UserError for the first name of `given` that is not `allowed`, with the one that was meant.
 

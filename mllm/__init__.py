@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .losses import LossTerms
     from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
     from .pipeline import DualTokenPipeline
+    from .settings import CodebookConfig, DepthTransformerConfig, ModelSettings
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -35,6 +36,8 @@ register(
 __all__ = [
     "CachedCodes",
     "ChatFormat",
+    "CodebookConfig",
+    "DepthTransformerConfig",
     "DualTokenConfig",
     "DualTokenForConditionalGeneration",
     "DualTokenOutput",
@@ -45,6 +48,7 @@ __all__ = [
     "ImageSamplingOptions",
     "LoraSettings",
     "LossTerms",
+    "ModelSettings",
     "add_lora",
     "build_model",
     "build_processor",

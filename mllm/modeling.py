@@ -118,12 +118,12 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             config.text_config, trust_remote_code=False
         )
-        self.pixel_codebook = FrozenCodebook(**pixel)
-        self.semantic_codebook = FrozenCodebook(**semantic)
+        self.pixel_codebook = FrozenCodebook(**vars(pixel))
+        self.semantic_codebook = FrozenCodebook(**vars(semantic))
         rows, columns = config.grid_size
         self.visual_embedding = VisualEmbedding(
-            pixel["code_dim"] if config.has_branch("pixel") else None,
-            semantic["code_dim"] if config.has_branch("semantic") else None,
+            pixel.code_dim if "pixel" in config.branches else None,
+            semantic.code_dim if "semantic" in config.branches else None,
             hidden_size,
             (rows, columns),
             config.visual_position == "learned",
@@ -280,7 +280,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
     # ---- parts of forward
 
     def _new_head(self, branch: str) -> DepthTransformer | None:
-        if not self.config.has_branch(branch):
+        if branch not in self.config.branches:
             return None
         codebook, other = self.config.pixel_codebook, self.config.semantic_codebook
         conditioned = self.config.pixel_condition == "semantic"
@@ -290,15 +290,15 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         sizes = self.config.depth_transformer
         return DepthTransformer(
             hidden_size=self.config.text_config.hidden_size,
-            code_dim=codebook["code_dim"],
-            num_codes=codebook["num_codes"],
-            depth=codebook["depth"],
-            width=sizes["hidden_size"],
-            num_layers=sizes["num_layers"],
-            num_heads=sizes["num_heads"],
-            intermediate_size=sizes["intermediate_size"],
+            code_dim=codebook.code_dim,
+            num_codes=codebook.num_codes,
+            depth=codebook.depth,
+            width=sizes.hidden_size,
+            num_layers=sizes.num_layers,
+            num_heads=sizes.num_heads,
+            intermediate_size=sizes.intermediate_size,
             shared_classifier=self.config.shared_classifier,
-            condition_dim=other["code_dim"] if conditioned else None,
+            condition_dim=other.code_dim if conditioned else None,
         )
 
     def _head_inputs(
@@ -390,7 +390,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             depth = getattr(codes, branch).shape[-1]
             nothing = states.new_zeros(())
             return CodeLoss(nothing, states.new_zeros(depth), nothing.expand(len(states)))
-        return code_loss(*inputs, getattr(self.config, f"{branch}_depth_weights"))
+        return code_loss(*inputs, self.config.depth_weights[branch])
 
     def _text_loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, TargetLosses]:
         """Summed text cross-entropy, and its targets."""
@@ -417,7 +417,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
 
     def _made_up_codes(self, like: Tensor, count: int) -> VisualCodes:
         """Codes (count, D) of places that do not exist."""
-        depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
+        depths = self.config.pixel_codebook.depth, self.config.semantic_codebook.depth
         return VisualCodes(
             *(torch.zeros(count, depth, dtype=torch.long, device=like.device) for depth in depths)
         )

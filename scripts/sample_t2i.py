@@ -150,7 +150,7 @@ def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> di
     """The sampling options that take effect: the given ones over the model's own. UserError for bad ones."""
     from ..mllm.generation.sampling import ImageSamplingOptions
 
-    return asdict(ImageSamplingOptions(**{**(pipeline.model.config.image_sampling or {}), **given}))
+    return asdict(ImageSamplingOptions.of(pipeline.model.config.image_sampling, given))
 
 
 def draw_all(

@@ -17,6 +17,7 @@ from transformers import (
 
 from ...common.errors import UserError, first_line
 from ...common.files import atomic_folder
+from ...common.limits import settings_from
 from ...common.loading.bounded_settings import check_settings
 from ...common.loading.model_files import check_model_files
 from ...common.loading.quiet import LARGE, quiet, size_of
@@ -42,6 +43,7 @@ from ..conversation.special_tokens import (
 )
 from ..conversation.text_tokenizer import add_special_tokens, encode_segments, special_pattern
 from ..modeling import DualTokenForConditionalGeneration
+from ..settings import BRANCHES, CodebookConfig, ModelSettings
 from .model_card import model_card
 from .model_folder import refuse_foreign
 from .storage import check_attention
@@ -59,7 +61,6 @@ OWN_TOKEN_FIELDS = {
     "user_token_id": USER,
     "assistant_token_id": ASSISTANT,
 }
-CODEBOOK_FIELDS = ("num_codes", "code_dim", "depth", "shared_codebook")
 
 
 def build_model(
@@ -86,8 +87,7 @@ def build_model(
         attn_implementation: of the language model: "sdpa", "eager" or "flash_attention_2".
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id;
             all that training on cached codes needs.
-        **settings: fields of `DualTokenConfig`, such as `depth_transformer`, `pixel_condition`,
-            `visual_position`.
+        **settings: fields of `ModelSettings`, such as `depth_transformer`, `pixel_condition`.
 
     Raises:
         UserError: the parts do not exist or do not fit, or a setting is unknown.
@@ -323,13 +323,7 @@ def _config(
         "grid_size": list(visual_tokenizer.config.grid_size),
         "initializer_range": getattr(text_config, "initializer_range", 0.02),
     }
-    for name in ("pixel", "semantic"):
+    for name in BRANCHES:
         quantizer = getattr(visual_tokenizer.config, f"{name}_quantizer")
-        derived[f"{name}_codebook"] = {field: quantizer[field] for field in CODEBOOK_FIELDS}
-    allowed = (
-        set(DualTokenConfig.__dataclass_fields__) - set(derived) - set(PreTrainedConfig.__dataclass_fields__)
-    )
-    unknown = sorted(set(settings) - allowed)
-    if unknown:
-        raise UserError(f"unknown model settings {unknown}; allowed: {sorted(allowed)}")
-    return DualTokenConfig(**derived, **settings)
+        derived[f"{name}_codebook"] = CodebookConfig.of(quantizer)
+    return DualTokenConfig(**derived, **vars(settings_from(ModelSettings, settings, "model")))

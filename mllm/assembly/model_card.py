@@ -41,7 +41,7 @@ def model_card(model: DualTokenForConditionalGeneration) -> ModelCard:
 def _sizes(model: DualTokenForConditionalGeneration) -> dict[str, str]:
     config, llm = model.config, model.config.text_config
     rows, columns = config.grid_size
-    branches = [name for name in ("pixel", "semantic") if config.has_branch(name)]
+    branches = config.branches
     heads = "two depth transformers" if len(branches) == 2 else f"depth transformer ({branches[0]} codes)"
     sizes = {
         f"language model ({llm.model_type}, {llm.num_hidden_layers} layers of {llm.hidden_size})": _count(
@@ -54,9 +54,9 @@ def _sizes(model: DualTokenForConditionalGeneration) -> dict[str, str]:
         side = model.visual_tokenizer.config.image_size
         sizes[f"visual tokenizer ({side} x {side} pixels)"] = _count(model.visual_tokenizer)
     for name in branches:
-        codebook = getattr(config, f"{name}_codebook")
+        codebook = config.codebooks[name]
         sizes[f"{name} codes of an image"] = (
-            f"{rows} x {columns} positions x {codebook['depth']}, of {codebook['num_codes']:,}"
+            f"{rows} x {columns} positions x {codebook.depth}, of {codebook.num_codes:,}"
         )
     return sizes
 

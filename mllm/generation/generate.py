@@ -103,7 +103,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
     def split_image_tokens(self, image_tokens: Tensor) -> VisualCodes:
         """Image-mode output (B, P x (Dp + Ds)) as codes (B, P, Dp) and (B, P, Ds)."""
-        depths = [self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]]
+        depths = [codebook.depth for codebook in self.config.codebooks.values()]
         if image_tokens.ndim != 2 or image_tokens.shape[1] != self.config.codes_per_image:
             raise UserError(
                 f"image tokens must be (images, {self.config.codes_per_image}), not "
@@ -244,7 +244,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
     ) -> Tensor:
         for key in TEXT_ONLY_ARGUMENTS:
             kwargs.pop(key, None)
-        if not self.config.has_branch("pixel"):
+        if "pixel" not in self.config.branches:
             raise UserError("this model has no pixel codes (visual_branches: semantic), so it cannot draw")
         if do_sample is False:
             kwargs["temperature"] = 0.0
@@ -395,7 +395,7 @@ class DualTokenGeneration(DualTokenStorage, GenerationMixin):
 
     def _may_draw(self, length: int) -> bool:
         """Whether the model draws at all, and its context holds `length` tokens and then a whole image."""
-        if not self.config.has_branch("pixel"):
+        if "pixel" not in self.config.branches:
             return False
         longest = getattr(self.config.text_config, "max_position_embeddings", None)
         return longest is None or length + self.config.num_positions + 2 <= longest

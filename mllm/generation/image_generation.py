@@ -149,7 +149,7 @@ class ImageGenerator:
     def _allocate(self, all_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         """The tensors that the steps work on."""
         positions = self.config.num_positions
-        self.depths = self.config.pixel_codebook["depth"], self.config.semantic_codebook["depth"]
+        self.depths = [codebook.depth for codebook in self.config.codebooks.values()]
         self.states = torch.zeros(all_rows, self.config.text_config.hidden_size, dtype=dtype, device=device)
         self.uniforms = torch.zeros(
             positions, self.rows, sum(self.depths), dtype=torch.float32, device=device

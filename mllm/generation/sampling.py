@@ -65,16 +65,17 @@ class ImageSamplingOptions:
                 raise UserError(f"{name} is {shown(getattr(self, name))}; give one of {', '.join(allowed)}")
 
     @classmethod
-    def of(cls, *settings: Mapping[str, Any] | None) -> "ImageSamplingOptions":
-        """Options out of mappings, later ones before earlier ones; None leaves a setting as it is.
+    def of(cls, *settings: "Mapping[str, Any] | ImageSamplingOptions | None") -> "ImageSamplingOptions":
+        """Options out of mappings or other options; later ones win, and None leaves a setting as it is.
 
         Raises:
             UserError: an unknown name, or a value outside its range.
         """
         chosen: dict[str, Any] = {}
-        for given in settings:
+        for one in settings:
+            given = vars(one) if isinstance(one, cls) else one
             if not isinstance(given, Mapping | None):
-                raise UserError(f"the options of image sampling are {shown(given)}; give them by name")
+                raise UserError(f"image_sampling is {shown(given)}; give its settings by name")
             chosen |= {name: value for name, value in (given or {}).items() if value is not None}
         refuse_unknown(chosen, cls.names(), "option of image generation")
         return cls(**chosen)

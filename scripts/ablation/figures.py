@@ -160,7 +160,7 @@ def _measure_model(model: Path, evaluation: Evaluation, device: str, data: HeldO
     kinds = answers["scenes"]["by_kind"]
     figures |= {f"scene_answers/{kind}": accuracy for kind, accuracy in kinds.items()}
     figures |= held_out_losses(pipeline, evaluation)
-    if pipeline.model.config.has_branch("pixel"):
+    if "pixel" in pipeline.model.config.branches:
         figures |= _drawings(pipeline, evaluation)
     return {"figures": figures, "reference": {}}
 
@@ -190,7 +190,7 @@ def held_out_losses(pipeline: DualTokenPipeline, evaluation: Evaluation) -> Figu
             found = pipeline.model.visual_log_likelihood(**batch)
             for name, mean in visual.items():
                 likelihood = getattr(found, name)
-                if pipeline.model.config.has_branch(name):
+                if name in pipeline.model.config.branches:
                     mean.add(-likelihood.sum(), len(likelihood))
     figures: Figures = {"text_nats": text.value, **{f"{n}_nats": mean.value for n, mean in visual.items()}}
     both = [mean.value for mean in visual.values()]

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...common.errors import UserError, first_line
 from ...mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
 from ...mllm.linear_cross_entropy import GPU_FACTOR, MAX_LOGITS
+from ...mllm.settings import CodebookConfig, DepthTransformerConfig
 from ...tokenizer import StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..config.recipe import Recipe
@@ -42,7 +43,7 @@ MAX_LIVE_PARAMETERS = 1e9
 SUB_GROUP = 1e9
 #: Of a tokenizer that is not there yet: the released so400m-384.
 ASSUMED_GRID = (27, 27)
-ASSUMED_CODEBOOK = {"num_codes": 16384, "code_dim": 32, "depth": 8, "shared_codebook": True}
+ASSUMED_CODEBOOK = CodebookConfig(num_codes=16384, code_dim=32, depth=8)
 ASSUMED_TEXT = 256  # tokens of text beside one image, where records are not packed
 
 
@@ -142,22 +143,21 @@ class Estimate:
         visual = tokens if packed else micro * self.config.num_positions
         targets = visual * self.config.visual_target_fraction
         heads = sum(
-            targets * depth_head_bytes(self.config.depth_transformer, codebook["depth"], width)
-            for _, codebook in self._branches()
+            targets * depth_head_bytes(self.config.depth_transformer, codebook.depth, width)
+            for codebook in self._codebooks()
         )
         return llm + heads
 
-    def _branches(self) -> list[tuple[str, dict[str, Any]]]:
-        books = {"pixel": self.config.pixel_codebook, "semantic": self.config.semantic_codebook}
-        return [(name, book) for name, book in books.items() if self.config.has_branch(name)]
+    def _codebooks(self) -> list[CodebookConfig]:
+        return [self.config.codebooks[name] for name in self.config.branches]
 
     def _logits(self) -> float:
         """The largest chunk of logits in fp32, its product in the compute format, and the classifier's
         gradient."""
         text = self.config.text_config
         classifiers = [(text.vocab_size, text.hidden_size)]
-        width = self.config.depth_transformer["hidden_size"]
-        classifiers += [(book["num_codes"], width) for _, book in self._branches()]
+        width = self.config.depth_transformer.hidden_size
+        classifiers += [(book.num_codes, width) for book in self._codebooks()]
         return max(6.0 * rows_at_once(n, w) * n + 4.0 * n * w for n, w in classifiers)
 
     def _buffers(self, stage: int, width: int) -> float:
@@ -237,11 +237,11 @@ def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
     return norms + attention + width * (hidden + 4 * inner)
 
 
-def depth_head_bytes(sizes: dict[str, int], depth: int, width: int) -> float:
+def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> float:
     """What autograd keeps of one visual target in a depth transformer: `depth` places in every layer."""
-    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    hidden, inner = sizes.hidden_size, sizes.intermediate_size
     layer = width * (8 * hidden + 2 * inner)
-    return depth * (sizes["num_layers"] * layer + 2 * width * hidden)
+    return depth * (sizes.num_layers * layer + 2 * width * hidden)
 
 
 def rows_at_once(num_classes: int, width: int) -> int:
@@ -255,11 +255,7 @@ def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list
     try:
         visual = StoredTokenizer.from_pretrained(objective.visual_tokenizer).config
         grid = (visual.grid_size[0], visual.grid_size[1])
-        quantizers = {name: getattr(visual, f"{name}_quantizer") for name in books}
-        books = {
-            name: {field: quantizer[field] for field in ASSUMED_CODEBOOK}
-            for name, quantizer in quantizers.items()
-        }
+        books = {name: CodebookConfig.of(getattr(visual, f"{name}_quantizer")) for name in books}
     except (UserError, OSError):
         notes.append(
             f"no visual tokenizer at {objective.visual_tokenizer}; {grid[0]} x {grid[1]} positions and 8 + 8 "

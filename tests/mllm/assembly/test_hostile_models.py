@@ -143,7 +143,7 @@ def test_every_automatic_class_is_told_to_run_no_code():
         ("eos_token_id", "x", "eos_token_id"),
         ("unconditional_prompt_ids", [1, 10**9], "unconditional_prompt_ids"),
         ("image_sampling", {"top_p": 7}, "top_p"),
-        ("image_sampling", [1], "image sampling"),
+        ("image_sampling", [1], "image_sampling"),
         ("pixel_depth_weights", [1, 1], "pixel_depth_weights"),
         ("pixel_depth_weights", ["a"] * 4, "pixel_depth_weights"),
         ("text_loss_weight", None, "text_loss_weight"),

@@ -154,7 +154,7 @@ def test_a_trained_llm_keeps_its_weights(visual_tokenizer, text_tokenizer, tmp_p
 def test_assembly_mistakes_are_named(visual_tokenizer, text_tokenizer, tmp_path):
     with pytest.raises(UserError, match="model_type"):
         build_model({}, visual_tokenizer, text_tokenizer)
-    with pytest.raises(UserError, match="unknown model settings"):
+    with pytest.raises(UserError, match="unknown model setting"):
         build_model({"model_type": "llama"}, visual_tokenizer, text_tokenizer, colour="red")
     with pytest.raises(UserError, match="no causal language model"):
         build_model(tmp_path, visual_tokenizer, text_tokenizer)

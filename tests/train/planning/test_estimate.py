@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dualtoken.common.errors import UserError
 from dualtoken.mllm import depth_transformer
 from dualtoken.mllm.depth_transformer import DepthTransformer
+from dualtoken.mllm.settings import DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
@@ -83,7 +84,7 @@ def test_activations_of_a_depth_transformer(dtype: torch.dtype, monkeypatch: pyt
     states = torch.randn(100, 256, dtype=dtype, requires_grad=True)
     codes = torch.randint(0, 64, (100, 8))
     kept = kept_bytes(head, lambda: head(states, codes, FrozenCodebook(64, 32, 8, True)))
-    expected = depth_head_bytes({"hidden_size": 128, **sizes}, 8, dtype.itemsize)
+    expected = depth_head_bytes(DepthTransformerConfig(hidden_size=128, **sizes), 8, dtype.itemsize)
     assert kept / 100 == pytest.approx(expected, rel=0.05)
 
 
