@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from .errors import UserError
 
@@ -21,7 +23,6 @@ OPTIONAL = {
     "open_clip": ("train", "open_clip_torch"),
     "peft": ("train", "peft"),
     "pyarrow": ("eval", "pyarrow"),
-    "skimage": ("eval", "scikit-image"),
     "tensorboard": ("train", "tensorboard"),
     "torch_fidelity": ("eval", "torch-fidelity"),
     "torchdata": ("train", "torchdata"),
@@ -43,3 +44,13 @@ def require_package(name: str) -> None:
     """Raise UserError where the package imported as `name` is missing; it is looked for, not imported."""
     if importlib.util.find_spec(name) is None:
         raise UserError(missing_package(name))
+
+
+def optional_package(name: str) -> ModuleType:
+    """The module `name`. UserError that names the extra which brings it, where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
+            raise  # the package is there, and something of its own is missing
+        raise UserError(missing_package(name.split(".")[0])) from error

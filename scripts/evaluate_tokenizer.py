@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     from ..common.files import atomic_file
     from ..eval.data.image_sets import open_images
-    from ..eval.tokenizer.measure import METRICS, FigureOptions, measure_tokenizer
+    from ..eval.tokenizer.measure import METRICS, MetricOptions, measure_tokenizer
 
     asked = METRICS if args.metrics is None else args.metrics.split(",")
     metrics = [name.strip() for name in asked if name.strip()]
     images = open_images(args.images, args.split)
     tokenizer, folder = load_tokenizer(args.model)
-    options = FigureOptions(
+    options = MetricOptions(
         lpips_weights=args.lpips_weights,
         fid_weights=args.fid_weights,
         classes=class_names(args.classes),

@@ -17,10 +17,10 @@ from ...common.errors import UserError, first_line
 from ...common.images.reading import is_image_name, load_image
 from ...common.images.sources import LARGEST_IMAGE_FILE
 from ...common.json_files import parse_json, read_text
+from ...common.packages import optional_package
 from ...common.paths import walk_files
 from ...data_pipelines.records import Record, RecordError
 from ...data_pipelines.shards.format import MANIFEST, ShardDataset
-from ..metrics.packages import optional_package
 
 #: Endings of what may stand beside an image in a tar.
 _BESIDE = ("json", "cls", "txt")

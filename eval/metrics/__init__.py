@@ -1,1 +1,1 @@
-"""Figures of images, codes and embeddings; each gathers batch by batch and can be merged across processes."""
+"""Metrics of images, codes and embeddings: torchmetrics' `Metric`s, so that processes merge their states."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...common.errors import UserError, first_line
-from .packages import optional_package
+from ...common.packages import optional_package
 
 #: PIL images (B) -> normalised embeddings (B, E); texts (B) -> the same
 ImageEncoder = Callable[[Sequence[Image.Image]], Tensor]

@@ -9,64 +9,76 @@ number of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...common.errors import UserError, first_line
-from .packages import optional_package
+from ...common.packages import optional_package
+from .base import Metric
 
 #: uint8 images (B, 3, H, W) -> features (B, F)
 FeatureExtractor = Callable[[Tensor], Tensor]
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
-@dataclass
-class FeatureStatistics:
-    """Number, mean (F,) and scatter matrix (F, F) of feature vectors, in fp64 on the CPU."""
+class FeatureStatistics(Metric):
+    """Number, mean and scatter matrix of feature vectors of length F, in fp64.
 
-    count: int = 0
-    mean: Tensor | None = None
-    scatter: Tensor | None = None
+    Not torchmetrics' FID class: it sums squares, which cancels for features far from zero, and it rounds the
+    distance to fp32.
+
+    moments: (1 + F, 1 + F), the number and the mean in the first row, below them the scatter matrix.
+    """
+
+    full_state_update = False
+    moments: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        zeros = torch.zeros(1 + num_features, 1 + num_features, dtype=torch.float64)
+        self.add_state("moments", zeros, dist_reduce_fx=_merged)
 
     def update(self, features: Tensor) -> None:
         """Add features (B, F) of a batch."""
         if features.dim() != 2:
             raise UserError(f"features have shape {tuple(features.shape)}; FID takes (images, features)")
-        if not len(features):
-            return
-        values = features.detach().double()
-        mean = values.mean(dim=0)
-        centred = values - mean
-        self.merge(FeatureStatistics(len(values), mean.cpu(), (centred.T @ centred).cpu()))
-
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add the statistics of other images (the pairwise update of Chan, Golub and LeVeque)."""
-        if other.mean is None or other.scatter is None:
-            return
-        if self.mean is None or self.scatter is None:
-            self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
-            return
-        if self.mean.shape != other.mean.shape:
+        if features.shape[1] != self.num_features:
             raise UserError(
-                f"features of {len(self.mean)} and {len(other.mean)} dimensions cannot be put together; "
+                f"features of {self.num_features} and {features.shape[1]} dimensions cannot be put together; "
                 "use one feature extractor"
             )
-        count = self.count + other.count
-        difference = other.mean - self.mean
-        self.mean += difference * (other.count / count)
-        self.scatter += other.scatter
-        self.scatter.addr_(difference, difference, alpha=self.count * other.count / count)
-        self.count = count
+        if not len(features):
+            return
+        values = features.detach().double().to(self.device)
+        batch = torch.zeros_like(self.moments)
+        batch[0, 0] = len(values)
+        batch[0, 1:] = values.mean(dim=0)
+        centred = values - batch[0, 1:]
+        batch[1:, 1:] = centred.T @ centred
+        self.moments = _merged(torch.stack([self.moments, batch]))
 
-    def covariance(self) -> Tensor:
-        """The unbiased covariance (F, F). UserError for fewer than two images."""
-        if self.scatter is None or self.count < 2:
-            raise UserError(f"FID needs at least two images on each side, got {self.count}")
-        return self.scatter / (self.count - 1)
+    @property
+    def count(self) -> int:
+        """Images seen by this process."""
+        return int(self.moments[0, 0])
+
+    def compute(self) -> tuple[int, Tensor, Tensor]:
+        """Number of images, mean (F,) and unbiased covariance (F, F), which needs two images."""
+        count = self.count
+        return count, self.moments[0, 1:], self.moments[1:, 1:] / max(count - 1, 1)
+
+
+def _merged(moments: Tensor) -> Tensor:
+    """Moments of several sets of images (sets, 1 + F, 1 + F) -> of all (Chan, Golub and LeVeque's update)."""
+    counts, means = moments[:, 0, 0], moments[:, 0, 1:]
+    merged = moments.sum(dim=0)
+    merged[0, 1:] = counts @ means / merged[0, 0].clamp_min(1)
+    shifts = (means - merged[0, 1:]) * counts.sqrt().unsqueeze(1)
+    merged[1:, 1:] += shifts.T @ shifts
+    return merged
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
@@ -75,12 +87,14 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     The trace of the root is taken from the singular values of C1^½ C2^½, which stays exact for the singular
     covariances of fewer images than features, where a matrix square root turns complex.
     """
-    root_one, root_other = _root(one.covariance()), _root(other.covariance())
-    assert one.mean is not None
-    assert other.mean is not None
-    if one.mean.shape != other.mean.shape:
-        raise UserError(f"FID compares equal features, got {len(one.mean)} and {len(other.mean)} dimensions")
-    shift = (one.mean - other.mean).square().sum()
+    count_one, mean_one, covariance_one = one.compute()
+    count_other, mean_other, covariance_other = other.compute()
+    if min(count_one, count_other) < 2:
+        raise UserError(f"FID needs at least two images on each side, got {count_one} and {count_other}")
+    if mean_one.shape != mean_other.shape:
+        raise UserError(f"FID compares equal features, got {len(mean_one)} and {len(mean_other)} dimensions")
+    root_one, root_other = _root(covariance_one), _root(covariance_other)
+    shift = (mean_one - mean_other).square().sum()
     spread = root_one.square().sum() + root_other.square().sum()
     overlap = torch.linalg.svdvals(root_one @ root_other).sum()
     return max(0.0, float(shift + spread - 2 * overlap))
@@ -96,23 +110,23 @@ class InceptionFeatures:
     """The 2048 pooled features of torch-fidelity's InceptionV3.
 
     Args:
-        weights: the file pt_inception-2015-12-05-6726825d.pth of torch-fidelity's releases. It is never
-        fetched.
+        weights: the file pt_inception-2015-12-05-6726825d.pth of torch-fidelity's releases, never fetched.
         device: where it is computed.
 
     Raises:
-        UserError: a package is missing, or the file is missing or no such weights.
+        UserError: a package is missing, or the file is missing or holds other weights.
     """
 
     size = 2048
 
     def __init__(self, weights: Path, device: str | torch.device = "cpu") -> None:
         optional_package("torch_fidelity")
-        fid: Any = optional_package("torchmetrics.image.fid")
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
         if not weights.is_file():
             raise UserError(f"the Inception weights {str(weights)!r} do not exist; give {INCEPTION_FILE}")
         try:
-            network = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights), antialias=False)
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights), antialias=False)
         except Exception as error:  # a broken or foreign file fails in several ways inside torch.load
             raise UserError(
                 f"the Inception weights {str(weights)!r} cannot be used ({first_line(error)}); give "

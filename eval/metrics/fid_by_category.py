@@ -1,4 +1,4 @@
-"""FID of drawings against reference images, of all and of each category."""
+"""FID of generated images against reference images, of all and of each category."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...common.images.reading import load_image
 from ..harness.generated_images import Drawing, Figures
@@ -23,29 +22,30 @@ def fid_by_category(metric: str, drawings: Sequence[Drawing], extractor: Feature
     """
     metrics: dict[str, float | None] = {}
     notes = [f"{metric}: features of torch-fidelity; the published table is by clean-fid"]
-    all_sides = (FeatureStatistics(), FeatureStatistics())
+    num_features = extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+    totals = FeatureStatistics(num_features), FeatureStatistics(num_features)
     for category in sorted({drawing.item.target["category"] for drawing in drawings}):
         own = [drawing for drawing in drawings if drawing.item.target["category"] == category]
         references = list(dict.fromkeys(Path(drawing.item.target["reference"]) for drawing in own))
-        sides = (statistics_of(references, extractor), statistics_of([d.path for d in own], extractor))
-        for whole, side in zip(all_sides, sides, strict=True):
-            whole.merge(side)
+        sides = FeatureStatistics(num_features), FeatureStatistics(num_features)
+        for paths, side, total in zip((references, [d.path for d in own]), sides, totals, strict=True):
+            add_images(paths, extractor, (side, total))
         few = min(side.count for side in sides) < 2
         metrics[f"{metric}/{category}"] = None if few else frechet_distance(*sides)
         if few:
             notes.append(f"{metric}/{category} is null: FID needs at least two images")
-    return Figures({metric: frechet_distance(*all_sides), **metrics}, notes)
+    return Figures({metric: frechet_distance(*totals), **metrics}, notes)
 
 
-def statistics_of(paths: Sequence[Path], extractor: FeatureExtractor) -> FeatureStatistics:
-    """Statistics of image files, in runs of equal size."""
-    statistics = FeatureStatistics()
+def add_images(
+    paths: Sequence[Path], extractor: FeatureExtractor, statistics: Sequence[FeatureStatistics]
+) -> None:
+    """Add image files to all the statistics, in batches of equal size."""
     for start in range(0, len(paths), _BATCH):
-        by_size: dict[tuple[int, int], list[Tensor]] = {}
-        for path in paths[start : start + _BATCH]:
-            image = load_image(path)
-            array = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-            by_size.setdefault(image.size, []).append(array)
+        by_size: dict[tuple[int, int], list[torch.Tensor]] = {}
+        for image in map(load_image, paths[start : start + _BATCH]):
+            by_size.setdefault(image.size, []).append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         for images in by_size.values():
-            statistics.update(extractor(torch.stack(images)))
-    return statistics
+            features = extractor(torch.stack(images))
+            for one in statistics:
+                one.update(features)

@@ -7,30 +7,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...common.packages import optional_package
 from ...tokenizer.perceptual import PerceptualLoss
-from .packages import optional_package
+from .base import PairMean
 
 
-class PerceptualDistance:
-    """LPIPS of pairs of images.
+class Lpips(PairMean):
+    """LPIPS of pairs of images. Not torchmetrics' class, which downloads VGG-16.
 
     Args:
-        weights: a file with the state dict of `lpips.LPIPS(net="vgg")`; None fetches VGG-16.
-        device: where it is computed.
+        weights: a file with the state dict of `lpips.LPIPS(net="vgg")`.
+        device: where the network is.
 
     Raises:
         UserError: the package is missing, or the weights cannot be used.
     """
 
-    def __init__(self, weights: Path | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: Path, device: str | torch.device = "cpu") -> None:
+        super().__init__()
         optional_package("lpips")
-        file = None if weights is None else str(weights)
-        self._network = PerceptualLoss(file, setting="--lpips-weights").to(device)
-        self._device = torch.device(device)
+        self.network = PerceptualLoss(str(weights), setting="--lpips-weights").to(device)
+        self._place = torch.device(device)
 
     @torch.inference_mode()
-    def __call__(self, originals: Tensor, reconstructions: Tensor) -> list[float]:
-        """Two batches of uint8 images (B, 3, H, W) -> B distances."""
-        scaled = [images.to(self._device).float() / 127.5 - 1 for images in (originals, reconstructions)]
-        distances: list[float] = self._network(scaled[1], scaled[0]).double().cpu().tolist()
+    def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
+        pair = [images.to(self._place).float() / 127.5 - 1 for images in (reconstructions, originals)]
+        distances: Tensor = self.network(*pair)
         return distances

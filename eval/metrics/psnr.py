@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from torch import Tensor
 
-import numpy as np
-
-from .packages import optional_package
+from .base import PairMean
 
 
-def psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
-    """PSNR in dB of two uint8 images (H, W, 3), over all pixels and channels; infinite for equal images.
+class Psnr(PairMean):
+    """PSNR in dB over all pixels and channels, by torchmetrics.
 
-    Computed by skimage with data range 255.
+    Infinite for equal images, so counted apart: torchmetrics' own class would put it into the mean.
     """
-    if np.array_equal(original, reconstruction):
-        return math.inf  # without skimage's warning about a division by zero
-    metrics = optional_package("skimage.metrics")
-    return float(metrics.peak_signal_noise_ratio(original, reconstruction, data_range=255))
+
+    def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
+        pair = reconstructions.double(), originals.double()
+        return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))

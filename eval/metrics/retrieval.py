@@ -9,26 +9,62 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...common.errors import UserError
+from .base import Metric
+from .ranking import ranks_of
 
 CUTS = (1, 5, 10)
 _ROWS = 1024
 
 
+class RetrievalRecall(Metric):
+    """`retrieval_recall` over batches of images with their texts; all embeddings are held."""
+
+    full_state_update = False
+    images: list[Tensor]
+    texts: list[Tensor]
+    texts_per_image: list[Tensor]
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        for name in ("images", "texts", "texts_per_image"):
+            self.add_state(name, [], "cat")
+        # A process without captions still has states of the right shape and dtype to send.
+        self.update(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.int64))
+
+    def update(self, images: Tensor, texts: Tensor, texts_per_image: Tensor) -> None:
+        """Add image embeddings (B, E), embeddings of all their texts (M, E), and each image's number (B,)."""
+        self.images.append(images.float().cpu())
+        self.texts.append(texts.float().cpu())
+        self.texts_per_image.append(texts_per_image)
+
+    def compute(self) -> dict[str, float | None]:
+        """The recalls, and "retrieval_n", the number of images; without any the recalls at 1 are None."""
+        images, texts, numbers = (
+            torch.cat(state) if isinstance(state, list) else state
+            for state in (self.images, self.texts, self.texts_per_image)
+        )
+        found: dict[str, float | None] = {"retrieval_n": float(len(images))}
+        if not len(images):
+            return {**found, "image_to_text_R@1": None, "text_to_image_R@1": None}
+        owner = torch.arange(len(images)).repeat_interleave(numbers)
+        return {**found, **retrieval_recall(images, texts, owner)}
+
+
 def retrieval_recall(
-    images: Tensor, texts: Tensor, image_of_text: Sequence[int], cuts: Sequence[int] = CUTS
+    images: Tensor, texts: Tensor, image_of_text: Sequence[int] | Tensor, cuts: Sequence[int] = CUTS
 ) -> dict[str, float]:
     """Recall in percent: "image_to_text_R@k" and "text_to_image_R@k".
 
     Args:
-        images: embeddings (N, E). texts: embeddings (M, E). image_of_text: for each text the index of its
-        image;
-            an image may have several texts, and one of them among the first k is a hit.
+        images: embeddings (N, E).
+        texts: embeddings (M, E).
+        image_of_text: for each text the index of its image; an image may have several texts, and one of them
+            among the first k is a hit.
         cuts: the k.
 
-    Equal similarities count against the model: a model that gives every image the same embedding must not get
-    everything right by the order of the list.
+    Equal similarities count against the model (`ranks_of`).
     """
-    owner = torch.as_tensor(list(image_of_text), dtype=torch.int64)
+    owner = torch.as_tensor(image_of_text, dtype=torch.int64)
     if not len(images) or len(owner) != len(texts):
         raise UserError(f"retrieval got {len(images)} images, {len(texts)} texts and {len(owner)} links")
     if len(owner.unique()) != len(images) or int(owner.max()) >= len(images) or int(owner.min()) < 0:
@@ -36,7 +72,9 @@ def retrieval_recall(
     images, texts = (F.normalize(features.float().cpu(), dim=-1) for features in (images, texts))
     ranks = {
         "image_to_text": _ranks_of_texts(images, texts, owner),
-        "text_to_image": _ranks_of_images(images, texts, owner),
+        "text_to_image": torch.cat(
+            [ranks_of(t @ images.T, o) for t, o in zip(texts.split(_ROWS), owner.split(_ROWS), strict=True)]
+        ),
     }
     return {
         f"{direction}_R@{k}": 100.0 * float((found < k).double().mean())
@@ -46,22 +84,11 @@ def retrieval_recall(
 
 
 def _ranks_of_texts(images: Tensor, texts: Tensor, owner: Tensor) -> Tensor:
-    """For each image, how many foreign texts are at least as near as the best of its own: (N,)."""
+    """For each image, how many other images' texts are at least as near as the best of its own: (N,)."""
     ranks = []
     for start in range(0, len(images), _ROWS):
         similarity = images[start : start + _ROWS] @ texts.T
         own = owner == torch.arange(start, start + len(similarity)).unsqueeze(1)
         best = similarity.masked_fill(~own, float("-inf")).amax(dim=1, keepdim=True)
         ranks.append(((similarity >= best) & ~own).sum(dim=1))
-    return torch.cat(ranks)
-
-
-def _ranks_of_images(images: Tensor, texts: Tensor, owner: Tensor) -> Tensor:
-    """For each text, how many foreign images are at least as near as its own: (M,)."""
-    ranks = []
-    for start in range(0, len(texts), _ROWS):
-        similarity = texts[start : start + _ROWS] @ images.T
-        own = owner[start : start + _ROWS].unsqueeze(1)
-        near = similarity >= similarity.gather(1, own)
-        ranks.append(near.sum(dim=1) - 1)  # its own image is as near as itself
     return torch.cat(ranks)

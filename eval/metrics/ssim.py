@@ -1,4 +1,4 @@
-"""Structural similarity by skimage, on RGB, per image, then the mean.
+"""Structural similarity by skimage's definition, on RGB, per image, then the mean.
 
 Two variants are in use and differ by about 0.01, so each has its own name: with data range 1, which fits
 values from 0 to 1, and with data range 2 on the same values, which is what LlamaGen's evaluation computes.
@@ -6,25 +6,41 @@ values from 0 to 1, and with data range 2 on the same values, which is what Llam
 
 from __future__ import annotations
 
-import numpy as np
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ...common.errors import UserError
-from .packages import optional_package
+from .base import PairMean
 
-#: Name of the figure -> data range handed to skimage.
+#: Name of the metric -> data range of values that lie in [0, 1].
 DATA_RANGES = {"ssim": 1.0, "ssim_data_range_2": 2.0}
 _WINDOW = 7
 
 
-def ssim(original: np.ndarray, reconstruction: np.ndarray, data_range: float = 1.0) -> float:
-    """SSIM of two uint8 images (H, W, 3), which are scaled to [0, 1] first: a 7 x 7 uniform window, mean of
-    the channels. 1 for equal images. UserError for images smaller than the window.
+class Ssim(PairMean):
+    """SSIM in a 7 x 7 uniform window without padding, mean of the channels; 1 for equal images.
+
+    Not torchmetrics' class: its covariances divide by 49, those of skimage (and of the papers) by 48.
     """
-    if min(original.shape[:2]) < _WINDOW:
-        height, width = original.shape[:2]
-        raise UserError(f"SSIM needs images of {_WINDOW} x {_WINDOW} pixels or more, got {width} x {height}")
-    metrics = optional_package("skimage.metrics")
-    scaled = (image.astype(np.float64) / 255 for image in (original, reconstruction))
-    return float(
-        metrics.structural_similarity(*scaled, data_range=data_range, channel_axis=-1, win_size=_WINDOW)
-    )
+
+    def __init__(self, data_range: float = 1.0) -> None:
+        super().__init__()
+        self.data_range = data_range
+
+    def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
+        height, width = originals.shape[-2:]
+        if min(height, width) < _WINDOW:
+            size = f"{width} x {height}"
+            raise UserError(f"SSIM needs images of {_WINDOW} x {_WINDOW} pixels or more, got {size}")
+        one, other = originals.double() / 255, reconstructions.double() / 255
+        mean_one, mean_other = _window_mean(one), _window_mean(other)
+        sample = _WINDOW**2 / (_WINDOW**2 - 1)
+        variances = sample * (_window_mean(one**2 + other**2) - mean_one**2 - mean_other**2)
+        covariance = sample * (_window_mean(one * other) - mean_one * mean_other)
+        c1, c2 = (0.01 * self.data_range) ** 2, (0.03 * self.data_range) ** 2
+        luminance = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
+        return (luminance * (2 * covariance + c2) / (variances + c2)).mean(dim=(1, 2, 3))
+
+
+def _window_mean(images: Tensor) -> Tensor:
+    return avg_pool2d(images, _WINDOW, stride=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,39 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...common.errors import UserError
-from ...tokenizer import DualTokenizer
-from .packages import optional_package
+from ...common.packages import optional_package
+from .base import Metric
+from .ranking import ranks_of
 
 Template = str | Callable[[str], str]
-
-
-class TextTower:
-    """A tokenizer's text side as open_clip's functions call it: `encode_text(ids, normalize=True)`."""
-
-    def __init__(self, tokenizer: DualTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids (B, L) -> embeddings (B, E), in fp32."""
-        features = self._tokenizer.get_text_features(text.to(self._tokenizer.device)).float()
-        return F.normalize(features, dim=-1) if normalize else features
-
-
-class TextIds:
-    """Texts to ids of the full text length: SigLIP was trained on padded texts and collapses without."""
-
-    def __init__(self, text_tokenizer: Any, length: int) -> None:
-        self._text_tokenizer = text_tokenizer
-        self._length = length
-
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Texts -> ids (B, L)."""
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        encoded = self._text_tokenizer(
-            listed, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
-        )
-        ids: Tensor = encoded["input_ids"]
-        return ids
 
 
 def imagenet_classes() -> list[str]:
@@ -70,33 +41,34 @@ def zero_shot_classifier(
     return weights.float().cpu()
 
 
-@dataclass
-class ZeroShotAccuracy:
-    """Top-1 and top-5 accuracy in percent. Equal scores count against the model."""
+class ZeroShotAccuracy(Metric):
+    """Top-1 and top-5 accuracy in percent.
 
-    classifier: Tensor
-    top1: int = 0
-    top5: int = 0
-    count: int = 0
+    Equal scores count against the model (`ranks_of`); torchmetrics' accuracy takes the first of them.
+    """
+
+    full_state_update = False
+    hits: Tensor
+    count: Tensor
+
+    def __init__(self, classifier: Tensor) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.cuts = (1, 5) if classifier.shape[1] > 5 else (1,)
+        self.add_state("hits", torch.zeros(len(self.cuts), dtype=torch.int64), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
 
     def update(self, features: Tensor, labels: Sequence[int]) -> None:
         """Add image embeddings (B, E), normalised or not, and their classes."""
-        scores = F.normalize(features.float().cpu(), dim=-1) @ self.classifier
-        own = scores.gather(1, torch.as_tensor(list(labels), dtype=torch.int64).unsqueeze(1))
-        ranks = (scores >= own).sum(dim=1) - 1
-        self.top1 += int((ranks < 1).sum())
-        self.top5 += int((ranks < 5).sum())
+        ranks = ranks_of(F.normalize(features.float().cpu(), dim=-1) @ self.classifier, labels)
+        self.hits += torch.stack([(ranks < cut).sum() for cut in self.cuts])
         self.count += len(ranks)
 
-    def merge(self, other: ZeroShotAccuracy) -> None:
-        """Add what another process counted."""
-        self.top1 += other.top1
-        self.top5 += other.top5
-        self.count += other.count
-
-    def figures(self) -> dict[str, float | None]:
-        """ "zero_shot_top1" and, with more than five classes, "zero_shot_top5"."""
-        found = {"zero_shot_top1": self.top1}
-        if self.classifier.shape[1] > 5:
-            found["zero_shot_top5"] = self.top5
-        return {name: 100.0 * hits / self.count if self.count else None for name, hits in found.items()}
+    def compute(self) -> dict[str, float | None]:
+        """ "zero_shot_top1" and, with more than five classes, "zero_shot_top5"; "zero_shot_n" images."""
+        count = int(self.count)
+        found: dict[str, float | None] = {
+            f"zero_shot_top{cut}": 100.0 * hits / count if count else None
+            for cut, hits in zip(self.cuts, self.hits.tolist(), strict=True)
+        }
+        return {**found, "zero_shot_n": float(count)}

@@ -20,9 +20,9 @@ from transformers import SiglipModel
 from ...data_pipelines.records import Record
 from ...data_pipelines.scenes.scene import Scene, patch_classes
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..metrics.zero_shot import TextIds
+from .batch import pixel_batches
+from .text_tower import TextIds
 
-BATCH = 64
 _BACKGROUND = 0
 
 
@@ -50,7 +50,7 @@ class Features:
 class TeacherFeatures:
     """The teacher's pooled output as the features of a Fréchet distance: uint8 (B, 3, S, S) -> (B, E).
 
-    Not Inception's: such a distance compares tokenizers of one teacher, and with no published FID.
+    Not Inception's: such a distance compares tokenizers of one teacher, not published FIDs.
     """
 
     def __init__(self, teacher: SiglipModel, processor: DualTokenizerImageProcessor) -> None:
@@ -74,7 +74,7 @@ def student_features(
     """What the tokenizer makes of its codes: the semantic branch's features and pooled output, and the sums
     of the pixel codes' vectors."""
     parts = []
-    for pixels in _batches(processor, images):
+    for pixels in pixel_batches(processor, images):
         output = tokenizer(pixels.to(tokenizer.device), reconstruct=False)
         pixel = tokenizer.pixel_quantizer.embed(output.codes.pixel).flatten(1, 2)
         parts.append((output.semantic_features, output.pooled, pixel))
@@ -88,7 +88,7 @@ def teacher_features(
 ) -> Features:
     """The same of the teacher, its states after `layer` layers in place of the semantic features."""
     parts = []
-    for pixels in _batches(processor, images):
+    for pixels in pixel_batches(processor, images):
         output = teacher.vision_model(pixel_values=pixels.to(teacher.device), output_hidden_states=True)
         parts.append((output.hidden_states[layer], output.pooler_output))
     semantic, pooled = (torch.cat([p.float().cpu() for p in of]) for of in zip(*parts, strict=True))
@@ -136,7 +136,7 @@ def patch_labels(records: Sequence[Record], grid: int) -> np.ndarray:
 def probe_accuracy(features: Tensor, labels: np.ndarray, train: int, ridge: float = 1e-3) -> float:
     """Percent of the objects' patches that a linear probe names by colour and shape.
 
-    Ridge regression on one-hot classes, so that there is nothing to tune or to draw by chance. Fitted on the
+    Ridge regression on one-hot classes, so that nothing is tuned or random. Fitted on the
     first `train` images and judged on the others; patches of background take no part.
 
     Args:
@@ -162,8 +162,3 @@ def probe_accuracy(features: Tensor, labels: np.ndarray, train: int, ridge: floa
 
 def _cosine(one: Tensor, other: Tensor) -> float:
     return float(functional.cosine_similarity(one.double(), other.double(), dim=-1).mean())
-
-
-def _batches(processor: DualTokenizerImageProcessor, images: Sequence[Image.Image]) -> Any:
-    for start in range(0, len(images), BATCH):
-        yield processor(list(images[start : start + BATCH]))["pixel_values"]

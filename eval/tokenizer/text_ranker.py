@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ...common.errors import UserError, first_line
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
-from ..metrics.zero_shot import TextIds
+from ..metrics.ranking import ranks_of
 from .retention import zero_shot_accuracy
+from .text_tower import TextIds
 
 _BATCH = 256
 
@@ -44,9 +45,10 @@ class TextRanker:
             ) from error
 
     @torch.inference_mode()
-    def ranks(self, images: Sequence[Image.Image], right: Sequence[int], texts: Sequence[str]) -> list[int]:
-        """For each image the place, from 0, that `texts[right]` takes among all texts."""
-        return places(self._embed_images(images) @ self._embed_texts(texts).T, right)
+    def ranks(self, images: Sequence[Image.Image], correct: Sequence[int], texts: Sequence[str]) -> list[int]:
+        """For each image the rank, from 0, of `texts[correct]` among all texts."""
+        found: list[int] = ranks_of(self._embed_images(images) @ self._embed_texts(texts).T, correct).tolist()
+        return found
 
     @torch.inference_mode()
     def accuracy(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
@@ -58,16 +60,6 @@ class TextRanker:
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         return _embedded(self._text_ids(texts), self._texts, self.device)
-
-
-def places(scores: Tensor, right: Sequence[int]) -> list[int]:
-    """Scores (B, N) and the right column of every row -> its place in that row, from 0.
-
-    Equal scores count against the right one.
-    """
-    wanted = scores.gather(1, torch.tensor(list(right)).unsqueeze(1))
-    found: list[int] = ((scores >= wanted).sum(dim=1) - 1).tolist()
-    return found
 
 
 def _embedded(batch: Tensor, tower: Callable[[Tensor], Tensor], device: str) -> Tensor:

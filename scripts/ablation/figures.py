@@ -17,7 +17,7 @@ from ...data_pipelines.records import Record
 from ...data_pipelines.scenes.convert import DEFAULT_SKILLS, SceneOptions, scene_record
 from ...eval.data.held_out import EVALUATION_SEED, HeldOut, named_objects
 from ...eval.tokenizer import retention
-from ...eval.tokenizer.measure import FigureOptions, measure_tokenizer
+from ...eval.tokenizer.measure import MetricOptions, measure_tokenizer
 from ...eval.tokenizer.white_patches import white_patch_entropy
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
@@ -85,7 +85,7 @@ def _codes_and_images(
     sets: dict[str, list[Image.Image]],
     draws: bool,
 ) -> Figures:
-    options = FigureOptions(feature_extractor=retention.TeacherFeatures(teacher, processor))
+    options = MetricOptions(feature_extractor=retention.TeacherFeatures(teacher, processor))
     groups = {"scenes": sets["scenes"], "photos": [i for name in PHOTO_SETS for i in sets.get(name, [])]}
     figures: Figures = {f"{what}_{name}": None for name in groups for what in ("psnr", "ssim")}
     for name, images in groups.items() if draws else ():

@@ -110,7 +110,7 @@ def test_a_users_mistake_is_one_line_even_if_its_text_has_several(monkeypatch, c
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     fake_command(
-        monkeypatch, raising(ModuleNotFoundError("No module named 'skimage'", name="skimage.metrics"))
+        monkeypatch, raising(ModuleNotFoundError("No module named 'torchmetrics'", name="torchmetrics.image"))
     )
     assert cli.main(["fake"]) == 2
     assert "pip install '.[eval]' in" in capsys.readouterr().err

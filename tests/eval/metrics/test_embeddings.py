@@ -1,4 +1,4 @@
-"""Retrieval, zero-shot accuracy, codebook usage, CLIPScore: worked by hand, merged, at chance."""
+"""Retrieval, zero-shot accuracy, codebook usage, CLIPScore: worked by hand, merged, of noise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from dualtoken.eval.metrics.codebook import CodebookUsage
-from dualtoken.eval.metrics.retrieval import retrieval_recall
-from dualtoken.eval.metrics.zero_shot import TextIds, TextTower, ZeroShotAccuracy, zero_shot_classifier
+from dualtoken.eval.metrics.retrieval import RetrievalRecall, retrieval_recall
+from dualtoken.eval.metrics.zero_shot import ZeroShotAccuracy, zero_shot_classifier
+from dualtoken.eval.tokenizer.text_tower import TextIds, TextTower
 from dualtoken.tokenizer import UserError
 
 
@@ -24,6 +25,17 @@ def test_retrieval_by_hand() -> None:
     assert found["image_to_text_R@2"] == pytest.approx(100)
     assert found["text_to_image_R@1"] == pytest.approx(100 * 2 / 4)
     assert found["text_to_image_R@2"] == pytest.approx(100 * 3 / 4)
+
+
+def test_recall_over_batches_is_that_of_all_at_once() -> None:
+    images, texts = torch.randn(6, 4), torch.randn(9, 4)
+    numbers = torch.tensor([1, 2, 1, 1, 3, 1])
+    recall = RetrievalRecall(4)
+    recall.update(images[:2], texts[:3], numbers[:2])
+    recall.update(images[2:], texts[3:], numbers[2:])
+    expected = retrieval_recall(images, texts, [0, 1, 1, 2, 3, 4, 4, 4, 5])
+    assert recall.compute() == {"retrieval_n": 6.0, **expected}
+    assert RetrievalRecall(4).compute()["image_to_text_R@1"] is None
 
 
 def test_retrieval_gives_a_collapsed_model_nothing() -> None:
@@ -53,17 +65,18 @@ def test_zero_shot_accuracy_by_hand_and_merged() -> None:
     whole.update(features, [0, 1, 5])
     left.update(features[:1], [0])
     right.update(features[1:], [1, 5])
-    left.merge(right)
-    assert left.figures() == whole.figures()
-    assert whole.figures() == {
+    left.merge_state(right)
+    assert left.compute() == whole.compute()
+    assert whole.compute() == {
         "zero_shot_top1": pytest.approx(100 / 3),
         "zero_shot_top5": pytest.approx(200 / 3),
+        "zero_shot_n": 3,
     }
     # All classes alike: no credit. Few classes: no top-5.
-    assert ZeroShotAccuracy(torch.ones(6, 3)).figures() == {"zero_shot_top1": None}
+    assert ZeroShotAccuracy(torch.ones(6, 3)).compute() == {"zero_shot_top1": None, "zero_shot_n": 0}
     collapsed = ZeroShotAccuracy(torch.ones(6, 7))
     collapsed.update(features, [0, 1, 2])
-    assert set(collapsed.figures().values()) == {0.0}
+    assert collapsed.compute() == {"zero_shot_top1": 0, "zero_shot_top5": 0, "zero_shot_n": 3}
 
 
 class WordIds:
@@ -105,17 +118,17 @@ def test_codebook_usage_by_hand_and_merged() -> None:
     half.update(codes[:2])
     other = CodebookUsage(4, 2)
     other.update(codes[2:])
-    half.merge(other)
+    half.merge_state(other)
     assert torch.equal(half.counts, whole.counts)
-    assert whole.usage() == [0.5, 0.5]
-    assert whole.perplexity() == pytest.approx([2, 2])
-    assert whole.usage_of_all_depths() == 1
+    assert whole.compute()["usage"] == [0.5, 0.5]
+    assert whole.compute()["perplexity"] == pytest.approx([2, 2])
+    assert whole.compute()["usage_all_depths"] == 1
     even = CodebookUsage(16, 1)
     even.update(torch.arange(16).view(-1, 1))
-    assert even.perplexity() == pytest.approx([16])
+    assert even.compute()["perplexity"] == pytest.approx([16])
     single = CodebookUsage(16, 1)
     single.update(torch.zeros(5, 1, dtype=torch.int64))
-    assert single.perplexity() == pytest.approx([1])
+    assert single.compute()["perplexity"] == pytest.approx([1])
 
 
 def tiny_clip(folder: Path) -> Path:

@@ -15,8 +15,8 @@ from PIL import Image
 from dualtoken.eval import get_benchmark
 from dualtoken.eval.harness import generated_images as drawings
 from dualtoken.eval.judges.local_models import LocalModels, local_models, use_local_models
-from dualtoken.eval.metrics.fid import frechet_distance
-from dualtoken.eval.metrics.fid_by_category import statistics_of
+from dualtoken.eval.metrics.fid import FeatureStatistics, frechet_distance
+from dualtoken.eval.metrics.fid_by_category import add_images
 from dualtoken.eval.scorers.geneval import Detection
 from dualtoken.eval.tasks import dpg, genai_bench, geneval, mjhq30k
 from dualtoken.tokenizer import UserError
@@ -241,10 +241,10 @@ def test_mjhq_by_category_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
         references[key] = path
     metrics = benchmark.score(items, predictions, tmp_path).metrics
     assert set(metrics) == {name, f"{name}/animals", f"{name}/food", "clip_score"}
-    sides = [
-        statistics_of(paths, colour_features)
-        for paths in (list(references.values()), [tmp_path / names[0] for names in predictions.values()])
-    ]
+    sides = FeatureStatistics(3), FeatureStatistics(3)
+    generated = [tmp_path / names[0] for names in predictions.values()]
+    for side, paths in zip(sides, (list(references.values()), generated), strict=True):
+        add_images(paths, colour_features, [side])
     assert metrics[name] == pytest.approx(frechet_distance(*sides), abs=1e-9)
 
 

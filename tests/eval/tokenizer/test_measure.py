@@ -1,4 +1,4 @@
-"""Figures of a tokenizer on every kind of image set; many processes equal one."""
+"""Metrics of a tokenizer on every kind of image set; many processes equal one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from PIL import Image
 from dualtoken.data_pipelines.records import Record, assistant, image_part, user
 from dualtoken.data_pipelines.shards.format import ShardWriter
 from dualtoken.eval.data.image_sets import GivenImages, Sample, open_images
-from dualtoken.eval.tokenizer import measure as tokenizer_figures
-from dualtoken.eval.tokenizer.measure import FigureOptions, center_square, measure_tokenizer
 from dualtoken.tokenizer import DualTokenizerImageProcessor, UserError
 
-pytest.importorskip("skimage")
+pytest.importorskip("torchmetrics")
+
+from dualtoken.eval.tokenizer import measure as measuring
+from dualtoken.eval.tokenizer.batch import center_square
+from dualtoken.eval.tokenizer.measure import MetricOptions, measure_tokenizer
 
 
 def noise(seed: int, width: int = 16, height: int = 16) -> Image.Image:
@@ -40,7 +43,7 @@ class Words:
         return {"input_ids": torch.tensor(rows)}
 
 
-OPTIONS = FigureOptions(
+OPTIONS = MetricOptions(
     feature_extractor=colour_features,
     classes=("cat", "dog", "owl"),
     templates=("a {}",),
@@ -50,9 +53,8 @@ SAMPLES = [Sample(str(n), noise(n), ("cat", "dog", "owl")[n % 3], (f"text {n}",)
 METRICS = ("psnr", "ssim", "rfid", "codebook", "zero_shot", "retrieval")
 
 
-def test_the_figures_are_those_of_encode_and_decode(tiny_tokenizer) -> None:
-    from dualtoken.eval.metrics.psnr import psnr
-
+def test_the_metrics_are_those_of_encode_and_decode(tiny_tokenizer) -> None:
+    psnr = pytest.importorskip("skimage.metrics").peak_signal_noise_ratio
     tokenizer, processor = tiny_tokenizer(), DualTokenizerImageProcessor(size=16)
     images = [noise(n) for n in range(5)]
     result = measure_tokenizer(tokenizer, images, ("psnr",), batch_size=2)
@@ -82,16 +84,23 @@ def test_two_processes_equal_one(tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("open_clip")
     tokenizer = tiny_tokenizer()
     single = measure_tokenizer(tokenizer, SAMPLES, METRICS, batch_size=1, options=OPTIONS)
-    states: list = []
-
-    def exchange(state: object) -> list:
-        states.append(state)
-        return states
-
-    monkeypatch.setattr(tokenizer_figures, "_of_all_processes", exchange)
+    sent: list = []  # by the first process: its share of the report, then each state of its metrics
+    both: dict = {}
     for rank in range(2):
-        monkeypatch.setattr(tokenizer_figures, "_place", lambda rank=rank: (rank, 2))
+        received = iter(sent if rank else ())
+
+        def exchange(state: object, group: object = None, received=received) -> list:
+            others = list(islice(received, 1))
+            if not others:
+                sent.append(state)
+            return [*others, state]
+
+        monkeypatch.setattr(measuring, "_rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(measuring, "_of_all_processes", exchange)
+        monkeypatch.setattr("torchmetrics.metric.gather_all_tensors", exchange)
+        monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
         both = measure_tokenizer(tokenizer, SAMPLES, METRICS, batch_size=1, options=OPTIONS)
+    assert len(sent) > 10
     assert both["n"] == single["n"] == len(SAMPLES)
     for name, value in single["figures"].items():
         assert both["figures"][name] == pytest.approx(value, abs=1e-9), name
@@ -153,7 +162,7 @@ def test_a_broken_image_is_named_and_left_out(tiny_tokenizer, tmp_path: Path) ->
     assert [name for name, _ in result["skipped"]] == ["1.png"]
 
 
-def test_a_folder_of_real_people(tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_folder_with_links_pipes_and_foreign_names(tiny_tokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -18,7 +18,8 @@ from dualtoken.data_pipelines.scenes.scene import HELD_OUT_SEED, Scene, SceneObj
 from dualtoken.data_pipelines.shards.format import ShardDataset, verify_shards
 from dualtoken.data_pipelines.small_sets.public_sets import SETS
 from dualtoken.eval.data.held_out import HeldOut
-from dualtoken.eval.tokenizer.text_ranker import TextRanker, places
+from dualtoken.eval.metrics.ranking import ranks_of
+from dualtoken.eval.tokenizer.text_ranker import TextRanker
 from dualtoken.mllm import DualTokenPipeline
 from dualtoken.scripts import cli, prepare
 from dualtoken.scripts.nano import card as nano_card
@@ -149,9 +150,9 @@ def test_a_judge_needs_a_folder_with_both_sides(tmp_path: Path) -> None:
         TextRanker(tmp_path)
 
 
-def test_places_count_equal_scores_against_the_right_one() -> None:
+def test_ranks_count_equal_scores_against_the_correct_one() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3], [0.7, 0.2, 0.1]])
-    assert places(scores, [1, 1, 2]) == [0, 2, 2]
+    assert ranks_of(scores, [1, 1, 2]).tolist() == [0, 2, 2]
 
 
 def test_dialogues_are_tables_whose_images_are_there(nano: DualTokenPipeline) -> None:

@@ -1,0 +1,52 @@
+"""torchmetrics' `Metric`, and the mean over pairs of images that several metrics are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from ...common.errors import UserError
+from ...common.packages import missing_package
+
+try:
+    from torchmetrics import Metric
+except ModuleNotFoundError as error:
+    raise UserError(missing_package("torchmetrics")) from error
+
+
+class PairMean(Metric):
+    """Mean, over pairs of images, of one number a pair.
+
+    Infinite and undefined numbers are counted in `not_finite` and never enter the mean.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+    not_finite: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
+        self.add_state("not_finite", torch.zeros((), dtype=torch.int64), "sum")
+
+    @abstractmethod
+    def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
+        """One number for each pair: two batches (B, 3, H, W) uint8 -> (B,)."""
+
+    def update(self, originals: Tensor, reconstructions: Tensor) -> None:
+        """Add two batches of uint8 images (B, 3, H, W)."""
+        values = self.values(originals, reconstructions).double().to(self.device)
+        finite = values[values.isfinite()]
+        self.total += finite.sum()
+        self.count += len(finite)
+        self.not_finite += len(values) - len(finite)
+
+    def compute(self) -> dict[str, float | int | None]:
+        """ "mean" (None where no number was finite), "count" and "not_finite"."""
+        count = int(self.count)
+        mean = float(self.total) / count if count else None
+        return {"mean": mean, "count": count, "not_finite": int(self.not_finite)}

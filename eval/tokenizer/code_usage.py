@@ -1,0 +1,39 @@
+"""Which codes of a tokenizer are used, and how evenly."""
+
+from __future__ import annotations
+
+from ...tokenizer import DualTokenizer
+from ..metrics.codebook import CodebookUsage
+from .batch import Batch
+from .family import Family, Subject, Values
+
+BRANCHES = ("pixel", "semantic")
+
+
+def codebook_usages(tokenizer: DualTokenizer) -> dict[str, CodebookUsage]:
+    """A metric for the codes of each branch."""
+    configs = (getattr(tokenizer.config, f"{branch}_quantizer") for branch in BRANCHES)
+    usages = (CodebookUsage(int(config["num_codes"]), int(config["depth"])) for config in configs)
+    return dict(zip(BRANCHES, usages, strict=True))
+
+
+class CodebookFamily(Family):
+    """Usage and perplexity of both codebooks at every depth."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._config = subject.tokenizer.config
+        self._usages = codebook_usages(subject.tokenizer)
+
+    def update(self, batch: Batch) -> None:
+        for branch, usage in self._usages.items():
+            usage.update(getattr(batch.codes, branch))
+
+    def compute(self) -> Values:
+        found: Values = {}
+        for branch, usage in self._usages.items():
+            values = usage.compute()
+            found |= {f"{branch}_{name}": values[name] for name in ("usage", "perplexity")}
+            if getattr(self._config, f"{branch}_quantizer")["shared_codebook"]:
+                found[f"{branch}_usage_all_depths"] = values["usage_all_depths"]
+        return found
