@@ -117,7 +117,7 @@ if __name__ == "__main__":
         package_data={
             "dualtoken": ["pretrained/**/*", "ablations/*.yaml", "benchmarks/*.py"],
             "dualtoken.scripts.nano": ["*.md"],
-            "dualtoken.train": ["recipes/*.yaml", "recipes/stages/*.yaml"],
+            "dualtoken.train": ["recipes/*.yaml", "recipes/*/*.yaml"],
         },
         install_requires=CORE,
         extras_require=EXTRAS,

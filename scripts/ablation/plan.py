@@ -23,6 +23,7 @@ from ...common.errors import UserError, shown
 from ...common.paths import plain_name
 from ...common.values import finite_number, seed_number, whole_number
 from ...common.yaml_files import read_yaml
+from ...train.config.compose import composed
 from .metrics import METRICS
 
 PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")
@@ -188,7 +189,7 @@ def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 
     """The whole recipe of one run, as a mapping for YAML."""
     chosen = plan.variants[variant]
     base = plan.bases[chosen.base]
-    recipe = read_yaml(Path(base.recipe))
+    recipe = composed([base.recipe])
     for key, value in {**base.overrides, **chosen.overrides}.items():
         set_key(recipe, key, copy.deepcopy(value))
     for key in SCALED:

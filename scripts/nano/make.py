@@ -23,10 +23,10 @@ from ...common.files import atomic_file, atomic_folder
 from ...data_pipelines.small_sets.public_sets import SETS
 from ...eval.data.held_out import EMOJI_NAMES, evenly_spread
 from ...eval.data.held_out import HELD_OUT as HELD_OUT_FOLDER
+from ...train.config.compose import RECIPES, composed
 from ..processes import run_process, sigterm_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "train" / "recipes"
 RUNS = Path("runs/nano")
 SHIPPED = ROOT / "pretrained" / "nano"
 VOCABULARY = 2048
@@ -250,12 +250,9 @@ def _train_step(args: argparse.Namespace, name: str) -> Step:
 
 def _moved(args: argparse.Namespace, name: str) -> list[str]:
     """Overrides that move a recipe's paths from runs/nano to `--runs`."""
-    import yaml
-
     if args.runs == RUNS:
         return []
-    recipe = yaml.safe_load((RECIPES / f"nano_{name}.yaml").read_text())
-    paths = dict(_paths(recipe))
+    paths = dict(_paths(composed([RECIPES / f"nano_{name}.yaml"])))
     return [
         word
         for key, path in paths.items()

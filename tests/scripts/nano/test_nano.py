@@ -27,6 +27,7 @@ from dualtoken.scripts.nano import evaluate as evaluate_nano
 from dualtoken.scripts.nano import gallery
 from dualtoken.scripts.nano import make as make_nano
 from dualtoken.tokenizer import DualTokenizerImageProcessor
+from dualtoken.train.config.compose import composed
 
 ROOT = Path(__file__).parents[3]
 NANO, HELD_OUT = ROOT / "pretrained" / "nano", ROOT / "pretrained" / "nano_heldout"
@@ -93,7 +94,7 @@ def test_every_data_set_of_nano_is_a_command_that_can_be_given() -> None:
         assert args.kind == "scenes" or args.input.name in files
         assert args.kind != "scenes" or args.seed < HELD_OUT_SEED
     for name in ("contrastive", "tokenizer", "refinement", "mllm", "decoder"):
-        text = (make_nano.RECIPES / f"nano_{name}.yaml").read_text()
+        text = str(composed([f"nano_{name}"]))
         used = re.findall(r"runs/nano/(data|codes)/(\w+)", text)
         assert {one for kind, one in used if kind == "data"} <= set(make_nano.ALL_DATA)
         assert {one for kind, one in used if kind == "codes"} <= set(make_nano.TOKENIZED)
@@ -204,6 +205,6 @@ def test_every_path_of_a_recipe_moves_with_the_runs_folder() -> None:
 
     for name in ("contrastive", "tokenizer", "refinement", "mllm", "decoder"):
         moved = make_nano._moved(Args(), name)  # type: ignore[arg-type]
-        text = (make_nano.RECIPES / f"nano_{name}.yaml").read_text()
+        text = str(composed([f"nano_{name}"]))
         assert len(moved) // 2 == text.count("runs/nano")
         assert all(value.startswith("elsewhere/") for value in moved[1::2])
