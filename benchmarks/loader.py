@@ -207,7 +207,7 @@ def packing_figures(folder: Path, steps: int) -> dict[str, float]:
     processor = DualTokenProcessor.from_pretrained(NANO)
     statistics = StreamStatistics(list(WEIGHTS))
     stream = statistics.timed(packed_batches(folder, processor, statistics))
-    batches = [next(stream) for _ in range(STREAMED)]
+    batches = [next(stream).inputs for _ in range(STREAMED)]
     figures = statistics.read()
     start = time.perf_counter()
     for _ in islice(stream, STREAMED):

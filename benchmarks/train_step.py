@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dualtoken.data_pipelines.records import Record
+from dualtoken.data_pipelines.stream.loader import StreamBatch
 from dualtoken.data_pipelines.stream.packing import shuffled_rows
 from dualtoken.mllm import DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, VisualCodes
@@ -45,7 +46,6 @@ from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.recipe import Recipe
 from dualtoken.train.config.run import RunConfig
 from dualtoken.train.config.schedule import ScheduleConfig
-from dualtoken.train.labels import Labelled
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import build_optimizer
@@ -189,7 +189,7 @@ def make_records(size: Size) -> list[Record]:
 
 
 def packed(objective: Any, examples: Sequence[Any], size: Size) -> list[dict[str, Any]]:
-    """Micro-batches of packed rows; `objective` is one, or one with labels."""
+    """Micro-batches of packed rows."""
     rows = shuffled_rows([len(one.input_ids) for one in examples], size.pack_length, seed=0, window=0)
     filled = [[examples[number] for number in row] for row in rows]
     return [
@@ -309,9 +309,9 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
     """The trainer's own step, on the same packed rows."""
     recipe = make_recipe(size, folder)
     objective = make_objective(recipe, size, world.device)
-    labelled = Labelled(objective)
-    examples = prepared(labelled, size)
-    accumulation = len(packed(labelled, examples, size))
+    examples = prepared(objective, size)
+    accumulation = len(packed(objective, examples, size))
+    source_ids = torch.zeros(size.rows, size.pack_length, dtype=torch.long)
     recipe = replace(recipe, run=replace(recipe.run, gradient_accumulation_steps=accumulation))
     engine, _ = trainer._initialise_engine(recipe, world, objective)
     guard = StepGuard(engine, engine.basic_optimizer, world, folder, spike_factor=10.0, max_skipped=1)
@@ -320,7 +320,10 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
     engine.train()
 
     def step() -> Losses:
-        batches = [trainer._to(batch, world.device) for batch in packed(labelled, examples, size)]
+        batches = [
+            StreamBatch(batch, [], source_ids[: len(batch["input_ids"])])
+            for batch in packed(objective, examples, size)
+        ]
         skipped = trainer._step(recipe, world, engine, beside, meter, window, throughput, 0, batches)
         assert skipped is None, skipped
         throughput.read()

@@ -22,13 +22,12 @@ from ..common.json_files import take
 from ..common.paths import user_path
 from ..data_pipelines.shards.format import ShardDataset
 from ..data_pipelines.shards.storage import is_url
-from ..data_pipelines.stream.loader import PackedBatches, Packing, example_batches
+from ..data_pipelines.stream.loader import PackedBatches, Packing, StreamBatch, example_batches
 from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
 from ..data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan
 from ..data_pipelines.stream.statistics import Skip, StreamStatistics
 from .backend.distributed import World
 from .config.recipe import Recipe
-from .labels import Labelled
 from .objectives import Objective
 from .objectives.base import Batch
 
@@ -79,7 +78,7 @@ class Stream:
 
     # ---- batches
 
-    def run(self, objective: Objective | Labelled, start: int) -> Iterator[Batch]:
+    def run(self, objective: Objective, start: int) -> Iterator[StreamBatch]:
         """The run's own micro-batches, from number ``start`` on, without end, counted and timed.
 
         With packing they go on from the checkpoint's cursor instead.
@@ -97,16 +96,16 @@ class Stream:
         self._packed = self._packed_batches(objective, self.statistics)
         return self.statistics.timed(self._packed)
 
-    def batches(self, objective: Objective | Labelled, start: int) -> Iterator[Batch]:
+    def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
         """A look at the micro-batches from number ``start`` on, without end (with packing: from where the
         run stands); it moves nothing."""
-        if self.is_packed:
-            return self._packed_batches(objective, None)
-        return self._plain(objective, start, None)
+        packed = self.is_packed
+        batches = self._packed_batches(objective, None) if packed else self._plain(objective, start, None)
+        return (batch.inputs for batch in batches)
 
     def _plain(
-        self, objective: Objective | Labelled, start: int, statistics: StreamStatistics | None
-    ) -> Iterator[Batch]:
+        self, objective: Objective, start: int, statistics: StreamStatistics | None
+    ) -> Iterator[StreamBatch]:
         data = self.recipe.data
 
         def length(draw: Draw) -> int:
@@ -119,24 +118,28 @@ class Stream:
             self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
         )
         return example_batches(
-            plan, self.sources, objective.prepare, objective.collate, start, data.num_workers, statistics
+            plan,
+            self.sources,
+            objective.prepare,
+            objective.collate,
+            start=start,
+            num_workers=data.num_workers,
+            statistics=statistics,
         )
 
-    def _packed_batches(
-        self, objective: Objective | Labelled, statistics: StreamStatistics | None
-    ) -> PackedBatches:
+    def _packed_batches(self, objective: Objective, statistics: StreamStatistics | None) -> PackedBatches:
         data = self.recipe.data
         return PackedBatches(
             self.mixture,
             self._plan,
             Packing(data.pack_length, data.pack_window),
             self.sources,
-            objective.prepare,
-            objective.collate_packed,
-            data.micro_batch_size,
-            self._packed.cursor if self._packed else self._cursor,
-            data.num_workers,
-            statistics,
+            prepare=objective.prepare,
+            collate=objective.collate_packed,
+            rows=data.micro_batch_size,
+            cursor=self._packed.cursor if self._packed else self._cursor,
+            num_workers=data.num_workers,
+            statistics=statistics,
         )
 
     # ---- state

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from ..common.errors import UserError, first_line, shown
 from ..common.files import atomic_folder
 from ..common.machine import LARGE_BATCH, suitable_threads
+from ..data_pipelines.stream.loader import StreamBatch
 from .backend.checkpoint import Checkpoints, JudgedBy
 from .backend.deepspeed_internals import read_strictly, set_clipping
 from .backend.distributed import World, join_world, leave_world
@@ -39,7 +40,6 @@ from .callbacks.throughput import Throughput
 from .callbacks.validation import Validation
 from .callbacks.weight_average import WeightAverage
 from .config.recipe import Recipe, save_resolved
-from .labels import Labelled, NumberedSource, take_labels
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import Batch
 from .optimizers import GroupSettings, build_optimizer, build_scheduler
@@ -95,7 +95,6 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
         objective.enable_gradient_checkpointing()
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
-    stream.sources[:] = [NumberedSource(source, n) for n, source in enumerate(stream.sources)]
     if recipe.init_from:
         objective.initialise_from(recipe.init_from)
     world.on_main(lambda: rehearse_export(objective))
@@ -184,7 +183,7 @@ def _run_steps(
     samples = recipe.data.micro_batch_size * accumulation * world.size
     validation = Validation.open(recipe, objective, world)
     monitor = Monitor(Path(recipe.output), world, run.steps, start, samples, run.wandb_project)
-    batches = stream.run(Labelled(objective), start * accumulation)
+    batches = stream.run(objective, start * accumulation)
     meter, throughput = LossMeter(world, list(recipe.data.sources)), Throughput(world, run.peak_tflops)
     window = LossWindow(world)
     validated: dict[str, float] = {}
@@ -193,7 +192,7 @@ def _run_steps(
         done = step + 1
         hang.enter(f"step {done}: waiting for data")
         objective.before_step(step, partial(stream.batches, objective, step * accumulation), world.device)
-        micro_batches = [_to(next(batches), world.device) for _ in range(accumulation)]
+        micro_batches = [next(batches) for _ in range(accumulation)]
         if request.agreed():  # asked here, where the ranks wait for each other anyway
             stop = done
         hang.enter(f"step {done}: forward, backward and update")
@@ -233,29 +232,27 @@ def _step(
     window: LossWindow,
     throughput: Throughput,
     step: int,
-    labelled: list[Batch],
+    micro_batches: list[StreamBatch],
 ) -> str | None:
     """One optimizer step over its micro-batches; a line on why it was skipped, or None."""
     objective, guard = beside.objective, beside.guard
-    taken = [take_labels(batch) for batch in labelled]
-    counts = global_counts(objective, [batch for batch, _, _ in taken], world)
+    taken = [(_to(one.inputs, world.device), one.source_ids) for one in micro_batches]
+    counts = global_counts(objective, [batch for batch, _ in taken], world)
     autocast = recipe.run.precision == "bf16_autocast"
     losses: list[torch.Tensor] = []
     parts: list[tuple[dict[str, LossTerm], SourceSums]] = []
-    for number, (batch, _, source_ids) in enumerate(taken):
+    for number, (batch, source_ids) in enumerate(taken):
         _seed_micro_batch(recipe.seed, world.rank, step, number)
         throughput.add(objective.work(batch))
         with torch.autocast(world.device.type, torch.bfloat16, enabled=autocast):
             terms = engine(**batch)
         loss = _loss(terms, counts, world.size * len(taken))
-        by_source = (
-            {} if source_ids is None else objective.source_sums(batch, source_ids, len(recipe.data.sources))
-        )
+        by_source = objective.source_sums(batch, source_ids, len(recipe.data.sources))
         losses.append(loss.detach())
         parts.append(({name: LossTerm(term.total.detach()) for name, term in terms.items()}, by_source))
         engine.backward(loss)
         guard.step(losses, last=number + 1 == len(taken))
-    skipped = guard.accepted(step + 1, [ids for _, ids, _ in taken], losses)
+    skipped = guard.accepted(step + 1, [one.record_ids for one in micro_batches], losses)
     if skipped is not None:
         objective.after_skipped_step()
     else:

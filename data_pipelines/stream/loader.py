@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...common.errors import UserError, first_line, shown
@@ -38,15 +40,39 @@ class RecordSource(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@dataclass(frozen=True)
+class Example:
+    """A model-ready example with the id of its record and the number of the record's source."""
+
+    value: Any
+    record_id: str
+    source: int
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """A collated batch and the records it was made of.
+
+    Args:
+        inputs: what the stream's `collate` made.
+        record_ids: the ids of all its records.
+        source_ids: the number of each example's source (B,), or of each position's (B, L) where several
+            records share a row. Padding has 0.
+    """
+
+    inputs: Any
+    record_ids: list[str]
+    source_ids: Tensor
+
+
 # --- plain batches: one record a row ----------------------------------------
 
 
 @dataclass(frozen=True)
-class _Example:
-    """A model-ready example; without a source where no record could be used in place of a draw."""
+class _Attempt:
+    """The example of a draw, None where no record could be used in its place, and the records skipped."""
 
-    value: Any
-    source: int | None
+    example: Example | None
     skips: list[Skip]
 
 
@@ -57,14 +83,15 @@ class _Examples(Dataset[Any]):
     sources: Sequence[RecordSource]
     prepare: Callable[[Record, int], Any]
 
-    def __getitem__(self, draw: Draw) -> _Example:
+    def __getitem__(self, draw: Draw) -> _Attempt:
         skips: list[Skip] = []
         for source, index in self._candidates(draw):
             try:
-                return _Example(self.prepare(self.sources[source][index], draw.number), source, skips)
+                record = self.sources[source][index]
+                return _Attempt(Example(self.prepare(record, draw.number), record.id, source), skips)
             except _UNUSABLE as error:
                 skips.append(Skip(source, index, first_line(error)))
-        return _Example(None, None, skips)  # an error of a worker process would come as a traceback
+        return _Attempt(None, skips)  # an error of a worker process would come as a traceback
 
     def _candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
         """The drawn record; then others of its source, far apart as a lost shard is a run of neighbours;
@@ -81,14 +108,16 @@ class _Examples(Dataset[Any]):
 class _Collate:
     collate: Callable[[list[Any]], Any]
 
-    def __call__(self, examples: list[_Example]) -> tuple[Any, BatchFacts]:
-        skips = [skip for example in examples for skip in example.skips]
-        sources = [example.source for example in examples if example.source is not None]
-        if len(sources) < len(examples):
+    def __call__(self, attempts: list[_Attempt]) -> tuple[StreamBatch | None, BatchFacts]:
+        skips = [skip for attempt in attempts for skip in attempt.skips]
+        examples = [attempt.example for attempt in attempts if attempt.example is not None]
+        if len(examples) < len(attempts):
             return None, BatchFacts(skips=skips)
-        batch = self.collate([example.value for example in examples])
+        inputs = self.collate([example.value for example in examples])
+        sources = [example.source for example in examples]
+        batch = StreamBatch(inputs, [example.record_id for example in examples], torch.tensor(sources))
         lengths = [example_length(example.value) for example in examples]
-        return batch, BatchFacts(batch_positions(batch), sources, lengths, skips)
+        return batch, BatchFacts(batch_positions(inputs), sources, lengths, skips)
 
 
 def example_batches(
@@ -99,7 +128,7 @@ def example_batches(
     start: int = 0,
     num_workers: int = 0,
     statistics: StreamStatistics | None = None,
-) -> Iterator[Any]:
+) -> Iterator[StreamBatch]:
     """Endless collated micro-batches of one rank, from micro-batch number ``start`` on.
 
     Args:
@@ -178,11 +207,11 @@ class Packing:
 
 @dataclass
 class _Window:
-    """The rows of one window, from `first_row` on, each a list of (example, source)."""
+    """The rows of one window, from `first_row` on."""
 
     ordinal: int
     first_row: int
-    rows: list[list[tuple[Any, int]]] = field(default_factory=list)
+    rows: list[list[Example]] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
 
 
@@ -205,21 +234,21 @@ class _Windows(Dataset[Any]):
 
     def __getitem__(self, window: _WindowDraws) -> _Window:
         result = _Window(window.ordinal, window.first_row)
-        examples: list[tuple[Any, int]] = []
+        examples: list[Example] = []
         for draw in window.draws:
             try:
-                examples.append((self._example(draw), draw.source))
+                examples.append(self._example(draw))
             except _UNUSABLE as error:
                 result.skips.append(Skip(draw.source, draw.index, first_line(error)))
-        lengths = [example_length(example) for example, _ in examples]
+        lengths = [example_length(example.value) for example in examples]
         rows = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
         result.rows = [[examples[i] for i in row] for row in rows[window.first_row :]]
         return result
 
-    def _example(self, draw: Draw) -> Any:
+    def _example(self, draw: Draw) -> Example:
         record = self.sources[draw.source][draw.index]
-        example = self.prepare(record, draw.number)
-        length = example_length(example)
+        example = Example(self.prepare(record, draw.number), record.id, draw.source)
+        length = example_length(example.value)
         if length > self.packing.length:
             raise ValueError(
                 f"Record {shown(record.id)} has {length} tokens, more than data.pack_length "
@@ -273,7 +302,7 @@ class PackedBatches:
         self.cursor = cursor
         self._packing, self._collate, self._num_rows = packing, collate, rows
         self._statistics = statistics or _unnamed(sources)
-        self._waiting: deque[tuple[int, int, list[tuple[Any, int]]]] = deque()
+        self._waiting: deque[tuple[int, int, list[Example]]] = deque()
         self._windows: Iterator[_Window] = iter(
             DataLoader(
                 _Windows(sources, prepare, packing, mixture.seed),
@@ -286,10 +315,10 @@ class PackedBatches:
             )
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[StreamBatch]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> StreamBatch:
         while len(self._waiting) < self._num_rows:
             self._take_window()
         taken = [self._waiting.popleft() for _ in range(self._num_rows)]
@@ -297,15 +326,21 @@ class PackedBatches:
         # The row after the last one; past the end of a window it is the beginning of the next.
         self.cursor = self._waiting[0][:2] if self._waiting else (ordinal + 1, 0)
         rows = [examples for _, _, examples in taken]
-        batch = self._collate([[value for value, _ in row] for row in rows], self._packing.length)
+        inputs = self._collate([[example.value for example in row] for row in rows], self._packing.length)
+        examples = [example for row in rows for example in row]
         self._statistics.add(
             BatchFacts(
-                batch_positions(batch),
-                [source for row in rows for _, source in row],
-                [example_length(value) for row in rows for value, _ in row],
+                batch_positions(inputs),
+                [example.source for example in examples],
+                [example_length(example.value) for example in examples],
             )
         )
-        return batch
+        source_ids = torch.zeros(len(rows), self._packing.length, dtype=torch.long)
+        for number, row in enumerate(rows):
+            lengths = torch.tensor([example_length(example.value) for example in row])
+            sources = torch.tensor([example.source for example in row]).repeat_interleave(lengths)
+            source_ids[number, : len(sources)] = sources
+        return StreamBatch(inputs, [example.record_id for example in examples], source_ids)
 
     def _take_window(self) -> None:
         for _ in range(_EMPTY_WINDOWS):

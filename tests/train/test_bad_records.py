@@ -22,7 +22,6 @@ from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, re
 from dualtoken.data_pipelines.shards.sample_codec import EncodedSample, encode_record
 from dualtoken.train.config.data import SourceConfig
 from dualtoken.train.config.reading import parse_recipe
-from dualtoken.train.labels import RECORD_IDS, Labelled, NumberedSource
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import RecordLimit
 from dualtoken.train.stream import Stream
@@ -102,8 +101,7 @@ def stream(arguments: list[str], folder: Path, *options: str) -> tuple[Stream, A
     only = SourceConfig(str(folder))
     recipe = replace(recipe, data=replace(recipe.data, sources={"only": only}))
     opened = Stream.open(recipe, alone())
-    opened.sources[:] = [NumberedSource(source, n) for n, source in enumerate(opened.sources)]
-    return opened, Labelled(build_objective(recipe))
+    return opened, build_objective(recipe)
 
 
 def skips(output: Path) -> dict[int, str]:
@@ -140,10 +138,10 @@ def test_bad_records_are_skipped_and_named(
     arguments = chain.recipe("mllm", tmp_path / "run")
     opened, objective = stream(arguments, folder, *packing, "--data.num_workers", workers)
     batches = list(islice(opened.run(objective, 0), 24 if not packing else 6))
-    ids = {name for batch in batches for name in batch[RECORD_IDS]}
+    ids = {name for batch in batches for name in batch.record_ids}
     assert ids <= good_ids(chain)
     assert len(ids) > 4
-    assert max(batch["input_ids"].shape[1] for batch in batches) < CONTEXT
+    assert max(batch.inputs["input_ids"].shape[1] for batch in batches) < CONTEXT
     named = skips(tmp_path / "run")
     total = len(opened.sources[0])
     reasons = " ".join(named.values())
@@ -162,7 +160,7 @@ def test_a_resumed_stream_skips_and_takes_the_same(
     def batches(start: int, count: int, workers: str) -> list[torch.Tensor]:
         arguments = chain.recipe("mllm", tmp_path / "run")
         opened, objective = stream(arguments, folder, "--data.num_workers", workers)
-        return [batch["input_ids"] for batch in islice(opened.run(objective, start), count)]
+        return [batch.inputs["input_ids"] for batch in islice(opened.run(objective, start), count)]
 
     whole = batches(0, 12, "0")
     for one, other in zip(whole[6:], batches(6, 6, workers), strict=True):
@@ -214,7 +212,7 @@ def test_a_setting_bounds_the_length(chain: Chain, tmp_path: Path) -> None:
     data = write(tmp_path / "data", records, [], chain.folder / "chat")
     opened, objective = stream(chain.recipe("mllm", tmp_path / "run"), data, "--data.max_length", "30")
     for batch in islice(opened.run(objective, 0), 12):
-        assert batch["input_ids"].shape[1] <= 30
+        assert batch.inputs["input_ids"].shape[1] <= 30
     named = skips(tmp_path / "run")
     assert set(named) == {3, 4, 5}
     assert all("data.max_length is 30" in reason for reason in named.values())
@@ -318,7 +316,7 @@ def test_objectives_on_images_skip_what_has_none(
     )
     arguments = chain.recipe(name, tmp_path / "run")
     opened, objective = stream(arguments, data, "--data.num_workers", workers)
-    ids = {one for batch in islice(opened.run(objective, 0), 16) for one in batch[RECORD_IDS]}
+    ids = {one for batch in islice(opened.run(objective, 0), 16) for one in batch.record_ids}
     assert ids == {record.id for record in (*good, long)}
     named = skips(tmp_path / "run")
     assert len(named) == len(bad), named

@@ -88,7 +88,7 @@ def test_workers_read_urls_and_a_lost_shard_stops_nobody(url: str, workers: int)
     batches = example_batches(
         BatchPlan(Mixture([10], [1.0], seed=0), 3), sources, name_of, list, 0, workers, statistics
     )
-    names = [name for batch in islice(batches, 10) for name in batch]
+    names = [name for batch in islice(batches, 10) for name in batch.inputs]
     assert len(names) == 30
     assert set(names) == {f"r{n}" for n in range(4, 10)}
     assert statistics.skipped >= 12  # its four records in each of three epochs
@@ -110,7 +110,7 @@ def test_a_source_that_is_lost_as_a_whole_is_replaced(folder: Path) -> None:
     plan = BatchPlan(Mixture([1000, 10], [1.0, 1.0], seed=0), 4)
     sources = [Lost(), ShardDataset(folder)]
     batches = list(islice(example_batches(plan, sources, name_of, list, 0, 0, statistics), 5))
-    assert [len(batch) for batch in batches] == [4] * 5
+    assert [len(batch.inputs) for batch in batches] == [4] * 5
     assert statistics.skipped > 0
     assert statistics.read()["share/kept"] == 1.0
     with pytest.raises(UserError, match="is lost"):

@@ -47,7 +47,7 @@ def name_of(record: Record, draw: int) -> str:
 def names(sources: list[Source], count: int, statistics: StreamStatistics | None = None) -> Iterator[str]:
     mixture = Mixture([len(source) for source in sources], [1.0] * len(sources), seed=0)
     batches = example_batches(BatchPlan(mixture, 4), sources, name_of, list, statistics=statistics)
-    return (name for batch in islice(batches, count // 4) for name in batch)
+    return (name for batch in islice(batches, count // 4) for name in batch.inputs)
 
 
 def test_another_record_of_the_same_source_stands_in() -> None:
@@ -59,6 +59,14 @@ def test_another_record_of_the_same_source_stands_in() -> None:
         bad = draw.source == 0 and draw.index % 3 == 0
         assert (name == f"{draw.source}-{draw.index}") != bad
     assert not {f"0-{number}" for number in range(0, 90, 3)} & set(taken)
+
+
+def test_a_batch_names_its_records_and_their_sources() -> None:
+    mixture = Mixture([90, 50], [1.0, 1.0], seed=0)
+    sources = [Source(0, 90, broken=3), Source(1, 50)]
+    for batch in islice(example_batches(BatchPlan(mixture, 4), sources, name_of, list), 20):
+        assert batch.record_ids == batch.inputs
+        assert batch.source_ids.tolist() == [int(name[0]) for name in batch.record_ids]
 
 
 def test_the_log_names_a_hundred_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:

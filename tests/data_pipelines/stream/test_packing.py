@@ -62,6 +62,10 @@ def stream(plan: WindowPlan | None = None, cursor: tuple[int, int] = (0, 0), **o
     )
 
 
+def rows_of(batches: PackedBatches, count: int) -> list[Any]:
+    return [batch.inputs for batch in islice(batches, count)]
+
+
 @pytest.mark.parametrize("capacity", [30, 64])
 def test_rows_hold_every_item_once_and_never_too_much(capacity: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 31, size=200).tolist()
@@ -83,10 +87,10 @@ def test_equal_lengths_fill_their_rows() -> None:
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_resumed_equals_uninterrupted(stop: int, workers: int) -> None:
     plan = WindowPlan(1, 2)
-    whole = list(islice(stream(plan), 16))
+    whole = rows_of(stream(plan), 16)
     first = stream(plan)
-    assert list(islice(first, stop)) == whole[:stop]
-    assert list(islice(stream(plan, first.cursor, num_workers=workers), 16 - stop)) == whole[stop:]
+    assert rows_of(first, stop) == whole[:stop]
+    assert rows_of(stream(plan, first.cursor, num_workers=workers), 16 - stop) == whole[stop:]
 
 
 def delivered(batches: Sequence[Any]) -> list[int]:
@@ -95,7 +99,7 @@ def delivered(batches: Sequence[Any]) -> list[int]:
 
 def test_ranks_are_disjoint_and_complete() -> None:
     ranks = [stream(WindowPlan(rank, 3)) for rank in range(3)]
-    draws = [delivered(list(islice(rank, 20))) for rank in ranks]
+    draws = [delivered(rows_of(rank, 20)) for rank in ranks]
     counts = Counter(draw for rank in draws for draw in rank)
     assert set(counts.values()) == {1}
     windows_done = min(rank.cursor[0] for rank in ranks)
@@ -115,7 +119,7 @@ def test_another_number_of_ranks_takes_over_without_loss(sizes: tuple[int, ...])
             plans, cursors = [plan for plan, _ in resumed], [cursor for _, cursor in resumed]
         for rank in range(size):
             packed = stream(plans[rank], cursors[rank])
-            draws += delivered(list(islice(packed, 7)))
+            draws += delivered(rows_of(packed, 7))
             cursors[rank] = packed.cursor
     counts = Counter(draws)
     assert set(counts.values()) == {1}
@@ -134,7 +138,7 @@ def test_what_cannot_be_used_is_counted_and_named(caplog: pytest.LogCaptureFixtu
     statistics = StreamStatistics(["good", "bad"])
     sources = [Numbered(0, 200), Numbered(1, 90, broken=3)]
     packed = stream(sources=sources, prepare=long_records, statistics=statistics)
-    batches = list(islice(packed, 10))
+    batches = rows_of(packed, 10)
     done = packed.cursor[0] * WINDOW
     draws = [Mixture(SIZES, [2.0, 1.0], seed=4).draw(n) for n in range(done)]
     bad = {d.number for d in draws if d.number % 10 == 0 or (d.source == 1 and d.index % 3 == 0)}
@@ -144,6 +148,15 @@ def test_what_cannot_be_used_is_counted_and_named(caplog: pytest.LogCaptureFixtu
     assert f"65 tokens, more than data.pack_length {LENGTH}" in caplog.text
 
 
+def test_a_batch_names_the_record_and_source_of_every_position() -> None:
+    for batch in islice(stream(), 6):
+        assert batch.record_ids == [name for row in batch.inputs for name, _ in row]
+        for row, sources in zip(batch.inputs, batch.source_ids.tolist(), strict=True):
+            lengths = [len(prepare(Record(name, []), draw).input_ids) for name, draw in row]
+            expected = [int(name[0]) for (name, _), n in zip(row, lengths, strict=True) for _ in range(n)]
+            assert sources == expected + [0] * (LENGTH - len(expected))
+
+
 def test_a_stream_without_usable_records_ends_with_a_reason() -> None:
     with pytest.raises(UserError, match="is broken"):
         next(stream(sources=[Numbered(0, 50, broken=1)]))
@@ -151,7 +164,7 @@ def test_a_stream_without_usable_records_ends_with_a_reason() -> None:
 
 def test_figures_add_up() -> None:
     statistics = StreamStatistics(["a", "b"])
-    batches = list(islice(stream(statistics=statistics), 12))
+    batches = rows_of(stream(statistics=statistics), 12)
     figures = statistics.read()
     names = [name for batch in batches for row in batch for name, _ in row]
     assert figures["share/a"] == pytest.approx(sum(name.startswith("0") for name in names) / len(names))

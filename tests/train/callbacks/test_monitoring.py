@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.shards.format import ShardDataset
 from dualtoken.train.callbacks.hang_guard import HangGuard
 from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.reading import parse_recipe
-from dualtoken.train.labels import Labelled, NumberedSource, take_labels
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.optimizers import parameter_groups
 
@@ -72,15 +71,9 @@ def test_validation_is_the_same_at_stage_three(chain: Chain, tmp_path: Path) -> 
 
 def test_losses_by_source_add_up_to_the_losses(chain: Chain, tmp_path: Path) -> None:
     objective = objective_of(chain, tmp_path, "--mllm.model.visual_target_fraction", "1.0")
-    sources = [
-        NumberedSource(ShardDataset(chain.folder / name), number)
-        for number, name in enumerate(("codes_t2i", "codes_vqa", "chat"))
-    ]
-    labelled = Labelled(objective)
-    assert sources[2].manifest == ShardDataset(chain.folder / "chat").manifest
-    examples = [labelled.prepare(source[0], 1) for source in sources]
-    batch, ids, source_ids = take_labels(labelled.collate(examples))
-    assert ids == [source[0].id for source in sources]
+    sources = [ShardDataset(chain.folder / name) for name in ("codes_t2i", "codes_vqa", "chat")]
+    examples = [objective.prepare(source[0], 1) for source in sources]
+    batch, source_ids = objective.collate(examples), torch.arange(3)
     terms = objective(**batch)
     counts = objective.target_counts(batch)
     by_source = objective.source_sums(batch, source_ids, 3)
@@ -90,9 +83,9 @@ def test_losses_by_source_add_up_to_the_losses(chain: Chain, tmp_path: Path) -> 
         assert float(totals.sum()) == pytest.approx(float(term.total.detach()), rel=1e-5)
         assert float(targets.sum()) == counts[name]
     assert by_source["pixel"][1, 1:].tolist() == [0.0, 0.0]  # only the first one draws
-    alone = labelled.collate(examples[2:])
-    objective(**take_labels(alone)[0])
-    one = objective.source_sums(take_labels(alone)[0], alone["source_ids"], 3)
+    alone = objective.collate(examples[2:])
+    objective(**alone)
+    one = objective.source_sums(alone, source_ids[2:], 3)
     assert float(one["text"][0, 2]) == pytest.approx(float(by_source["text"][0, 2]), rel=1e-4)
 
 
@@ -176,11 +169,3 @@ def test_a_process_that_is_stuck_ends_and_says_where() -> None:
     assert stuck.returncode == 1
     assert "rank 1 has been in phase 'step 2: waiting for data'" in stuck.stderr
     assert time.monotonic() - start < 50
-
-
-def test_a_source_passes_its_records_on() -> None:
-    record = Record("a", [], {"task": "vqa"})
-    (passed,) = [NumberedSource([record], 4)[0]]
-    assert passed.id == "a"
-    assert passed.metadata["task"] == "vqa"
-    assert record.metadata == {"task": "vqa"}
