@@ -34,7 +34,8 @@ from PIL import Image
 from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
 from dualtoken.data_pipelines.records import EncodedImage, Record, image_part
 from dualtoken.data_pipelines.scenes.scene import Scene, render
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.data_pipelines.stream.loader import PackedBatches, Packing, example_batches
 from dualtoken.data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
 from dualtoken.data_pipelines.stream.packing import WindowPlan

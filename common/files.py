@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -55,6 +56,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(
             f"{target} cannot be made ({error.strerror}); what was finished is kept in {temporary}"
         ) from error
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_readable(path: Path) -> None:

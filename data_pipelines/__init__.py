@@ -12,7 +12,8 @@ from ..common.lazy import lazy_exports
 if TYPE_CHECKING:
     from .records import EncodedImage, Record, RecordError
     from .scenes.scene import NUM_PATCH_CLASSES, Scene, SceneObject, patch_classes, random_scene, render
-    from .shards.format import ShardDataset, ShardWriter
+    from .shards.reader import ShardDataset
+    from .shards.writer import ShardWriter
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -29,6 +29,8 @@ from ..mllm.conversation.messages import Message, normalise_messages
 
 #: Images of one record: with its codes, each becomes two members of its sample.
 MOST_IMAGES = 4096
+#: Records that a user may ask for; nobody has more.
+MOST_RECORDS = 10**12
 #: Characters of an id: those of a long path.
 LONGEST_ID = 4096
 #: A record is stored as one JSON object, in which its metadata lie deeper.

@@ -60,7 +60,7 @@ def make_recipe(folder: Path, steps: int) -> Path:
     from ..data_pipelines.convert.samples import OutputOptions
     from ..data_pipelines.records import Record, assistant, user
     from ..data_pipelines.scenes.convert import SceneOptions, prepare_scenes
-    from ..data_pipelines.shards.format import ShardWriter
+    from ..data_pipelines.shards.writer import ShardWriter
     from ..mllm.assembly.model_folder import resolve_model
     from ..tokenizer import DualTokenizer
 

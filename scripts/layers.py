@@ -96,7 +96,8 @@ def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
     """At most `count` images of a folder, by chance. UserError if there is none."""
     import random
 
-    from ..data_pipelines.shards.format import MANIFEST, ShardDataset
+    from ..data_pipelines.shards.format import MANIFEST
+    from ..data_pipelines.shards.reader import ShardDataset
 
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder")

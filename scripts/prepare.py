@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import LONGEST_MESSAGE, UserError, one_line, shown
+from ..common.images.reading import MAX_PIXELS
 from ..data_pipelines.convert.captions import TASKS as CAPTION_TASKS
 from ..data_pipelines.convert.captions import CaptionOptions
-from ..data_pipelines.convert.driver import REJECTED, Source, write_source
-from ..data_pipelines.convert.samples import MAX_PIXELS, MOST_WORKERS, ImageOptions, OutputOptions
+from ..data_pipelines.convert.driver import Source, write_source
+from ..data_pipelines.convert.samples import ImageOptions, OutputOptions
+from ..data_pipelines.job import REJECTED
 from ..data_pipelines.scenes.convert import DEFAULT_SKILLS, TASKS, SceneOptions, prepare_scenes
+from ..data_pipelines.workers import MOST_WORKERS
 from . import prepare_reports, prepare_sources
 from .options import integer, path, seed, share
 

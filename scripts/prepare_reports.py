@@ -13,11 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..common.errors import ImageError, UserError
-from ..common.images.reading import load_image
+from ..common.images.reading import MAX_PIXELS, load_image
 from ..common.output_files import check_file, is_our_picture, write_picture
-from ..data_pipelines.convert.samples import MAX_PIXELS, MOST_PIXELS, MOST_WORKERS
+from ..data_pipelines.convert.samples import MOST_PIXELS
 from ..data_pipelines.records import Record, RecordError
-from ..data_pipelines.shards.format import ShardDataset, read_manifest
+from ..data_pipelines.shards.format import read_manifest
+from ..data_pipelines.shards.reader import ShardDataset
+from ..data_pipelines.workers import MOST_WORKERS
 from .nano.contact_sheet import card_sheet
 from .options import integer, path, png_path, seed
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
     from ..data_pipelines.codes.code_cache import tokenize_shards
     from ..data_pipelines.codes.views import ViewOptions
-    from ..data_pipelines.convert.shared_work import Share
+    from ..data_pipelines.job import Share
     from ..data_pipelines.shards.storage import is_url
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 

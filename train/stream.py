@@ -20,7 +20,7 @@ import torch
 from ..common.errors import UserError, shown
 from ..common.json_files import take
 from ..common.paths import user_path
-from ..data_pipelines.shards.format import ShardDataset
+from ..data_pipelines.shards.reader import ShardDataset
 from ..data_pipelines.shards.storage import is_url
 from ..data_pipelines.stream.loader import PackedBatches, Packing, StreamBatch, example_batches
 from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ from ...common.values import whole_number
 from ...tokenizer.modeling import DualTokenizer
 from ...tokenizer.processing import DualTokenizerImageProcessor
 from ...tokenizer.stored import StoredTokenizer
-from ..convert.samples import MOST_RECORDS, MOST_WORKERS
-from ..convert.shared_work import Share, SharedWork
-from ..records import Part, Record, RecordError, with_image_parts
-from ..shards.format import ShardDataset, ShardWriter, read_manifest
+from ..job import Job, Share
+from ..records import MOST_RECORDS, Part, Record, RecordError, with_image_parts
+from ..shards.format import read_manifest
+from ..shards.reader import ShardDataset
 from ..shards.storage import Location, locate
+from ..shards.writer import PartWriter
+from ..workers import MOST_WORKERS
 from .views import ViewOptions
 from .views import views as record_views
 
+_COMMAND = "dualtoken tokenize"
 #: Images in one batch, at most.
 MOST_BATCH = 65_536
 # Weights that only turn codes into images: training them further leaves all codes as they are.
@@ -117,7 +121,7 @@ def tokenize_shards(
 
     Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
     and metadata stay; `views` adds crops and mirror images. Records that are damaged, or have an image that
-    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call goes on
+    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call resumes
     with the shards that are not in it; all calls with equal arguments write the same bytes.
 
     Args:
@@ -145,77 +149,62 @@ def tokenize_shards(
     processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
     # nn.Module's own `to`: that of PreTrainedModel has no usable types.
     torch.nn.Module.to(tokenizer.eval(), device)
-    encoder = _Encoder(
-        tokenizer, processor, batch_size, torch.device(device), views or ViewOptions(), decoders
-    )
-    description = {
-        **{key: manifest[key] for key in ("format", "version", "source", "licence", "settings")},
-        "tokenizer": _describe(tokenizer, processor),
-        "rejected_before": manifest["rejected"]["reasons"],
-    }
+    options = views or ViewOptions()
+    encoder = _Encoder(tokenizer, processor, batch_size, torch.device(device), options, decoders)
+    made_by = _describe(tokenizer, processor)
     plan = {
         "input": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest(),
-        "tokenizer": description["tokenizer"]["checksum"],
-        "preprocessing": description["tokenizer"]["preprocessing"],
-        "views": asdict(encoder.views),
+        "tokenizer": made_by["checksum"],
+        "preprocessing": made_by["preprocessing"],
+        "views": asdict(options),
         "shard_size": shard_size,
     }
-    with SharedWork(output, plan, share, overwrite, inputs=inputs) as work:
-        _make_shards(work, place, manifest, encoder, shard_size, progress)
-        return work.finish(len(manifest["shards"]), description) if share.is_main else None
+    with Job(output, plan, command=_COMMAND, inputs=inputs, share=share, overwrite=overwrite) as job:
+        _make_parts(job, place, manifest, encoder, progress)
+        if not share.is_main:
+            return None
+        kept = {name: manifest[name] for name in ("source", "licence", "settings")}
+        before = {"rejected_before": manifest["rejected"]["reasons"]}
+        return job.finish({**kept, "tokenizer": made_by, **before, "plan": job.plan}, renumber=True)
 
 
-def _make_shards(
-    work: SharedWork,
-    place: Path | Location,
-    manifest: Mapping[str, Any],
-    encoder: _Encoder,
-    shard_size: int,
-    progress: bool,
+def _make_parts(
+    job: Job, place: Path | Location, manifest: Mapping[str, Any], encoder: _Encoder, progress: bool
 ) -> None:
-    """Make this process's shards; the main one then waits for the others'."""
-    shards, is_main = manifest["shards"], work.share.is_main
+    """Make this process's parts, one of each input shard; the main process then waits for the others'."""
+    shards = manifest["shards"]
     before = np.cumsum([0] + [shard["records"] for shard in shards])
     with tqdm(
         total=manifest["counts"]["records"],
         unit="records",
-        disable=not (progress and is_main),
+        disable=not (progress and job.share.is_main),
         mininterval=1.0,
     ) as bar:
-        own = work.own(len(shards))
-        bar.update(sum(shards[n]["records"] for n in range(len(shards)) if work.is_finished(n)))
+        own = job.own(len(shards))
+        bar.update(sum(shards[n]["records"] for n in range(len(shards)) if job.is_finished(n)))
         for number in own:
-            work.clean(number)
             shard = place / shards[number]["file"]
             if isinstance(shard, Path) and not shard.is_file():
                 raise UserError(f"{shard} is missing: copy it there, or make the data again")
             dataset = ShardDataset(shard, tolerant=True, records=shards[number]["records"])
-            first_key = int(before[number]) * encoder.views.copies
-            with _part_writer(work.part(number), manifest, shard_size, first_key) as writer:
+            key = partial(_key, int(before[number]) * encoder.views.copies)
+            with job.making_part(number, key, job.plan["shard_size"]) as writer:
                 _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)
 
         def show(finished: int) -> None:
             bar.n = max(bar.n, round(manifest["counts"]["records"] * finished / max(len(shards), 1)))
             bar.refresh()
 
-        if is_main:
-            work.wait_for_all(len(shards), show)
+        if job.share.is_main:
+            job.wait_for_all(len(shards), show)
 
 
-def _part_writer(folder: Path, manifest: Mapping[str, Any], shard_size: int, first_key: int) -> ShardWriter:
-    return ShardWriter(
-        folder,
-        source=manifest["source"],
-        licence=manifest["licence"],
-        settings=manifest["settings"],
-        shard_size=shard_size,
-        overwrite=True,
-        first_key=first_key,
-    )
+def _key(first: int, number: int) -> str:
+    return f"{first + number:08d}"
 
 
 def _tokenize_shard(
-    dataset: ShardDataset, split: str, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+    dataset: ShardDataset, split: str, encoder: _Encoder, writer: PartWriter, bar: tqdm[Any]
 ) -> None:
     """All records of one shard, in batches of their own: what another shard holds cannot change them."""
     for batch in _batches(_readable(dataset, encoder, writer, bar), encoder.batch_size):
@@ -287,7 +276,7 @@ class _Encoder:
 
 
 def _readable(
-    dataset: ShardDataset, encoder: _Encoder, writer: ShardWriter, bar: tqdm[Any]
+    dataset: ShardDataset, encoder: _Encoder, writer: PartWriter, bar: tqdm[Any]
 ) -> Iterator[_Loaded]:
     """Every view of every record whose images can be decoded, in order; the other records are rejected."""
     name = dataset.shards[0].name

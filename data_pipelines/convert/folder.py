@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, one_line
+from ...common.files import file_checksum
 from ...common.images.reading import is_image_name
 from ...common.json_files import JsonError, is_encodable, parse_json
 from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
-from ..shards.format import file_checksum
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .driver import Sample, Source
 from .llava import read_entries, read_image

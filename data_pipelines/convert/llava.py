@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import ImageError, UserError, one_line, shown
+from ...common.files import file_checksum
 from ...common.images.sources import inline_image
 from ...common.json_files import JsonError, bounded_lines, json_list, parse_json
 from ...common.outputs import Inputs
 from ...common.paths import inside, regular_file, user_path
 from ..records import EncodedImage, Record, RecordError, image_part
-from ..shards.format import file_checksum
 from .driver import Sample, Source, write_source
 from .foreign_values import as_list, first_given, optional_text
 from .samples import ImageOptions, OutputOptions, read_file

@@ -11,8 +11,8 @@ import numpy as np
 from ...common.errors import UserError, shown
 from ...common.values import finite_number, seed_number, whole_number
 from ..convert.driver import Sample, Source, write_source
-from ..convert.samples import MOST_RECORDS, OutputOptions
-from ..records import Message, Record, assistant, image_part, question_turns, user
+from ..convert.samples import OutputOptions
+from ..records import MOST_RECORDS, Message, Record, assistant, image_part, question_turns, user
 from .dialogues import Words, random_talk
 from .language import SKILLS, describe, scene_for_skill
 from .questions import Question, questions

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ...common.errors import UserError, first_line, one_line, shown
+from ...common.files import file_checksum
+from ...common.images.reading import MAX_PIXELS
 from ...common.values import whole_number
-from ..convert.driver import die_with_parent, ordered_results, worker_context
-from ..convert.samples import MAX_PIXELS, stored_image
 from ..records import Part, Record, RecordError
-from .format import file_checksum
-from .manifest import MANIFEST, manifest_code_shape, read_manifest
+from ..workers import map_in_workers
+from .format import MANIFEST, manifest_code_shape, read_manifest
 from .sample_codec import CODE_PARTS, CodeShape, decode_record, load_part
 from .storage import locate
+from .stored_image import stored_image
 from .tar_index import index_path, read_span, sample_members, scan_tar, stored_index
 
 T = TypeVar("T")
@@ -71,16 +71,9 @@ def each_shard(
     function: Callable[[dict[str, Any]], T], shards: Sequence[dict[str, Any]], workers: int
 ) -> Iterator[T]:
     """`function` of every shard's entry, in order, by `workers` processes (1: by this one)."""
-    if whole_number(workers, "workers", 1) == 1 or len(shards) <= 1:
-        yield from map(function, shards)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=worker_context(), initializer=die_with_parent
-    )
-    try:
-        yield from ordered_results(pool, function, shards, 2 * workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    processes = min(whole_number(workers, "workers", 1), max(1, len(shards)))
+    with map_in_workers(function, shards, processes) as results:
+        yield from results
 
 
 def check_shard(
@@ -160,3 +153,13 @@ def _part_faults(
             stored_image(members[part["image"]], part["image"], max_pixels=max_pixels)
     except RecordError as error:
         yield first_line(error)
+
+
+def verify_shards(folder: str | os.PathLike[str]) -> None:
+    """Compare every shard with the SHA-256 in the manifest; raises UserError that names a damaged one."""
+    for shard in read_manifest(folder)["shards"]:
+        path = Path(folder) / shard["file"]
+        if not path.is_file():
+            raise UserError(f"Shard {path} is missing: prepare the data again.")
+        if file_checksum(path) != shard["sha256"]:
+            raise UserError(f"Shard {path} differs from its manifest: prepare the data again.")

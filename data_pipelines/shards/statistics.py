@@ -12,8 +12,8 @@ from typing import Any
 
 from ..records import Part, Record, RecordError
 from .check import each_shard
-from .format import ShardDataset
-from .manifest import read_manifest
+from .format import read_manifest
+from .reader import ShardDataset
 
 
 @dataclass

@@ -24,17 +24,10 @@ from ...common.outputs import Inputs
 from ...common.values import whole_number
 from ..convert.driver import Sample, Source, write_source
 from ..convert.foreign_values import needed_text
-from ..convert.samples import (
-    MOST_PIXELS,
-    ImageList,
-    OutputOptions,
-    Rejected,
-    encode_image,
-    shrink,
-    stable_fraction,
-)
+from ..convert.samples import MOST_PIXELS, ImageList, OutputOptions, Rejected, stable_fraction
 from ..records import Record, RecordError, assistant, image_part, question_turns, user
 from ..scenes.language import article
+from ..shards.stored_image import encode_image, shrink
 from .label_wordings import label_question
 
 #: The last images of easy-VQA, by their number, are held out.

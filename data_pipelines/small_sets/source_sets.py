@@ -15,12 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ...common.errors import UserError
-from ...common.files import atomic_file
+from ...common.files import atomic_file, file_checksum
 from ...common.json_files import read_json_object
 from ...common.output_files import check_files
 from ..convert.samples import META, ImageList
-from ..convert.unfinished import holding
-from ..shards.format import file_checksum
+from ..partial_output import holding
 from .git_files import GitFiles, downloaded_files, local_files
 from .public_sets import SETS, PublicSet, Taken
 

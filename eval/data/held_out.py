@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...data_pipelines.records import Record
 from ...data_pipelines.scenes.convert import SceneOptions, scene_record
-from ...data_pipelines.shards.format import ShardDataset
+from ...data_pipelines.shards.reader import ShardDataset
 
 T = TypeVar("T")
 

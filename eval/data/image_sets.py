@@ -20,7 +20,8 @@ from ...common.json_files import parse_json, read_text
 from ...common.packages import optional_package
 from ...common.paths import walk_files
 from ...data_pipelines.records import Record, RecordError
-from ...data_pipelines.shards.format import MANIFEST, ShardDataset
+from ...data_pipelines.shards.format import MANIFEST
+from ...data_pipelines.shards.reader import ShardDataset
 
 #: Endings of what may stand beside an image in a tar.
 _BESIDE = ("json", "cls", "txt")

@@ -302,7 +302,7 @@ def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
     """The first image of every emoji of a prepared set, by its name."""
     if folder is None:
         return {}
-    from ...data_pipelines.shards.format import ShardDataset
+    from ...data_pipelines.shards.reader import ShardDataset
 
     dataset = ShardDataset(folder)
     images: dict[str, Image.Image] = {}

@@ -197,7 +197,8 @@ def _data_steps(args: argparse.Namespace) -> list[Step]:
 def _held_out_steps(args: argparse.Namespace) -> list[Step]:
     def select(name: str) -> Callable[[], None]:
         def make() -> None:
-            from ...data_pipelines.shards.format import ShardDataset, ShardWriter
+            from ...data_pipelines.shards.reader import ShardDataset
+            from ...data_pipelines.shards.writer import ShardWriter
 
             split, count = HELD_OUT[name]
             dataset = ShardDataset(args.runs / "data" / name, split=split)
@@ -209,7 +210,7 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
         return make
 
     def write_names() -> None:
-        from ...data_pipelines.shards.format import ShardDataset
+        from ...data_pipelines.shards.reader import ShardDataset
 
         dataset = ShardDataset(args.runs / "data" / "emoji")
         records = (dataset.record(index, load_images=False) for index in range(len(dataset)))
@@ -227,7 +228,7 @@ def _text_step(args: argparse.Namespace) -> Step:
     def make() -> None:
         from itertools import chain, islice
 
-        from ...data_pipelines.shards.format import ShardDataset
+        from ...data_pipelines.shards.reader import ShardDataset
         from ...mllm import train_text_tokenizer
 
         # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole

@@ -15,13 +15,14 @@ from PIL import Image
 from dualtoken.common.errors import UserError
 from dualtoken.common.json_files import parse_json
 from dualtoken.data_pipelines.convert.captions import caption_list
-from dualtoken.data_pipelines.convert.driver import REJECTED, write_source
+from dualtoken.data_pipelines.convert.driver import write_source
 from dualtoken.data_pipelines.convert.folder import FolderSource
 from dualtoken.data_pipelines.convert.hf import HuggingFaceSource
 from dualtoken.data_pipelines.convert.llava import llava_record, prepare_llava, read_entries
 from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
+from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import Record, RecordError
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
 from dualtoken.data_pipelines.small_sets.convert_sets import prepare_labels
 from dualtoken.mllm import render

@@ -53,7 +53,7 @@ def test_taps_picture_and_numbers(
 
 def test_images_in_shards_are_found_as_files_are(tmp_path: Path) -> None:
     from dualtoken.data_pipelines.records import Record, image_part, user
-    from dualtoken.data_pipelines.shards.format import ShardWriter
+    from dualtoken.data_pipelines.shards.writer import ShardWriter
 
     scene = render(random_scene(np.random.default_rng(0)), 32)
     with ShardWriter(tmp_path / "set" / "shards", source="made for tests", licence="MIT") as writer:

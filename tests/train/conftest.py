@@ -23,7 +23,8 @@ from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
 from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.records import Record, assistant, user
 from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.mllm import train_text_tokenizer
 from dualtoken.scripts.cli import run_command
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor

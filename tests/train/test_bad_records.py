@@ -18,8 +18,10 @@ from PIL import Image
 from dualtoken.common.errors import LONGEST_MESSAGE, UserError
 from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, assistant, image_part, user
 from dualtoken.data_pipelines.shards.check import check_shards
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, read_manifest
+from dualtoken.data_pipelines.shards.format import read_manifest
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import EncodedSample, encode_record
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.train.config.data import SourceConfig
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.mllm import DualTokenForConditionalGeneration, LoraSettings
 from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.reading import parse_recipe

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, text_part, user
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.mllm import ChatFormat, DualTokenForConditionalGeneration
 from dualtoken.tokenizer import DualTokenizer
 from dualtoken.train.config.reading import parse_recipe

@@ -14,7 +14,7 @@ import torch
 
 from ...common.errors import UserError, shown
 from ...data_pipelines.records import RecordError
-from ...data_pipelines.shards.format import ShardDataset
+from ...data_pipelines.shards.reader import ShardDataset
 from ...mllm import DualTokenPipeline
 from ...tokenizer import DualTokenizer
 from ..backend.distributed import World

@@ -15,6 +15,8 @@ import torch
 
 from dualtoken.common.errors import UserError
 from dualtoken.common.files import replace_folder
+from dualtoken.data_pipelines import job as job_module
+from dualtoken.data_pipelines import partial_output
 from dualtoken.data_pipelines.codes import code_cache
 from dualtoken.data_pipelines.codes.code_cache import (
     check_codes_belong,
@@ -23,13 +25,19 @@ from dualtoken.data_pipelines.codes.code_cache import (
     tokenize_shards,
 )
 from dualtoken.data_pipelines.codes.views import ViewOptions, views
-from dualtoken.data_pipelines.convert import shared_work, unfinished
-from dualtoken.data_pipelines.convert.shared_work import Share, SharedWork
+from dualtoken.data_pipelines.job import Job, Share
 from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
 from dualtoken.data_pipelines.scenes.scene import random_scene, render
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.scripts import cli
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
+
+COMMAND = "dualtoken tokenize"
+
+
+def job_of(folder: Path, share: Share, **options) -> Job:
+    return Job(folder / "out", {"a": 1}, command=COMMAND, share=share, **options)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +156,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 KILLED = """
 import os, signal, sys
-from dualtoken.data_pipelines import code_cache
+from dualtoken.data_pipelines.codes import code_cache
 from dualtoken.tokenizer import DualTokenizer
 
 encode, calls = code_cache._Encoder._encode_images, []
@@ -187,7 +195,7 @@ def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
     options = {"batch_size": 2, "progress": False}
     alone = tokenize_shards(tokenizer, images, tmp_path / "alone", **options)
     # One after the other: the last one, the main process, puts the shards together.
-    with SharedWork(tmp_path / "together", alone["plan"], Share(0, 3)):
+    with Job(tmp_path / "together", alone["plan"], command=COMMAND, share=Share(0, 3)):
         pass
     for rank in (2, 1):
         assert (
@@ -199,14 +207,14 @@ def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
 
 def test_the_main_process_says_whom_it_waited_for(tmp_path):
     with (
-        SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2), patience=0.3) as work,
+        job_of(tmp_path, Share(0, 2), patience=0.3) as work,
         pytest.raises(UserError, match=r"rank 0 waited for the shards of rank 0, 1.*nothing was written"),
     ):
         work.wait_for_all(3, lambda finished: None)
 
 
 def test_unfinished_work_of_another_kind_is_refused(tokenizer, images, tmp_path):
-    with SharedWork(tmp_path / "out", {"tokenizer": "another"}, Share()):
+    with Job(tmp_path / "out", {"tokenizer": "another"}, command=COMMAND):
         pass
     with pytest.raises(UserError, match=r"unfinished work with another .*tokenizer"):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
@@ -241,16 +249,16 @@ def test_what_others_made_stays(tokenizer, images, tmp_path, folder):
 
 
 def test_two_jobs_never_share_an_output(tokenizer, images, tmp_path):
-    first = SharedWork(tmp_path / "out", {"a": 1}, Share(0, 2, "first"))
+    first = job_of(tmp_path, Share(0, 2, "first"))
     with first:
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
             tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
         with (
             pytest.raises(UserError, match="waited for the plan of rank 0"),
-            SharedWork(tmp_path / "out", {"a": 1}, Share(1, 2, "second"), patience=0.3),
+            job_of(tmp_path, Share(1, 2, "second"), patience=0.3),
         ):
             pass
-        with SharedWork(tmp_path / "out", {"a": 1}, Share(1, 2, "first"), patience=0.3) as other:
+        with job_of(tmp_path, Share(1, 2, "first"), patience=0.3) as other:
             assert other.own(4) == [1, 3]
 
 
@@ -260,13 +268,13 @@ def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatc
     def refuse(source, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(unfinished, "replace_folder", refuse)
+    monkeypatch.setattr(partial_output, "replace_folder", refuse)
     for _ in range(2):
         with pytest.raises(UserError, match=r"cross-device.*kept in .*out\.partial/whole"):
             tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
         monkeypatch.setattr(code_cache._Encoder, "_encode_images", None)  # nothing is encoded again
     assert contents(tmp_path / "out.partial" / "whole") == contents(tmp_path / "whole")
-    monkeypatch.setattr(unfinished, "replace_folder", replace_folder)
+    monkeypatch.setattr(partial_output, "replace_folder", replace_folder)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
@@ -275,7 +283,7 @@ def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatc
 @pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
 def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, monkeypatch, moves):
     tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
-    move, left = SharedWork._move, [moves]
+    move, left = Job._move, [moves]
 
     def stopped(self, *arguments):
         left[0] -= 1
@@ -283,7 +291,7 @@ def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, m
             raise KeyboardInterrupt
         move(self, *arguments)
 
-    monkeypatch.setattr(SharedWork, "_move", stopped)
+    monkeypatch.setattr(Job, "_move", stopped)
     with contextlib.suppress(KeyboardInterrupt):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     monkeypatch.undo()
@@ -294,7 +302,7 @@ def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, m
 
 def test_what_a_killed_finish_left_is_not_taken_for_codes(tokenizer, images, tmp_path, monkeypatch):
     """Killed behind the renaming: the parts of the unfinished folder are empty, but look finished."""
-    monkeypatch.setattr(shared_work.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(job_module.shutil, "rmtree", lambda *_, **__: None)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     monkeypatch.undo()
     before = contents(tmp_path / "out")
@@ -306,13 +314,13 @@ def test_what_a_killed_finish_left_is_not_taken_for_codes(tokenizer, images, tmp
 @pytest.mark.parametrize("garbage", ["", "null", "[]", '{"shards": 3}', "[" * 100_000])
 def test_damaged_parts_are_made_again(tokenizer, images, tmp_path, monkeypatch, garbage):
     tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
-    monkeypatch.setattr(SharedWork, "finish", None)
+    monkeypatch.setattr(Job, "finish", None)
     with pytest.raises(TypeError):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     monkeypatch.undo()
-    (tmp_path / "out.partial" / "000001" / "manifest.json").write_text(garbage)
+    (tmp_path / "out.partial" / "000001" / "part.json").write_text(garbage)
     (tmp_path / "out.partial" / "000000" / "train-00000.tar").write_bytes(b"cut")
-    (tmp_path / "out.partial" / "job.json").write_text(garbage)
+    (tmp_path / "out.partial" / "run.json").write_text(garbage)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -15,16 +15,18 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert.captions import CaptionOptions
-from dualtoken.data_pipelines.convert.driver import REJECTED, write_source
+from dualtoken.data_pipelines.convert.driver import write_source
 from dualtoken.data_pipelines.convert.folder import FolderSource
 from dualtoken.data_pipelines.convert.hf import Columns, HuggingFaceSource
 from dualtoken.data_pipelines.convert.llava import LlavaSource, prepare_llava
-from dualtoken.data_pipelines.convert.samples import ImageList, ImageOptions, OutputOptions, stored_image
+from dualtoken.data_pipelines.convert.samples import ImageList, ImageOptions, OutputOptions
 from dualtoken.data_pipelines.convert.tar_samples import tar_samples
 from dualtoken.data_pipelines.convert.webdataset import WebDatasetSource, find_tars
+from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import RecordError
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import encode_record
+from dualtoken.data_pipelines.shards.stored_image import stored_image
 from dualtoken.data_pipelines.small_sets.convert_sets import ListSource, _labels_entry
 
 

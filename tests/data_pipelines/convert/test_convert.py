@@ -12,12 +12,13 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert.llava import llava_record, prepare_llava
-from dualtoken.data_pipelines.convert.samples import OutputOptions, stable_fraction, stored_image
+from dualtoken.data_pipelines.convert.samples import OutputOptions, stable_fraction
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes, scene_record
 from dualtoken.data_pipelines.scenes.language import DrawingSpec
 from dualtoken.data_pipelines.scenes.scene import HELD_OUT_SEED, Scene, render
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.stored_image import stored_image
 from dualtoken.data_pipelines.small_sets.convert_sets import (
     prepare_easyvqa,
     prepare_emoji,

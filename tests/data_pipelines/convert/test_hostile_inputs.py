@@ -32,7 +32,7 @@ from dualtoken.data_pipelines.convert.tar_samples import TarSample, tar_samples
 from dualtoken.data_pipelines.convert.webdataset import WebDatasetSource, find_tars
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scenes.convert import SceneOptions
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.small_sets.convert_sets import prepare_emoji, prepare_labels, prepare_nlvr
 from dualtoken.scripts import cli
 

@@ -15,9 +15,10 @@ from dualtoken.data_pipelines.convert import samples as convert_module
 from dualtoken.data_pipelines.convert.driver import write_source
 from dualtoken.data_pipelines.convert.folder import FolderSource
 from dualtoken.data_pipelines.convert.llava import prepare_llava
-from dualtoken.data_pipelines.convert.samples import OutputOptions, stored_image
+from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.records import Record, assistant, image_part, user
 from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
+from dualtoken.data_pipelines.shards.stored_image import stored_image
 
 PICTURE = Image.effect_noise((48, 40), 60).convert("RGB")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.scripts import cli, prepare
 from dualtoken.scripts.prepare import KINDS, parse_weights
 

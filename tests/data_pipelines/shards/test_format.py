@@ -12,8 +12,11 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, assistant, image_part, user
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, read_manifest, verify_shards
+from dualtoken.data_pipelines.shards.check import verify_shards
+from dualtoken.data_pipelines.shards.format import read_manifest
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.tar_index import build_index, index_path
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 
 
 def picture(shade: int) -> Image.Image:

@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dualtoken.common.errors import LONGEST_MESSAGE, UserError
+from dualtoken.common.files import file_checksum
 from dualtoken.data_pipelines.records import MOST_IMAGES, Record, RecordError, assistant, user
 from dualtoken.data_pipelines.shards import tar_index
 from dualtoken.data_pipelines.shards.check import check_shards
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, file_checksum
-from dualtoken.data_pipelines.shards.manifest import MANIFEST, read_manifest
+from dualtoken.data_pipelines.shards.format import MANIFEST, read_manifest
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import encode_record
 from dualtoken.data_pipelines.shards.statistics import statistics
 from dualtoken.data_pipelines.shards.storage import Location
@@ -34,6 +35,7 @@ from dualtoken.data_pipelines.shards.tar_index import (
     stored_index,
     surviving_index,
 )
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.scripts.cli import main
 
 GRID, DEPTH, NUM_CODES = (2, 2), 3, 16

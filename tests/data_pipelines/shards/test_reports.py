@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dualtoken.common.files import file_checksum
 from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user
 from dualtoken.data_pipelines.shards.check import check_shards
-from dualtoken.data_pipelines.shards.format import MANIFEST, ShardWriter, file_checksum, read_manifest
+from dualtoken.data_pipelines.shards.format import MANIFEST, read_manifest
 from dualtoken.data_pipelines.shards.statistics import distribution, statistics
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.scripts.cli import main
 
 

@@ -12,8 +12,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, image_part, user
 from dualtoken.data_pipelines.scenes.scene import random_scene, render
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter, read_manifest
+from dualtoken.data_pipelines.shards.format import read_manifest
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.storage import is_url, locate
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.data_pipelines.stream.loader import example_batches
 from dualtoken.data_pipelines.stream.mixture import BatchPlan, Mixture
 from dualtoken.data_pipelines.stream.statistics import StreamStatistics

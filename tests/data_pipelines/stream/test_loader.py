@@ -16,7 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, user
-from dualtoken.data_pipelines.shards.format import ShardDataset, ShardWriter
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.data_pipelines.stream.loader import example_batches
 from dualtoken.data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
 from dualtoken.data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dualtoken.data_pipelines.records import Record, assistant, image_part, user
-from dualtoken.data_pipelines.shards.format import ShardWriter
+from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.eval.data.image_sets import GivenImages, Sample, open_images
 from dualtoken.tokenizer import DualTokenizerImageProcessor, UserError
 

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.scenes.scene import HELD_OUT_SEED, Scene, SceneObject, render
-from dualtoken.data_pipelines.shards.format import ShardDataset, verify_shards
+from dualtoken.data_pipelines.shards.check import verify_shards
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.small_sets.public_sets import SETS
 from dualtoken.eval.data.held_out import HeldOut
 from dualtoken.eval.metrics.ranking import ranks_of

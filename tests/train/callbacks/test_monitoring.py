@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.shards.format import ShardDataset
+from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.train.callbacks.hang_guard import HangGuard
 from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.reading import parse_recipe

@@ -17,14 +17,16 @@ from PIL import Image
 import dualtoken
 from dualtoken.common.errors import UserError
 from dualtoken.common.locks import only_process
-from dualtoken.data_pipelines.convert import driver as convert_run
-from dualtoken.data_pipelines.convert import unfinished
+from dualtoken.data_pipelines import partial_output
 from dualtoken.data_pipelines.convert.captions import CaptionOptions
 from dualtoken.data_pipelines.convert.driver import Sample, Source, write_source
 from dualtoken.data_pipelines.convert.folder import FolderSource
 from dualtoken.data_pipelines.convert.samples import OutputOptions, Rejected
+from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import Record, assistant, user
-from dualtoken.data_pipelines.shards.format import OpenShard, ShardDataset, ShardWriter, read_manifest
+from dualtoken.data_pipelines.shards.format import read_manifest
+from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.data_pipelines.shards.writer import OpenShard, ShardWriter
 from dualtoken.scripts import cli
 
 
@@ -64,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, stop):
     with pytest.raises(KeyboardInterrupt):
         write_source(Numbers(stop=stop), options(tmp_path / "cut"))
     assert not (tmp_path / "cut").exists()
-    finished = tmp_path / "cut.partial" / "shards" / "train-00000.tar"
+    finished = tmp_path / "cut.partial" / "000000" / "train-00000.tar"
     before = finished.stat().st_mtime_ns if stop > 8 else None
     write_source(Numbers(), options(tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -77,7 +79,7 @@ def test_a_finished_shard_that_is_lost_is_made_again(tmp_path):
     write_source(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         write_source(Numbers(stop=40), options(tmp_path / "cut"))
-    (tmp_path / "cut.partial" / "shards" / "train-00001.tar").unlink()
+    (tmp_path / "cut.partial" / "000001" / "train-00001.tar").unlink()
     write_source(Numbers(), options(tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -109,10 +111,10 @@ def test_finished_work_outlives_a_failed_renaming(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    monkeypatch.setattr(unfinished, "replace_folder", refuse)
-    with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/shards.*same command"):
+    monkeypatch.setattr(partial_output, "replace_folder", refuse)
+    with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/whole.*same command"):
         write_source(Numbers(), options(tmp_path / "x"))
-    assert contents(tmp_path / "x.partial" / "shards") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "x.partial" / "whole") == contents(tmp_path / "whole")
     monkeypatch.undo()
     monkeypatch.setattr(Numbers, "records", None)  # nothing is converted again
     write_source(Numbers(), options(tmp_path / "x"))
@@ -186,9 +188,9 @@ def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
     with pytest.raises(KeyboardInterrupt):
         write_source(Numbers(stop=40), options(tmp_path / "x"))
     partial = tmp_path / "x.partial"
-    (partial / "units" / "00001.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
-    (partial / "units" / "folder").mkdir()
-    (partial / "shards" / "stray").mkdir()
+    (partial / "000001" / "part.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
+    (partial / "folder").mkdir()
+    (partial / "000000" / "stray").mkdir()
     with pytest.raises(KeyboardInterrupt):
         write_source(Numbers(stop=20), options(tmp_path / "x"))
     if not garbage.startswith("{"):  # an object is a plan, another one
@@ -204,7 +206,7 @@ def test_a_journal_names_no_file_elsewhere(tmp_path, file):
     write_source(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         write_source(Numbers(stop=40), options(tmp_path / "x"))
-    path = tmp_path / "x.partial" / "units" / "00000.json"
+    path = tmp_path / "x.partial" / "000000" / "part.json"
     journal = json.loads(path.read_text())
     journal["shards"][0]["file"] = file
     path.write_text(json.dumps(journal))
@@ -219,7 +221,7 @@ def test_names_and_reasons_are_bounded_and_utf_8(tmp_path):
             yield Rejected("caf\udce9" + "x" * 10**6, "half a pair \ud800" + "y" * 10**6)
 
     write_source(Odd(), options(tmp_path / "x"))
-    (line,) = (tmp_path / "x" / convert_run.REJECTED).read_text(encoding="utf-8").splitlines()
+    (line,) = (tmp_path / "x" / REJECTED).read_text(encoding="utf-8").splitlines()
     assert len(line) < 1000
 
 
@@ -228,21 +230,21 @@ def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Numbers, "fingerprint", fail)
-    with pytest.raises(UserError, match=r"Input/output error: give the same command again; 0 finished units"):
+    with pytest.raises(UserError, match=r"Input/output error: give the same command again; 0 finished parts"):
         write_source(Numbers(), options(tmp_path / "x"))
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
     write_source(Numbers(), options(tmp_path / "whole"))
-    add = convert_run.OpenShard.add
+    add = OpenShard.add
 
     def full(self, key, sample):
         if key.startswith("00003"):
             raise OSError(errno.ENOSPC, "No space left on device")
         add(self, key, sample)
 
-    monkeypatch.setattr(convert_run.OpenShard, "add", full)
-    with pytest.raises(UserError, match="3 finished units are kept"):
+    monkeypatch.setattr(OpenShard, "add", full)
+    with pytest.raises(UserError, match="3 finished parts are kept"):
         write_source(Numbers(), options(tmp_path / "cut"))
     monkeypatch.undo()
     write_source(Numbers(), options(tmp_path / "cut"))
@@ -273,8 +275,8 @@ def test_killed_in_the_middle_then_resumed_with_other_processes(tmp_path):
         [sys.executable, "-m", "dualtoken.scripts.cli", *command, str(tmp_path / "cut"), "--workers", "2"],
         env=environment,
     )
-    units = tmp_path / "cut.partial" / "units"
-    while run.poll() is None and len(list(units.glob("0*.json"))) < 2:
+    partial = tmp_path / "cut.partial"
+    while run.poll() is None and len(list(partial.glob("0*"))) < 2:
         time.sleep(0.005)
     workers = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Output in the making: `OUTPUT.partial`, which one process holds, and its way to `OUTPUT`.
+"""Output in the making: `OUTPUT.partial`, which one process holds, and how it becomes `OUTPUT`.
 
-Unfinished work lies in a folder beside the output, with the plan of what it depends on (any JSON).
+Unfinished work lies in a folder next to the output, with the plan of what it depends on (any JSON).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import UserError
-from ...common.files import atomic_file, replace_folder
-from ...common.json_files import read_json_object
-from ...common.locks import LOCK, OWNER, only_process
-from ...common.outputs import MARK, SHARD_MAKERS, Inputs, check_output, mark_output, refuse_overlap
+from ..common.errors import UserError
+from ..common.files import atomic_file, replace_folder
+from ..common.json_files import read_json_object
+from ..common.locks import LOCK, OWNER, only_process
+from ..common.outputs import MARK, SHARD_MAKERS, Inputs, check_output, mark_output, refuse_overlap
 
 PLAN = "plan.json"
 _KEPT = {LOCK, OWNER, MARK}
 
 
 def partial_folder(output: Path) -> Path:
-    """Where the unfinished work for `output` lies: beside it."""
+    """Where the unfinished work for `output` lies: next to it."""
     named = output if output.name not in ("", "..") else output.resolve()
     return named.parent / f"{named.name}.partial"
 
@@ -47,7 +47,7 @@ def making(output: Path, inputs: Inputs, overwrite: bool, command: str) -> Itera
 
 @contextmanager
 def holding(folder: Path, what: str, command: str) -> Iterator[None]:
-    """Hold a folder of unfinished work for this process; it vanishes at the end when nothing lies in it.
+    """Hold a folder of unfinished work for this process; it is removed at the end when nothing lies in it.
 
     Errors:
         UserError where the folder is somebody's own, and while another process holds it; `what` names it.
@@ -86,7 +86,7 @@ def clear(folder: Path) -> None:
 
 
 def deliver(finished: Path, output: Path) -> None:
-    """Let the folder `finished` become `output`.
+    """Rename the folder `finished` to `output`.
 
     Errors:
         UserError where it cannot be renamed; it stays, and the same command can try again.
@@ -109,15 +109,16 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Keep the plan of the work in `folder`."""
     with atomic_file(folder / PLAN) as temporary:
         temporary.write_text(json.dumps(plan, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def goes_on(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the work in `folder` has this plan, so that it can be gone on with.
+def can_resume(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the work in `folder` has this plan, so that it can be resumed.
 
-    False where nothing in it is known to be whole: without a plan, and with another one under `overwrite`.
-    Raises UserError for another plan without `overwrite`.
+    False where nothing in it is known to be complete: without a plan, and with another one under
+    `overwrite`. Raises UserError for another plan without `overwrite`.
     """
     found, plan = read_plan(folder), json.loads(json.dumps(plan))
     if found is None or found == plan:

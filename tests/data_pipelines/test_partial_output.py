@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.convert.unfinished import (
+from dualtoken.data_pipelines.partial_output import (
     PLAN,
+    can_resume,
     clear,
     deliver,
-    goes_on,
     making,
     partial_folder,
     read_plan,
@@ -22,10 +22,10 @@ ANY_PLAN = {"settings": {"count": 3}, "input": "abc"}
 
 
 def test_only_work_of_the_same_plan_goes_on(tmp_path: Path):
-    assert not goes_on(tmp_path, ANY_PLAN, overwrite=False), "nothing was begun"
+    assert not can_resume(tmp_path, ANY_PLAN, overwrite=False), "nothing was begun"
     write_plan(tmp_path, ANY_PLAN)
-    assert goes_on(tmp_path, ANY_PLAN, overwrite=False)
-    assert goes_on(tmp_path, ANY_PLAN, overwrite=True)
+    assert can_resume(tmp_path, ANY_PLAN, overwrite=False)
+    assert can_resume(tmp_path, ANY_PLAN, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_only_work_of_the_same_plan_goes_on(tmp_path: Path):
 def test_what_differs_is_named(tmp_path: Path, other: dict[str, object], named: str):
     write_plan(tmp_path, ANY_PLAN)
     with pytest.raises(UserError, match=f"unfinished work with {named}: .*--overwrite"):
-        goes_on(tmp_path, other, overwrite=False)
+        can_resume(tmp_path, other, overwrite=False)
     assert read_plan(tmp_path) == ANY_PLAN, "nothing is lost"
-    assert not goes_on(tmp_path, other, overwrite=True)
+    assert not can_resume(tmp_path, other, overwrite=True)
 
 
 @pytest.mark.parametrize("torn", ["", '{"settings"', "[1]"])
 def test_a_torn_plan_is_none(tmp_path: Path, torn: str):
     (tmp_path / PLAN).write_text(torn)
     assert read_plan(tmp_path) is None
-    assert not goes_on(tmp_path, ANY_PLAN, overwrite=False)
+    assert not can_resume(tmp_path, ANY_PLAN, overwrite=False)
 
 
 @pytest.mark.parametrize("output", ["x", ".", "..", "a/..", "/"])

@@ -1,0 +1,215 @@
+"""Reading records out of shards: map-style access by index, local or behind URLs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ...common.errors import UserError, first_line, shown
+from ...common.values import flag
+from ..records import Record, RecordError
+from .format import manifest_code_shape, read_manifest
+from .sample_codec import CodeShape, decode_record
+from .storage import Location, locate
+from .tar_index import (
+    TarIndex,
+    load_remote_indexes,
+    read_span,
+    require_readable,
+    sample_members,
+    surviving_index,
+)
+
+logger = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | Location
+
+_OPEN_FILES = 64
+#: Of a folder with damage at least this share of the records must be there.
+_LEAST_READABLE = 0.01
+_ADVICE = ": `dualtoken prepare check` names all damage; make the data again"
+
+
+class ShardDataset:
+    """Map-style access to the records of shards; picklable, safe to fork, and it opens files lazily.
+
+    `source` is a folder with a manifest, a tar, or a list of these, each a path or a URL that fsspec knows
+    (`s3://…`, `https://…`). `split` selects the shards of folders ("all" for every one); single tars are
+    taken as they are. Images come as PIL images that decode at first use, or as cached codes: uint16 arrays
+    (H, W, D) of the depth and the number of codes that the manifest states. A record that cannot be read, or
+    breaks the schema, raises RecordError.
+
+    With `tolerant`, shards of a folder that are missing or damaged are named in the log, and their lost
+    records raise RecordError when read, so that a run that met the damage on its way can also start again.
+    The same holds for a single tar where `records` says how many it should have, however many are lost.
+
+    Errors:
+        UserError for a source that is not there or is neither, a split that is not there, a manifest with
+        mistakes, a shard that is missing or damaged (with `tolerant`: where 99 % of the records are lost).
+    """
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        split: str = "train",
+        tolerant: bool = False,
+        records: int | None = None,
+    ) -> None:
+        flag(tolerant, "tolerant")
+        self.split = split
+        self.manifests: list[dict[str, Any]] = []
+        self.shards: list[Path | Location] = []
+        self._shapes: list[CodeShape | None] = []
+        expected: list[int | None] = []  # records of each shard; None for a tar of which nothing is known
+        for item in _located(source):
+            if _is_folder(item):
+                expected += self._add_folder(item)
+            else:
+                self.shards.append(item)
+                self._shapes.append(None)
+                expected.append(records)
+        self._indexes = _load_indexes(self.shards, expected, tolerant)
+        lengths = [
+            max(len(i), n or 0) if tolerant else len(i) for i, n in zip(self._indexes, expected, strict=True)
+        ]
+        if records is None:
+            _require_readable_share(source, sum(map(len, self._indexes)), sum(lengths))
+        self._starts = np.cumsum([0, *lengths])
+        self._files: dict[int, BinaryIO] = {}
+        self._process = os.getpid()
+
+    def _add_folder(self, folder: Path | Location) -> list[int]:
+        manifest = read_manifest(folder)
+        wanted = self.split if isinstance(self.split, str) else None
+        shards = [s for s in manifest["shards"] if wanted in ("all", s["split"])]
+        if not shards:
+            known = sorted({shard["split"] for shard in manifest["shards"]})
+            has = ", ".join(known) or "no records"
+            raise UserError(f"{folder} has no split {shown(self.split)}: it has {has}.")
+        self.manifests.append(manifest)
+        self.shards += [folder / shard["file"] for shard in shards]
+        self._shapes += [manifest_code_shape(manifest)] * len(shards)
+        return [shard["records"] for shard in shards]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, when the dataset is one folder."""
+        if len(self.manifests) != 1:
+            raise UserError(f"This dataset has {len(self.manifests)} manifests, not one: use `manifests`.")
+        return self.manifests[0]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        return self.record(index)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.record, range(len(self)))
+
+    def record(self, index: int, load_images: bool = True) -> Record:
+        """Record `index`; without `load_images` its image parts keep the names of their members."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path = self.shards[number]
+        try:
+            span = self._read(number, index - int(self._starts[number]))
+            return decode_record(sample_members(span, path)[1], load_images, self._shapes[number])
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise RecordError(f"Record {index} of '{path.name}' cannot be used: {reason}") from error
+
+    def texts(self) -> Iterator[str]:
+        """Every text of every record, in order; unreadable records are passed over."""
+        for index in range(len(self)):
+            try:
+                yield from self.record(index, load_images=False).texts()
+            except RecordError:
+                continue
+
+    def _read(self, number: int, place: int) -> bytes:
+        """The bytes of the sample at a place of a shard. Raises OSError."""
+        shard, index = self.shards[number], self._indexes[number]
+        if place >= len(index):
+            raise OSError("the shard was missing or damaged when it was opened")
+        offset, length = int(index.offsets[place]), int(index.lengths[place])
+        if isinstance(shard, Location):
+            require_readable(length)
+            span = shard.read(offset, length)
+        else:
+            span = read_span(self._file(number, shard), offset, length)
+        if len(span) < length:
+            raise OSError(f"the shard is cut short, {len(span)} of {length} bytes are there")
+        return span
+
+    def _file(self, number: int, path: Path) -> BinaryIO:
+        if self._process != os.getpid():
+            # A forked worker shares file positions with its parent: open its own files.
+            self._files = {}
+            self._process = os.getpid()
+        file = self._files.get(number)
+        if file is None:
+            file = self._files[number] = path.open("rb", buffering=0)
+            if len(self._files) > _OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+
+def _located(source: Source | Sequence[Source]) -> list[Path | Location]:
+    kinds = (str, os.PathLike, Location)
+    sources = [source] if isinstance(source, kinds) else source
+    if (
+        not isinstance(sources, Sequence)
+        or not sources
+        or not all(isinstance(item, kinds) for item in sources)
+    ):
+        raise UserError(f"{shown(source)} is not a folder of shards; give a path, a URL, or a list of these")
+    return [locate(item) for item in sources]
+
+
+def _is_folder(item: Path | Location) -> bool:
+    """Whether it is to be read as a folder; what is not there is, unless its name is that of a tar."""
+    if isinstance(item, Location):
+        return not item.name.endswith(".tar")
+    try:
+        return item.is_dir() or not (item.exists() or item.name.endswith(".tar"))
+    except OSError as error:
+        raise UserError(f"{item} cannot be read: {first_line(error)}") from None
+
+
+def _load_indexes(
+    shards: Sequence[Path | Location], records: Sequence[int | None], tolerant: bool
+) -> list[TarIndex]:
+    """The index of every shard of so many records; see `ShardDataset` for what happens to a damaged one."""
+    remote = [shard for shard in shards if isinstance(shard, Location)]
+    found = iter(load_remote_indexes(remote))
+    indexes = []
+    for shard, expected in zip(shards, records, strict=True):
+        index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
+        if damage is not None and (expected is None or not tolerant):
+            raise UserError(f"{damage.rstrip('. ')}{_ADVICE}")
+        if expected is not None and len(index) < expected:
+            lost = f"{expected - len(index)} of its {expected} records are lost"
+            if not tolerant:
+                raise UserError(f"shard {shard}: {lost}{_ADVICE}")
+            logger.warning("%s %s.", damage or f"{shard}:", lost)
+        indexes.append(index)
+    return indexes
+
+
+def _require_readable_share(source: Any, readable: int, records: int) -> None:
+    if readable < _LEAST_READABLE * records:
+        raise UserError(
+            f"{shown(source)}: {records - readable} of {records} records are lost, their shards are missing "
+            "or damaged: prepare the data again"
+        )

@@ -1,0 +1,95 @@
+"""Work spread over processes of one machine: results in order, and no worker outlives its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+from ..common.errors import UserError
+
+#: Bound of what a user may set: nobody has more cores.
+MOST_WORKERS = 1024
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def map_in_workers(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
+    """`map(function, tasks)` by `workers` processes (1: by this one), lazily and in order.
+
+    `function` travels to every worker once. Few tasks are on their way at a time: tasks may be many, and
+    results large.
+
+    Errors:
+        UserError where a worker process died.
+    """
+    if workers == 1:
+        yield map(function, tasks)
+        return
+    pool = ProcessPoolExecutor(
+        workers, mp_context=_worker_context(), initializer=_start_worker, initargs=(function,)
+    )
+    try:
+        yield _in_order(pool, tasks, 2 * workers + 2)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process died, perhaps for lack of memory: give the same command again to continue, "
+            "with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worker_context() -> BaseContext:
+    """How worker processes start: from a server that has imported this package once, where there is one.
+
+    Not fork: libraries in this process may hold threads and locks. Spawning imports torch in every worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.convert.driver"])
+    return context
+
+
+def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[Any], window: int) -> Iterator[Any]:
+    pending: deque[Future[Any]] = deque()
+    for task in tasks:
+        pending.append(pool.submit(_work, task))
+        if len(pending) >= window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+_function: Callable[[Any], Any] | None = None
+
+
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker process when its parent is gone: a killed one cannot tell it, and it would wait."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(task: Any) -> Any:
+    assert _function is not None
+    return _function(task)
