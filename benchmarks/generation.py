@@ -23,9 +23,9 @@ import torch
 from measure import compare, costs, repeats, report
 from torch import Tensor
 
-from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingOptions
+from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingConfig
 from dualtoken.mllm.depth_transformer import DepthTransformer
-from dualtoken.mllm.generation.sampling import draw_codes, guide
+from dualtoken.mllm.generation.sampling import guide, sample_codes
 from dualtoken.mllm.visual_embedding import FrozenCodebook
 
 PROMPT_LENGTH, GUIDANCE = 16, 2.0
@@ -105,7 +105,7 @@ class PlainLoop:
 
     def __init__(self, model: DualTokenForConditionalGeneration, images: int) -> None:
         self.model, self.images = model, images
-        self.options = ImageSamplingOptions(guidance_scale=GUIDANCE)
+        self.options = ImageSamplingConfig(guidance_scale=GUIDANCE)
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class PlainLoop:
             )
             guided = guide(logits[:, -1].float(), GUIDANCE)
             uniforms = torch.rand(self.images, device=state.device)
-            new = draw_codes(guided, uniforms, self.options, level)
+            new = sample_codes(guided, uniforms, self.options, level)
             codes = torch.cat([codes, torch.cat([new, new]).unsqueeze(1)], dim=1)
         return codes[: self.images]
 

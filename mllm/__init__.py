@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .conversation.processing import CachedCodes, DualTokenProcessor, EncodedRecord
     from .conversation.rendering import drop_prompt, is_text_to_image, render
     from .conversation.text_tokenizer import train_text_tokenizer
-    from .generation.image_generation import GenerationCancelled
-    from .generation.sampling import ImageSamplingOptions
+    from .generation.image_loop import GenerationCancelled
+    from .generation.sampling import ImageSamplingConfig
     from .losses import LossTerms
     from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
     from .pipeline import DualTokenPipeline
@@ -45,7 +45,7 @@ __all__ = [
     "DualTokenProcessor",
     "EncodedRecord",
     "GenerationCancelled",
-    "ImageSamplingOptions",
+    "ImageSamplingConfig",
     "LoraSettings",
     "LossTerms",
     "ModelSettings",

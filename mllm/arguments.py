@@ -4,14 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from ..common.errors import UserError, shown
 from ..common.images.reading import ImageSource
 from ..common.values import flag, refuse_unknown
 from .conversation.messages import text_problem
-from .generation.sampling import ImageSamplingOptions, as_seeds
+from .generation.sampling import ImageSamplingConfig
 
 #: Images of one prompt in one call: all of them are kept until the last one is drawn.
 MOST_IMAGES = 1_000_000
@@ -90,14 +89,9 @@ def conversation(messages: Any) -> Any:
 def check_chat_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an option of `chat` that nothing knows, or that is none."""
     generation = GenerationConfig().to_dict()
-    refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingOptions.names(), *generation}, "option of chat")
+    refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingConfig.names(), *generation}, "option of chat")
     if options.get("do_sample") is not None:
         flag(options["do_sample"], "do_sample")
-
-
-def prompt_seeds(seed: Any, prompts: int) -> list[int]:
-    """One seed per prompt, drawn once where none is given, so that batches do not change the images."""
-    return as_seeds(int(torch.randint(2**31, (1,))) if seed is None else seed, prompts)
 
 
 def _is_file(text: str) -> bool:

@@ -11,7 +11,7 @@ from ..common.limits import settings_from
 from ..common.loading.checked_config import CheckedConfig
 from ..common.values import finite_number, whole_number
 from .assembly.model_folder import MODEL_TYPE
-from .generation.sampling import ImageSamplingOptions
+from .generation.sampling import ImageSamplingConfig
 from .settings import BRANCHES, LARGEST_VOCABULARY, CodebookConfig, DepthTransformerConfig, ModelSettings
 
 TOKEN_ID_FIELDS = (
@@ -66,7 +66,7 @@ class DualTokenConfig(CheckedConfig):
     pixel_depth_weights: list[float] | None = None
     semantic_depth_weights: list[float] | None = None
     visual_target_fraction: float = ModelSettings.visual_target_fraction
-    image_sampling: ImageSamplingOptions = ModelSettings.image_sampling
+    image_sampling: ImageSamplingConfig = ModelSettings.image_sampling
     bos_token_id: Any = None
     pad_token_id: Any = None
     eos_token_id: Any = None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,14 +26,18 @@ from transformers.utils import ModelOutput, is_torchvision_available
 
 from ..common.errors import UserError
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
-from .cache_name import CACHE_NAME
+from .assembly.storage import DualTokenStorage
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
-from .generation.generate import DualTokenGeneration
+from .generation.generate import generate
+from .generation.outputs import split_image_tokens
+from .generation.text import IMAGE_INPUTS, ImageAnswerDetector, repeat_codes
+from .language_model import CACHE_NAME, visible_positions
 from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_losses
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
 IGNORE = -100
+DECODE_BATCH = 16
 BRANCHES = ("pixel", "semantic")
 
 
@@ -91,7 +97,7 @@ class VisualTargets:
         )
 
 
-class DualTokenForConditionalGeneration(DualTokenGeneration):
+class DualTokenForConditionalGeneration(DualTokenStorage, GenerationMixin):
     """An LLM with two frozen codebooks, two code projectors and two depth transformers.
 
     `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays in
@@ -180,6 +186,19 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         """What the semantic head sees of the position's pixel codes (..., D): (..., C), or None."""
         return self.pixel_codebook.embed(pixel_codes) if self.config.semantic_condition == "pixel" else None
 
+    @torch.inference_mode()
+    def decode_image_tokens(self, image_tokens: Tensor) -> Tensor:
+        """Image-mode output (B, P x 2D) to pixels (B, 3, S, S) in the image processor's range."""
+        return self.decode_pixel_codes(split_image_tokens(self.config, image_tokens).pixel)
+
+    @torch.inference_mode()
+    def decode_pixel_codes(self, codes: Tensor) -> Tensor:
+        """Pixels (I, 3, S, S) of codes (I, P, D)."""
+        tokenizer = self.require_visual_tokenizer()
+        grid = codes.unflatten(1, tuple(self.config.grid_size))
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.cat([tokenizer.decode(part) for part in grid.split(DECODE_BATCH)])
+
     # ---- forward
 
     def forward(
@@ -215,13 +234,13 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             ValueError: `<|image|>` slots and images do not fit together.
         """
         past = past_key_values if cache is None else cache
-        codes = self._given_codes(pixel_values, pixel_codes, semantic_codes)
+        codes = self.given_codes(pixel_values, pixel_codes, semantic_codes)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("pass input_ids or inputs_embeds")
             inputs_embeds = self.embed_sequence(input_ids, codes)
         if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+            position_ids = visible_positions(attention_mask)
         outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -253,7 +272,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
         Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` and a
         branch that the model does not have are empty. Arguments as in `forward`.
         """
-        codes = self._given_codes(
+        codes = self.given_codes(
             *(inputs.pop(key, None) for key in ("pixel_values", "pixel_codes", "semantic_codes"))
         )
         if codes is None:
@@ -262,7 +281,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             )
         embeds = self.embed_sequence(input_ids, codes)
         mask = inputs.get("attention_mask")
-        position_ids = None if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        position_ids = None if mask is None else visible_positions(mask)
         states = self.language_model.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
@@ -276,6 +295,75 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             for name in BRANCHES
         }
         return LossTerms(text=states.new_zeros(0), **likelihoods)
+
+    # ---- generation
+
+    def generate(
+        self, inputs: Tensor | None = None, generation_mode: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Continue a batch of left-padded prompts (what the processor's `apply_chat_template` returns).
+
+        Args:
+            inputs: prompt ids (B, L); the same as `input_ids`.
+            generation_mode: "text": ids (B x num_return_sequences, L + new), by transformers' `generate`,
+                with all its options and streamers. None (default) is the same, but raises UserError where the
+                model wants to answer with an image: words alone would be nonsense there. "image": codes (B x
+                num_return_sequences, P x (pixel depth + semantic depth)), position by position and pixel
+                before semantic; `decode_image_tokens` turns them into pixels. "interleaved": an
+                `InterleavedOutput`, for one prompt; the processor's `post_process_multimodal_output` makes
+                content parts of it.
+            num_return_sequences: answers per prompt.
+            guidance_scale, temperature, top_k, top_p, ...: of images, the fields of `ImageSamplingConfig`;
+                the default is the model's own (`config.image_sampling`).
+            compile: of images: True compiles the steps of the image loop (`torch.compile`, with CUDA graphs
+                on CUDA); that takes a minute or more at the first image of a shape and is kept as long as the
+                model. A string names another backend.
+            progress: of images: True shows a bar on stderr; a function is called with (positions done,
+                positions in all) after each, and when it returns False the call ends with
+                `GenerationCancelled`.
+            seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
+                only. Of sampled text, one number. Random numbers of other threads change neither.
+            generator: a torch.Generator from which a missing `seed` is drawn.
+            first_image_index: index j of each prompt's first image, to generate many images in parts.
+            max_images: most images of an interleaved answer.
+
+        Raises:
+            UserError: an unknown mode or option, an image where text was to be generated, a value outside
+                its range, right-padded prompts.
+        """
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        return generate(self, generation_mode, kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Images are consumed with the prompt; later steps see them through the cache."""
+        model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
+            for key in IMAGE_INPUTS:
+                model_inputs.pop(key, None)
+        return model_inputs
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each prompt together with all of its images; plain repetition would tear them apart."""
+        codes = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
+        if codes and expand_size > 1:
+            codes = repeat_codes(codes, input_ids, expand_size, self.config)
+        parent: Any = super()
+        ids, kwargs = parent._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
+        return ids, kwargs | codes
+
+    def _get_logits_processor(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """Detectors come first: they look at what the model says, before any token is suppressed."""
+        given = list(logits_processor or ())
+        detectors = [one for one in given if isinstance(one, ImageAnswerDetector)]
+        others = LogitsProcessorList([one for one in given if one not in detectors])
+        parent: Any = super()
+        made = parent._get_logits_processor(*args, logits_processor=others, **kwargs)
+        return LogitsProcessorList([*detectors, *made])
 
     # ---- parts of forward
 
@@ -313,7 +401,7 @@ class DualTokenForConditionalGeneration(DualTokenGeneration):
             condition = self.semantic_condition(codes.pixel)
         return None if head is None else (head, states, own, codebook, condition)
 
-    def _given_codes(
+    def given_codes(
         self, pixel_values: Tensor | None, pixel_codes: Tensor | None, semantic_codes: Tensor | None
     ) -> VisualCodes | None:
         """The batch's codes as (I, P, D), encoding images where no codes were given."""

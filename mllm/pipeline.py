@@ -22,6 +22,7 @@ from .assembly.publish import push_model
 from .assembly.quantization import quantized_loading, require_quantization
 from .conversation.processing import DualTokenProcessor
 from .generation.progress import Progress, shown_progress
+from .generation.sampling import prompt_seeds
 from .generation.streaming import stream_parts
 from .modeling import DualTokenForConditionalGeneration
 
@@ -236,7 +237,7 @@ class DualTokenPipeline:
             num_images: how many; image i of a seed is the same however many are drawn.
             seed: of the random numbers; None draws one.
             batch_size: images drawn side by side.
-            **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingOptions` (what is
+            **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingConfig` (what is
                 left out is the model's own default); `progress`, True for a bar or a function, and `compile`
                 as in the model's `generate`.
 
@@ -263,7 +264,7 @@ class DualTokenPipeline:
         prompts = arguments.given_prompts(prompts)
         num_images = whole_number(num_images, "num_images", 1, arguments.MOST_IMAGES)
         batch_size = whole_number(batch_size, "batch_size", 1)
-        seeds = arguments.prompt_seeds(seed, len(prompts))
+        seeds = prompt_seeds(seed, len(prompts))
         images: list[list[Image.Image]] = [[] for _ in prompts]
         together = max(1, batch_size // num_images)
         groups = [range(len(prompts))[start : start + together] for start in range(0, len(prompts), together)]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..common.errors import UserError, shown
 from ..common.limits import in_range, limited, settings_from, validate
-from .generation.sampling import ImageSamplingOptions
+from .generation.sampling import ImageSamplingConfig
 
 LARGEST_VOCABULARY = 1 << 24
 #: The two kinds of visual codes, in the order of a position's codes and of halves of its embedding.
@@ -98,11 +98,11 @@ class ModelSettings:
     pixel_depth_weights: list[float] | None = field(default=None, metadata=in_range(least=0.0))
     semantic_depth_weights: list[float] | None = field(default=None, metadata=in_range(least=0.0))
     visual_target_fraction: float = limited(1.0, above=0.0, most=1.0)
-    image_sampling: ImageSamplingOptions = field(default=ImageSamplingOptions())
+    image_sampling: ImageSamplingConfig = field(default=ImageSamplingConfig())
 
     def __post_init__(self) -> None:
         self._make_typed("depth_transformer", DepthTransformerConfig)
-        self._make_typed("image_sampling", ImageSamplingOptions)
+        self._make_typed("image_sampling", ImageSamplingConfig)
         validate(self)
         for name in ("pixel_depth_weights", "semantic_depth_weights"):
             weights = getattr(self, name)

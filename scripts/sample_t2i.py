@@ -148,9 +148,9 @@ def image_name(row: int, index: int) -> str:
 
 def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> dict[str, Any]:
     """The sampling options that take effect: the given ones over the model's own. UserError for bad ones."""
-    from ..mllm.generation.sampling import ImageSamplingOptions
+    from ..mllm.generation.sampling import ImageSamplingConfig
 
-    return asdict(ImageSamplingOptions.of(pipeline.model.config.image_sampling, given))
+    return asdict(ImageSamplingConfig.of(pipeline.model.config.image_sampling, given))
 
 
 def draw_all(

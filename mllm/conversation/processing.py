@@ -22,7 +22,7 @@ from ...common.loading.model_source import model_source
 from ...common.loading.strict import loading_reason
 from ...common.values import whole_number
 from ...tokenizer import DualTokenizerImageProcessor
-from ..generation.interleaved import InterleavedOutput
+from ..generation.outputs import InterleavedOutput
 from .chat_format import OWN, ChatFormat
 from .chat_template import special_strings
 from .messages import has_cached_codes

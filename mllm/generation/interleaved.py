@@ -1,21 +1,135 @@
-"""An answer of text and images in turn, as ids and codes."""
+"""Answers of text and images in turn."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ...common.errors import UserError
+from ...common.values import whole_number
+from ...tokenizer import VisualCodes
+from .image_generation import check_compile, generate_image
+from .outputs import InterleavedOutput, split_image_tokens
+from .own_random import OwnRandom
+from .protocol import UnifiedModel
+from .sampling import ImageSamplingConfig, prompt_seeds
+from .text import code_inputs, has_room_for_image, never_in_text, transformers_generate
 
-@dataclass(frozen=True)
-class InterleavedOutput:
-    """One answer: `sequences` (1, L), ids with the prompt, and the new images' codes (I, P, D), in order.
 
-    prompt_length: how many of the ids are the prompt.
-    images: the new images' pixels (I, 3, S, S) in the image processor's range; None for a model without its
-        visual tokenizer.
+def generate_interleaved(
+    model: UnifiedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    codes: VisualCodes | None = None,
+    *,
+    max_images: int = 4,
+    max_new_tokens: int = 256,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    streamer: Any = None,
+    **options: Any,
+) -> InterleavedOutput:
+    """Text until the model opens an image, the image, and on, until it ends its turn; for one prompt (1, L).
+
+    Args:
+        codes: of the prompt's images.
+        streamer: of the text; its method `put_image`, if it has one, gets the tokens of each finished image.
+        **options: sampling options are those of the images (`ImageSamplingConfig`, and `compile` and
+            `progress` of `generate_image`), all others, as `do_sample`, are those of the text.
     """
+    if input_ids.shape[0] != 1 or (attention_mask is not None and not bool(attention_mask.all())):
+        raise UserError("interleaved generation takes one prompt at a time, without padding")
+    max_images = whole_number(max_images, "max_images")
+    left = whole_number(max_new_tokens, "max_new_tokens", 1)
+    image_names = (*ImageSamplingConfig.names(), "compile", "progress")
+    image_options = {name: options.pop(name) for name in image_names if name in options}
+    _check(model, image_options)
+    (seed,) = prompt_seeds(seed, 1, generator)
+    own_random = OwnRandom(seed, model.device)
+    answer = _Answer(model, input_ids, codes)
+    for index in range(max_images + 1):
+        with own_random:
+            left -= answer.add_text(left, index < max_images, streamer, options)
+        if not answer.opens_image:
+            break
+        tokens = answer.add_image(seed=seed, first_image_index=index, **image_options)
+        if hasattr(streamer, "put_image"):
+            streamer.put_image(tokens)
+        if left <= 0:
+            break
+    return answer.output()
 
-    sequences: Tensor
-    pixel_codes: Tensor
-    semantic_codes: Tensor
-    prompt_length: int = 0
-    images: Tensor | None = None
+
+def _check(model: UnifiedModel, image_options: Mapping[str, Any]) -> None:
+    """Raise UserError for wrong options of images before the first word, also where no image follows."""
+    names = ImageSamplingConfig.names()
+    sampling = {name: value for name, value in image_options.items() if name in names}
+    ImageSamplingConfig.of(model.config.image_sampling, sampling)
+    check_compile(image_options.get("compile", False))
+
+
+class _Answer:
+    """A prompt and what has been added to it: ids (1, L), and the codes of all images in them."""
+
+    def __init__(self, model: UnifiedModel, input_ids: Tensor, codes: VisualCodes | None) -> None:
+        self.model, self.ids, self.prompt_length = model, input_ids, input_ids.shape[1]
+        self.given = 0 if codes is None else codes.pixel.shape[0]
+        self.images = [] if codes is None else [codes]
+
+    @property
+    def codes(self) -> VisualCodes | None:
+        """The codes (I, P, D) of all images so far."""
+        if not self.images:
+            return None
+        return VisualCodes(
+            pixel=torch.cat([one.pixel for one in self.images]),
+            semantic=torch.cat([one.semantic for one in self.images]),
+        )
+
+    @property
+    def opens_image(self) -> bool:
+        """Whether the last token opens an image."""
+        return int(self.ids[0, -1]) == self.model.config.image_start_token_id
+
+    def add_text(self, most: int, allow_image: bool, streamer: Any, options: Mapping[str, Any]) -> int:
+        """Text up to the end of the turn, the start of an image, or `most` tokens; returns how many."""
+        config, length = self.model.config, self.ids.shape[1]
+        allow_image = allow_image and has_room_for_image(config, length)
+        self.ids = transformers_generate(
+            self.model,
+            input_ids=self.ids,
+            attention_mask=torch.ones_like(self.ids),
+            suppress_tokens=never_in_text(config, allow_image),
+            eos_token_id=[config.eos_token_id, config.image_start_token_id],
+            max_new_tokens=most,
+            streamer=streamer,
+            **code_inputs(self.codes),
+            **options,
+        )
+        return self.ids.shape[1] - length
+
+    def add_image(self, **options: Any) -> Tensor:
+        """The image that was opened; returns its tokens (1, P x 2D)."""
+        config = self.model.config
+        tokens = generate_image(self.model, self.ids, codes=self.codes, **options)
+        self.images.append(split_image_tokens(config, tokens))
+        slots = [config.image_token_id] * config.num_positions + [config.image_end_token_id]
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([slots])], dim=1)
+        return tokens
+
+    def output(self) -> InterleavedOutput:
+        """The answer without the images of the prompt."""
+        model, codes = self.model, self.codes
+        if codes is None:
+            empty = self.ids.new_zeros(0, model.config.num_positions, 1)
+            codes = VisualCodes(pixel=empty, semantic=empty)
+        pixel, semantic = codes.pixel[self.given :], codes.semantic[self.given :]
+        has_pixels = model.visual_tokenizer is not None and pixel.shape[0] > 0
+        return InterleavedOutput(
+            sequences=self.ids,
+            pixel_codes=pixel,
+            semantic_codes=semantic,
+            prompt_length=self.prompt_length,
+            images=model.decode_pixel_codes(pixel) if has_pixels else None,
+        )

@@ -24,8 +24,8 @@ _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 @dataclass(frozen=True)
-class ImageSamplingOptions:
-    """How the codes of an image are drawn.
+class ImageSamplingConfig:
+    """How the codes of an image are sampled.
 
     Args:
         guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling
@@ -33,8 +33,8 @@ class ImageSamplingOptions:
         guidance_schedule: "constant", or how the scale goes from 1 at the image's first position to
             `guidance_scale` at the last: "linear", or "cosine" (slow at both ends).
         temperature: divides the logits; 0.0 takes the most likely code.
-        top_k: draw from the k most likely codes; 0 draws from all.
-        top_p: draw from the fewest codes that together have this probability; 1.0 draws from all.
+        top_k: sample from the k most likely codes; 0 samples from all.
+        top_p: sample from the fewest codes that together have this probability; 1.0 samples from all.
         sampler: "inverse_cdf" (one random number per code against the cumulative distribution) or "gumbel"
             (Gumbel-max: the largest of logits plus noise, no distribution is computed).
         truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
@@ -65,7 +65,7 @@ class ImageSamplingOptions:
                 raise UserError(f"{name} is {shown(getattr(self, name))}; give one of {', '.join(allowed)}")
 
     @classmethod
-    def of(cls, *settings: "Mapping[str, Any] | ImageSamplingOptions | None") -> "ImageSamplingOptions":
+    def of(cls, *settings: "Mapping[str, Any] | ImageSamplingConfig | None") -> "ImageSamplingConfig":
         """Options out of mappings or other options; later ones win, and None leaves a setting as it is.
 
         Raises:
@@ -99,14 +99,14 @@ def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> T
     """The random numbers of one image: (positions, codes) uniform in [0, 1), fp32, on the CPU.
 
     They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so
-    image i of seed s is the same wherever and beside whatever it is drawn.
+    image i of seed s is the same on every device and in every batch.
     """
     stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator("cpu").manual_seed(stream)
     return torch.rand(positions, codes, generator=generator, **_PLAIN)
 
 
-def guidance_scales(options: ImageSamplingOptions, positions: int) -> Tensor:
+def guidance_scales(options: ImageSamplingConfig, positions: int) -> Tensor:
     """The guidance scale at every position of an image: (positions,) fp32."""
     if options.guidance_schedule == "constant":
         return torch.full((positions,), options.guidance_scale, **_PLAIN)
@@ -136,7 +136,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def draw_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingOptions, level: int) -> Tensor:
+def sample_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingConfig, level: int) -> Tensor:
     """One code per image: (R, N) guided logits of depth `level` and (R,) uniforms -> (R,) int64.
 
     One random number per code, and no transfer to the host.
@@ -163,7 +163,7 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
     """`count` standard Gumbel numbers out of each uniform: (R,) -> (R, count), fp32.
 
     A counter-based generator: the number of a class is a hash of the uniform's 24 bits and the class, the
-    same on every device and beside whatever else is drawn. The hash is MurmurHash3's finalizer (Appleby).
+    same on every device and in every batch. The hash is MurmurHash3's finalizer (Appleby).
     """
     key = (uniforms.double() * 2**24).long().unsqueeze(1) * 0x9E3779B1
     h = (key + torch.arange(count, device=uniforms.device) * 0x85EBCA77) & _WORD
@@ -175,12 +175,17 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def as_seeds(seed: Any, prompts: int) -> list[int]:
+def prompt_seeds(seed: Any, prompts: int, generator: torch.Generator | None = None) -> list[int]:
     """One seed per prompt: one number for all, or a sequence of as many.
 
+    A missing seed is drawn, one for all prompts, from `generator` or else torch's global generator.
+
     Raises:
-        UserError: another count, or something that is no seed.
+        UserError: another count, or something that is not a seed.
     """
+    if seed is None:
+        device = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**31, (1,), generator=generator, device=device))
     if isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1:
         seeds = [seed_number(one) for one in seed]
         if len(seeds) != prompts:

@@ -1,21 +1,17 @@
 """The language model after a prompt, one position at a time: what the image loop asks of any causal LLM.
 
-Shapes: B prompts, R rows (sequences that go on side by side), L prompt length, H hidden size.
+Shapes: B prompts, R rows (sequences that are continued side by side), L prompt length, H hidden size.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ...common.errors import UserError
-from ..cache_name import CACHE_NAME
+from ..language_model import CACHE_NAME, visible_positions
 from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
-
-if TYPE_CHECKING:
-    from ..modeling import DualTokenForConditionalGeneration
+from .protocol import UnifiedModel
 
 MASKED_ATTENTION = ("sdpa", "eager")
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -25,18 +21,16 @@ CAPACITY_STEP = 64  # capacities are multiples, so that prompts of like length s
 class StepDecoder:
     """Runs the prompts once, then takes one embedding per row and returns the row's next state.
 
-    With `fixed_shape` every step works on tensors of one shape that never move: the attention sees all places
-    of the cache behind a mask. It is what `torch.compile` needs. Without it a step sees what is filled, which
-    is less work and suits every attention kernel.
+    With `fixed_shape` every step works on tensors of one shape that never move: the attention sees all
+    positions of the cache under a mask. It is what `torch.compile` needs. Without it a step sees what is
+    filled, which is less work and suits every attention kernel.
 
     Raises:
         UserError: `fixed_shape` with an attention that takes no mask of its own (flash attention), or with a
             language model whose layers attend in another way than fully or in a sliding window.
     """
 
-    def __init__(
-        self, model: "DualTokenForConditionalGeneration", rows: int, capacity: int, fixed_shape: bool
-    ) -> None:
+    def __init__(self, model: UnifiedModel, rows: int, capacity: int, fixed_shape: bool) -> None:
         self.language_model, self.dtype, self.fixed_shape = model.language_model, model.dtype, fixed_shape
         self.text_config = model.config.text_config
         self.kinds = _attention_kinds(self.text_config)
@@ -47,28 +41,28 @@ class StepDecoder:
         device = model.device
         self.position_ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.visible = torch.zeros(rows, capacity, dtype=torch.bool, device=device)
-        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.next_index = torch.zeros(1, dtype=torch.long, device=device)
         if fixed_shape:
-            for tensor in (self.position_ids, self.visible, self.place):
+            for tensor in (self.position_ids, self.visible, self.next_index):
                 torch._dynamo.mark_static_address(tensor)
         self.cache = PreallocatedCache(
-            self.text_config.num_hidden_layers, capacity, self.place if fixed_shape else None
+            self.text_config.num_hidden_layers, capacity, self.next_index if fixed_shape else None
         )
 
     def prefill(self, embeds: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
-        """Run left-padded prompts (B, L, H) under their mask (B, L); row i goes on from prompt `rows[i]`.
+        """Run left-padded prompts (B, L, H) under their mask (B, L); row i continues prompt `rows[i]`.
 
         Returns the states (R, H) at the prompts' ends.
         """
         # Plain layers: those made for a sliding window would drop the past that a later row may still mask.
         cache = DynamicCache()
         cache.layers = [DynamicLayer() for _ in range(self.text_config.num_hidden_layers)]
-        states = self._run(embeds, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0), cache)[:, -1]
+        states = self._run(embeds, mask, visible_positions(mask), cache)[:, -1]
         length = mask.shape[1]
         self.cache.start_from(cache, rows)
         self.visible.fill_(True)
         self.visible[:, :length] = mask[rows].bool()
-        self.place.fill_(length)
+        self.next_index.fill_(length)
         self.position_ids.copy_(mask.sum(dim=-1)[rows].unsqueeze(1))
         # Asked once for the whole image; asking at a step would wait for the device.
         self.has_padding = not bool(mask.all())
@@ -80,7 +74,7 @@ class StepDecoder:
         mask = self._fixed_mask() if self.fixed_shape else self._growing_mask()
         states = self._run(embeds.unsqueeze(1), mask, self.position_ids, self.cache)[:, -1]
         self.position_ids.add_(1)
-        self.place.add_(1)
+        self.next_index.add_(1)
         if not self.fixed_shape:  # a number of the host, on which a compiled step would depend
             self.filled += 1
         return states
@@ -106,10 +100,10 @@ class StepDecoder:
 
     def _fixed_mask(self) -> Tensor | dict[str, Tensor]:
         index = torch.arange(self.visible.shape[1], device=self.visible.device)
-        full = self.visible & (index <= self.place)
+        full = self.visible & (index <= self.next_index)
         if self.kinds == {FULL}:
             return self._additive(full)
-        sliding = self._additive(full & (index > self.place - self.text_config.sliding_window))
+        sliding = self._additive(full & (index > self.next_index - self.text_config.sliding_window))
         return sliding if self.kinds == {SLIDING} else {FULL: self._additive(full), SLIDING: sliding}
 
     def _additive(self, visible: Tensor) -> Tensor:
@@ -125,13 +119,13 @@ class StepDecoder:
     def _refuse_other_attention(self) -> None:
         if self._attention not in MASKED_ATTENTION:
             raise UserError(
-                f"compiled drawing works with attention {' or '.join(MASKED_ATTENTION)}, and the model has "
-                f"{self._attention}: load it with attn_implementation='sdpa', or draw without compile"
+                f"compiled image generation needs attention {' or '.join(MASKED_ATTENTION)}, the model has "
+                f"{self._attention}: load it with attn_implementation='sdpa', or leave compile out"
             )
         if not self.kinds <= {FULL, SLIDING}:
             raise UserError(
-                f"compiled drawing does not know the attention {', '.join(sorted(self.kinds))} of this "
-                "language model; draw without compile"
+                f"compiled image generation does not know attention {', '.join(sorted(self.kinds))} of this "
+                "language model; leave compile out"
             )
 
 

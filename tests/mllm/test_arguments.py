@@ -14,7 +14,7 @@ from dualtoken.mllm import (
     DualTokenForConditionalGeneration,
     DualTokenPipeline,
     DualTokenProcessor,
-    ImageSamplingOptions,
+    ImageSamplingConfig,
 )
 from dualtoken.mllm.assembly.placement import resolve_device, resolve_dtype
 from dualtoken.tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
@@ -117,7 +117,7 @@ NOT_SCALES: list[Any] = [float("nan"), float("inf"), 1e308, 10**400, -1, "3", No
 )
 def test_sampling_options_have_ranges(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        ImageSamplingOptions(**wrong)
+        ImageSamplingConfig(**wrong)
 
 
 def test_numbers_of_numpy_are_numbers(pipe):

@@ -8,6 +8,7 @@ import torch
 from transformers import pipeline as transformers_pipeline
 
 from dualtoken.mllm import DualTokenPipeline, resolve_model
+from dualtoken.mllm.generation import interleaved
 from dualtoken.tokenizer import UserError
 
 
@@ -61,7 +62,7 @@ def test_chat_returns_images_in_their_place(pipe, monkeypatch):
     word = pipe.processor.tokenizer.encode(" red", add_special_tokens=False)
     script = [*word, config.image_start_token_id, *word, config.eos_token_id]
 
-    def scripted(input_ids, eos_token_id, streamer, **kwargs):
+    def scripted(model, input_ids, eos_token_id, streamer, **kwargs):
         streamer.put(input_ids)
         new: list[int] = []
         while not new or new[-1] not in eos_token_id:
@@ -70,7 +71,7 @@ def test_chat_returns_images_in_their_place(pipe, monkeypatch):
         streamer.end()
         return torch.cat([input_ids, torch.tensor([new])], dim=1)
 
-    monkeypatch.setattr(pipe.model, "_transformers_generate", scripted)
+    monkeypatch.setattr(interleaved, "transformers_generate", scripted)
     parts = pipe.chat([{"role": "user", "content": "draw"}], seed=0)
     assert [part["type"] for part in parts] == ["text", "image", "text"]
     assert parts[1]["image"].size == (16, 16)

@@ -16,6 +16,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, text_part, user
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.mllm import ChatFormat, DualTokenForConditionalGeneration
+from dualtoken.mllm.generation.image_generation import unconditional_ids
 from dualtoken.tokenizer import DualTokenizer
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
@@ -200,7 +201,7 @@ def test_a_resumed_run_keeps_its_chat_format(chain: Chain, tmp_path: Path) -> No
     assert resumed.processor.chat_format == objective.processor.chat_format
     drawing = [{"role": "user", "content": [{"type": "unconditional"}]}, assistant("x")]
     trained = resumed.processor.encode_record(drawing).input_ids.tolist()
-    prompt = resumed.model.unconditional_ids().tolist()[:-1]
+    prompt = unconditional_ids(resumed.model.config).tolist()[:-1]
     assert trained[: len(prompt)] == prompt
 
 

@@ -18,6 +18,8 @@ from dualtoken.mllm import (
 )
 from dualtoken.mllm.conversation.special_tokens import VISUAL_TOKENS
 from dualtoken.mllm.conversation.text_tokenizer import encode_text
+from dualtoken.mllm.generation.image_generation import unconditional_ids
+from dualtoken.mllm.generation.text import never_in_text
 from dualtoken.tokenizer import DualTokenizer, StoredTokenizer, UserError
 
 from ..conversation.chat_templates import chat_tokenizer
@@ -125,7 +127,7 @@ def test_its_tokens_are_its_own(built, name):
     assert config.user_token_id is None
     assert config.assistant_token_id is None
     assert model.generation_config.eos_token_id == config.eos_token_id
-    never = model._never_text()
+    never = never_in_text(model.config)
     assert None not in never
     assert config.eos_token_id not in never
     assert processor.special_ids["<|image|>"] in never
@@ -135,7 +137,7 @@ def test_its_tokens_are_its_own(built, name):
 def test_the_unconditional_branch_is_what_training_shows(built, records, name):
     model, processor = built
     trained = processor.encode_record(drop_prompt(records["drawing"])).input_ids
-    expected = model.unconditional_ids().tolist()
+    expected = unconditional_ids(model.config).tolist()
     assert trained[: len(expected)].tolist() == expected
     assert expected.count(model.config.unconditional_token_id) == 1
 
@@ -149,7 +151,7 @@ def test_saved_and_loaded_it_is_the_same(built, records, tmp_path, name):
     again = batch_of(DualTokenProcessor.from_pretrained(tmp_path / "model"), records)
     assert all(torch.equal(again[key], batch[key]) for key in batch)
     assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
-    assert torch.equal(loaded.unconditional_ids(), model.unconditional_ids())
+    assert torch.equal(unconditional_ids(loaded.config), unconditional_ids(model.config))
     tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert tied == model.config.tie_word_embeddings
     assert loaded.visual_tokenizer is not None

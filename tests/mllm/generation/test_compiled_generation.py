@@ -1,4 +1,4 @@
-"""Compiled drawing equals the plain loop, in one graph per step and without a second compilation."""
+"""Compiled image generation equals the plain loop, in one graph per step and without a second compilation."""
 
 import pytest
 import torch

@@ -5,8 +5,11 @@ import re
 import pytest
 import torch
 
-from dualtoken.mllm import GenerationCancelled, ImageSamplingOptions
-from dualtoken.mllm.generation.sampling import draw_codes, guide, image_uniforms
+from dualtoken.mllm import GenerationCancelled, ImageSamplingConfig
+from dualtoken.mllm.generation import interleaved
+from dualtoken.mllm.generation.image_generation import unconditional_ids
+from dualtoken.mllm.generation.outputs import split_image_tokens
+from dualtoken.mllm.generation.sampling import guide, image_uniforms, sample_codes
 from dualtoken.tokenizer import UserError, VisualCodes
 
 SHORT, LONG = (
@@ -31,9 +34,9 @@ def test_image_loop_equals_full_forward_passes(make_model, processor, condition,
     """Every code is the one drawn from logits computed without any cache, over the whole sequence at once."""
     model = make_model(**condition, visual_position="learned", shared_classifier=False)
     tokens = draw(model, processor, SHORT, guidance_scale=scale, top_p=0.9, truncate_from_level=1)
-    codes = model.split_image_tokens(tokens)
+    codes = split_image_tokens(model.config, tokens)
     ids = [*prompts(processor, SHORT)["input_ids"][0].tolist(), model.config.image_start_token_id]
-    branches = [torch.tensor(ids)] + ([model.unconditional_ids()] if scale != 1.0 else [])
+    branches = [torch.tensor(ids)] + ([unconditional_ids(model.config)] if scale != 1.0 else [])
     states = torch.cat([_visual_states(model, branch, codes) for branch in branches])  # (branches x P, H)
     repeated = lambda x: torch.cat([x[0]] * len(branches))  # noqa: E731
     given = repeated(codes.pixel), repeated(codes.semantic)
@@ -41,7 +44,7 @@ def test_image_loop_equals_full_forward_passes(make_model, processor, condition,
     pixel = model.pixel_head(states, given[0], model.pixel_codebook, seen[0])
     semantic = model.semantic_head(states, given[1], model.semantic_codebook, seen[1])
     noise = image_uniforms(5, 0, 16, 6)
-    options = ImageSamplingOptions(guidance_scale=scale, top_p=0.9, truncate_from_level=1)
+    options = ImageSamplingConfig(guidance_scale=scale, top_p=0.9, truncate_from_level=1)
     for head, outputs, given, uniforms in (
         (model.pixel_head, pixel, codes.pixel, noise[:, :3]),
         (model.semantic_head, semantic, codes.semantic, noise[:, 3:]),
@@ -50,7 +53,8 @@ def test_image_loop_equals_full_forward_passes(make_model, processor, condition,
             logits = head.classify(outputs[:, depth], depth)
             logits = guide(logits, scale) if len(branches) > 1 else logits
             assert (
-                draw_codes(logits, uniforms[:, depth], options, depth).tolist() == given[0, :, depth].tolist()
+                sample_codes(logits, uniforms[:, depth], options, depth).tolist()
+                == given[0, :, depth].tolist()
             )
 
 
@@ -93,7 +97,9 @@ def test_any_causal_language_model(make_model, processor, llm):
     model = make_model({"num_key_value_heads": 2, **llm})
     alone = draw(model, processor, SHORT)
     assert torch.equal(draw(model, processor, LONG, SHORT)[1:], alone)
-    codes = model.split_image_tokens(draw(model, processor, LONG, guidance_scale=1.0, temperature=0.0))
+    codes = split_image_tokens(
+        model.config, draw(model, processor, LONG, guidance_scale=1.0, temperature=0.0)
+    )
     prompt = [*prompts(processor, LONG)["input_ids"][0].tolist(), model.config.image_start_token_id]
     states = _visual_states(model, torch.tensor(prompt), codes)
     outputs = model.semantic_head(states, codes.semantic[0], model.semantic_codebook)
@@ -103,19 +109,19 @@ def test_any_causal_language_model(make_model, processor, llm):
     assert torch.equal(text, model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False))
 
 
-def test_drawing_needs_pixel_codes_only(make_model, processor):
+def test_images_need_pixel_codes_only(make_model, processor):
     tokens = draw(make_model(visual_branches="pixel"), processor, SHORT)
-    codes = make_model().split_image_tokens(tokens)
+    codes = split_image_tokens(make_model().config, tokens)
     assert codes.semantic.eq(0).all()
     assert len(codes.pixel.unique()) > 3
-    with pytest.raises(UserError, match="cannot draw"):
+    with pytest.raises(UserError, match="cannot generate images"):
         draw(make_model(visual_branches="semantic"), processor, SHORT)
 
 
 def test_guidance_of_one_is_no_guidance(model, processor, monkeypatch):
     plain = draw(model, processor, LONG, guidance_scale=1.0)
     # The same with both branches computed: u + 1 (c - u) = c.
-    monkeypatch.setattr(ImageSamplingOptions, "guided", property(lambda self: True))
+    monkeypatch.setattr(ImageSamplingConfig, "guided", property(lambda self: True))
     assert torch.equal(draw(model, processor, LONG, guidance_scale=1.0), plain)
 
 
@@ -132,7 +138,7 @@ def test_the_unconditional_branch_is_what_training_shows(model, processor, recor
     from dualtoken.mllm import drop_prompt
 
     trained = processor.encode_record(drop_prompt(records["drawing"])).input_ids
-    expected = model.unconditional_ids().tolist()
+    expected = unconditional_ids(model.config).tolist()
     assert trained[: len(expected)].tolist() == expected
 
 
@@ -257,13 +263,13 @@ def test_an_interleaved_answer_alternates(model, processor, image, monkeypatch):
     word, config = processor.tokenizer.encode(" red", add_special_tokens=False)[0], model.config
     script = [word, config.image_start_token_id, word, config.eos_token_id]
 
-    def scripted(input_ids, eos_token_id, **kwargs):
+    def scripted(model, input_ids, eos_token_id, **kwargs):
         new: list[int] = []
         while not new or new[-1] not in eos_token_id:
             new.append(script.pop(0))
         return torch.cat([input_ids, torch.tensor([new])], dim=1)
 
-    monkeypatch.setattr(model, "_transformers_generate", scripted)
+    monkeypatch.setattr(interleaved, "transformers_generate", scripted)
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image", "image": image}, "draw"]}], add_generation_prompt=True
     )
@@ -329,7 +335,7 @@ def test_image_tokens_of_a_wrong_size_are_refused(model):
 def test_split_inverts_the_layout(model):
     pixel, semantic = torch.randint(16, (2, 2, 16, 3))
     tokens = torch.cat([pixel, semantic], dim=-1).flatten(1)
-    codes = model.split_image_tokens(tokens)
+    codes = split_image_tokens(model.config, tokens)
     assert isinstance(codes, VisualCodes)
     assert torch.equal(codes.pixel, pixel)
     assert torch.equal(codes.semantic, semantic)

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from dualtoken.mllm.generation.sampling import (
-    ImageSamplingOptions,
-    draw_codes,
+    ImageSamplingConfig,
     guidance_scales,
     guide,
     gumbel_noise,
     image_uniforms,
+    sample_codes,
     truncate,
 )
 from dualtoken.tokenizer import UserError
 
-PLAIN = ImageSamplingOptions(guidance_scale=1.0)
+PLAIN = ImageSamplingConfig(guidance_scale=1.0)
 
 
 @pytest.mark.parametrize(
@@ -37,15 +37,15 @@ PLAIN = ImageSamplingOptions(guidance_scale=1.0)
 )
 def test_options_outside_their_range_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        ImageSamplingOptions(**wrong)
+        ImageSamplingConfig(**wrong)
 
 
 @pytest.mark.parametrize(("sampler", "tolerance"), [("inverse_cdf", 1e-3), ("gumbel", 0.015)])
 def test_frequencies_follow_the_probabilities(sampler, tolerance):
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniforms = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    options = ImageSamplingOptions(guidance_scale=1.0, sampler=sampler)
-    codes = draw_codes(probabilities.log().expand(20_000, 4), uniforms, options, 0)
+    options = ImageSamplingConfig(guidance_scale=1.0, sampler=sampler)
+    codes = sample_codes(probabilities.log().expand(20_000, 4), uniforms, options, 0)
     counts = torch.bincount(codes, minlength=4) / 20_000
     torch.testing.assert_close(counts, probabilities, atol=tolerance, rtol=0)
 
@@ -64,7 +64,7 @@ def test_gumbel_noise_is_gumbel_and_its_own_for_each_class():
 
 def test_guidance_schedules_end_at_the_scale():
     for schedule, middle in (("constant", 3.0), ("linear", 2.0), ("cosine", 2.0)):
-        options = ImageSamplingOptions(guidance_scale=3.0, guidance_schedule=schedule)
+        options = ImageSamplingConfig(guidance_scale=3.0, guidance_schedule=schedule)
         scales = guidance_scales(options, 9)
         assert scales[0] == (3.0 if schedule == "constant" else 1.0)
         torch.testing.assert_close(scales[[4, 8]], torch.tensor([middle, 3.0]))
@@ -75,13 +75,13 @@ def test_guidance_schedules_end_at_the_scale():
 def test_the_extreme_random_numbers_draw_possible_codes():
     logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]]).expand(2, 4)
     uniforms = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
-    assert draw_codes(logits, uniforms, PLAIN, 0).tolist() == [1, 2]
+    assert sample_codes(logits, uniforms, PLAIN, 0).tolist() == [1, 2]
 
 
 def test_temperature_zero_takes_the_likeliest():
     logits = torch.randn(6, 9)
-    options = ImageSamplingOptions(temperature=0.0)
-    assert torch.equal(draw_codes(logits, torch.rand(6), options, 0), logits.argmax(-1))
+    options = ImageSamplingConfig(temperature=0.0)
+    assert torch.equal(sample_codes(logits, torch.rand(6), options, 0), logits.argmax(-1))
 
 
 def test_truncation_keeps_what_it_says():
@@ -94,10 +94,10 @@ def test_truncation_keeps_what_it_says():
 
 
 def test_truncation_starts_at_its_level():
-    options = ImageSamplingOptions(top_k=1, truncate_from_level=1)
+    options = ImageSamplingConfig(top_k=1, truncate_from_level=1)
     logits = torch.tensor([[0.4, 0.6]]).log()
     uniforms = torch.tensor([0.1], dtype=torch.float64)
-    assert [draw_codes(logits, uniforms, options, level).item() for level in (0, 1)] == [0, 1]
+    assert [sample_codes(logits, uniforms, options, level).item() for level in (0, 1)] == [0, 1]
 
 
 def test_guidance_formula():
