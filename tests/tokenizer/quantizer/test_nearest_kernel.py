@@ -16,8 +16,8 @@ SIZES = [(130, 200, 12), (64, 64, 32), (1, 7, 3), (200, 130, 40), (0, 5, 4)]
 
 INTERPRETED = """
 import torch
-from dualtoken.tokenizer.codebook import nearest_codes_in_chunks
-from dualtoken.tokenizer.nearest_kernel import nearest_codes_fused
+from dualtoken.tokenizer.quantizer.codebook import nearest_codes_in_chunks
+from dualtoken.tokenizer.quantizer.nearest_kernel import nearest_codes_fused
 
 for count, num_codes, dim in {sizes}:
     vectors, book = torch.randn(count, dim), torch.randn(num_codes, dim)
