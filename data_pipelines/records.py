@@ -127,6 +127,22 @@ class Record:
         return self
 
 
+def require_trainable(record: Record) -> Record:
+    """The record itself, if a model can be trained on it.
+
+    The one check of a record's schema: `prepare` writes, `check` accepts and training takes what passes it.
+
+    Raises:
+        RecordError: a message breaks the schema, or there is nothing to learn.
+    """
+    record.check_messages()
+    if not record.has_target():
+        raise RecordError(
+            f"Record {shown(record.id)} has nothing to learn: no assistant turn with text or an image"
+        )
+    return record
+
+
 def _plain_json(metadata: dict[str, Any], record_id: str) -> dict[str, Any]:
     """Metadata as they will be read back: NaN is null, a tuple a list. Raises RecordError."""
     try:

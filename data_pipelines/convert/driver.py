@@ -22,7 +22,7 @@ from ...common.json_files import is_encodable
 from ...common.outputs import SHARD_MAKERS, Inputs, check_output
 from ..job import Job, count_finished
 from ..partial_output import partial_folder
-from ..records import Record, RecordError
+from ..records import Record, require_trainable
 from ..shards.sample_codec import EncodedSample, encode_record
 from ..shards.writer import require_split
 from ..workers import map_in_workers
@@ -203,7 +203,4 @@ def _convert_chunk(source: Source, chunk: _Chunk) -> _Converted:
 def _encode(source: Source, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
     for record, split in source.records(sample.payload):
         require_split(split)
-        record.validate()
-        if not record.has_target():
-            raise RecordError("nothing to learn: no assistant turn with text or an image")
-        yield encode_record(record), split
+        yield encode_record(require_trainable(record)), split

@@ -17,7 +17,7 @@ from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.reading import MAX_PIXELS
 from ...common.values import whole_number
-from ..records import Part, Record, RecordError
+from ..records import Part, Record, RecordError, require_trainable
 from ..workers import map_in_workers
 from .format import MANIFEST, manifest_code_shape, read_manifest
 from .sample_codec import CODE_PARTS, CodeShape, decode_record, load_part
@@ -133,8 +133,10 @@ def _check_span(
 def _record_faults(
     record: Record, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
 ) -> Iterator[str]:
-    if not record.has_target():
-        yield "nothing to learn: no assistant turn with text or an image"
+    try:
+        require_trainable(record)
+    except RecordError as error:
+        yield first_line(error)
     named = {"json"}
     for part in record.image_parts():
         names = [part[field] for field in ("image", *CODE_PARTS) if field in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from dataclasses import replace
 from itertools import islice
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dualtoken.common.errors import LONGEST_MESSAGE, UserError
@@ -191,6 +194,54 @@ def test_check_names_what_a_stream_skips_for_its_data(chain: Chain, folder: Path
     opened, objective = stream(chain.recipe("mllm", tmp_path / "run"), whole)
     list(islice(opened.run(objective, 0), 30))
     assert opened.metrics()["data/skipped"] == 0
+
+
+def random_parts(image: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Contents of a message: most are of the schema, some are not."""
+    words = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), max_size=8)
+    text = st.builds(lambda value: {"type": "text", "text": value}, words)
+    odd = st.sampled_from(
+        [{"type": "unconditional"}, {"type": "video", "video": "x"}, {"type": "text"}, {"type": "image"}, 3]
+    )
+    parts = st.lists(st.one_of(text, text, st.just(image), odd), max_size=3)
+    return st.one_of(words, parts, st.none())
+
+
+def random_messages(image: dict[str, Any]) -> st.SearchStrategy[Any]:
+    roles = st.sampled_from(["system", "user", "user", "assistant", "assistant", "judge"])
+    message = st.builds(lambda role, content: {"role": role, "content": content}, roles, random_parts(image))
+    return st.lists(message, max_size=4)
+
+
+def test_what_check_accepts_is_trained_on(chain: Chain, tmp_path: Path) -> None:
+    """Conversations of any form, system turns anywhere: both have the same schema."""
+    sample = encode_record(ShardDataset(chain.folder / "codes_vqa")[0])
+    image = next(p for m in json.loads(dict(sample.members)["json"])["messages"] for p in m["content"])
+    assert image["type"] == "image"
+    objective: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "run")))
+    numbers = itertools.count()
+    accepted: list[bool] = []
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(random_messages(image), min_size=8, max_size=8))
+    def agree(conversations: list[Any]) -> None:
+        folder = tmp_path / str(next(numbers))
+        samples = [with_json(sample, messages=messages) for messages in conversations]
+        write(folder, [], samples, chain.folder / "codes_vqa")
+        found = [str(fault) for _, faults in check_shards(folder) for fault in faults]
+        dataset = ShardDataset(folder)
+        for number in range(len(dataset)):
+            faults = [fault for fault in found if f": record {number} (" in fault]
+            unused = [fault for fault in faults if "belongs to no image part" in fault]
+            accepted.append(len(faults) == len(unused))
+            if accepted[-1]:
+                objective.prepare(dataset[number], number)
+            else:
+                with pytest.raises(RecordError):
+                    objective.prepare(dataset[number], number)
+
+    agree()
+    assert 0 < sum(accepted) < len(accepted)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -15,7 +15,7 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...data_pipelines.codes.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
-from ...data_pipelines.records import Record, RecordError, text_part
+from ...data_pipelines.records import Record, RecordError, require_trainable, text_part
 from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
@@ -74,8 +74,7 @@ class MllmObjective(Objective):
         """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
         nothing, is too long, or has other codes than the visual tokenizer makes.
         """
-        if not record.has_target():
-            raise _nothing_to_learn(record)
+        require_trainable(record)
         self._check_images(record)
         self._limit.check_before(record)
         rng = np.random.default_rng((self.seed, draw))
@@ -87,9 +86,9 @@ class MllmObjective(Objective):
                 messages = drop_prompt(messages)
             example = self.processor.encode_record(messages)
         self._limit.check(record, len(example))
-        # The end of an empty answer is no lesson.
+        # The end of an answer of which the text tokenizer leaves nothing is not a lesson.
         if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
-            raise _nothing_to_learn(record)
+            raise RecordError(f"Record {shown(record.id)} has nothing to learn: its answers have no tokens")
         return example
 
     def _check_images(self, record: Record) -> None:
@@ -221,10 +220,6 @@ class MllmObjective(Objective):
     def _add_adapters(self) -> None:
         if self.config.lora is not None:
             add_lora(self.model, self.config.lora)
-
-
-def _nothing_to_learn(record: Record) -> RecordError:
-    return RecordError(f"Record {shown(record.id)} has nothing to learn: no assistant's turn with content.")
 
 
 @dataclass(frozen=True)
