@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from .assembly.model_folder import resolve_model
     from .configuration import DualTokenConfig
     from .conversation.chat_format import ChatFormat
+    from .conversation.collation import CachedCodes, EncodedRecord
     from .conversation.messages import normalise_messages
-    from .conversation.processing import CachedCodes, DualTokenProcessor, EncodedRecord
+    from .conversation.processing import DualTokenProcessor
     from .conversation.rendering import drop_prompt, is_text_to_image, render
     from .conversation.text_tokenizer import train_text_tokenizer
     from .generation.image_loop import GenerationCancelled

@@ -28,6 +28,7 @@ from ..common.errors import UserError
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .assembly.storage import DualTokenStorage
 from .configuration import DualTokenConfig
+from .conversation.collation import IGNORE
 from .depth_transformer import DepthTransformer
 from .generation.generate import generate
 from .generation.outputs import split_image_tokens
@@ -36,7 +37,6 @@ from .language_model import CACHE_NAME, visible_positions
 from .losses import CodeLoss, LossTerms, code_log_likelihood, code_loss, soft_capped, text_losses
 from .visual_embedding import CodeProjector, FrozenCodebook, GridPosition, VisualEmbedding
 
-IGNORE = -100
 DECODE_BATCH = 16
 BRANCHES = ("pixel", "semantic")
 

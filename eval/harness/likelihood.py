@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ...common.machine import suitable_threads
 from ...mllm import DualTokenPipeline
-from ...mllm.conversation.processing import IGNORE
+from ...mllm.conversation.collation import IGNORE
 
 
 class AnswerLikelihood(NamedTuple):

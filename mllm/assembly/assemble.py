@@ -26,6 +26,7 @@ from ...common.paths import user_path
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..configuration import DualTokenConfig
 from ..conversation.chat_format import ChatFormat
+from ..conversation.chat_template import derive_chat_format
 from ..conversation.processing import DualTokenProcessor
 from ..conversation.rendering import render, unconditional_prompt
 from ..conversation.special_tokens import (
@@ -146,7 +147,7 @@ def build_processor(
 
 def prepare_text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     """Add the special tokens that are missing, in place; returns the format of conversations."""
-    chat_format = ChatFormat.from_chat_template(tokenizer)
+    chat_format = derive_chat_format(tokenizer)
     add_special_tokens(tokenizer, chat_format)
     return chat_format
 

@@ -1,14 +1,10 @@
-"""What stands around the turns of a conversation: special tokens of DualToken, or an LLM's chat template."""
+"""The strings around the turns of a conversation: DualToken's special tokens, or an LLM's chat template."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from ...common.errors import UserError, shown
 from ...common.values import flag
 from .special_tokens import ASSISTANT, BOS, END, USER
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -18,8 +14,8 @@ class ChatFormat:
     Args:
         start: before the first turn, with a default system prompt where the template adds one.
         system_start, system_end: in place of `start`, around a system turn at the start; `system_end` reaches
-            up to the content of the user's turn behind it. None: there is no such role, and the text goes in
-            front of the user's.
+            up to the content of the user's turn that follows. None: there is no such role, and the text goes
+            before the user's.
         user_start, user_end: around a user's content.
         assistant_start: before an assistant's content; what generation starts from.
         end: the special token that ends an assistant's turn, the model's end of sequence.
@@ -44,7 +40,7 @@ class ChatFormat:
     trim_system: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError for a text that is none, and a flag that is neither True nor False."""
+        """Raise UserError for a string that is not one, and a flag that is neither True nor False."""
         for field in fields(self):
             value, name = getattr(self, field.name), f"chat_format's {field.name}"
             if isinstance(field.default, bool):
@@ -52,27 +48,11 @@ class ChatFormat:
             elif not (isinstance(value, str) or value is field.default is None):
                 raise UserError(f"{name} is {shown(value)}; give a text")
 
-    @classmethod
-    def own(cls) -> "ChatFormat":
-        """DualToken's own format, for a language model without a chat template."""
-        return OWN
-
-    @classmethod
-    def from_chat_template(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatFormat":
-        """The format of a tokenizer's chat template; `own()` where there is none, or, with one warning, where
-        its conversations cannot be put together from fixed strings.
-
-        What a template computes (a date) is computed once, now. An assistant's turn is the one that the
-        template shows in a conversation that went on, so without a thinking block before the last answer.
-        """
-        from .chat_template import derive_format
-
-        return derive_format(tokenizer) or OWN
-
     @property
     def is_own(self) -> bool:
         """Whether this is DualToken's own format."""
         return self == OWN
 
 
+#: DualToken's own format, for a language model without a chat template.
 OWN = ChatFormat()

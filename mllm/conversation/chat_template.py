@@ -10,9 +10,10 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import first_line
-from .chat_format import ChatFormat
+from .chat_format import OWN, ChatFormat
 from .messages import Message
 from .rendering import render, segments_text
+from .special_tokens import special_strings
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,18 @@ SAMPLES = (
 
 
 class NotReproducible(Exception):
-    """The template is no fixed strings around turns; the message says where."""
+    """The template is not fixed strings around turns; the message says where it differs."""
 
 
-def derive_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
-    """The template's format, or None: there is none, or (with a warning) none that can be reproduced."""
+def derive_chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """The format of a tokenizer's chat template; DualToken's own where there is none, or, with one warning,
+    where its conversations are not fixed strings around turns.
+
+    What a template computes (a date) is computed once, now. An assistant's turn is the one that the template
+    shows in a conversation that continued, so without a thinking block before the last answer.
+    """
     if not tokenizer.chat_template or tokenizer.chat_template == OWN_TEMPLATE:
-        return None
+        return OWN
     try:
         chat_format = _derive(tokenizer)
         _verify(tokenizer, chat_format)
@@ -71,20 +77,14 @@ def derive_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
         tokenizer.name_or_path or "the text tokenizer",
         reason,
     )
-    return None
-
-
-def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every special token of a tokenizer, longer ones first."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token))
+    return OWN
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     asked = _apply(tokenizer, [QUESTION])
     before, user_end = _around(asked, QUESTION)
     assistant_start = _after(_apply(tokenizer, [QUESTION], True), asked, "the generation prompt")
-    # The turn as it stands in history: some templates add to the last answer what they later take away.
+    # The turn as it appears in history: some templates add to the last answer what they later remove.
     history = _apply(tokenizer, [QUESTION, ANSWER, NEXT])
     head, rest = _around(history, ANSWER)
     answer_prefix = _after(head, before + QUESTION + user_end + assistant_start, "an answered question")
@@ -113,15 +113,15 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 def _with_system(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> ChatFormat:
     """The format with what the template puts around a system turn; as it is where the template has none."""
     try:
-        told = _apply(tokenizer, [QUESTION], system=SYSTEM)
-        before, rest = _around(told, SYSTEM)
+        rendered = _apply(tokenizer, [QUESTION], system=SYSTEM)
+        before, rest = _around(rendered, SYSTEM)
         between, _ = _around(rest, QUESTION)
-        trimmed = _apply(tokenizer, [QUESTION], system=f"\n {SYSTEM} \n") == told
+        trimmed = _apply(tokenizer, [QUESTION], system=f"\n {SYSTEM} \n") == rendered
         found = replace(chat_format, system_start=before, system_end=between, trim_system=trimmed)
         _verify(tokenizer, found, "  Be brief,\n\nplease. ")
     except Exception:  # many templates refuse the role, each with an exception of its own
         return chat_format
-    # Some take every role but the user's for the assistant, and frame it so.
+    # Some treat every role but the user's as the assistant's, and frame it so.
     as_answer = before.endswith(chat_format.assistant_start) and chat_format.end in between
     return chat_format if as_answer else found
 
@@ -143,7 +143,7 @@ def _apply(
     add_generation_prompt: bool = False,
     system: str | None = None,
 ) -> str:
-    """The template's rendering of contents, said in turn by user and assistant."""
+    """The template's rendering of contents, those of user and assistant in turn."""
     messages = _messages(contents, system)
     return str(
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
@@ -152,12 +152,12 @@ def _apply(
 
 def _messages(contents: list[str], system: str | None = None) -> list[Message]:
     roles = ("user", "assistant")
-    said = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
-    return said if system is None else [{"role": "system", "content": system}, *said]
+    turns = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
 def _around(text: str, mark: str) -> tuple[str, str]:
-    """What stands before and after the one occurrence of `mark`."""
+    """What comes before and after the one occurrence of `mark`."""
     if text.count(mark) != 1:
         raise NotReproducible("a message is left out, repeated or changed")
     before, _, after = text.partition(mark)
@@ -172,8 +172,8 @@ def _after(text: str, start: str, what: str) -> str:
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, str]:
-    """Place and name of the first special token in `text`; the longest of those that start there."""
+    """Position and name of the first special token in `text`; the longest of those that start there."""
     found = [(text.find(token), token) for token in special_strings(tokenizer) if token in text]
     if not found:
         raise NotReproducible("no special token ends an answer")
-    return min(found, key=lambda place: place[0])
+    return min(found, key=lambda one: one[0])

@@ -1,17 +1,17 @@
-"""Conversations to tensors: ids, training labels and images, for training and for generation alike.
+"""The processor: conversations, texts and images to model inputs, and outputs back to texts and images.
 
 Shapes: B sequences, L length, I images in order of appearance, P visual positions, D depths.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
@@ -24,58 +24,19 @@ from ...common.values import whole_number
 from ...tokenizer import DualTokenizerImageProcessor
 from ..generation.outputs import InterleavedOutput
 from .chat_format import OWN, ChatFormat
-from .chat_template import special_strings
+from .collation import IGNORE, CachedCodes, EncodedRecord, collate_images, pack, pad
+from .image_slots import NoImage, distribute, filled, placeholders, text_segments
 from .messages import has_cached_codes
-from .placed_images import (
-    NoImage,
-    count_slots,
-    distribute,
-    filled,
-    is_rendered,
-    placeholders,
-    rendered_segments,
-    user_turn,
-)
-from .rendering import (
-    Segment,
-    continue_last_message,
-    render,
-    segments_text,
-)
-from .special_tokens import IMAGE, SPECIAL_TOKENS, VISUAL_TOKENS
+from .rendering import Segment, continue_last_message, render, segments_text
+from .special_tokens import IMAGE, SPECIAL_TOKENS, VISUAL_TOKENS, special_strings
 from .text_tokenizer import encode_segments, special_pattern
 
-IGNORE = -100
 #: Of one image; a longer sequence fits no language model.
 MOST_POSITIONS = 1 << 20
 
 
-@dataclass(frozen=True)
-class CachedCodes:
-    """Codes of one image as integer arrays (P, D), in raster order of the positions."""
-
-    pixel: NDArray[Any]
-    semantic: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class EncodedRecord:
-    """One conversation as a sequence.
-
-    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a
-    target image the `<|image|>` id. `images` in order of appearance.
-    """
-
-    input_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    images: list[Image.Image | CachedCodes] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
 class DualTokenProcessor(ProcessorMixin):
-    """Image processor and text tokenizer behind the one conversation template.
+    """Image processor and text tokenizer under the one conversation template.
 
     Args:
         image_processor: the visual tokenizer's `DualTokenizerImageProcessor`.
@@ -167,67 +128,24 @@ class DualTokenProcessor(ProcessorMixin):
 
     def collate(
         self, records: Sequence[EncodedRecord], padding_side: str = "right", with_labels: bool = True
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         """A batch for the model: input_ids, attention_mask, labels (B, L) and the images of all records.
 
-        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes` (I,
-        P, D) int64. Pad on the right for training, on the left for generation.
+        Images come as `pixel_values` (I, 3, S, S), or, when cached, as `pixel_codes` and `semantic_codes`
+        (I, P, D) int64. Pad on the right for training, on the left for generation.
 
         Raises:
             UserError: the batch mixes images and cached codes, or is empty.
         """
-        if not records:
-            raise UserError("an empty batch has nothing to collate")
-        length = max(len(record) for record in records)
-        shape = (len(records), length)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
-        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
-        attention_mask = torch.zeros(shape, dtype=torch.long, device="cpu")
-        for row, record in enumerate(records):
-            start = 0 if padding_side == "right" else length - len(record)
-            place = slice(start, start + len(record))
-            input_ids[row, place] = torch.from_numpy(record.input_ids)
-            labels[row, place] = torch.from_numpy(record.labels)
-            attention_mask[row, place] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if with_labels:
-            batch["labels"] = labels
-        return batch | self._collate_images([image for record in records for image in record.images])
+        batch = pad(records, self.tokenizer.pad_token_id, padding_side)
+        if not with_labels:
+            del batch["labels"]
+        return batch | self._images_of(records)
 
-    def collate_packed(self, rows: Sequence[Sequence[EncodedRecord]], length: int) -> dict[str, torch.Tensor]:
-        """A batch whose rows hold several records behind one another: input_ids, labels, position_ids (B,
-        length), and the images of all records as in `collate`.
-
-        Positions begin anew at every record, and there is no attention_mask: from that alone transformers
-        keeps records from seeing each other. What a row has left over is one more document, without targets.
-
-        Raises:
-            UserError: a row is longer than `length`, or see `collate`.
-        """
-        if not rows:
-            raise UserError("an empty batch has nothing to collate")
-        shape = (len(rows), length)
-        input_ids = torch.full(shape, self.tokenizer.pad_token_id, dtype=torch.long, device="cpu")
-        labels = torch.full(shape, IGNORE, dtype=torch.long, device="cpu")
-        position_ids = torch.zeros(shape, dtype=torch.long, device="cpu")
-        for row, records in enumerate(rows):
-            start = 0
-            for record in records:
-                end = start + len(record)
-                if end > length:
-                    raise UserError(
-                        f"a packed row of more than {length} tokens; pack by the records' lengths"
-                    )
-                input_ids[row, start:end] = torch.from_numpy(record.input_ids)
-                labels[row, start:end] = torch.from_numpy(record.labels)
-                labels[row, start] = IGNORE  # the state to its left is that of another record
-                position_ids[row, start:end] = torch.arange(end - start, device="cpu")
-                start = end
-            position_ids[row, start:] = torch.arange(length - start, device="cpu")
-        batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-        return batch | self._collate_images(
-            [i for records in rows for record in records for i in record.images]
-        )
+    def collate_packed(self, rows: Sequence[Sequence[EncodedRecord]], length: int) -> dict[str, Tensor]:
+        """A batch whose rows hold several records, as `pack`, and the images of all records as `collate`."""
+        batch = pack(rows, self.tokenizer.pad_token_id, length)
+        return batch | self._images_of([record for records in rows for record in records])
 
     # ---- generation
 
@@ -243,15 +161,16 @@ class DualTokenProcessor(ProcessorMixin):
         images: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """One conversation, or a list of them, as model inputs (left-padded), or as text with
-        `tokenize=False`.
+        """One conversation, or a list of them, as left-padded model inputs, or with `tokenize=False` as text.
 
-        The template is fixed (see `rendering` and `chat_format`), `chat_template` must stay None.
-        Returns a BatchFeature with input_ids, attention_mask and pixel_values or cached codes; with
-        `return_dict=False` only the ids.
+        Args:
+            chat_template: must stay None; the template is fixed (see `rendering` and `chat_format`).
+            return_dict: False returns only the ids.
+            images: of parts `{"type": "image"}` that have none of their own, in order of appearance: an image
+                or a list; for several conversations a list per conversation, or all in a row.
 
-        images: of parts `{"type": "image"}` that have none of their own, in order of appearance: an image or
-            a list; for several conversations a list per conversation, or all in a row.
+        Returns:
+            A BatchFeature with input_ids, attention_mask and pixel_values or cached codes.
 
         Raises:
             UserError: the conversation is malformed, an image cannot be read, images and parts do not fit,
@@ -289,13 +208,14 @@ class DualTokenProcessor(ProcessorMixin):
 
         A text that `apply_chat_template(..., tokenize=False)` has made is taken as it is, its `<|image|>`
         filled by `images`. A plain text becomes one user turn, images before it (or at its `<|image|>`).
-        Messages are taken as well.
+        Messages are accepted as well.
 
-        `images` for one text: an image or a list; for several texts: one image or list of images per text,
-        or all of them in a row.
+        Args:
+            images: for one text an image or a list; for several texts an image or a list of images per text,
+                or all of them in a row.
 
         Raises:
-            UserError: an image cannot be read, or there are not as many as the texts have places for.
+            UserError: an image cannot be read, or there are not as many as the texts have slots for.
         """
         if isinstance(images, str) and not isinstance(text, str | list | tuple):
             text, images = images, text  # processor(image, "question")
@@ -306,17 +226,7 @@ class DualTokenProcessor(ProcessorMixin):
         for one in texts:
             if not isinstance(one, str | None):
                 raise UserError(f"text is {shown(one)}; give a text or a list of texts, and images=")
-        starts = self._conversation_starts()
-        is_done = [one is not None and is_rendered(one, starts, self.chat_format) for one in texts]
-        counts = [count_slots(one or "", self.num_positions) for one in texts]
-        slots = [count if done or count else None for done, count in zip(is_done, counts, strict=True)]
-        given = distribute(images, slots)
-        segments = [
-            rendered_segments(one, found, self.num_positions)
-            if done
-            else render(user_turn(one, found, self.num_positions), True, self.chat_format)
-            for one, found, done in zip(texts, given, is_done, strict=True)
-        ]
+        segments = text_segments(texts, images, self.num_positions, self.chat_format, self._starts)
         return self._batch(segments, return_tensors, **kwargs)
 
     def post_process_multimodal_output(
@@ -348,8 +258,8 @@ class DualTokenProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Model inputs of rendered conversations.
 
-        What transformers' callers pass along in `kwargs` is heeded, or refused where it would be wrong to
-        leave it out.
+        What transformers' callers pass along in `kwargs` is followed, or refused where ignoring it would give
+        wrong inputs.
         """
         options = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
         for name in ("tools", "documents", "videos", "audio"):
@@ -390,11 +300,11 @@ class DualTokenProcessor(ProcessorMixin):
                 parts.append({"type": "text", "text": text})
         return parts
 
-    def _conversation_starts(self) -> list[str]:
+    @property
+    def _starts(self) -> list[str]:
         """Special tokens that may begin a rendered conversation."""
-        tokenizer = self.tokenizer
-        never = {tokenizer.unk_token, tokenizer.pad_token, *VISUAL_TOKENS}
-        return [token for token in special_strings(tokenizer) if token not in never]
+        never = {self.tokenizer.unk_token, self.tokenizer.pad_token, *VISUAL_TOKENS}
+        return [token for token in special_strings(self.tokenizer) if token not in never]
 
     def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
         if not has_cached_codes(part):
@@ -416,39 +326,8 @@ class DualTokenProcessor(ProcessorMixin):
             )
         return array
 
-    def _collate_images(self, images: Sequence[Image.Image | CachedCodes]) -> dict[str, torch.Tensor]:
-        cached = [image for image in images if isinstance(image, CachedCodes)]
-        raw = [image for image in images if not isinstance(image, CachedCodes)]
-        if cached and raw:
-            raise UserError("a batch mixes images and cached codes; cache all of them or none")
-        if cached:
-            return {
-                "pixel_codes": torch.from_numpy(np.stack([image.pixel for image in cached]).astype(np.int64)),
-                "semantic_codes": torch.from_numpy(
-                    np.stack([image.semantic for image in cached]).astype(np.int64)
-                ),
-            }
-        if raw:
-            return {"pixel_values": self.image_processor(raw, return_tensors="pt")["pixel_values"]}
-        return {}
-
-
-def flash_attention_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Where the documents of a packed batch begin, as flash_attention_2 needs it for more than one row.
-
-    position_ids (B, L), 0 at every start. Returns cu_seq_lens_q and cu_seq_lens_k, the starts and the end in
-    the B * L flattened places (int32), and max_length_q and max_length_k, the longest document.
-    """
-    places = position_ids.flatten()
-    starts = places.eq(0).nonzero().squeeze(1).to(torch.int32)
-    bounds = torch.cat([starts, starts.new_tensor([places.numel()])])
-    longest = int(bounds.diff().max())
-    return {
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    def _images_of(self, records: Iterable[EncodedRecord]) -> dict[str, Tensor]:
+        return collate_images([image for one in records for image in one.images], self.image_processor)
 
 
 def _is_single(conversation: Sequence[Any]) -> bool:

@@ -1,4 +1,6 @@
-"""The special tokens that DualToken adds to a text vocabulary."""
+"""The special tokens that DualToken adds to a text vocabulary, and those that a tokenizer has."""
+
+from transformers import PreTrainedTokenizerBase
 
 BOS, PAD, USER, ASSISTANT, END = "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = (
@@ -8,5 +10,11 @@ IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = (
     "<|unconditional|>",
 )
 SPECIAL_TOKENS = (BOS, PAD, USER, ASSISTANT, END, IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
-# All that a language model with a chat template of its own needs.
+#: All that a language model with a chat template of its own needs.
 VISUAL_TOKENS = (IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
+
+
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Every special token of a tokenizer, longer ones first."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*added, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token))

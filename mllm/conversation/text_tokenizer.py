@@ -14,9 +14,9 @@ from transformers.tokenization_utils_base import generate_merges
 
 from ...common.errors import UserError
 from .chat_format import OWN, ChatFormat
-from .chat_template import OWN_TEMPLATE, special_strings
+from .chat_template import OWN_TEMPLATE
 from .rendering import Segment
-from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS
+from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS, special_strings
 
 UNKNOWN = "<unk>"
 NUM_BYTES = 256

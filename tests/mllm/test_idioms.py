@@ -22,13 +22,13 @@ from transformers import (
 
 from dualtoken.common.errors import UserError
 from dualtoken.mllm import (
-    ChatFormat,
     DualTokenForConditionalGeneration,
     DualTokenPipeline,
     DualTokenProcessor,
     build_processor,
     resolve_model,
 )
+from dualtoken.mllm.conversation.chat_template import derive_chat_format
 
 COLOUR, SHAPE = "What colour is the square?", "How many squares are there?"
 PROMPT = "Draw a red circle."
@@ -116,8 +116,8 @@ def test_a_batch_takes_its_images_by_text_or_in_a_row(pipe, images):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda p, text, image: p(text=text), "1 places for images, and 0 images are given"),
-        (lambda p, text, image: p(text=text, images=[image, image]), "1 places for images"),
+        (lambda p, text, image: p(text=text), "1 slots for images, and 0 images are given"),
+        (lambda p, text, image: p(text=text, images=[image, image]), "1 slots for images"),
         (lambda p, text, image: p(text=[text, text], images=[image]), "images for 1"),
         (lambda p, text, image: p(text=[COLOUR, COLOUR], images=[image]), "images for 1"),
         (lambda p, text, image: p(text=5), "text is 5"),
@@ -125,7 +125,7 @@ def test_a_batch_takes_its_images_by_text_or_in_a_row(pipe, images):
         (lambda p, text, image: p(text=text, images=image, padding="max_length"), "padding"),
         (lambda p, text, image: p(text=text, images=image, truncation=True, max_length=9), "max_length"),
         (lambda p, text, image: p(text=text, images=image, videos=[image]), "videos"),
-        (lambda p, text, image: p.apply_chat_template(messages(None, "a"), images=[]), "1 places"),
+        (lambda p, text, image: p.apply_chat_template(messages(None, "a"), images=[]), "1 slots"),
         (lambda p, text, image: p.apply_chat_template(messages(image, "a"), images=image), "0 places"),
         (lambda p, text, image: p.apply_chat_template(messages(image, "a"), tools=[{"a": 1}]), "tools"),
     ],
@@ -168,7 +168,7 @@ def test_a_tokenizer_without_our_processor_is_right_for_texts_and_an_error_for_i
         with pytest.raises(Exception, match=r"import dualtoken\.mllm"):
             tokenizer.apply_chat_template(messages("x.png", COLOUR), tokenize=False)
         assert processor.chat_template is None
-        assert ChatFormat.from_chat_template(tokenizer).is_own
+        assert derive_chat_format(tokenizer).is_own
 
 
 # --- generation ----------------------------------------------------------------

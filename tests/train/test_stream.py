@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards.reader import ShardDataset
-from dualtoken.mllm.conversation.processing import flash_attention_bounds
+from dualtoken.mllm.conversation.collation import flash_attention_bounds
 from dualtoken.train.backend.distributed import World
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective

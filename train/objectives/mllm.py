@@ -27,7 +27,7 @@ from ...mllm import (
     save_model,
 )
 from ...mllm.assembly.assemble import unconditional_prompt_ids
-from ...mllm.conversation.processing import IGNORE, EncodedRecord, flash_attention_bounds
+from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.modeling import TargetLosses
 from ...tokenizer import DualTokenizer, StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig

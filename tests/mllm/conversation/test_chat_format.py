@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dualtoken.mllm import ChatFormat, DualTokenProcessor, build_processor
+from dualtoken.mllm.conversation.chat_template import derive_chat_format
 from dualtoken.mllm.conversation.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from dualtoken.mllm.conversation.text_tokenizer import add_special_tokens
 
@@ -99,11 +100,11 @@ def test_a_saved_processor_is_the_same(processor, records, tmp_path, family):
 @families
 def test_the_tokenizer_keeps_its_own_tokens(tokenizer, text_folder, family):
     before = templates.chat_tokenizer(text_folder, family)
-    added = add_special_tokens(tokenizer, ChatFormat.from_chat_template(tokenizer))
+    added = add_special_tokens(tokenizer, derive_chat_format(tokenizer))
     assert added == len(VISUAL_TOKENS) + (before.pad_token is None)
     assert (tokenizer.bos_token, tokenizer.eos_token) == (before.bos_token, before.eos_token)
     assert tokenizer.pad_token == (before.pad_token or "<|pad|>")
-    assert add_special_tokens(tokenizer, ChatFormat.from_chat_template(tokenizer)) == 0
+    assert add_special_tokens(tokenizer, derive_chat_format(tokenizer)) == 0
 
 
 @families
@@ -144,7 +145,7 @@ def test_other_templates_give_way_to_the_own_format(visual_tokenizer, tokenizer,
         processor = build_processor(visual_tokenizer, tokenizer)
         build_processor(visual_tokenizer, tokenizer)
     assert [record.getMessage().count("own format") for record in caplog.records] == [1]
-    assert processor.chat_format == ChatFormat.own()
+    assert processor.chat_format == ChatFormat()
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|bos|>", "<|end|>")
     text = processor.apply_chat_template(conversation(1), add_generation_prompt=True, tokenize=False)
     assert text == f"<|bos|><|user|>{SAID[0]}<|end|><|assistant|>"

@@ -1,4 +1,4 @@
-"""Images that come beside a text: which slot of the text, or of a conversation, each of them fills.
+"""Images that are given apart from a text: which slot of the text, or of a conversation, each of them fills.
 
 Transformers' processors take `images=` beside messages with bare `{"type": "image"}` parts, and beside texts
 that a chat template has rendered already.
@@ -11,36 +11,51 @@ from typing import Any
 from ...common.errors import UserError
 from .chat_format import ChatFormat
 from .messages import IMAGE_KINDS, has_cached_codes, image_source
-from .rendering import Segment
+from .rendering import Segment, render
 from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, VISUAL_TOKENS
 
 _RUN = re.compile(f"(?:{re.escape(IMAGE)})+")
 
 
 class NoImage:
-    """Stands in a placeholder of a conversation that is only rendered as text."""
+    """Fills a placeholder of a conversation that is only rendered as text."""
 
 
-def is_rendered(text: str, special: Sequence[str], chat_format: ChatFormat) -> bool:
-    """Whether a chat template has made `text`: it begins with a special token, or as a conversation does.
+def text_segments(
+    texts: Sequence[str | None], images: Any, positions: int, chat_format: ChatFormat, starts: Sequence[str]
+) -> list[list[Segment]]:
+    """Texts with their images, each as a prompt that the model answers.
 
-    special: the special tokens that may begin a conversation.
+    A text that a chat template has rendered already is kept, its slots filled. Any other, or None for images
+    alone, becomes a user's turn.
+
+    Args:
+        images: as in `distribute`.
+        positions: visual positions of one image; as many `<|image|>` in a row are one slot.
+        starts: special tokens with which a rendered text may begin.
+
+    Raises:
+        UserError: images and slots do not fit.
     """
-    begun = text.lstrip()
-    starts = [chat_format.start + chat_format.user_start, *special]
-    return any(begun.startswith(start) for start in starts if start.strip() and start not in VISUAL_TOKENS)
+    starts = [start for start in (chat_format.start + chat_format.user_start, *starts) if start.strip()]
+    starts = [start for start in starts if start not in VISUAL_TOKENS]
+    rendered = [text is not None and text.lstrip().startswith(tuple(starts)) for text in texts]
+    counts = [sum(len(_slots(run, positions)) for run in _RUN.findall(text or "")) for text in texts]
+    slots = [count if done or count else None for done, count in zip(rendered, counts, strict=True)]
+    given = distribute(images, slots)
+    return [
+        _rendered_segments(text, found, positions)
+        if done
+        else render(_user_turn(text, found, positions), True, chat_format)
+        for text, found, done in zip(texts, given, rendered, strict=True)
+    ]
 
 
-def count_slots(text: str, positions: int) -> int:
-    """How many images a text has room for: its `<|image|>`; `positions` of them in a row are one image."""
-    return sum(map(len, (_slots(run, positions) for run in _RUN.findall(text))))
-
-
-def rendered_segments(text: str, images: Sequence[Any], positions: int) -> list[Segment]:
+def _rendered_segments(text: str | None, images: Sequence[Any], positions: int) -> list[Segment]:
     """A text that a chat template has made, with its slots filled; there must be as many as images."""
     segments: list[Segment] = []
     rest = iter(images)
-    for piece in _pieces(text, positions):
+    for piece in _pieces(text or "", positions):
         if piece is not None:
             segments += [Segment(markup=piece)] if piece else []
             continue
@@ -49,10 +64,10 @@ def rendered_segments(text: str, images: Sequence[Any], positions: int) -> list[
     return segments
 
 
-def user_turn(text: str | None, images: Sequence[Any], positions: int) -> list[dict[str, Any]]:
+def _user_turn(text: str | None, images: Sequence[Any], positions: int) -> list[dict[str, Any]]:
     """A plain text as one user's turn: images where its slots are, before it where it has none."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if text is not None and count_slots(text, positions):
+    if text is not None and IMAGE in text:
         rest = iter(parts)
         parts = [
             next(rest) if piece is None else {"type": "text", "text": piece}
@@ -89,7 +104,7 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
         if room is not None and len(found) != room:
             where = f"text {number}" if len(slots) > 1 else "the text"
             raise UserError(
-                f"{where} has {room} places for images, and {len(found)} images are given: give one for each "
+                f"{where} has {room} slots for images, and {len(found)} images are given: give one for each "
                 f"{IMAGE} of a rendered text, or for each {{'type': 'image'}} of a conversation"
             )
     return given
