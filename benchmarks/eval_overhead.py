@@ -19,9 +19,10 @@ from typing import Any
 
 from measure import compare, costs, repeats, report
 
-from dualtoken.eval import get_benchmark
+from dualtoken.eval import get_task
 from dualtoken.eval.harness.predictor import PipelinePredictor
-from dualtoken.eval.harness.runner import Settings, load_data, predict
+from dualtoken.eval.harness.runner import predict
+from dualtoken.eval.harness.task_data import Settings, load_data
 from dualtoken.mllm import DualTokenPipeline
 
 BATCH = 16
@@ -30,17 +31,17 @@ QUESTIONS = {"small": 320, "full": 1198}
 
 def build(kind: str, questions: int) -> Callable[[], Any]:
     """Answering once: "harness" or "model alone"."""
-    benchmark, settings = get_benchmark("easyvqa"), Settings(batch_size=BATCH, limit=questions)
+    task, settings = get_task("easyvqa"), Settings(batch_size=BATCH, limit=questions)
     predictor = PipelinePredictor(DualTokenPipeline.from_pretrained("nano"))
-    items = load_data(benchmark, settings).items[:questions]
+    items = load_data(task, settings).items[:questions]
 
     def harness() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            predict(benchmark, predictor, Path(folder), settings)
+            predict(task, predictor, Path(folder), settings)
 
     def alone() -> None:
         for start in range(0, len(items), BATCH):
-            predictor.answer(items[start : start + BATCH], benchmark.generation)
+            predictor.answer(items[start : start + BATCH], task.generation)
 
     return harness if kind == "harness" else alone
 

@@ -1,16 +1,16 @@
-"""Benchmarks in two steps: `predict` asks a model, `score` applies the official rule without one.
+"""Evaluation tasks in two steps: `predict` asks a model, `score` applies the official rule without one.
 
-`run` does both. Predictions are kept in OUTPUT/BENCHMARK/SPLIT with a manifest of all that produced them. A
-run that was stopped goes on when it is started again, and several processes (torchrun) share the work; the
-predictions are the same.
+`run` does both. Predictions and results are kept in OUTPUT/TASK/SPLIT with a manifest of all that produced
+them. A run that was stopped is resumed when it is started again, and several processes (torchrun) share the
+work; the predictions are the same.
 
 Examples:
   dualtoken eval list
-  dualtoken eval check --benchmarks pope,mme --data benchmarks
-  dualtoken eval run --model nano --benchmarks easyvqa,nlvr,scenes,scenes-t2i --output results/nano
-  torchrun --nproc-per-node 8 -m dualtoken.scripts.evaluate predict --model my-model --benchmarks pope \
+  dualtoken eval check --tasks pope,mme --data benchmarks
+  dualtoken eval run --model nano --tasks easyvqa,nlvr,scenes,scenes-t2i --output results/nano
+  torchrun --nproc-per-node 8 -m dualtoken.scripts.evaluate predict --model my-model --tasks pope \
       --data pope --output results
-  dualtoken eval score --benchmarks pope --data pope --output results
+  dualtoken eval score --tasks pope --data pope --output results
   dualtoken eval tokenizer --model nano --images photos
   dualtoken eval report results/nano results/other --output report
 """
@@ -38,8 +38,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..eval import Benchmark
-    from ..eval.harness.runner import Loaded, Settings
+    from ..eval import Task
+    from ..eval.harness.task_data import Loaded, Settings
+    from ..eval.judges.protocols import Judges
 
 JUDGES = ("local", "replay")
 #: The files of a report: the table, its numbers, the chart.
@@ -49,15 +50,16 @@ REPORT = ("report.md", "report.json", "report.png")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command to `parser`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every benchmark with its splits, and where its data come from")
+    listed = actions.add_parser("list", help="every task with its splits, and where its data come from")
+    add_include_path(listed)
     check = actions.add_parser(
         "check",
-        help="look at benchmarks' data: numbers of items, missing images",
+        help="look at the data of tasks: numbers of items, missing images",
         description="Load every split that is there (from the hub: the first) and compare with the official "
         "number of items. Status 2 if anything is missing.",
     )
     add_data_arguments(check)
-    check.add_argument("--no-images", action="store_true", help="missing images are no mistake")
+    check.add_argument("--no-images", action="store_true", help="do not look for images")
     for action, summary in (
         ("run", "predict and score"),
         ("predict", "ask a model, resumable, alone or as one of several processes"),
@@ -87,14 +89,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which questions are meant."""
-    parser.add_argument("--benchmarks", required=True, help="names with commas between them")
+    """The options that name tasks and their data."""
+    parser.add_argument(
+        "--tasks", "--benchmarks", required=True, metavar="NAMES", help="names with commas between them"
+    )
     parser.add_argument(
         "--data",
-        help="folder of the benchmark's official files, or of folders named after benchmarks; "
+        help="folder of the task's official files, or of folders named after tasks; "
         "or hub, hub@REVISION, hub:ORG/NAME[@REVISION]: from the Hugging Face hub or its cache",
     )
-    parser.add_argument("--split", help="default: the benchmark's first")
+    parser.add_argument("--split", help="default: the task's first")
+    add_include_path(parser)
+
+
+def add_include_path(parser: argparse.ArgumentParser) -> None:
+    """`--include-path FOLDER`: tasks from outside the package."""
+    parser.add_argument(
+        "--include-path",
+        type=options.path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="also take the tasks that the Python files of this folder register; may be repeated",
+    )
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +120,8 @@ def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=options.batch_size, default=16, help="items at a time (default: 16)"
     )
-    parser.add_argument("--limit", type=integer(1), help="only so many items, without a headline figure")
-    parser.add_argument("--seed", type=options.seed, default=0, help="of drawings (default: 0)")
+    parser.add_argument("--limit", type=integer(1), help="only so many items, without a headline metric")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of generated images (default: 0)")
     add_device_argument(parser)
     add_quantization_argument(parser)
 
@@ -120,46 +137,48 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge",
         metavar="local:MODEL|replay:FILE",
-        help="local: folder of a model that answers questions about images (for drawings), or folder or hub "
-        "id of a chat model (for answers); replay: what a judge said before; only for scores that need it",
+        help="local: folder of a model that answers questions about images (for generated images), or "
+        "folder or hub id of a chat model (for answers); replay: a judge's recorded replies; only for scores "
+        "that need it",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action. UserError for unknown benchmarks, missing files, and predictions that do not fit."""
-    if args.action == "list":
-        return list_benchmarks()
+    """Run the action. UserError for unknown tasks, missing files, and predictions that do not fit."""
     if args.action == "report":
         return report(args)
     if args.action == "tokenizer":
         return evaluate_tokenizer.run(args)
-    from ..eval import get_benchmark
+    from ..eval import get_task, include
 
-    benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",") if name.strip()]
-    if not benchmarks:
-        raise UserError("--benchmarks is empty; name at least one (dualtoken eval list)")
+    include(args.include_path)
+    if args.action == "list":
+        return list_tasks()
+    tasks = [get_task(name.strip()) for name in args.tasks.split(",") if name.strip()]
+    if not tasks:
+        raise UserError("--tasks is empty; name at least one (dualtoken eval list)")
     if args.action == "check":
-        return check_data(args, benchmarks)
+        return check_data(args, tasks)
     check_files(args.output, ())
     settings = make_settings(args)
-    judge = None if args.action == "predict" else judge_option(args.judge, benchmarks)
+    judge = None if args.action == "predict" else judge_option(args.judge, tasks)
     loaded: dict[str, Loaded] = {}
     if args.action in ("run", "predict"):
-        loaded = predict_all(args, benchmarks, settings)
+        loaded = predict_all(args, tasks, settings)
     if args.action in ("run", "score") and settings.rank == 0:
-        score_all(args, benchmarks, settings, judge, loaded)
+        score_all(args, tasks, settings, judge, loaded)
     return 0
 
 
 class JudgeOption(NamedTuple):
-    """What `--judge` says: the kind, one of JUDGES, and a model or a file."""
+    """`--judge` taken apart: the kind, one of JUDGES, and a model or a file."""
 
     kind: str
     where: Path
 
 
-def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption | None:
-    """`--judge` taken apart; a path alone is a local model. UserError for a replay that fits no benchmark."""
+def judge_option(given: str | None, tasks: list[Task]) -> JudgeOption | None:
+    """What `--judge` names; a path alone is a local model. UserError for a replay that fits no task."""
     if given is None:
         return None
     kind, _, where = given.partition(":")
@@ -168,12 +187,12 @@ def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption 
     if not where:
         raise UserError(f"--judge {given} names nothing; write local:MODEL or replay:FILE")
     if kind == "replay":
-        from ..eval.judges.judged import JudgedBenchmark
+        from ..eval.judges.judged import JudgedTask
 
-        judged = [benchmark.name for benchmark in benchmarks if isinstance(benchmark, JudgedBenchmark)]
+        judged = [task.name for task in tasks if isinstance(task, JudgedTask)]
         if len(judged) != 1:
             raise UserError(
-                f"--judge replay:FILE is for one benchmark with a judge, not for {len(judged)} of them "
+                f"--judge replay:FILE is for one task with a judge, not for {len(judged)} of them "
                 f"({', '.join(judged) or 'none'})"
             )
     return JudgeOption(kind, user_path(where, "--judge"))
@@ -181,7 +200,7 @@ def judge_option(given: str | None, benchmarks: list[Benchmark]) -> JudgeOption 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The runner's settings; rank and number of processes are those that torchrun sets."""
-    from ..eval.harness.runner import Settings
+    from ..eval.harness.task_data import Settings
 
     shared: dict[str, Any] = {"data": data_option(args.data), "split": args.split}
     if args.action == "score":
@@ -206,97 +225,92 @@ def data_option(given: str | None) -> str | Path | None:
     return given if given is None or is_hub(given) else user_path(given, "--data")
 
 
-def predict_all(
-    args: argparse.Namespace, benchmarks: list[Benchmark], settings: Settings
-) -> dict[str, Loaded]:
-    """Predictions of every benchmark; returns the data, which are looked at before the model is loaded."""
-    from ..eval.harness.identity import checkpoint_checksum
+def predict_all(args: argparse.Namespace, tasks: list[Task], settings: Settings) -> dict[str, Loaded]:
+    """Predictions of every task; returns the data, which are checked before the model is loaded."""
+    from ..eval.harness.identity import ModelIdentity
     from ..eval.harness.predictor import PipelinePredictor
-    from ..eval.harness.runner import load_data, need_images, predict
-    from ..mllm import resolve_model
+    from ..eval.harness.runner import predict
+    from ..eval.harness.task_data import load_data, need_images
 
-    loaded = {benchmark.name: load_data(benchmark, settings) for benchmark in benchmarks}
-    for benchmark in benchmarks:
-        need_images(benchmark, loaded[benchmark.name].items[: settings.limit])
+    loaded = {task.name: load_data(task, settings) for task in tasks}
+    for task in tasks:
+        need_images(task, loaded[task.name].items[: settings.limit])
     device = resolve_device(args.device)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     predictor = PipelinePredictor(load_pipeline(args.model, device, args.quantization))
-    folder = Path(resolve_model(args.model))
-    checksum = checkpoint_checksum(folder) if folder.is_dir() else args.model
-    for benchmark in benchmarks:
-        predict(
-            benchmark,
-            predictor,
-            args.output,
-            settings,
-            args.model,
-            checksum,
-            device.partition(":")[0],
-            loaded[benchmark.name],
-        )
+    model = ModelIdentity.of(args.model, device)
+    for task in tasks:
+        predict(task, predictor, args.output, settings, model, loaded[task.name])
     return loaded
 
 
-def score_all(
-    args: argparse.Namespace,
-    benchmarks: list[Benchmark],
-    settings: Settings,
-    judge: JudgeOption | None,
-    loaded: dict[str, Loaded],
-) -> None:
-    """Results of every benchmark; a line each. `loaded` are the data at hand already."""
-    from ..eval.harness.runner import run_folder, score
-    from ..eval.judges.judged import JudgedBenchmark
-    from ..eval.judges.local_models import LocalModels, use_local_models
-    from ..eval.judges.replay import place_replay
+def make_judges(args: argparse.Namespace, judge: JudgeOption | None) -> Judges:
+    """The scoring models that options name; where none does, those of DUALTOKEN_EVAL_* in the environment."""
+    from ..eval.judges.local_models import LocalModels
 
     named = {name: path for name in ("clip", "detector", "inception") if (path := getattr(args, name))}
     if judge and judge.kind == "local":
         named["judge"] = judge.where
-    if named:
-        use_local_models(LocalModels(**named, device=resolve_device("auto")))
-    for benchmark in benchmarks:
-        folder = run_folder(args.output, benchmark, benchmark.split_or_default(args.split))
-        if judge and judge.kind == "replay" and isinstance(benchmark, JudgedBenchmark) and folder.is_dir():
-            place_replay(folder, benchmark.name, judge.where)
-        result = score(benchmark, args.output, settings, loaded.get(benchmark.name))
-        headline = result["headline"] or {"no headline figure, items": result["n"]}
-        figures = ", ".join(f"{name} {value:.2f}" for name, value in headline.items() if value is not None)
-        print(f"{benchmark.name} ({result['split']}): {figures or 'no figure'}  [{result['n']} items]")
+    models = LocalModels(**named, device=resolve_device("auto")) if named else LocalModels.from_environment()
+    return models.judges()
+
+
+def score_all(
+    args: argparse.Namespace,
+    tasks: list[Task],
+    settings: Settings,
+    judge: JudgeOption | None,
+    loaded: dict[str, Loaded],
+) -> None:
+    """Results of every task; a line each. `loaded` are the data at hand already."""
+    from ..eval.harness.runner import run_folder, score
+    from ..eval.judges.judged import JudgedTask
+    from ..eval.judges.replay import place_replay
+
+    judges = make_judges(args, judge)
+    for task in tasks:
+        folder = run_folder(args.output, task, task.split_or_default(args.split))
+        if judge and judge.kind == "replay" and isinstance(task, JudgedTask) and folder.is_dir():
+            place_replay(folder, task.name, judge.where)
+        result = score(task, args.output, settings, judges, loaded.get(task.name))
+        headline = result["headline"] or {"no headline metric, items": result["n"]}
+        metrics = ", ".join(f"{name} {value:.2f}" for name, value in headline.items() if value is not None)
+        print(f"{task.name} ({result['split']}): {metrics or 'no metric'}  [{result['n']} items]")
         for note in result["notes"]:
             print(f"  {note}")
 
 
-def check_data(args: argparse.Namespace, benchmarks: list[Benchmark]) -> int:
-    """Print what is there of every benchmark; the status is 2 if anything is missing or wrong."""
+def check_data(args: argparse.Namespace, tasks: list[Task]) -> int:
+    """Print what is there of every task's data; the status is 2 if anything is missing or wrong."""
     from ..eval.harness.data_check import check_splits
 
     complete = True
-    for benchmark in benchmarks:
-        splits = [benchmark.split_or_default(args.split)] if args.split else None
-        for report in check_splits(benchmark, data_option(args.data), splits):
+    for task in tasks:
+        splits = [task.split_or_default(args.split)] if args.split else None
+        for report in check_splits(task, data_option(args.data), splits):
             print("\n".join(report.lines()))
             complete &= report.is_complete(images=not args.no_images)
     return 0 if complete else 2
 
 
-def list_benchmarks() -> int:
-    """Print every benchmark: name, what it is, splits with the official number of items, source of data."""
-    from ..eval import benchmark_names, get_benchmark
+def list_tasks() -> int:
+    """Print every task: name, what it is, splits with the official number of items, source of data."""
+    from ..eval import get_task, task_names
 
-    for name in benchmark_names():
-        benchmark = get_benchmark(name)
-        splits = ", ".join(f"{split} ({count or 'any'})" for split, count in benchmark.splits.items())
-        print(f"{name:22} {benchmark.summary}\n{'':22} {splits}")
-        on_hub = f"; --data hub: {benchmark.hub.repo}" if benchmark.hub else ""
-        print(f"{'':22} data: {benchmark.source or 'in the package'}{on_hub}")
+    for name in task_names():
+        task = get_task(name)
+        splits = ", ".join(f"{split} ({count or 'any'})" for split, count in task.splits.items())
+        print(f"{name:22} {task.summary}\n{'':22} {splits}")
+        on_hub = f"; --data hub: {task.hub.repo}" if task.hub else ""
+        print(f"{'':22} data: {task.source or 'in the package'}{on_hub}")
     return 0
 
 
 def report(args: argparse.Namespace) -> int:
     """Print the table; with --output also write it, its numbers and a chart."""
-    from ..eval.harness.reports import bar_chart, collect_results, markdown, table
+    from ..eval.harness.reports import bar_chart, markdown, table
+    from ..eval.harness.results import collect_results
 
     if args.output:
         check_files(args.output, REPORT)

@@ -72,11 +72,11 @@ def read_parquet(paths: Sequence[Path], needed: Sequence[str]) -> Iterator[dict[
             while (batch := next(batches, None)) is not None:
                 yield from batch.to_pylist()
         except (OSError, ArrowException) as error:
-            raise UserError(f"{path} is not a whole parquet file ({first_line(error)})") from error
+            raise UserError(f"{path} is not a complete parquet file ({first_line(error)})") from error
 
 
 def image_from_bytes(content: bytes, what: str) -> Image.Image:
-    """An image that is decoded when used; `what` names it in the message of one that is no image."""
+    """An image that is decoded when used; `what` names it in the message of one that is not."""
     try:
         return EncodedImage(content)
     except ImageError as error:
@@ -103,20 +103,27 @@ def image_from_cell(cell: Any, what: str) -> Image.Image:
     return image_from_bytes(content, what)
 
 
-class CellImages:
-    """`image_from_cell` that keeps equal images once: parquet repeats an image for every question on it."""
+def image_rows(
+    folder: Path, pattern: str, needed: Sequence[str], column: str = "image", optional: bool = False
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Rows of the parquet shards of a split, and the image that each holds in `column`.
 
-    def __init__(self) -> None:
-        self._kept: dict[bytes, Image.Image] = {}
-
-    def __call__(self, cell: Any, what: str) -> Image.Image:
+    A table repeats an image for every question on it; equal images are kept once. Of a list of images (the
+    frames of a video) it is the first. With `optional` the image of an empty cell is None.
+    """
+    kept: dict[bytes, Image.Image] = {}
+    for number, row in enumerate(read_parquet(parquet_files(folder, pattern), (*needed, column))):
+        cell = row[column]
+        if isinstance(cell, list):
+            cell = cell[0] if cell else None
+        if cell is None and optional:
+            yield row, None
+            continue
         content = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        if not isinstance(content, bytes):
-            return image_from_cell(cell, what)  # which says what is wrong
-        key = hashlib.sha256(content).digest()
-        if key not in self._kept:
-            self._kept[key] = image_from_bytes(content, what)
-        return self._kept[key]
+        key = hashlib.sha256(content).digest() if isinstance(content, bytes) else b""
+        if key not in kept:
+            kept[key] = image_from_cell(cell, f"{folder}, row {number}")
+        yield row, kept[key]
 
 
 def image_folder(root: Path, *names: str) -> Path:

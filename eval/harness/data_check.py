@@ -1,4 +1,4 @@
-"""What is there of a benchmark's data, before a model is asked anything."""
+"""Whether a task's data are complete, before a model is asked anything."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...common.errors import UserError
 from ..data.hub import is_hub
-from .runner import Settings, image_paths, load_data
-from .task import Benchmark, MissingData
+from .task import MissingData, Task
+from .task_data import Settings, image_paths, load_data
 
 _NAMED = 3  # missing images that are named
 
@@ -18,7 +18,7 @@ _NAMED = 3  # missing images that are named
 class SplitReport:
     """The data of one split.
 
-    `problem` says why they cannot be loaded; `absent` whether that is because no files are there at all.
+    `problem` is the reason why they cannot be loaded; `absent` is true where no files are there at all.
     """
 
     name: str
@@ -32,7 +32,7 @@ class SplitReport:
     absent: bool = False
 
     def is_complete(self, images: bool = True) -> bool:
-        """Whether there is nothing to complain about; `images`: missing ones are."""
+        """Whether all items are there and, with `images`, all images."""
         counted = self.expected in (None, self.found)
         return not self.problem and counted and not (images and self.missing)
 
@@ -52,7 +52,7 @@ class SplitReport:
 
 
 def check_splits(
-    benchmark: Benchmark, data: Path | str | None, splits: Sequence[str] | None = None
+    task: Task, data: Path | str | None, splits: Sequence[str] | None = None
 ) -> Iterator[SplitReport]:
     """Reports on the splits given.
 
@@ -60,22 +60,29 @@ def check_splits(
     the hub on the first, because the others may be large.
     """
     if splits is not None or is_hub(data):
-        for split in splits or [benchmark.split_or_default(None)]:
-            yield check_split(benchmark, data, split)
+        for split in splits or [task.split_or_default(None)]:
+            yield check_split(task, data, split)
         return
-    reports = [check_split(benchmark, data, split) for split in benchmark.splits]
+    reports = [check_split(task, data, split) for split in task.splits]
     yield from [report for report in reports if not report.absent] or reports[:1]
 
 
-def check_split(benchmark: Benchmark, data: Path | str | None, split: str) -> SplitReport:
+def check_split(task: Task, data: Path | str | None, split: str) -> SplitReport:
     """Load one split and count its items and images."""
-    expected = benchmark.splits[split]
+    expected = task.splits[split]
     try:
-        loaded = load_data(benchmark, Settings(data=data, split=split))
+        loaded = load_data(task, Settings(data=data, split=split))
     except UserError as error:
         absent = isinstance(error, MissingData)
-        return SplitReport(benchmark.name, split, expected, problem=str(error), absent=absent)
+        return SplitReport(task.name, split, expected, problem=str(error), absent=absent)
     paths = list(dict.fromkeys(image_paths(loaded.items)))
     missing = tuple(path for path in paths if not path.exists())
-    found = len(loaded.items)
-    return SplitReport(benchmark.name, split, expected, found, loaded.source, len(paths), missing)
+    return SplitReport(
+        task.name,
+        split,
+        expected,
+        found=len(loaded.items),
+        source=loaded.source,
+        images=len(paths),
+        missing=missing,
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ... import __version__
 from ...common.errors import UserError
 from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
+from ...mllm import resolve_model
 from ..data.encoded_image import EncodedImage
-from .task import Benchmark, ImageSource, Item
+from .task import ImageSource, Item
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -25,84 +27,106 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 FIXED = ("benchmark", "split", "limit", "model", "checkpoint", "data", "prompts", "generation", "seed")
 
 
-def describe(
-    benchmark: Benchmark,
-    split: str,
-    items: Sequence[Item],
-    data_source: str,
-    model: str,
-    checkpoint: str,
-    generation: Mapping[str, Any],
-    seed: int,
-    limit: int | None,
-    device: str,
-) -> dict[str, Any]:
-    """The manifest of a run."""
-    return {
-        "benchmark": benchmark.name,
-        "split": split,
-        "model": model,
-        "checkpoint": checkpoint,
-        "data": data_checksum(items),
-        "data_source": data_source,
-        "prompts": prompts_checksum(items),
-        "generation": dict(generation),
-        "seed": seed,
-        "limit": limit,
-        "n": len(items),
-        "n_expected": benchmark.splits[split],
-        "device": device,
-        "versions": versions(),
-    }
+def versions() -> dict[str, str]:
+    """Versions of the package and of those that results may depend on."""
+    found = {"dualtoken": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
-def open_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a new run; compare with that of one that goes on.
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model of a run: its name as it was given, the checksum of its folder, and the kind of device."""
 
-    Raises:
-        UserError: the folder's predictions were made by something else; names what differs.
-    """
-    path = folder / MANIFEST
-    if path.exists():
-        before = read_manifest(folder)
-        changed = [name for name in FIXED if before.get(name) != json.loads(json.dumps(manifest[name]))]
-        if changed:
+    model: str = ""
+    checkpoint: str = ""
+    device: str = ""
+
+    @classmethod
+    def of(cls, model: str, device: str) -> ModelIdentity:
+        """That of a model as `--model` names it, on a device such as "cuda:1"."""
+        folder = Path(resolve_model(model))
+        checkpoint = checkpoint_checksum(folder) if folder.is_dir() else model
+        return cls(model, checkpoint, device.partition(":")[0])
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """All that produced a run's predictions; `to_dict` is the content of `manifest.json`."""
+
+    benchmark: str
+    split: str
+    model: str
+    checkpoint: str
+    data: str
+    data_source: str
+    prompts: str
+    generation: Mapping[str, Any]
+    seed: int
+    limit: int | None
+    n: int
+    n_expected: int | None
+    device: str
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
+
+    def differences(self, other: RunIdentity) -> list[str]:
+        """The names of the fields that a resumed run must share and these two do not."""
+        one, two = self.to_dict(), other.to_dict()
+        return [name for name in FIXED if one[name] != two[name]]
+
+    def open(self, folder: Path) -> None:
+        """Write the manifest of a new run; compare with that of a resumed one.
+
+        Raises:
+            UserError: the folder's predictions were made by something else; names what differs.
+        """
+        path = folder / MANIFEST
+        if path.exists():
+            if changed := self.differences(RunIdentity.read(folder)):
+                raise UserError(
+                    f"{folder} holds predictions of another run ({', '.join(changed)} differ); give another "
+                    "--output, or remove the folder"
+                )
+            return
+        foreign = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+        if foreign:
             raise UserError(
-                f"{folder} holds predictions of another run ({', '.join(changed)} differ); give another "
-                "--output, or remove the folder"
+                f"{folder} holds {foreign[0]!r} and no {MANIFEST}, so it is not a folder of predictions; "
+                "give another --output, or move that away"
             )
-        return
-    foreign = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
-    if foreign:
-        raise UserError(
-            f"{folder} holds {foreign[0]!r} and no {MANIFEST}, so it is not a folder of predictions; give "
-            "another --output, or move that away"
-        )
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of predictions. UserError if there is none, or it cannot be read."""
-    path = folder / MANIFEST
-    if not path.exists():
-        raise UserError(f"{folder} holds no {MANIFEST}; make predictions first: dualtoken eval predict")
-    manifest = read_json_object(path)
-    for name in ("benchmark", "split", "model", "checkpoint", "data", "prompts", "device"):
-        take(manifest, name, str, path)
-    for name in ("generation", "versions"):
-        take(manifest, name, dict, path)
-    for name, default in (("seed", ...), ("n", ...), ("limit", None), ("n_expected", None)):
-        take_count(manifest, name, path, default, most=2**63)
-    return {"limit": None, "n_expected": None, **manifest}
+    @classmethod
+    def read(cls, folder: Path) -> RunIdentity:
+        """That of a folder of predictions. UserError if it has no manifest, or it cannot be read."""
+        path = folder / MANIFEST
+        if not path.exists():
+            raise UserError(f"{folder} holds no {MANIFEST}; make predictions first: dualtoken eval predict")
+        given = read_json_object(path)
+        texts = ("benchmark", "split", "model", "checkpoint", "data", "prompts", "device")
+        fields: dict[str, Any] = {name: take(given, name, str, path) for name in texts}
+        fields |= {name: take(given, name, dict, path) for name in ("generation", "versions")}
+        for name, default in (("seed", ...), ("n", ...), ("limit", None), ("n_expected", None)):
+            fields[name] = take_count(given, name, path, default, most=2**63)
+        return cls(**fields, data_source=take(given, "data_source", str, path, ""))
 
 
 def data_checksum(items: Iterable[Item]) -> str:
     """SHA-256 over ids, targets, choices and images (files by name and size, others by content)."""
     digest = hashlib.sha256()
     for item in items:
-        facts = [item.id, dict(item.target), list(item.choices), [_image_facts(one) for one in item.images]]
-        digest.update(json.dumps(facts, sort_keys=True).encode())
+        content = [item.id, dict(item.target), list(item.choices), [_image_content(i) for i in item.images]]
+        digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -125,18 +149,7 @@ def checkpoint_checksum(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of the package and of those that results may depend on."""
-    found = {"dualtoken": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _image_facts(image: ImageSource) -> list[Any]:
+def _image_content(image: ImageSource) -> list[Any]:
     if isinstance(image, EncodedImage):
         return [list(image.size), image.checksum]
     if isinstance(image, Image.Image):

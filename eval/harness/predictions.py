@@ -2,7 +2,7 @@
 
 A line is {"id": ..., "prediction": ...}; the prediction of an item that could not be asked is null. Lines are
 written whole and at once; what a killed run left torn at the end of a file is dropped. The same id twice, or
-one that the benchmark does not have, is refused.
+one that the task does not have, is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
     """Every prediction made so far, by any number of ranks, in the order of `ids`.
 
     Raises:
-        UserError: an id twice or unknown, or a line that is no prediction; names file and line.
+        UserError: an id twice or unknown, or a line that is not a prediction; names file and line.
     """
     merged, parts = folder / MERGED, sorted(folder.glob("part-*.jsonl"))
     whole = list(_lines(merged)) if merged.exists() else []
@@ -64,7 +64,7 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
     known, found = set(ids), dict[str, Any]()
     for where, key, prediction in (*whole, *added):
         if key not in known:
-            raise UserError(f"{where}: the benchmark has no item {shown(key)}; give another --output")
+            raise UserError(f"{where}: the task has no item {shown(key)}; give another --output")
         if key in found:
             raise UserError(f"{where}: item {shown(key)} is predicted twice; remove one of the two lines")
         found[key] = prediction
@@ -72,13 +72,13 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> None:
-    """Raise UserError for a prediction that is not what a benchmark of this kind takes.
+    """Raise UserError for a prediction that is not what a task of this kind takes.
 
-    A text, a finite number for each choice, or names of drawings in `folder`; or null, but for drawings.
+    A text, a finite number for each choice, or names of images in `folder`; or null, but not for images.
     """
     for item in items:
         given = predictions.get(item.id)
-        if item.id not in predictions or (given is None and kind != "draw"):
+        if item.id not in predictions or (given is None and kind != "image"):
             continue
         if kind == "answer":
             right = isinstance(given, str)
@@ -86,7 +86,7 @@ def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str
             right = _is_numbers(given, len(item.choices))
         else:
             names = [given] if isinstance(given, str) else given
-            right = isinstance(names, list) and all(inside(folder, name, "the drawing") for name in names)
+            right = isinstance(names, list) and all(inside(folder, name, "the image") for name in names)
         if not right:
             raise UserError(
                 f"{folder}: the prediction of item {shown(item.id)} is {shown(given)}, which has no "
@@ -95,7 +95,7 @@ def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str
 
 
 def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
-    """Once every item has its prediction, write them in order to one file; says whether they are complete.
+    """Once every item has its prediction, write them in order to one file; returns whether they are complete.
 
     Any rank may be the last one, and each that finds itself to be writes the same bytes.
     """
@@ -129,7 +129,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:
         except JsonError:
             entry = None
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str) or "prediction" not in entry:
-            raise UserError(f"{where} is no prediction; remove the line, and run again")
+            raise UserError(f"{where} is not a prediction; remove the line, and run again")
         yield where, entry["id"], entry["prediction"]
 
 

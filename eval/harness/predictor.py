@@ -1,4 +1,4 @@
-"""The model's side of an evaluation: answers, likelihoods of choices, drawings."""
+"""The model's side of an evaluation: answers, likelihoods of choices, generated images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Predictor(Protocol):
     def choose(self, items: Sequence[Item]) -> list[list[float]]:
         """The log-likelihood of each of an item's choices as the answer, summed over its tokens."""
 
-    def draw(
-        self, items: Sequence[Item], images: int, seeds: Sequence[int], settings: Mapping[str, Any]
+    def generate_images(
+        self, items: Sequence[Item], count: int, seeds: Sequence[int], settings: Mapping[str, Any]
     ) -> list[list[Image.Image]]:
-        """`images` drawings of each item's prompt; image j depends on the item's seed and j only."""
+        """`count` images of each item's prompt; image j depends on the item's seed and j only."""
 
 
 class PipelinePredictor:
@@ -49,9 +49,9 @@ class PipelinePredictor:
             likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
         return likelihoods
 
-    def draw(
-        self, items: Sequence[Item], images: int, seeds: Sequence[int], settings: Mapping[str, Any]
+    def generate_images(
+        self, items: Sequence[Item], count: int, seeds: Sequence[int], settings: Mapping[str, Any]
     ) -> list[list[Image.Image]]:
         prompts = [item.prompt for item in items]
-        size = len(prompts) * images
-        return self.pipeline.generate_images_many(prompts, images, seeds, size, **settings)
+        size = len(prompts) * count
+        return self.pipeline.generate_images_many(prompts, count, seeds, size, **settings)

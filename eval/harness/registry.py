@@ -1,46 +1,69 @@
-"""Benchmarks by name. Every module in `eval/tasks/` is imported once; what it registers is there."""
+"""Tasks by name: those of the modules in `eval/tasks/`, and those that plug-ins register.
+
+A plug-in is an installed package with the entry point `dualtoken.tasks`, or a folder of Python files that is
+named on the command line (--include-path).
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from ...common.errors import UserError
-from .task import Benchmark
+from ...common.plugins import load_plugins
+from .. import tasks
+from .task import Task
 
-B = TypeVar("B", bound=Benchmark)
+#: The group of entry points whose modules register tasks.
+ENTRY_POINTS = "dualtoken.tasks"
 
-_REGISTERED: dict[str, Benchmark] = {}
+T = TypeVar("T", bound=Task)
+
+_REGISTERED: dict[str, Task] = {}
 
 
-def register(benchmark: type[B]) -> type[B]:
-    """Class decorator: makes a benchmark known under its name."""
-    _REGISTERED[benchmark.name] = benchmark()
-    return benchmark
+def register(task: type[T]) -> type[T]:
+    """Class decorator: makes a task known under its name. UserError if another task has that name."""
+    known = _REGISTERED.get(task.name)
+    if known is not None and _origin(type(known)) != _origin(task):
+        raise UserError(f"two tasks are named {task.name!r}: {_origin(type(known))} and {_origin(task)}")
+    _REGISTERED[task.name] = task()
+    return task
+
+
+def _origin(task: type[Task]) -> str:
+    return f"{task.__module__}.{task.__qualname__}"
 
 
 @cache
-def _import_all() -> None:
-    from .. import tasks
-
+def _load_package_and_entry_points() -> None:
     for module in pkgutil.iter_modules(tasks.__path__):
         importlib.import_module(f"{tasks.__name__}.{module.name}")
+    load_plugins(ENTRY_POINTS)
 
 
-def benchmark_names() -> list[str]:
+def include(folders: Sequence[Path]) -> None:
+    """Register the tasks that the Python files of these folders define."""
+    _load_package_and_entry_points()
+    load_plugins(ENTRY_POINTS, folders)
+
+
+def task_names() -> list[str]:
     """All names, sorted."""
-    _import_all()
+    _load_package_and_entry_points()
     return sorted(_REGISTERED)
 
 
-def get_benchmark(name: str) -> Benchmark:
-    """A benchmark by name. UserError for an unknown one, with the nearest known names."""
-    names = benchmark_names()
+def get_task(name: str) -> Task:
+    """A task by name. UserError for an unknown one, with the nearest known names."""
+    names = task_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"unknown benchmark {name!r}{hint} (all of them: dualtoken eval list)")
+        raise UserError(f"unknown task {name!r}{hint} (all of them: dualtoken eval list)")
     return _REGISTERED[name]

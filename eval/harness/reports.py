@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from ...common.errors import UserError
-from ...common.json_files import read_json_object, take, take_count, take_list
-from ...common.values import finite_number
-from .runner import RESULT
-
-Result = Mapping[str, Any]
-
-
-def collect_results(folders: Iterable[Path]) -> list[Result]:
-    """Every result below the folders. UserError where there is none."""
-    folders = list(folders)
-    paths = sorted(path for folder in folders for path in folder.rglob(RESULT))
-    if not paths:
-        names = ", ".join(map(str, folders))
-        raise UserError(f"no {RESULT} below {names}; make one with `dualtoken eval run` or `eval score`")
-    return [_result(path) for path in paths]
-
-
-def _result(path: Path) -> Result:
-    """One result, with what the tables take from it checked. UserError that names the file and the field."""
-    result = read_json_object(path)
-    for name in ("benchmark", "split", "model"):
-        take(result, name, str, path)
-    take_list(result, "notes", lambda note: isinstance(note, str), "texts", path)
-    for name in ("n", "n_unparsed"):
-        take_count(result, name, path)
-    for metric, value in (take(result, "headline", dict, path, None) or {}).items():
-        if value is not None:
-            finite_number(value, f"{path}: {metric}")
-    return result
+from .results import Result
 
 
 def table(results: Sequence[Result]) -> dict[str, dict[str, float | None]]:
-    """Headline figures: row "benchmark (split): metric" -> model -> value; None where there is none."""
+    """Headline metrics: row "benchmark (split): metric" -> model -> value; None where there is none."""
     rows: dict[str, dict[str, float | None]] = {}
     for result in results:
         label = f"{result['benchmark']} ({result['split']})"
@@ -54,7 +25,7 @@ def table(results: Sequence[Result]) -> dict[str, dict[str, float | None]]:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The table in Markdown, with what is worth knowing about single figures below it."""
+    """The table in Markdown, with the notes on single metrics below it."""
     rows = table(results)
     models = sorted({result["model"] for result in results})
     lines = [f"| benchmark | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
@@ -73,7 +44,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def bar_chart(results: Sequence[Result]) -> Any:
-    """The headline figures as bars, a group for each benchmark; a matplotlib Figure."""
+    """The headline metrics as bars, a group for each benchmark; a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     rows = table(results)
@@ -82,9 +53,9 @@ def bar_chart(results: Sequence[Result]) -> Any:
     axes = figure.add_subplot()
     width = 0.8 / len(models)
     for number, model in enumerate(models):
-        places = [row + (number - (len(models) - 1) / 2) * width for row in range(len(rows))]
+        positions = [row + (number - (len(models) - 1) / 2) * width for row in range(len(rows))]
         heights = [cells.get(model) or 0.0 for cells in rows.values()]
-        bars = axes.bar(places, heights, width, label=model)
+        bars = axes.bar(positions, heights, width, label=model)
         axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=7)
     axes.set_xticks(range(len(rows)), [label.replace(": ", "\n") for label in rows], fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)

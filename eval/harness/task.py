@@ -1,4 +1,4 @@
-"""What a benchmark is: items, exact prompts, and a pure scoring function by the official rule."""
+"""What a task is: items, exact prompts, and a pure scoring function by the official rule."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from PIL import Image
 from ...common.errors import UserError, first_line, shown
 from ...common.json_files import is_encodable
 from ..data.hub import HubData
+from ..judges.protocols import Judges
+from ..judges.replay import Verdicts
+from .score import Graded, Score, accuracy_score
 
 ImageSource = Path | Image.Image
-# How a model is asked: a free answer (prediction: str), the likelihood of given choices (prediction: one
-# log-likelihood per choice), or drawings of a prompt (prediction: file names below the output folder).
-KINDS = ("answer", "choose", "draw")
 
 
 class MissingData(UserError):
-    """The files of a benchmark or of one of its splits are not there at all."""
+    """The files of a task or of one of its splits are not there at all."""
 
 
 @dataclass(frozen=True)
 class Item:
     """One question or prompt.
 
-    `prompt` is word for word what the model is asked; `target` is what scoring needs and the model never
-    sees (JSON values only). `choices` are the texts whose likelihood is compared, of kind "choose".
+    Args:
+        id: unique in its split.
+        prompt: word for word what the model is asked.
+        images: files or images, shown before the prompt.
+        target: what scoring needs and the model never sees; JSON values only.
+        choices: the texts whose likelihoods are compared, of kind "choose".
     """
 
     id: str
@@ -41,59 +45,33 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Figures of one benchmark.
+class ScoringContext:
+    """What a rule may use besides items and predictions.
 
-    `metrics` by name, in the unit of the official table; None where a figure cannot be had, with the reason
-    in `notes`. `headline` names the one to quote. `unparsed` counts predictions that hold no answer by the
-    official rule. `correct` says for each item id what it scored, for looking at single cases.
+    Args:
+        folder: where the generated images are, of kind "image".
+        verdicts: the recorded replies of a judge of answers.
+        judges: the models that score generated images.
     """
 
-    headline: str
-    metrics: Mapping[str, float | None]
-    unparsed: int = 0
-    notes: tuple[str, ...] = ()
-    correct: Mapping[str, float] = field(default_factory=dict)
+    folder: Path = Path()
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    judges: Judges = field(default_factory=Judges)
 
 
-def _check_item(item: Item, root: Path | None) -> None:
-    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8 and for an
-    image outside the folder of the data (links that lie in it are followed).
-    """
-    texts = {"prompt": item.prompt, **{f"choice {place}": text for place, text in enumerate(item.choices, 1)}}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise TypeError(
-                f"question {shown(item.id, 40)} has the {name} {shown(text, 60)}, which is no text"
-            )
-        if name == "prompt" and not text.strip():
-            raise ValueError(f"question {shown(item.id, 40)}: the {name} is blank")
-        if not is_encodable(text) or "\0" in text:
-            raise ValueError(f"question {shown(item.id, 40)}: the {name} is not UTF-8 text")
-    for image in item.images:
-        if isinstance(image, Path) and not (is_encodable(str(image)) and "\0" not in str(image)):
-            raise ValueError(
-                f"question {shown(item.id, 40)}: {shown(str(image), 60)} is not the name of an image"
-            )
-        if isinstance(image, Path) and root is not None and not _is_within(image, root):
-            raise ValueError(f"question {shown(item.id, 40)}: image {shown(str(image), 60)} lies elsewhere")
+class Task(ABC):
+    """Base of all tasks: a subclass with `@register` in `eval/tasks/`, or in a module of a plug-in.
 
-
-def _is_within(path: Path, folder: Path) -> bool:
-    """Whether a path leads into a folder by its words; what is linked there belongs to it."""
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
-
-
-class Benchmark(ABC):
-    """Base of all benchmarks; a subclass in `eval/tasks/`, registered with `@register`, is all it takes.
+    A subclass defines `load`, and either `grade` (with `groups` where the table has parts) or `score`.
 
     Class attributes:
         name: on the command line; summary: one line for `dualtoken eval list`.
-        kind: "answer", "choose" or "draw".
+        kind: how a model is asked, and what a prediction is: "answer" (a text), "choose" (the log-likelihood
+            of each of the item's choices) or "image" (names of generated images below the output folder).
         splits: name -> official number of items (None: any number); the first is the default.
-        generation: settings of the answers or drawings that belong to the benchmark's rule.
-        images_per_prompt: drawings of each prompt, of kind "draw".
-        source: where its official files are, for the message when they are missing; empty for a benchmark
+        generation: settings of generating that belong to the task's rule.
+        images_per_prompt: images generated for each prompt, of kind "image".
+        source: where its official files are, for the message when they are missing; empty for a task
             that comes with the package.
         hub: the dataset on the Hugging Face hub that `load` can read as it is; None for none.
     """
@@ -111,9 +89,30 @@ class Benchmark(ABC):
     def load(self, root: Path | None, split: str) -> list[Item]:
         """All items of a split, in the official order, from the folder `root` of official files.
 
-        None means what comes with the package, for the benchmarks that do. Images stay paths where they are
+        None means what comes with the package, for the tasks that do. Images stay paths where they are
         files. UserError for a missing file, which names it.
         """
+
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """What the rule reads out of one prediction, and its score from 0 to 1."""
+        raise NotImplementedError(f"the task {self.name} defines neither grade nor score")
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """The parts of the table that an item belongs to: {"subject": ["Art"]}."""
+        return {}
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """The official score of `predictions` (item id -> prediction), all items having one.
+
+        By default accuracy in per cent, over all items and over each of their groups. A function of its
+        arguments only, without randomness.
+        """
+        graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
+        divisions: dict[str, dict[str, Sequence[str]]] = {}
+        for item in items:
+            for division, names in self.groups(item).items():
+                divisions.setdefault(division, {})[item.id] = names
+        return accuracy_score(graded, divisions)
 
     def items(self, root: Path | None, split: str) -> list[Item]:
         """What `load` gives, every item checked: all that reads the data of others goes through here.
@@ -128,30 +127,23 @@ class Benchmark(ABC):
         except UserError:
             raise
         except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            # A field of the wrong kind may fail anywhere in what a benchmark makes of its files.
+            # A field of the wrong kind may fail anywhere in what a task makes of its files.
             where = "its data" if root is None else f"the files in {shown(str(root))}"
             raise UserError(
                 f"{self.name} ({split}): {where} are not as they were published"
                 f"{self._where()}; a value is of the wrong kind ({type(error).__name__}: {first_line(error)})"
             ) from error
 
-    @abstractmethod
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """The official score of `predictions` (item id -> prediction), all items having one.
-
-        `folder` holds the drawings, of kind "draw". No model and no randomness.
-        """
-
     def image_name(self, index: int, number: int) -> str:
-        """Where drawing `number` of the item at `index` is written, below the output folder."""
+        """The file of generated image `number` of the item at `index`, below the output folder."""
         return f"images/{index:05}_{number:02}.png"
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
-        """Write what an official scorer expects beside the drawings. Nothing, unless overridden."""
+        """Write what an official scorer expects beside the generated images. Nothing, unless overridden."""
         return
 
     def split_or_default(self, split: str | None) -> str:
-        """The split meant; UserError for one that the benchmark does not have."""
+        """The split meant; UserError for one that the task does not have."""
         if split is None:
             return next(iter(self.splits))
         if split not in self.splits:
@@ -159,7 +151,7 @@ class Benchmark(ABC):
         return split
 
     def need_file(self, root: Path | None, *names: str) -> Path:
-        """The first of `names` that exists below `root`. UserError that says what to put where."""
+        """The first of `names` that exists below `root`. UserError that states what to put where."""
         if root is None:
             or_hub = "" if self.hub is None else ", or --data hub"
             raise MissingData(
@@ -172,3 +164,24 @@ class Benchmark(ABC):
 
     def _where(self) -> str:
         return f" ({self.source})" if self.source else ""
+
+
+def _check_item(item: Item, root: Path | None) -> None:
+    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8 and for an
+    image outside the folder of the data (links that lie in it are followed).
+    """
+    question = f"question {shown(item.id, 40)}"
+    texts = {"prompt": item.prompt, **{f"choice {n}": text for n, text in enumerate(item.choices, 1)}}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{question} has the {name} {shown(text, 60)}, which is not a text")
+        if name == "prompt" and not text.strip():
+            raise ValueError(f"{question}: the {name} is blank")
+        if not is_encodable(text) or "\0" in text:
+            raise ValueError(f"{question}: the {name} is not UTF-8 text")
+    for path in (image for image in item.images if isinstance(image, Path)):
+        if not is_encodable(str(path)) or "\0" in str(path):
+            raise ValueError(f"{question}: {shown(str(path), 60)} is not the name of an image")
+        # Compared by its words: what is linked in the folder belongs to it.
+        if root is not None and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+            raise ValueError(f"{question}: image {shown(str(path), 60)} lies elsewhere")

@@ -1,4 +1,4 @@
-"""Benchmarks whose rule asks a language model, and how a local one is asked.
+"""Tasks whose rule asks a language model, and how a local one is asked.
 
 Its replies go to the judge's file beside the predictions, and scores are made from that file only: they can
 be repeated without the model.
@@ -11,21 +11,21 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
 from ...common.errors import UserError
 from ...common.files import atomic_file
-from ..harness.task import Benchmark, Item
-from .local_models import local_text_judge
-from .replay import judge_facts, read_replay, replay_path
+from ..harness.task import Item, Task
+from .protocols import Source, TextJudge
+from .replay import Verdicts
 
 _BATCH = 8
 
 
-class JudgedBenchmark(Benchmark):
-    """A benchmark with a judge's part.
+class JudgedTask(Task):
+    """A task with a judge's part; `score` finds its replies in `context.verdicts`.
 
     Class attributes:
         judge_tokens: how long a reply may be.
@@ -46,42 +46,33 @@ class JudgedBenchmark(Benchmark):
         return None
 
 
-class Judge(Protocol):
-    """A language model that replies to questions; `name` says which, with its checksum."""
-
-    @property
-    def name(self) -> str: ...
-
-    def reply(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """A reply to each prompt."""
-
-
 def judge_predictions(
-    benchmark: JudgedBenchmark, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path
-) -> dict[str, Any] | None:
-    """Ask the local judge, if one is named, for the verdicts that are not there; what judged, for the result.
+    task: JudgedTask,
+    items: Sequence[Item],
+    predictions: Mapping[str, Any],
+    folder: Path,
+    judge: Source[TextJudge],
+) -> Verdicts:
+    """The recorded replies, after asking the judge, if one is given, for those that are not there.
 
     Raises:
         UserError: the judge's file in `folder` is of another judge, or of other predictions.
     """
-    prompts = benchmark.judge_prompts(items, predictions)
-    rows = read_replay(folder, benchmark.name)
-    path = replay_path(folder, benchmark.name)
+    prompts = task.judge_prompts(items, predictions)
+    verdicts = Verdicts.read(folder, task.name)
+    rows = dict(verdicts.rows or {})
     stale = [key for key, row in rows.items() if key in prompts and not _belongs(row, prompts[key])]
     if stale:
-        raise UserError(f"{path}: the reply on {stale[0]} is on another answer; move the file away")
-    judge = local_text_judge() if prompts else None
-    if judge is not None:
-        ask(benchmark, judge, prompts, path, rows)
-    return judge_facts(folder, benchmark.name)
+        raise UserError(f"{verdicts.path}: the reply on {stale[0]} is on another answer; move the file away")
+    asked = judge() if prompts else None
+    if asked is None:
+        return verdicts
+    _ask(task, asked, prompts, verdicts.path, rows)
+    return Verdicts.read(folder, task.name)
 
 
-def ask(
-    benchmark: JudgedBenchmark,
-    judge: Judge,
-    prompts: Mapping[str, str],
-    path: Path,
-    rows: Mapping[str, Mapping[str, Any]],
+def _ask(
+    task: JudgedTask, judge: TextJudge, prompts: Mapping[str, str], path: Path, rows: dict[str, Any]
 ) -> None:
     """Add to `rows` the replies on those prompts that have none; the file is written after every batch."""
     others = [key for key, row in rows.items() if row.get("model") != judge.name]
@@ -90,34 +81,32 @@ def ask(
             f"{path} holds verdicts of another judge ({rows[others[0]].get('model', 'not named')}); leave "
             "--judge away to score with them, or move the file away"
         )
-    said = dict(rows)
-    wanted = [key for key in prompts if key not in said]
+    wanted = [key for key in prompts if key not in rows]
     for start in tqdm(range(0, len(wanted), _BATCH), desc="judge", unit="batch", disable=None):
         keys = wanted[start : start + _BATCH]
-        replies = _replies(benchmark, judge, [prompts[key] for key in keys])
+        replies = _replies(task, judge, [prompts[key] for key in keys])
         for key, reply in zip(keys, replies, strict=True):
-            said[key] = {
-                **(benchmark.read_reply(reply) or {}),
+            rows[key] = {
+                **(task.read_reply(reply) or {}),
                 "reply": reply,
                 "model": judge.name,
                 "prompt": _checksum(prompts[key]),
             }
         with atomic_file(path) as partial:
-            partial.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _replies(benchmark: JudgedBenchmark, judge: Judge, prompts: list[str]) -> list[str]:
-    replies = judge.reply(prompts, benchmark.judge_tokens)
+def _replies(task: JudgedTask, judge: TextJudge, prompts: list[str]) -> list[str]:
+    replies = judge.reply(prompts, task.judge_tokens)
     second = {
-        place: again
-        for place, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
-        if benchmark.read_reply(reply) is None and (again := benchmark.second_prompt(prompt)) is not None
+        index: again
+        for index, (prompt, reply) in enumerate(zip(prompts, replies, strict=True))
+        if task.read_reply(reply) is None and (again := task.second_prompt(prompt)) is not None
     }
     if second:
-        for place, reply in zip(
-            second, judge.reply(list(second.values()), benchmark.judge_tokens), strict=True
-        ):
-            replies[place] = reply
+        answers = judge.reply(list(second.values()), task.judge_tokens)
+        for index, reply in zip(second, answers, strict=True):
+            replies[index] = reply
     return replies
 
 
@@ -126,5 +115,5 @@ def _checksum(prompt: str) -> str:
 
 
 def _belongs(row: Mapping[str, Any], prompt: str) -> bool:
-    """Whether a verdict is on this answer, as far as its row says; other programs' rows say nothing."""
+    """Whether a verdict is on this answer, as far as its row states; rows of other programs do not."""
     return row.get("prompt", _checksum(prompt)) == _checksum(prompt)

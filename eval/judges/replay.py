@@ -1,9 +1,10 @@
-"""What a judge said of predictions, in a file beside them: made elsewhere, or by the local judge."""
+"""A judge's recorded replies, in a file beside the predictions: made elsewhere, or by the local judge."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,51 @@ from ...common.errors import UserError
 from ...common.files import atomic_file
 from ...common.json_files import read_json
 
-Rows = Mapping[str, Mapping[str, Any]]
 
+@dataclass(frozen=True)
+class Verdicts:
+    """The replies of a judge by item id, and the file that holds them; `rows` is None without the file."""
 
-def replay_path(folder: Path, benchmark: str) -> Path:
-    """Where the judge's file of a benchmark is looked for."""
-    return folder / f"{benchmark}-judge.json"
+    path: Path = Path("judge.json")
+    rows: Mapping[str, Mapping[str, Any]] | None = field(default=None)
 
+    @classmethod
+    def read(cls, folder: Path, task: str) -> Verdicts:
+        """What the judge replied about a task's predictions. UserError for a file of another form."""
+        path = folder / f"{task}-judge.json"
+        return cls(path, read_rows(path) if path.exists() else None)
 
-def read_replay(folder: Path, benchmark: str) -> dict[str, dict[str, Any]]:
-    """What the judge said, by item id; empty without a file. UserError for a file of another form."""
-    path = replay_path(folder, benchmark)
-    return read_rows(path) if path.exists() else {}
+    def get(self, key: str, name: str) -> Any:
+        """A field of the reply about one item; None where there is no reply, or none with a verdict."""
+        return (self.rows or {}).get(key, {}).get(name)
+
+    def why_incomplete(self, wanted: Collection[str], name: str) -> str | None:
+        """The reason why the judge's part has no metric; None if there is a verdict on all items wanted.
+
+        A row without the field `name` is a reply that holds no verdict.
+        """
+        rows = self.rows or {}
+        absent = sum(key not in rows for key in wanted)
+        silent = sum(key in rows and rows[key].get(name) is None for key in wanted)
+        file = self.path.name
+        if absent and self.rows is None:
+            return f"{absent} answers need a judge and there is no {file} beside the predictions"
+        if absent:
+            return f"{file} lacks {absent} of the {len(wanted)} answers that need a judge"
+        if silent:
+            return f"{file}: {silent} of {len(wanted)} replies of the judge hold no verdict"
+        return None
+
+    def source(self) -> dict[str, Any] | None:
+        """The file with its checksum, and the models that it names; None without a file."""
+        if self.rows is None:
+            return None
+        models: set[str] = set()
+        for row in self.rows.values():
+            named = row.get("model", [])
+            models.update(map(str, named if isinstance(named, list) else [named]))
+        checksum = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {"file": self.path.name, "checksum": checksum, "models": sorted(models)}
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -35,42 +69,11 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def place_replay(folder: Path, benchmark: str, file: Path) -> None:
-    """Put a judge's file where it is looked for. UserError if another one is there, or it is none."""
+def place_replay(folder: Path, task: str, file: Path) -> None:
+    """Put a judge's file where it is looked for. UserError if another one is there, or it is not one."""
     read_rows(file)
-    path, content = replay_path(folder, benchmark), file.read_bytes()
+    path, content = folder / f"{task}-judge.json", file.read_bytes()
     if path.exists() and path.read_bytes() != content:
         raise UserError(f"{path} is there already and differs from {file}; move it away first")
     with atomic_file(path) as partial:
         partial.write_bytes(content)
-
-
-def judge_facts(folder: Path, benchmark: str) -> dict[str, Any] | None:
-    """The judge's file with its checksum, and the models that it names; None without a file."""
-    path = replay_path(folder, benchmark)
-    if not path.exists():
-        return None
-    models: set[str] = set()
-    for row in read_rows(path).values():
-        named = row.get("model", [])
-        models.update(map(str, named if isinstance(named, list) else [named]))
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"file": path.name, "checksum": checksum, "models": sorted(models)}
-
-
-def why_no_judge(folder: Path, benchmark: str, wanted: Iterable[str], rows: Rows, field: str) -> str | None:
-    """The reason why the judge's part has no figure; None if `rows` have a verdict on all items wanted.
-
-    A row without `field` is a reply that holds no verdict.
-    """
-    ids = list(wanted)
-    missing = sum(key not in rows for key in ids)
-    silent = sum(key in rows and rows[key].get(field) is None for key in ids)
-    path = replay_path(folder, benchmark)
-    if missing and not path.exists():
-        return f"{missing} answers need a judge and there is no {path.name} beside the predictions"
-    if missing:
-        return f"{path.name} lacks {missing} of the {len(ids)} answers that need a judge"
-    if silent:
-        return f"{path.name}: {silent} of {len(ids)} replies of the judge hold no verdict"
-    return None

@@ -15,7 +15,7 @@ from ..harness.identity import checkpoint_checksum
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-class TextJudge:
+class LocalTextJudge:
     """Replies greedily to one user's message at a time, so that the same question gets the same reply.
 
     Args:

@@ -11,7 +11,7 @@ from PIL import Image
 from ...common.errors import UserError, first_line
 
 
-class LocalJudge:
+class LocalVqaJudge:
     """Any model of transformers that answers questions about images, saved in a folder.
 
     Args:

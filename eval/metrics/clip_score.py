@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ...common.errors import UserError, first_line
 from ...common.packages import optional_package
+from ..judges.protocols import Clip
 
 #: PIL images (B) -> normalised embeddings (B, E); texts (B) -> the same
 ImageEncoder = Callable[[Sequence[Image.Image]], Tensor]
@@ -99,7 +100,7 @@ class LocalClip:
         return images, texts
 
 
-def clip_scores(clip: LocalClip, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+def clip_scores(clip: Clip, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
     """100 · max(0, cos) of each image with its own text."""
     cosine = (clip.encode_images(images) * clip.encode_texts(texts)).sum(dim=-1)
     return (100 * cosine.clamp_min(0)).tolist()

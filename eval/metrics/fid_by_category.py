@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from ...common.images.reading import load_image
-from ..harness.generated_images import Drawing, Figures
+from ..harness.generated_images import GeneratedImage
+from ..harness.score import Score
 from .fid import FeatureExtractor, FeatureStatistics, frechet_distance
 
 _BATCH = 32
 
 
-def fid_by_category(metric: str, drawings: Sequence[Drawing], extractor: FeatureExtractor) -> Figures:
-    """FID of all drawings as `metric`, and of each category as `metric`/category.
+def fid_by_category(metric: str, images: Sequence[GeneratedImage], extractor: FeatureExtractor) -> Score:
+    """FID of all images as `metric`, and of each category as `metric`/category.
 
     One category's statistics are held at a time.
     """
@@ -24,17 +25,17 @@ def fid_by_category(metric: str, drawings: Sequence[Drawing], extractor: Feature
     notes = [f"{metric}: features of torch-fidelity; the published table is by clean-fid"]
     num_features = extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
     totals = FeatureStatistics(num_features), FeatureStatistics(num_features)
-    for category in sorted({drawing.item.target["category"] for drawing in drawings}):
-        own = [drawing for drawing in drawings if drawing.item.target["category"] == category]
-        references = list(dict.fromkeys(Path(drawing.item.target["reference"]) for drawing in own))
+    for category in sorted({image.item.target["category"] for image in images}):
+        own = [image for image in images if image.item.target["category"] == category]
+        references = list(dict.fromkeys(Path(image.item.target["reference"]) for image in own))
         sides = FeatureStatistics(num_features), FeatureStatistics(num_features)
-        for paths, side, total in zip((references, [d.path for d in own]), sides, totals, strict=True):
+        for paths, side, total in zip((references, [i.path for i in own]), sides, totals, strict=True):
             add_images(paths, extractor, (side, total))
         few = min(side.count for side in sides) < 2
         metrics[f"{metric}/{category}"] = None if few else frechet_distance(*sides)
         if few:
             notes.append(f"{metric}/{category} is null: FID needs at least two images")
-    return Figures({metric: frechet_distance(*totals), **metrics}, notes)
+    return Score(metric, {metric: frechet_distance(*totals), **metrics}, notes=tuple(notes))
 
 
 def add_images(

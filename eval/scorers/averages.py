@@ -1,13 +1,14 @@
-"""Averages that say None where there is nothing to average."""
+"""Averages that are None where there is nothing to average."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """part / whole; None for an empty whole."""
-    return part / whole if whole else None
+def mean(values: Iterable[float]) -> float | None:
+    """The mean; None of nothing."""
+    found = list(values)
+    return sum(found) / len(found) if found else None
 
 
 def percent(scores: Iterable[float]) -> float | None:
@@ -19,9 +20,9 @@ def percent(scores: Iterable[float]) -> float | None:
 def percent_by(
     scores: Mapping[str, float], groups: Mapping[str, Sequence[str]], prefix: str
 ) -> dict[str, float | None]:
-    """`percent` of each group. `groups` names the groups of each id; a result is called prefix/group."""
+    """`percent` of each group. `groups` names the groups of each id; a result is called prefix + group."""
     members: dict[str, list[float]] = {}
     for key, score in scores.items():
         for group in groups[key]:
             members.setdefault(group, []).append(score)
-    return {f"{prefix}/{group}": percent(values) for group, values in sorted(members.items())}
+    return {f"{prefix}{group}": percent(values) for group, values in sorted(members.items())}

@@ -69,13 +69,14 @@ def relative_position(one: Box, other: Box) -> set[str]:
 
 
 def is_correct(
-    objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], name_colors: ColorNamer
+    objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], name_colors: ColorNamer | None
 ) -> bool:
     """Whether one image shows what its prompt's metadata demands.
 
     objects: from `kept_objects`. metadata: a line of the official evaluation_metadata.jsonl. Only the surest
     objects of a class are looked at, as many as the prompt asks for. Every demand is checked, also after one
-    failed, because later ones refer to the objects that earlier ones matched.
+    failed, because later ones refer to the objects that earlier ones matched. name_colors: only for demands
+    of a colour.
     """
     correct = True
     groups: list[Sequence[Detection] | None] = []
@@ -84,6 +85,7 @@ def is_correct(
         found = list(objects.get(name, ()))[:count]
         matched = len(found) == count
         if matched and "color" in demand:
+            assert name_colors is not None
             matched = list(name_colors(found, name)).count(demand["color"]) >= count
         if matched and "position" in demand:
             relation, target = demand["position"]

@@ -82,5 +82,5 @@ def mmvet_scores(
     return {
         "total": mean,
         "std": (sum((total - mean) ** 2 for total in totals) / runs) ** 0.5,
-        **percent_by(item_means, capabilities, "capability"),
+        **percent_by(item_means, capabilities, "capability/"),
     }

@@ -22,7 +22,7 @@ COMMA_IN_NUMBER = re.compile(r"\d,\d")
 # The official call passes re.UNICODE where re.sub takes a count, so that at most 32 full stops go.
 MOST_PERIODS = int(re.UNICODE)
 
-# Words that are written right here; `_misspellings` leaves out one apostrophe of each.
+# Words in their right spelling; `_misspellings` leaves out one apostrophe of each.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
@@ -49,7 +49,7 @@ CONTRACTIONS = {
 def strip_punctuation(text: str) -> str:
     """Remove punctuation, or put blanks in its place.
 
-    A mark vanishes if it stands beside a blank anywhere in `text`, or if `text` holds a number with a comma,
+    A mark vanishes if it is next to a blank anywhere in `text`, or if `text` holds a number with a comma,
     and becomes a blank otherwise ("red/blue" → "red blue"). Then full stops go, save those before a digit.
     Source: GT-Vision-Lab/VQA, vqaEval.py, processPunctuation.
     """
@@ -62,7 +62,7 @@ def strip_punctuation(text: str) -> str:
 
 
 def map_words(text: str) -> str:
-    """Lower-case, number words to digits, articles out, contractions written right, single blanks.
+    """Lower-case, number words to digits, articles out, contractions spelled right, single blanks.
 
     "none" becomes "0". Source: GT-Vision-Lab/VQA, vqaEval.py, processDigitArticle."""
     words = (DIGITS.get(word, word) for word in text.lower().split())
@@ -71,7 +71,7 @@ def map_words(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _normal_form(text: str) -> str:
-    """Both steps. Kept, because people give the same few thousand answers over and over."""
+    """Both steps; cached, because people give the same few thousand answers over and over."""
     return map_words(strip_punctuation(text))
 
 
@@ -89,16 +89,27 @@ def leave_one_out(answer: str, human: Sequence[str]) -> float:
 def vqa_accuracy(prediction: str, human: Sequence[str]) -> float:
     """VQAv2's accuracy of one prediction, 0…1, against the (ten) human answers.
 
-    Line breaks and tabs become blanks and ends are trimmed. Only where the human answers differ are they and
-    the prediction normalised: with ten times "ten" the prediction "10" is wrong. Source: GT-Vision-Lab/VQA,
-    PythonEvaluationTools/vqaEvaluation/vqaEval.py.
+    Source: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py.
     """
-    prediction, *people = (
-        text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *human)
-    )
-    if len(set(people)) > 1:
-        prediction, *people = (_normal_form(text) for text in (prediction, *people))
-    return leave_one_out(prediction.lower(), [text.lower() for text in people])
+    answer, *people = _compared(prediction, human)
+    return leave_one_out(answer, people)
+
+
+def vqa_answer(prediction: str, human: Sequence[str]) -> str:
+    """The form in which VQAv2 compares a prediction with the (ten) human answers."""
+    return _compared(prediction, human)[0]
+
+
+def _compared(prediction: str, human: Sequence[str]) -> list[str]:
+    """The prediction and the human answers as they are compared.
+
+    Line breaks and tabs become blanks and ends are trimmed. Only where the human answers differ are they and
+    the prediction normalised: with ten times "ten" the prediction "10" is wrong.
+    """
+    texts = [text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *human)]
+    if len(set(texts[1:])) > 1:
+        texts = [_normal_form(text) for text in texts]
+    return [text.lower() for text in texts]
 
 
 def evalai_answer(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from .averages import percent, ratio
+from .averages import percent
 
 MME_PERCEPTION = (
     "existence",
@@ -45,21 +45,20 @@ def pope_says_either(text: str) -> bool:
 def binary_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float | None]:
     """Accuracy, precision, recall, F1 and share of "yes", in per cent, with "yes" the positive class.
 
-    None where the figure does not exist (no answer "yes" has no precision); the official script divides by
+    None where the metric does not exist (no answer "yes" has no precision); the official script divides by
     zero there. Source: AoiDragon/POPE, evaluate.py; Li et al., arXiv 2305.10355.
     """
     pairs = list(zip(answers, labels, strict=True))
     true_yes = sum(answer == label == "yes" for answer, label in pairs)
     said_yes = sum(answer == "yes" for answer, _ in pairs)
     is_yes = sum(label == "yes" for _, label in pairs)
-    precision, recall = ratio(true_yes, said_yes), ratio(true_yes, is_yes)
     return {
-        "accuracy": percent([answer == label for answer, label in pairs]),
-        "precision": None if precision is None else 100 * precision,
-        "recall": None if recall is None else 100 * recall,
+        "accuracy": percent(answer == label for answer, label in pairs),
+        "precision": percent(label == "yes" for answer, label in pairs if answer == "yes"),
+        "recall": percent(answer == "yes" for answer, label in pairs if label == "yes"),
         # 2PR / (P + R), written so that it exists where P or R alone is 0.
-        "f1": None if not true_yes else 200 * true_yes / (said_yes + is_yes),
-        "yes_ratio": percent([answer == "yes" for answer, _ in pairs]),
+        "f1": 200 * true_yes / (said_yes + is_yes) if true_yes else None,
+        "yes_ratio": percent(answer == "yes" for answer, _ in pairs),
     }
 
 
@@ -76,11 +75,11 @@ def mme_answer(text: str) -> str:
 
 @dataclass(frozen=True)
 class MMERow:
-    """One question of MME: `answer` as `mme_answer` gives it, `label` "yes" or "no"."""
+    """One question of MME: `answer` as `mme_answer` gives it, "other" also as None; `label` "yes" or "no"."""
 
     task: str
     image: Hashable
-    answer: str
+    answer: str | None
     label: str
 
 
@@ -107,6 +106,5 @@ def _task_score(rows: Sequence[MMERow]) -> float:
     images: dict[Hashable, bool] = {}
     for row in rows:
         images[row.image] = images.get(row.image, True) and row.answer == row.label
-    return 100 * sum(row.answer == row.label for row in rows) / len(rows) + 100 * sum(images.values()) / len(
-        images
-    )
+    right = sum(row.answer == row.label for row in rows)
+    return 100 * right / len(rows) + 100 * sum(images.values()) / len(images)

@@ -1,4 +1,4 @@
-"""DPG-Bench (arXiv 2403.05135): 1,065 long prompts, four drawings of each, judged by questions.
+"""DPG-Bench (arXiv 2403.05135): 1,065 long prompts, four images of each, judged by questions.
 
 The official judge is mPLUG-large; the own one is any local model and its score has its own name. The
 questions come from the official dpg_bench.csv beside the prompts. The output folder also gets the official
@@ -19,25 +19,26 @@ from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json_lines, read_text
 from ...common.paths import single_name
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures, item_means, mean
+from ..harness.generated_images import GeneratedImage, ImageTask, item_means
 from ..harness.registry import register
+from ..harness.score import Score
 from ..harness.task import Item
-from ..judges.local_models import local_judge, missing
+from ..judges.protocols import Judges, missing
+from ..scorers.averages import percent
 from ..scorers.dpg import image_score
 
 _NAME = "dpg-own-judge"
 
 
 @register
-class DpgBench(DrawingBenchmark):
+class DpgBench(ImageTask):
     """The official prompts and grids; the questions are answered where a local judge is given."""
 
     name: ClassVar[str] = "dpg"
-    summary: ClassVar[str] = "long prompts, judged by questions about the drawing"
+    summary: ClassVar[str] = "long prompts, judged by questions about the image"
     splits = {"test": 1065}
     images_per_prompt: ClassVar[int] = 4
     source: ClassVar[str] = "github.com/TencentQQGYLab/ELLA, folder dpg_bench"
-    headline: ClassVar[str] = _NAME
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         found = self.need_file(root, "prompts.jsonl", "prompts")
@@ -55,39 +56,42 @@ class DpgBench(DrawingBenchmark):
         for index, item in enumerate(items):
             paths = [folder / self.image_name(index, number) for number in range(self.images_per_prompt)]
             if all(path.is_file() for path in paths):
-                place = folder / "dpg_bench" / f"{item.id}.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                grid_of_four(paths).save(place)
+                grid = folder / "dpg_bench" / f"{item.id}.png"
+                grid.parent.mkdir(parents=True, exist_ok=True)
+                grid_of_four(paths).save(grid)
 
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
-        judge = local_judge()
-        asked = [drawing for drawing in drawings if drawing.item.target["questions"]]
+    def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
+        """The mean share of questions answered yes; None unless all items have questions."""
+        judge = judges.vqa_judge()
+        asked = [image for image in images if image.item.target["questions"]]
         if judge is None or not asked:
             reason = missing("judge") if judge is None else "dpg_bench.csv does not lie beside the prompts"
-            return Figures({_NAME: None}, [f"{_NAME} is null: {reason}"])
+            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
         values: dict[str, list[float]] = {}
-        for drawing in asked:
-            image, questions = drawing.open(), drawing.item.target["questions"]
+        parsed: dict[str, list[dict[str, bool]]] = {}
+        for image in asked:
+            picture, questions = image.open(), image.item.target["questions"]
             answers = {}
             for question in questions:
-                yes, no = judge.probabilities(image, question["text"])
+                yes, no = judge.probabilities(picture, question["text"])
                 answers[question["id"]] = yes > no
             parents = {question["id"]: question["parents"] for question in questions}
-            values.setdefault(drawing.item.id, []).append(image_score(answers, parents))
-        means = item_means(values)
-        average = mean(list(means.values()))
+            values.setdefault(image.item.id, []).append(image_score(answers, parents))
+            parsed.setdefault(image.item.id, []).append({str(key): yes for key, yes in answers.items()})
+        items = item_means(values, parsed)
+        score = percent(graded.score or 0.0 for graded in items.values())
         notes = [f"{_NAME}: questions answered by {judge.name}, not by the official mPLUG"]
-        if len(asked) < len(drawings):
-            notes.append(f"{_NAME} is null: {len(drawings) - len(asked)} drawings have no questions")
-            average = None
-        return Figures({_NAME: None if average is None else 100 * average}, notes, means)
+        if len(asked) < len(images):
+            notes.append(f"{_NAME} is null: {len(images) - len(asked)} images have no questions")
+            score = None
+        return Score(_NAME, {_NAME: score}, notes=tuple(notes), items=items)
 
 
 def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The questions of dpg_bench.csv for each item: id, text and the ids of those they depend on."""
     questions: dict[str, list[dict[str, Any]]] = {}
     rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    # The official script passes over the first row of data; its scores are without that question.
+    # The official script skips the first row of data; its scores are without that question.
     for number, row in enumerate(rows[1:], start=3):
         try:
             parents = [int(part) for part in row["dependency"].split(",") if int(part)]
@@ -95,7 +99,7 @@ def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
             question["text"] = row["question_natural_language"]
             questions.setdefault(row["item_id"], []).append(question)
         except (KeyError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}, line {number} is no question of DPG-Bench ({error!r})") from error
+            raise UserError(f"{path}, line {number} is not a question of DPG-Bench ({error!r})") from error
     return questions
 
 

@@ -14,24 +14,25 @@ from typing import ClassVar
 from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures, item_means, mean
+from ..harness.generated_images import GeneratedImage, ImageTask, item_means
 from ..harness.registry import register
+from ..harness.score import Score
 from ..harness.task import Item
-from ..judges.local_models import local_judge, missing
+from ..judges.protocols import Judges, missing
+from ..scorers.averages import mean
 
 _NAME = "vqascore-own-judge"
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 
 @register
-class GenAIBench(DrawingBenchmark):
+class GenAIBench(ImageTask):
     """The official prompts; VQAScore where a local judge is given."""
 
     name: ClassVar[str] = "genai-bench"
     summary: ClassVar[str] = "prompts by skill, scored by VQAScore"
     splits = {"test": 1600}
     source: ClassVar[str] = "genai_image.json and genai_skills.json of GenAI-Bench-1600"
-    headline: ClassVar[str] = _NAME
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "genai_image.json")
@@ -47,29 +48,30 @@ class GenAIBench(DrawingBenchmark):
                 for key, row in rows.items()
             ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no prompt file of GenAI-Bench ({error!r})") from error
+            raise UserError(f"{path} is not a prompt file of GenAI-Bench ({error!r})") from error
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
         """The JPEG files that the official genai_bench/evaluate.py reads, in `genai_bench/`."""
         for index, item in enumerate(items):
             path = folder / self.image_name(index, 0)
             if path.is_file():
-                place = folder / "genai_bench" / f"{item.id}.jpeg"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                load_image(path).save(place)
+                copy = folder / "genai_bench" / f"{item.id}.jpeg"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                load_image(path).save(copy)
 
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
-        judge = local_judge()
+    def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
+        """The mean probability of "Yes", of all images and of each skill."""
+        judge = judges.vqa_judge()
         if judge is None:
-            return Figures({_NAME: None}, [f"{_NAME} is null: {missing('judge')}"])
+            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {missing('judge')}",))
         values: dict[str, list[float]] = {}
         by_skill: dict[str, list[float]] = {}
-        for drawing in drawings:
-            yes, _ = judge.probabilities(drawing.open(), QUESTION.format(drawing.item.prompt))
-            values.setdefault(drawing.item.id, []).append(yes)
-            for skill in drawing.item.target["skills"]:
+        for image in images:
+            yes, _ = judge.probabilities(image.open(), QUESTION.format(image.item.prompt))
+            values.setdefault(image.item.id, []).append(yes)
+            for skill in image.item.target["skills"]:
                 by_skill.setdefault(skill, []).append(yes)
-        metrics = {_NAME: mean([score for scores in values.values() for score in scores])}
+        metrics = {_NAME: mean(score for scores in values.values() for score in scores)}
         metrics |= {f"{_NAME}/{skill}": mean(scores) for skill, scores in by_skill.items()}
-        notes = [f"{_NAME}: probability of Yes by {judge.name}, not by the official CLIP-FlanT5-XXL"]
-        return Figures(metrics, notes, item_means(values))
+        note = f"{_NAME}: probability of Yes by {judge.name}, not by the official CLIP-FlanT5-XXL"
+        return Score(_NAME, metrics, notes=(note,), items=item_means(values))

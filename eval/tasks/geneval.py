@@ -1,6 +1,6 @@
-"""GenEval (arXiv 2310.11513): objects, counts, colours and positions of 553 prompts, four drawings of each.
+"""GenEval (arXiv 2310.11513): objects, counts, colours and positions of 553 prompts, four images of each.
 
-The drawings are written in the official layout, so the official scorer runs on the output folder unchanged.
+The images are written in the official layout, so the official scorer runs on the output folder unchanged.
 The own score applies the official rule to another detector and another CLIP, and so has another name.
 """
 
@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...common.json_files import read_json_lines
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures, item_means
+from ..harness.generated_images import GeneratedImage, ImageTask, item_means
 from ..harness.registry import register
+from ..harness.score import Score
 from ..harness.task import Item
-from ..judges.local_models import local_clip, local_detector, missing
+from ..judges.protocols import Judges, missing
 from ..scorers.geneval import TAGS, is_correct, kept_objects, summary
 
 _NAME = "geneval-own-detector"
 
 
 @register
-class GenEval(DrawingBenchmark):
+class GenEval(ImageTask):
     """The official prompts and layout; an own score where a local detector is given."""
 
     name: ClassVar[str] = "geneval"
-    summary: ClassVar[str] = "objects, counts, colours and positions in drawings (official layout)"
+    summary: ClassVar[str] = "objects, counts, colours and positions in images (official layout)"
     splits = {"test": 553}
     images_per_prompt: ClassVar[int] = 4
     source: ClassVar[str] = "github.com/djghosh13/geneval, folder prompts"
-    headline: ClassVar[str] = _NAME
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
@@ -42,46 +43,48 @@ class GenEval(DrawingBenchmark):
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
         for item in items:
-            place = folder / item.id
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "metadata.jsonl").write_text(json.dumps(dict(item.target)), encoding="utf-8")
+            own = folder / item.id
+            own.mkdir(parents=True, exist_ok=True)
+            (own / "metadata.jsonl").write_text(json.dumps(dict(item.target)), encoding="utf-8")
 
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
+    def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
+        """The share of right images, overall (mean over tags) and for each tag."""
         from ..metrics.color_names import ColorNames  # here, because it imports torch
 
-        detector, clip = local_detector(), local_clip()
+        detector, clip = judges.detector(), judges.clip()
         if detector is None:
             official = "run the official evaluate_images.py on the output folder, or name a detector"
-            return Figures({_NAME: None}, [f"{_NAME} is null: {missing('detector')}; {official}"])
-        detector.require(sorted({demand["class"] for d in drawings for demand in d.item.target["include"]}))
+            note = f"{_NAME} is null: {missing('detector')}; {official}"
+            return Score(_NAME, {_NAME: None}, notes=(note,))
+        detector.require(sorted({demand["class"] for i in images for demand in i.item.target["include"]}))
+        colors = None if clip is None else ColorNames(clip)
         by_tag: dict[str, list[bool]] = {}
         by_item: dict[str, list[float]] = {}
-        notes = [f"{_NAME}: the official rule on detections of {detector.name}, not the official score"]
+        parsed: dict[str, list[dict[str, int]]] = {}
         colorless = set()
-        for drawing in drawings:
-            metadata = drawing.item.target
-            if clip is None and _asks_for_colors(metadata):
+        for image in images:
+            metadata = image.item.target
+            if colors is None and any("color" in demand for demand in metadata["include"]):
                 colorless.add(metadata["tag"])
                 continue
-            image = drawing.open()
-            objects = kept_objects(detector(image), metadata["tag"])
-            right = is_correct(objects, metadata, ColorNames(clip, image))
+            picture = image.open()
+            objects = kept_objects(detector(picture), metadata["tag"])
+            right = is_correct(objects, metadata, None if colors is None else partial(colors, picture))
             by_tag.setdefault(metadata["tag"], []).append(right)
-            by_item.setdefault(drawing.item.id, []).append(float(right))
-        return Figures(_metrics(by_tag, colorless, notes), notes, item_means(by_item))
+            by_item.setdefault(image.item.id, []).append(float(right))
+            counts = {name: len(found) for name, found in objects.items()}
+            parsed.setdefault(image.item.id, []).append(counts)
+        notes = [f"{_NAME}: the official rule on detections of {detector.name}, not the official score"]
+        if colorless:
+            names, reason = ", ".join(sorted(colorless)), missing("clip")
+            notes.append(f"{_NAME} and its parts {names} are null: colours are named by CLIP, {reason}")
+        metrics = _metrics(by_tag, colorless)
+        return Score(_NAME, metrics, notes=tuple(notes), items=item_means(by_item, parsed))
 
 
-def _asks_for_colors(metadata: Any) -> bool:
-    return any("color" in demand for demand in metadata["include"])
-
-
-def _metrics(by_tag: dict[str, list[bool]], colorless: set[str], notes: list[str]) -> dict[str, float | None]:
+def _metrics(by_tag: dict[str, list[bool]], colorless: set[str]) -> dict[str, float | None]:
     """The overall score first, then that of every tag."""
     shares: dict[str, float | None] = dict(summary(by_tag)) if by_tag else {}
     overall = shares.pop("overall", None)
-    if colorless:
-        overall = None
-        names = ", ".join(sorted(colorless))
-        notes.append(f"{_NAME} and its parts {names} are null: colours are named by CLIP, {missing('clip')}")
     tags = [tag for tag in TAGS if tag in shares or tag in colorless]
-    return {_NAME: overall} | {f"{_NAME}/{tag}": shares.get(tag) for tag in tags}
+    return {_NAME: None if colorless else overall} | {f"{_NAME}/{tag}": shares.get(tag) for tag in tags}

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import distinct, field, image_folder, image_from_cell, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows, parquet_files, read_parquet
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table
-from ..harness.task import Benchmark, ImageSource, Item, Score
+from ..harness.score import Graded
+from ..harness.task import ImageSource, Item, Task
 from ..scorers.exact_match import gqa_answer
 from .prompts import short_answer
 
+# id, question, image
+_Row = tuple[str, Mapping[str, Any], ImageSource]
+
 
 @register
-class Gqa(Benchmark):
+class Gqa(Task):
     """Compositional questions with one-word answers, the balanced splits."""
 
     name = "gqa"
@@ -34,43 +37,36 @@ class Gqa(Benchmark):
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions with the request for a short answer."""
-        name = f"{split}_balanced_questions.json"
-        places = (name, f"questions/{name}", f"questions1.2/{name}", f"{split}_balanced_instructions")
-        path = self.need_file(root, *places)
+        name, table = f"{split}_balanced_questions.json", f"{split}_balanced_instructions"
+        path = self.need_file(root, name, f"questions/{name}", f"questions1.2/{name}", table)
         assert root is not None  # need_file refused it
         rows = _parquet_rows(root, split) if path.is_dir() else _json_rows(path, image_folder(root, "images"))
         items = []
-        for number, row, image in rows:
+        for key, row, image in rows:
             kind = "open" if (row.get("types") or {}).get("structural") == "query" else "binary"
             target = {"answer": field(row, "answer", path), "type": kind}
-            items.append(Item(number, short_answer(row["question"]), (image,), target))
+            items.append(Item(key, short_answer(row["question"]), (image,), target))
         return distinct(items, path)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Accuracy over all, over open and over binary questions (those whose structure is not "query")."""
-        correct = {
-            item.id: float(gqa_answer(str(predictions[item.id])) == item.target["answer"]) for item in items
-        }
-        return accuracy_table(correct, {"type": {item.id: [item.target["type"]] for item in items}})
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """Equality with the key."""
+        answer = gqa_answer(str(prediction))
+        return Graded(answer, float(answer == item.target["answer"]))
 
-
-# id, question, image
-_Row = tuple[str, Mapping[str, Any], ImageSource]
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """Open and binary questions (those whose structure is not "query")."""
+        return {"type": [item.target["type"]]}
 
 
 def _json_rows(path: Path, images: Path) -> Iterator[_Row]:
-    for number, row in read_json(path).items():
-        yield number, row, images / f"{field(row, 'imageId', path)}.jpg"
+    for key, row in read_json(path).items():
+        yield key, row, images / f"{field(row, 'imageId', path)}.jpg"
 
 
 def _parquet_rows(root: Path, split: str) -> Iterator[_Row]:
     """Questions and images are two tables."""
-    folder = root / f"{split}_balanced_images"
-    images = {
-        row["id"]: image_from_cell(row["image"], f"{folder}, image {row['id']}")
-        for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), ("id", "image"))
-    }
-    folder = root / f"{split}_balanced_instructions"
-    needed = ("id", "imageId", "question", "answer", "types")
-    for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed):
+    folder, pattern = root / f"{split}_balanced_images", f"{split}-*.parquet"
+    images = {row["id"]: image for row, image in image_rows(folder, pattern, ("id",))}
+    questions = parquet_files(root / f"{split}_balanced_instructions", pattern)
+    for row in read_parquet(questions, ("id", "imageId", "question", "answer", "types")):
         yield row["id"], row, field(images, row["imageId"], folder)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import distinct, field, image_from_cell, parquet_files, read_parquet
+from ..data.files import distinct, field, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import no_keys
-from ..harness.task import ImageSource, Item, Score
-from ..judges.judged import JudgedBenchmark
-from ..judges.replay import read_replay, why_no_judge
-from ..scorers.averages import percent, percent_by
+from ..harness.score import Graded, Score, accuracy_score, hidden_answers
+from ..harness.task import ImageSource, Item, ScoringContext
+from ..judges.judged import JudgedTask
 from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
 from ..scorers.multiple_choice import letters_for
 
@@ -22,7 +21,7 @@ _DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places"
 
 
 @register
-class MathVista(JudgedBenchmark):
+class MathVista(JudgedTask):
     """Multiple choice and free answers; what rules cannot extract from an answer, a judge has to."""
 
     name = "mathvista"
@@ -39,12 +38,10 @@ class MathVista(JudgedBenchmark):
         """The official query of each problem (hint, question, choices)."""
         path = self.need_file(root, f"annot_{split}.json", f"{split}.json", "data")
         rows = _parquet_rows(path, split) if path.is_dir() else _json_rows(path)
-        items = [
-            Item(
-                str(field(row, "pid", path)), row.get("query") or mathvista_query(row), (image,), _target(row)
-            )
-            for row, image in rows
-        ]
+        items = []
+        for row, image in rows:
+            query = row.get("query") or mathvista_query(row)
+            items.append(Item(str(field(row, "pid", path)), query, (image,), _target(row)))
         return distinct(items, path)
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
@@ -60,38 +57,36 @@ class MathVista(JudgedBenchmark):
         """The reply is the extraction; officially the empty one is none."""
         return {"extraction": reply} if reply else None
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Accuracy over all and by task; None while an answer needs the judge and has no extraction.
 
-        "accuracy_without_judge" takes the answers that only a judge can read for wrong: a lower bound. The
+        "accuracy_without_judge" counts the answers that only a judge can read as wrong: a lower bound. The
         judge's file, mathvista-judge.json, is the official output of extract_answer.py: {pid: {"extraction":
         …}}.
         """
         if any(not item.target["answer"] for item in items):
-            return no_keys("test", "the MathVista leaderboard")
-        rows = read_replay(folder, self.name)
-        replay = {key: row.get("extraction") for key, row in rows.items()}
-        problems = {item.id: _problem(item.target) for item in items}
-        by_rule = {item.id: extract_quickly(str(predictions[item.id]), problems[item.id]) for item in items}
-        open_ids = [key for key, extraction in by_rule.items() if extraction is None]
-        reason = why_no_judge(folder, self.name, open_ids, rows, "extraction")
+            return hidden_answers("test", "the MathVista leaderboard")
+        rules, judged = {}, {}
+        for item in items:
+            extraction = extract_quickly(str(predictions[item.id]), _problem(item.target))
+            rules[item.id] = _graded(item, extraction)
+            judged[item.id] = rules[item.id]
+            if extraction is None:
+                judged[item.id] = _graded(item, context.verdicts.get(item.id, "extraction"))
+        table = accuracy_score(judged, {"task": {item.id: [item.target["task"]] for item in items}})
+        metrics = {"accuracy": None, "accuracy_without_judge": accuracy_score(rules).metrics["accuracy"]}
+        open_ids = [key for key, graded in rules.items() if graded.parsed is None]
+        if (reason := context.verdicts.why_incomplete(open_ids, "extraction")) is not None:
+            return Score("accuracy", metrics, table.unparsed, (reason,), rules)
+        return replace(table, metrics={**metrics, **table.metrics})
 
-        def grade(key: str, answer: str, extraction: Any) -> float:
-            return float(extraction is not None and math_is_right(str(extraction), answer, problems[key]))
 
-        keys = {item.id: str(item.target["answer"]) for item in items}
-        alone = {key: grade(key, answer, by_rule[key]) for key, answer in keys.items()}
-        metrics = {"accuracy": None, "accuracy_without_judge": percent(alone.values())}
-        if reason is not None:
-            unread = sum(replay.get(key) is None for key in open_ids)
-            return Score("accuracy", metrics, unread, (reason,), alone)
-        correct = {
-            key: grade(key, answer, by_rule[key] if by_rule[key] is not None else replay[key])
-            for key, answer in keys.items()
-        }
-        metrics["accuracy"] = percent(correct.values())
-        metrics.update(percent_by(correct, {item.id: [item.target["task"]] for item in items}, "task"))
-        return Score("accuracy", metrics, 0, correct=correct)
+def _graded(item: Item, extraction: Any) -> Graded:
+    """An extracted answer, None for none, compared with the key."""
+    if extraction is None:
+        return Graded(None, 0.0)
+    right = math_is_right(str(extraction), str(item.target["answer"]), _problem(item.target))
+    return Graded(str(extraction), float(right))
 
 
 def mathvista_query(problem: Mapping[str, Any]) -> str:
@@ -102,10 +97,8 @@ def mathvista_query(problem: Mapping[str, Any]) -> str:
     unit = f" (Unit: {problem['unit']})" if problem.get("unit") else ""
     lines = [f"Hint: {_hint(problem)}", f"Question: {problem['question']}{unit}"]
     if problem.get("choices"):
-        lines += [
-            "Choices:",
-            *(f"({letter}) {text}" for letter, text in letters_for(problem["choices"]).items()),
-        ]
+        choices = letters_for(problem["choices"])
+        lines += ["Choices:", *(f"({letter}) {text}" for letter, text in choices.items())]
     return "\n".join(lines)
 
 
@@ -120,8 +113,8 @@ def _hint(problem: Mapping[str, Any]) -> str:
     elif kind == "list":
         wanted, what, examples = "a Python list as an answer", "list", "[1, 2, 3], [1.2, 1.3, 1.4]"
     else:
-        places, examples = _DECIMALS[int(problem["precision"])]
-        wanted, what = f"a floating-point number with {places}", "value"
+        decimals, examples = _DECIMALS[int(problem["precision"])]
+        wanted, what = f"a floating-point number with {decimals}", "value"
     request = f"Please answer the question requiring {wanted} and provide the final {what}"
     return f"{request}, e.g., {examples}, at the end."
 
@@ -132,9 +125,8 @@ def _json_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
 
 
 def _parquet_rows(folder: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
-    needed = ("pid", "question", "decoded_image", "question_type", "answer_type", "answer")
-    for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed):
-        yield row, image_from_cell(row["decoded_image"], f"{folder}, problem {row['pid']}")
+    needed = ("pid", "question", "question_type", "answer_type", "answer")
+    return image_rows(folder, f"{split}-*.parquet", needed, "decoded_image")
 
 
 def _target(row: Mapping[str, Any]) -> dict[str, Any]:

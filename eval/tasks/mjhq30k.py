@@ -1,6 +1,6 @@
-"""MJHQ-30K (arXiv 2402.17245): FID of 30,000 drawings against the set's own images, also by category.
+"""MJHQ-30K (arXiv 2402.17245): FID of 30,000 generated images against the set's own, also by category.
 
-The published figures are by clean-fid, which resizes by another filter; ours is torch-fidelity's, under its
+The published metrics are by clean-fid, which resizes by another filter; ours is torch-fidelity's, under its
 name.
 """
 
@@ -13,25 +13,25 @@ from typing import ClassVar
 from ...common.errors import UserError
 from ...common.json_files import read_json
 from ...common.paths import single_name
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures
+from ..harness.generated_images import GeneratedImage, ImageTask
 from ..harness.registry import register
+from ..harness.score import Score
 from ..harness.task import Item
-from ..judges.local_models import local_inception, missing
+from ..judges.protocols import Judges, missing
 
 _NAME = "fid-torch-fidelity"
 
 
 @register
-class Mjhq30k(DrawingBenchmark):
+class Mjhq30k(ImageTask):
     """The official prompts; FID where the images and Inception's weights are at hand."""
 
     name: ClassVar[str] = "mjhq30k"
-    summary: ClassVar[str] = "FID of drawings against 30,000 images of high quality"
+    summary: ClassVar[str] = "FID against 30,000 images of high quality"
     splits = {"test": 30000}
     source: ClassVar[str] = (
         "huggingface.co/datasets/playgroundai/MJHQ-30K: meta_data.json, mjhq30k_imgs unpacked"
     )
-    headline: ClassVar[str] = _NAME
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "meta_data.json")
@@ -44,17 +44,17 @@ class Mjhq30k(DrawingBenchmark):
                 target = {"category": row["category"], "reference": str(reference)}
                 items.append(Item(name, row["prompt"], target=target))
         except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no meta_data.json of MJHQ-30K ({error!r})") from error
+            raise UserError(f"{path} is not the meta_data.json of MJHQ-30K ({error!r})") from error
         return items
 
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
-        extractor = local_inception()
-        lost = [path for d in drawings if not (path := Path(d.item.target["reference"])).is_file()]
-        if extractor is None or lost:
-            reason = (
-                missing("inception") if extractor is None else f"{lost[0]} is missing ({len(lost)} in all)"
-            )
-            return Figures({_NAME: None}, [f"{_NAME} is null: {reason}"])
+    def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
+        """FID of all images and of each category."""
         from ..metrics.fid_by_category import fid_by_category  # here, because it imports torch
 
-        return fid_by_category(_NAME, drawings, extractor)
+        extractor = judges.inception()
+        lost = [path for i in images if not (path := Path(i.item.target["reference"])).is_file()]
+        if extractor is None or lost:
+            absent = f"{lost[0]} is missing ({len(lost)} in all)" if lost else ""
+            reason = missing("inception") if extractor is None else absent
+            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
+        return fid_by_category(_NAME, images, extractor)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..data.files import CellImages, distinct, image_from_base64, parquet_files, read_parquet, read_tsv
+from ..data.files import distinct, image_from_base64, image_rows, read_tsv
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table, no_keys
-from ..harness.task import ImageSource, Item, Score
-from ..judges.judged import JudgedBenchmark
-from ..judges.replay import read_replay, why_no_judge
-from ..scorers.averages import percent
+from ..harness.score import Graded, Score, hidden_answers
+from ..harness.task import ImageSource, Item, ScoringContext
+from ..judges.judged import JudgedTask
+from ..judges.replay import Verdicts
+from ..scorers.averages import percent, percent_by
 from ..scorers.multiple_choice import (
     LETTERS,
     circular_accuracy,
@@ -40,7 +40,7 @@ ON_HUB = {
 
 
 @register
-class MMBench(JudgedBenchmark):
+class MMBench(JudgedTask):
     """Multiple choice under circular evaluation; the TSV holds the rotations as rows of their own."""
 
     name = "mmbench"
@@ -67,104 +67,89 @@ class MMBench(JudgedBenchmark):
         items = []
         for row, image in _parquet_rows(path, name) if path.is_dir() else _tsv_rows(path):
             options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
-            items.append(
-                Item(
-                    id=row["index"],
-                    prompt=mmbench_prompt(row["question"], row.get("hint", ""), options),
-                    images=(image,),
-                    target=_target(row, options),
-                )
-            )
+            prompt = mmbench_prompt(row["question"], row.get("hint", ""), options)
+            items.append(Item(row["index"], prompt, (image,), _target(row, options)))
         return distinct(items, path)
+
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """The option that rules read, of one row."""
+        picked = mmbench_option(str(prediction), item.target["options"])
+        return Graded(picked, float(picked == item.target["answer"]))
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
         """The official request for a match, for the answers that rules cannot read.
 
         Not for questions of which another rotation is wrong already: they cannot be won.
         """
-        answers = {item.id: str(predictions[item.id]) for item in items if item.target["answer"]}
-        known = [item for item in items if item.id in answers]
-        picked = {item.id: mmbench_option(answers[item.id], item.target["options"]) for item in known}
-        open_ids = {
-            item.id
-            for item in known
-            if picked[item.id] is None and not mmbench_refuses(answers[item.id], item.target["options"])
-        }
-        lost = {
-            item.target["question"]
-            for item in known
-            if item.id not in open_ids and picked[item.id] != item.target["answer"]
-        }
-        return {
-            item.id: matching_prompt(item.target["text"], item.target["options"], answers[item.id].strip())
-            for item in known
-            if item.id in open_ids and item.target["question"] not in lost
-        }
+        asked: dict[str, tuple[str, str]] = {}
+        lost = set()
+        for item in items:
+            target, answer = item.target, str(predictions[item.id])
+            graded = self.grade(item, answer)
+            if not target["answer"]:
+                continue
+            if graded.parsed is None and not mmbench_refuses(answer, target["options"]):
+                prompt = matching_prompt(target["text"], target["options"], answer.strip())
+                asked[item.id] = target["question"], prompt
+            elif not graded.score:
+                lost.add(target["question"])
+        return {key: prompt for key, (question, prompt) in asked.items() if question not in lost}
 
     def read_reply(self, reply: str) -> dict[str, Any] | None:
         """The letter of an option, or Z."""
         letter = matched_letter(reply)
         return None if letter is None else {"option": letter}
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows.
 
         These are by rule. "accuracy_with_judge" takes the judge's matches for what rules cannot read.
         """
         if any(not item.target["answer"] for item in items):
-            return no_keys("test", "the MMBench evaluation server")
-        picked = {
-            item.id: mmbench_option(str(predictions[item.id]), item.target["options"]) for item in items
-        }
-        right = {item.id: picked[item.id] == item.target["answer"] for item in items}
+            return hidden_answers("test", "the MMBench evaluation server")
+        graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
+        right = {key: one.score == 1 for key, one in graded.items()}
         circular = circular_accuracy(right, {item.id: item.target["question"] for item in items})
-        first_rows = {item.target["question"]: item for item in reversed(items)}
-        divisions = {
-            name: {question: [str(row.target[name])] for question, row in first_rows.items()}
-            for name in ("category", "l2-category")
-            if all(row.target[name] for row in first_rows.values())
-        }
-        unparsed = sum(letter is None for letter in picked.values())
+        metrics = {"accuracy": percent(circular.values())}
+        first_rows = {item.target["question"]: item.target for item in reversed(items)}
+        for name in ("category", "l2-category"):
+            if all(row[name] for row in first_rows.values()):
+                groups = {question: [str(row[name])] for question, row in first_rows.items()}
+                metrics |= percent_by(circular, groups, f"{name}/")
+        metrics["accuracy_one_pass"] = percent(right[question] for question in circular if question in right)
+        unparsed = sum(one.parsed is None for one in graded.values())
         notes = []
         if unparsed:
             notes.append(f"{unparsed} answers name no option by rule; without a judge they are wrong")
-        judged, reason = self._judged_accuracy(items, predictions, right, folder)
+        judged, reason = self._judged_accuracy(items, predictions, right, context.verdicts)
         if reason is not None:
             notes.append(f"accuracy_with_judge is null: {reason}")
-        table = accuracy_table(circular, divisions)
-        one_pass = percent(float(right[question]) for question in circular if question in right)
-        return Score(
-            headline="accuracy",
-            metrics={**table.metrics, "accuracy_one_pass": one_pass, "accuracy_with_judge": judged},
-            unparsed=unparsed,
-            notes=tuple(notes),
-            correct={key: float(value) for key, value in right.items()},
-        )
+        metrics["accuracy_with_judge"] = judged
+        return Score("accuracy", metrics, unparsed, tuple(notes), graded)
 
     def _judged_accuracy(
         self,
         items: Sequence[Item],
         predictions: Mapping[str, Any],
         right: Mapping[str, bool],
-        folder: Path,
+        verdicts: Verdicts,
     ) -> tuple[float | None, str | None]:
         """Circular accuracy with the judge's matches, or None and why there is none."""
         open_ids = self.judge_prompts(items, predictions)
-        by_id = {item.id: item.target for item in items}
-        rows = {
-            # A letter that is no option is no verdict.
-            key: row if row.get("option") in (*by_id[key]["options"], "Z") else {}
-            for key, row in read_replay(folder, self.name).items()
-            if key in open_ids
-        }
-        reason = why_no_judge(folder, self.name, open_ids, rows, "option")
-        if reason is not None:
+        targets = {item.id: item.target for item in items}
+        if verdicts.rows is not None:
+            # A letter that is not an option is not a verdict.
+            rows = {
+                key: row if row.get("option") in (*targets[key]["options"], "Z") else {}
+                for key, row in verdicts.rows.items()
+                if key in open_ids
+            }
+            verdicts = Verdicts(verdicts.path, rows)
+        if (reason := verdicts.why_incomplete(open_ids, "option")) is not None:
             return None, reason
-        matched = {key: row["option"] == by_id[key]["answer"] for key, row in rows.items()}
-        circular = circular_accuracy(
-            {**right, **matched}, {key: target["question"] for key, target in by_id.items()}
-        )
-        return percent(circular.values()), None
+        matched = {key: verdicts.get(key, "option") == targets[key]["answer"] for key in open_ids}
+        questions = {key: target["question"] for key, target in targets.items()}
+        return percent(circular_accuracy({**right, **matched}, questions).values()), None
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
@@ -176,14 +161,10 @@ def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
 
 
 def _parquet_rows(folder: Path, name: str) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
-    image = CellImages()
-    for row in read_parquet(
-        parquet_files(folder, f"{name}-*.parquet"), ("index", "question", "A", "B", "image")
-    ):
-        shown = image(row.pop("image"), f"{folder}, index {row['index']}")
+    for row, image in image_rows(folder, f"{name}-*.parquet", ("index", "question", "A", "B")):
+        del row["image"]
         # As in a TSV: what is not there is an empty text; the table writes "nan" for it.
-        texts = {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
-        yield texts, shown
+        yield {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}, image
 
 
 def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:

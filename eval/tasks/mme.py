@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import enumerate_lines, read_text
-from ..data.files import CellImages, distinct, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.task import Benchmark, ImageSource, Item, Score
+from ..harness.score import Graded, Score
+from ..harness.task import ImageSource, Item, ScoringContext, Task
 from ..scorers.yes_no import MME_COGNITION, MME_PERCEPTION, MMERow, mme_answer, mme_scores
 
 RELEASE = "MME_Benchmark_release_version"
 
 
 @register
-class Mme(Benchmark):
+class Mme(Task):
     """The 2,374 questions of MME in the files of its evaluation tool, one for each task."""
 
     name = "mme"
@@ -40,19 +41,20 @@ class Mme(Benchmark):
             items.extend(_task_items(task, path, root))
         return distinct(items, path.parent)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """ "yes", "no", or neither, which is wrong."""
+        answer = mme_answer(str(prediction))
+        return Graded(None if answer == "other" else answer, float(answer == item.target["label"]))
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Points of perception, cognition and each task by MME's rule."""
-        answers = {item.id: mme_answer(str(predictions[item.id])) for item in items}
+        graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
         rows = [
-            MMERow(item.target["task"], item.target["image"], answers[item.id], item.target["label"])
+            MMERow(item.target["task"], item.target["image"], graded[item.id].parsed, item.target["label"])
             for item in items
         ]
-        return Score(
-            headline="perception",
-            metrics=mme_scores(rows),
-            unparsed=sum(answer == "other" for answer in answers.values()),
-            correct={item.id: float(answers[item.id] == item.target["label"]) for item in items},
-        )
+        unparsed = sum(one.parsed is None for one in graded.values())
+        return Score("perception", mme_scores(rows), unparsed, items=graded)
 
 
 def _names(task: str) -> tuple[str, ...]:
@@ -76,14 +78,11 @@ def _task_items(task: str, path: Path, root: Path) -> list[Item]:
 
 
 def _parquet_items(folder: Path) -> list[Item]:
-    needed = ("question_id", "image", "question", "answer", "category")
-    image = CellImages()
     rows = []
-    for row in read_parquet(parquet_files(folder, "test-*.parquet"), needed):
+    for row, image in image_rows(folder, "test-*.parquet", ("question_id", "question", "answer", "category")):
         # The id is TASK/FILE, or the file alone; both questions on an image have the same.
         name = row["question_id"].rpartition("/")[2]
-        shown = image(row["image"], f"{folder}, {row['question_id']}")
-        rows.append((row["category"], name, row["question"], row["answer"].strip().lower(), shown))
+        rows.append((row["category"], name, row["question"], row["answer"].strip().lower(), image))
     return _pairs(rows, folder)
 
 

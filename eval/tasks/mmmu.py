@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ from ...common.errors import UserError
 from ..data.files import distinct, image_from_cell, parquet_files, read_parquet
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table, no_keys
-from ..harness.task import Benchmark, ImageSource, Item, Score
-from ..scorers.mmmu_open import open_is_right
+from ..harness.score import Graded, Score, hidden_answers
+from ..harness.task import ImageSource, Item, ScoringContext, Task
+from ..scorers.averages import percent
+from ..scorers.mmmu_open import open_candidates, open_is_right
 from ..scorers.multiple_choice import letters_for, mmmu_option
 from .prompts import OPTION_LETTER, SHORT_ANSWER
 
@@ -44,7 +46,7 @@ MOST_IMAGES = 7
 
 
 @register
-class Mmmu(Benchmark):
+class Mmmu(Task):
     """Questions with one to seven images; the text names them as <image 1> and so on."""
 
     name = "mmmu"
@@ -65,38 +67,37 @@ class Mmmu(Benchmark):
         assert root is not None  # need_file refused it
         return distinct(items, root)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """The letter of an option; of an open answer the candidates that are compared with the key."""
+        answer, key, options = str(prediction), item.target["answer"], item.target["options"]
+        if not options:
+            return Graded(open_candidates(answer), float(open_is_right(answer, key)))
+        letter = mmmu_option(answer, options)
+        return Graded(
+            letter, float(letter is not None and letter in ([key] if isinstance(key, str) else key))
+        )
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """Discipline and subject."""
+        subject = item.target["subject"]
+        return {"discipline": [DISCIPLINE_OF[subject]], "subject": [subject]}
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Accuracy over all questions, by discipline and by subject.
 
-        The official script draws an option at random where an answer names none; here that is wrong, and
-        "accuracy_random_expected" is what the draws would give on average.
+        The official script picks an option at random where an answer names none; here that is wrong, and
+        "accuracy_random_expected" is what it would give on average.
         """
         if any(item.target["answer"] in ("", "?") for item in items):
-            return no_keys("test", "the EvalAI challenge of MMMU")
-        correct: dict[str, float] = {}
-        luck = unparsed = 0.0
-        for item in items:
-            answer, options = str(predictions[item.id]), item.target["options"]
-            if options:
-                letter = mmmu_option(answer, options)
-                correct[item.id] = float(letter is not None and letter in _as_list(item.target["answer"]))
-                unparsed += letter is None
-                luck += (letter is None) / len(options)
-            else:
-                correct[item.id] = float(open_is_right(answer, item.target["answer"]))
-        subjects = {item.id: item.target["subject"] for item in items}
-        divisions = {
-            "discipline": {key: [DISCIPLINE_OF[subject]] for key, subject in subjects.items()},
-            "subject": {key: [subject] for key, subject in subjects.items()},
-        }
-        table = accuracy_table(correct, divisions, int(unparsed))
-        expected = 100 * (sum(correct.values()) + luck) / len(correct) if correct else None
-        metrics = {**table.metrics, "accuracy_random_expected": expected}
-        return Score("accuracy", metrics, int(unparsed), correct=correct)
+            return hidden_answers("test", "the EvalAI challenge of MMMU")
+        table = super().score(items, predictions, context)
+        expected = percent(_expected(item, table.items[item.id]) for item in items)
+        return replace(table, metrics={**table.metrics, "accuracy_random_expected": expected})
 
 
-def _as_list(answer: Any) -> list[str]:
-    return [answer] if isinstance(answer, str) else list(answer)
+def _expected(item: Item, graded: Graded) -> float:
+    """The score of an item where an answer without a letter picks any option."""
+    return 1 / len(item.target["options"]) if graded.parsed is None else graded.score or 0.0
 
 
 def _literal_list(text: str, what: str) -> list[str]:

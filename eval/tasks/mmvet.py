@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_json
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.task import ImageSource, Item, Score
-from ..judges.judged import JudgedBenchmark
-from ..judges.replay import read_replay, replay_path, why_no_judge
+from ..harness.score import Graded, Score
+from ..harness.task import ImageSource, Item, ScoringContext
+from ..judges.judged import JudgedTask
+from ..scorers.averages import mean
 from ..scorers.mmvet import SECOND_REQUEST, grade_in, grading_prompt, mmvet_scores
 
 
 @register
-class MMVet(JudgedBenchmark):
+class MMVet(JudgedTask):
     """Free answers that GPT-4 grades from 0 to 1 in the official evaluator."""
 
     name = "mmvet"
@@ -59,23 +60,21 @@ class MMVet(JudgedBenchmark):
         grade = grade_in(reply)
         return None if grade is None else {"score": [grade]}
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """The total and each capability from mmvet-judge.json, the grade file of the official evaluator.
 
-        Without the file, or with grades missing, every figure is None and the reason is in the notes.
+        Without the file, or with grades missing, every metric is None and the reason is in the notes.
         """
-        wanted = {item.id for item in items}
-        replay = {key: row for key, row in read_replay(folder, self.name).items() if key in wanted}
-        reason = why_no_judge(folder, self.name, wanted, replay, "score")
+        verdicts, ids = context.verdicts, [item.id for item in items]
+        reason = verdicts.why_incomplete(ids, "score")
         if reason is not None:
-            silent = sum(row.get("score") is None for row in replay.values())
+            rows = verdicts.rows or {}
+            silent = sum(key in rows and rows[key].get("score") is None for key in ids)
             return Score("total", {"total": None}, silent, (reason,))
-        path = replay_path(folder, self.name)
-        grades = {item.id: _grades(replay[item.id], f"{path}, {item.id}") for item in items}
+        grades = {key: _grades(verdicts.get(key, "score"), f"{verdicts.path}, {key}") for key in ids}
         metrics = mmvet_scores(grades, {item.id: item.target["capabilities"] for item in items})
-        return Score(
-            "total", metrics, correct={key: sum(given) / len(given) for key, given in grades.items()}
-        )
+        graded = {key: Graded(given, mean(given)) for key, given in grades.items()}
+        return Score("total", metrics, items=graded)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], ImageSource]]:
@@ -85,10 +84,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], ImageSource
 
 
 def _parquet_rows(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], ImageSource]]:
-    image = CellImages()
-    needed = ("question_id", "question", "answer", "capability", "image")
-    for row in read_parquet(parquet_files(folder, "test-*.parquet"), needed):
-        yield row["question_id"], row, image(row["image"], f"{folder}, {row['question_id']}")
+    needed = ("question_id", "question", "answer", "capability")
+    for row, image in image_rows(folder, "test-*.parquet", needed):
+        yield row["question_id"], row, image
 
 
 def _capabilities(row: Mapping[str, Any]) -> list[str]:
@@ -97,9 +95,8 @@ def _capabilities(row: Mapping[str, Any]) -> list[str]:
     return [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
 
 
-def _grades(row: Mapping[str, Any], what: str) -> list[float]:
+def _grades(grades: Any, what: str) -> list[float]:
     """The grades of one item, one for each run of the judge."""
-    grades = row.get("score")
     valid = isinstance(grades, list) and all(isinstance(g, (int, float)) and 0 <= g <= 1 for g in grades)
     if not grades or not valid:
         raise UserError(f'{what}: "score" must be a list of grades between 0 and 1, one for each run')

@@ -1,4 +1,4 @@
-"""PartiPrompts (arXiv 2206.10789): 1,632 prompts to draw.
+"""PartiPrompts (arXiv 2206.10789): 1,632 prompts for image generation.
 
 The official judges are people; what is computed here is CLIPScore.
 """
@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_text
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures
+from ..harness.generated_images import ImageTask
 from ..harness.registry import register
 from ..harness.task import Item
 
 
 @register
-class PartiPrompts(DrawingBenchmark):
+class PartiPrompts(ImageTask):
     """The official prompts with category and challenge."""
 
     name: ClassVar[str] = "parti"
-    summary: ClassVar[str] = "PartiPrompts: drawings and CLIPScore"
+    summary: ClassVar[str] = "PartiPrompts: CLIPScore of generated images"
     splits = {"test": 1632}
     source: ClassVar[str] = "github.com/google-research/parti, PartiPrompts.tsv"
 
@@ -36,14 +35,11 @@ class PartiPrompts(DrawingBenchmark):
         try:
             return [
                 Item(
-                    f"{n:04}",
-                    row["Prompt"],
+                    id=f"{number:04}",
+                    prompt=row["Prompt"],
                     target={"category": row["Category"], "challenge": row["Challenge"]},
                 )
-                for n, row in enumerate(rows)
+                for number, row in enumerate(rows)
             ]
         except KeyError as error:
             raise UserError(f"{path} has no column {error}; it is not PartiPrompts.tsv") from error
-
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
-        return Figures()

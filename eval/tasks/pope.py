@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json_lines
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.task import Benchmark, Item, Score
+from ..harness.score import Graded, Score
+from ..harness.task import Item, ScoringContext, Task
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 
 
 @register
-class Pope(Benchmark):
+class Pope(Task):
     """Yes-no questions about objects in COCO val2014 images, with three ways to choose absent objects."""
 
     name = "pope"
@@ -32,7 +33,17 @@ class Pope(Benchmark):
         name = f"coco_pope_{split}.json"
         path = self.need_file(root, name, f"coco/{name}", f"output/coco/{name}", "Full")
         if path.is_dir():
-            return distinct(_parquet_items(path, split), path)
+            rows = image_rows(path, f"{split}-*.parquet", ("question_id", "question", "answer"))
+            items = [
+                Item(
+                    id=str(row["question_id"]),
+                    prompt=row["question"],
+                    images=(image,),
+                    target={"label": row["answer"].strip().lower()},
+                )
+                for row, image in rows
+            ]
+            return distinct(items, path)
         assert root is not None  # need_file refused it
         images = image_folder(root, "val2014", "images", "coco/val2014")
         items = [
@@ -46,36 +57,17 @@ class Pope(Benchmark):
         ]
         return distinct(items, path)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """The table of POPE, by whose rule every answer is a yes or a no.
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """Every answer is a yes or a no by the rule; one without either word is unparsed, and a yes."""
+        answer = pope_answer(str(prediction))
+        parsed = answer if pope_says_either(str(prediction)) else None
+        return Graded(parsed, float(answer == str(item.target["label"])))
 
-        Answers with neither word are counted as unparsed; the rule takes them for yes.
-        """
-        texts = {item.id: str(predictions[item.id]) for item in items}
-        answers = {key: pope_answer(text) for key, text in texts.items()}
-        labels = {item.id: str(item.target["label"]) for item in items}
-        neither = sum(not pope_says_either(text) for text in texts.values())
-        notes = (
-            (f"{neither} answers hold neither yes nor no and count as yes, as officially",) if neither else ()
-        )
-        return Score(
-            headline="f1",
-            metrics=binary_scores(list(answers.values()), list(labels.values())),
-            unparsed=neither,
-            notes=notes,
-            correct={key: float(answer == labels[key]) for key, answer in answers.items()},
-        )
-
-
-def _parquet_items(folder: Path, split: str) -> list[Item]:
-    needed = ("question_id", "question", "answer", "image")
-    image = CellImages()
-    return [
-        Item(
-            id=str(row["question_id"]),
-            prompt=row["question"],
-            images=(image(row["image"], f"{folder}, question {row['question_id']}"),),
-            target={"label": row["answer"].strip().lower()},
-        )
-        for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed)
-    ]
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """The table of POPE."""
+        graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
+        unparsed = sum(one.parsed is None for one in graded.values())
+        note = f"{unparsed} answers hold neither yes nor no and count as yes, following the official rule"
+        answers = [pope_answer(str(predictions[item.id])) for item in items]
+        metrics = binary_scores(answers, [str(item.target["label"]) for item in items])
+        return Score("f1", metrics, unparsed, (note,) if unparsed else (), graded)

@@ -14,23 +14,19 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 
 
-def written(text: Any) -> str:
-    """What a file gives as a text; a number is written out. TypeError for null and what has no words."""
-    if isinstance(text, bool) or not isinstance(text, str | int | float) or text != text:
-        raise TypeError(f"{shown(text)} stands where a text is meant")
-    return str(text)
+def as_text(value: Any) -> str:
+    """A value of a file as a text; a number is written out. TypeError for null and what has no words."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        raise TypeError(f"{shown(value)} stands where a text is meant")
+    return str(value)
 
 
 def short_answer(question: str) -> str:
     """A question that wants a word or a phrase."""
-    return f"{written(question)}\n{SHORT_ANSWER}"
+    return f"{as_text(question)}\n{SHORT_ANSWER}"
 
 
 def option_letter(question: str, options: Mapping[str, str]) -> str:
     """A question with its options, one on a line, that wants a letter."""
-    lines = [
-        written(question),
-        *(f"{letter}. {written(text)}" for letter, text in options.items()),
-        OPTION_LETTER,
-    ]
-    return "\n".join(lines)
+    lines = [f"{letter}. {as_text(text)}" for letter, text in options.items()]
+    return "\n".join([as_text(question), *lines, OPTION_LETTER])

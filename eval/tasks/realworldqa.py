@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..data.files import distinct, image_from_cell, parquet_files, read_parquet
+from ..data.files import distinct, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table
-from ..harness.task import Benchmark, Item, Score
+from ..harness.score import Graded
+from ..harness.task import Item, Task
 from ..scorers.exact_match import realworldqa_answer
 
 
 @register
-class RealWorldQa(Benchmark):
-    """Letters, numbers and single words; each question says itself how to answer."""
+class RealWorldQa(Task):
+    """Letters, numbers and single words; each question includes the request how to answer."""
 
     name = "realworldqa"
     summary = "questions on photos (exact match)"
@@ -27,22 +27,14 @@ class RealWorldQa(Benchmark):
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word, with the request that is part of them."""
         folder = self.need_file(root, "data")
-        rows = read_parquet(parquet_files(folder, f"{split}-*.parquet"), ("image", "question", "answer"))
+        rows = image_rows(folder, f"{split}-*.parquet", ("question", "answer"))
         items = [
-            Item(
-                str(number),
-                row["question"],
-                (image_from_cell(row["image"], f"{folder}, row {number}"),),
-                {"answer": row["answer"]},
-            )
-            for number, row in enumerate(rows)
+            Item(str(number), row["question"], (image,), {"answer": row["answer"]})
+            for number, (row, image) in enumerate(rows)
         ]
         return distinct(items, folder)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Accuracy by equality, after case, full stops and number words."""
-        given = {item.id: realworldqa_answer(str(predictions[item.id])) for item in items}
-        correct = {
-            item.id: float(given[item.id] == realworldqa_answer(item.target["answer"])) for item in items
-        }
-        return accuracy_table(correct, unparsed=sum(not answer for answer in given.values()))
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """Equality, after case, full stops and number words."""
+        answer = realworldqa_answer(str(prediction))
+        return Graded(answer or None, float(answer == realworldqa_answer(item.target["answer"])))

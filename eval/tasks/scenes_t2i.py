@@ -1,17 +1,17 @@
-"""Drawing scenes from prompts, judged by image processing: does the picture show what was asked for?"""
+"""Generating scenes from prompts, judged by image processing: does the image show what was asked for?"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...common.images.reading import load_image
 from ...data_pipelines.scenes.language import EXACT_SKILLS
 from ..data.held_out import drawing_prompts
+from ..harness.generated_images import find_images, item_means
 from ..harness.registry import register
-from ..harness.task import Benchmark, Item, Score
+from ..harness.score import Score
+from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent
 
 if TYPE_CHECKING:
@@ -22,16 +22,17 @@ COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in EXACT_SKIL
 
 
 @register
-class ScenesT2i(Benchmark):
-    """Percent of drawings that show exactly what was asked for; the headline is the mean over skills."""
+class ScenesT2i(Task):
+    """Per cent of images that show exactly what was asked for; the headline is the mean over skills."""
 
     name = "scenes-t2i"
-    summary = "drawing scenes of reserved seeds, judged by an exact checker"
-    kind = "draw"
+    summary = "generated scenes of reserved seeds, judged by an exact checker"
+    kind = "image"
     splits: ClassVar[Mapping[str, int | None]] = {"test": sum(COUNTS.values())}
     generation: ClassVar[Mapping[str, Any]] = {}
 
     def load(self, root: Path | None, split: str) -> list[Item]:
+        """The prompts of every skill."""
         return [
             Item(
                 id=f"{skill}-{number}",
@@ -42,22 +43,24 @@ class ScenesT2i(Benchmark):
             for number, record in enumerate(drawing_prompts(skill, count))
         ]
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """By skill: all right; right colours; no object at all."""
         from ...data_pipelines.scenes.checker import check  # here, because it imports scipy
 
-        verdicts: dict[str, list[CheckResult]] = defaultdict(list)
-        right: dict[str, float] = {}
-        for item in items:
-            for name in predictions[item.id]:
-                verdict = check(item.target["spec"], load_image(folder / name))
-                verdicts[item.target["skill"]].append(verdict)
-                right[item.id] = float(verdict.correct)
+        verdicts: dict[str, list[CheckResult]] = {}
+        right: dict[str, list[float]] = {}
+        parsed: dict[str, list[dict[str, Any]]] = {}
+        for image in find_images(items, predictions, context.folder):
+            verdict = check(image.item.target["spec"], image.open())
+            verdicts.setdefault(image.item.target["skill"], []).append(verdict)
+            right.setdefault(image.item.id, []).append(float(verdict.correct))
+            found = [f"{one.colour} {one.shape}" for one in verdict.found]
+            parsed.setdefault(image.item.id, []).append({"found": found, "reason": verdict.reason})
         metrics: dict[str, float | None] = {}
-        for skill, found in verdicts.items():
+        for skill, checked in verdicts.items():
             label = skill.replace("_", " ")
-            metrics[label] = percent(verdict.correct for verdict in found)
-            metrics[f"{label}: colours"] = percent(verdict.colour_correct for verdict in found)
-            metrics[f"{label}: empty"] = percent(not verdict.found for verdict in found)
+            metrics[label] = percent(verdict.correct for verdict in checked)
+            metrics[f"{label}: colours"] = percent(verdict.colour_correct for verdict in checked)
+            metrics[f"{label}: empty"] = percent(not verdict.found for verdict in checked)
         shares = (sum(verdict.correct for verdict in found) / len(found) for found in verdicts.values())
-        overall = {"overall": percent(shares)}
-        return Score("overall", {**overall, **metrics}, correct=right)
+        return Score("overall", {"overall": percent(shares), **metrics}, items=item_means(right, parsed))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import choice_table
-from ..harness.task import Benchmark, ImageSource, Item, Score
+from ..harness.score import Graded
+from ..harness.task import ImageSource, Item, Task
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
-from .prompts import OPTION_LETTER, written
+from .prompts import OPTION_LETTER, as_text
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 YOUNGEST_OF_UPPER_GRADES = 7
@@ -24,7 +24,7 @@ _Row = tuple[str, Mapping[str, Any], ImageSource | None]
 
 
 @register
-class ScienceQa(Benchmark):
+class ScienceQa(Task):
     """Multiple choice with an optional image and hint; "-image" splits hold the questions with an image."""
 
     name = "scienceqa"
@@ -50,11 +50,10 @@ class ScienceQa(Benchmark):
         """The official zero-shot format QCM (question, context, options) with the request for a letter."""
         path = self.need_file(root, "problems.json", ON_HUB)
         name, _, only_images = split.partition("-")
+        rows = _parquet_rows(path, name) if path.is_dir() else self._json_rows(path, name)
         items = [
             Item(key, scienceqa_prompt(problem), () if image is None else (image,), _target(problem))
-            for key, problem, image in (
-                _parquet_rows(path, name) if path.is_dir() else self._json_rows(path, name)
-            )
+            for key, problem, image in rows
             if image is not None or not only_images
         ]
         return distinct(items, path)
@@ -67,35 +66,31 @@ class ScienceQa(Benchmark):
             problem = field(problems, key, path)
             yield key, problem, images / key / problem["image"] if problem["image"] else None
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Accuracy over all, and by the columns of the official table: subject, context, grade."""
-        picked = {
-            item.id: scienceqa_option(str(predictions[item.id]), item.target["choices"]) for item in items
-        }
-        divisions = {
-            name: {item.id: item.target[name] for item in items} for name in ("subject", "context", "grade")
-        }
-        return choice_table(picked, {item.id: item.target["answer"] for item in items}, divisions)
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """The letter of an option."""
+        picked = scienceqa_option(str(prediction), item.target["choices"])
+        return Graded(picked, float(picked == item.target["answer"]))
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """The columns of the official table."""
+        return {name: item.target[name] for name in ("subject", "context", "grade")}
 
 
 def _parquet_rows(folder: Path, name: str) -> Iterator[_Row]:
     """The table has no ids; a problem's is its row."""
-    image = CellImages()
-    needed = ("image", "question", "choices", "answer", "hint", "grade", "subject")
-    files = parquet_files(folder, f"{'validation' if name == 'val' else name}-*.parquet")
-    for number, row in enumerate(read_parquet(files, needed)):
-        cell = row["image"]
-        yield str(number), row, None if cell is None else image(cell, f"{folder}, row {number}")
+    needed = ("question", "choices", "answer", "hint", "grade", "subject")
+    pattern = f"{'validation' if name == 'val' else name}-*.parquet"
+    for number, (row, image) in enumerate(image_rows(folder, pattern, needed, optional=True)):
+        yield str(number), row, image
 
 
 def scienceqa_prompt(problem: Mapping[str, Any]) -> str:
     """Question, context ("N/A" without a hint) and options in one line, with double blanks made single."""
-    options = " ".join(
-        f"({letter}) {written(text)}" for letter, text in letters_for(problem["choices"]).items()
-    )
+    lettered = letters_for(problem["choices"]).items()
+    options = " ".join(f"({letter}) {as_text(text)}" for letter, text in lettered)
     context = problem["hint"].strip() or "N/A"
     text = (
-        f"Question: {written(problem['question'])}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
+        f"Question: {as_text(problem['question'])}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
     )
     return text.replace("  ", " ").strip()
 

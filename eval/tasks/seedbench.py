@@ -1,4 +1,4 @@
-"""SEED-Bench, the questions on images, in two ways that are two benchmarks. Li et al., arXiv 2307.16125."""
+"""SEED-Bench, the questions on images, in two ways that are two tasks. Li et al., arXiv 2307.16125."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import choice_table
-from ..harness.task import Benchmark, ImageSource, Item, Score
+from ..harness.score import Graded
+from ..harness.task import ImageSource, Item, Task
 from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
-from .prompts import option_letter, written
+from .prompts import as_text, option_letter
 
 COLUMNS = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
-class _SeedBench(Benchmark):
+class _SeedBench(Task):
     """What both ways share: the file, its image questions (dimensions 1 to 9) and the table."""
 
     splits: ClassVar[Mapping[str, int | None]] = {"image": 14233}
@@ -32,8 +32,8 @@ class _SeedBench(Benchmark):
         items = [
             self.make_item(
                 str(field(row, "question_id", path)),
-                written(row["question"]),
-                tuple(written(field(row, column, path)) for column in COLUMNS),
+                as_text(row["question"]),
+                tuple(as_text(field(row, column, path)) for column in COLUMNS),
                 image,
                 {"answer": row["answer"], "dimension": dimension},
             )
@@ -51,13 +51,14 @@ class _SeedBench(Benchmark):
     def pick(self, prediction: Any) -> str | None:
         """The option a prediction picks."""
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Accuracy over all image questions (not the mean of the dimensions), and of each dimension."""
-        return choice_table(
-            {item.id: self.pick(predictions[item.id]) for item in items},
-            {item.id: item.target["answer"] for item in items},
-            {"dimension": {item.id: [item.target["dimension"]] for item in items}},
-        )
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """The option picked."""
+        picked = self.pick(prediction)
+        return Graded(picked, float(picked == item.target["answer"]))
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """The dimension; accuracy is over all image questions, not the mean of the dimensions."""
+        return {"dimension": [item.target["dimension"]]}
 
 
 # question, name of its dimension, image
@@ -76,13 +77,10 @@ def _json_rows(path: Path) -> Iterator[_Row]:
 
 def _parquet_rows(folder: Path) -> Iterator[_Row]:
     """The table numbers the dimensions and does not name them; its images are lists, of frames for videos."""
-    image = CellImages()
-    needed = ("question_id", "question", *COLUMNS, "answer", "data_type", "question_type_id", "image")
-    for row in read_parquet(parquet_files(folder, "test-*.parquet"), needed):
+    needed = ("question_id", "question", *COLUMNS, "answer", "data_type", "question_type_id")
+    for row, image in image_rows(folder, "test-*.parquet", needed):
         if row["data_type"] == "image":
-            cells = row["image"] if isinstance(row["image"], list) else [row["image"]]
-            shown = image(cells[0] if cells else None, f"{folder}, question {row['question_id']}")
-            yield row, str(row["question_type_id"]), shown
+            yield row, str(row["question_type_id"]), image
 
 
 @register

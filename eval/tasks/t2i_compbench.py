@@ -1,4 +1,4 @@
-"""T2I-CompBench (arXiv 2307.06350): 8 x 300 prompts of attributes and relations, ten drawings of each.
+"""T2I-CompBench (arXiv 2307.06350): 8 x 300 prompts of attributes and relations, ten images of each.
 
 The official scores need BLIP-VQA, UniDet and others in the official repository; the output folder gets its
 layout, `t2i_compbench/CATEGORY/samples/PROMPT_NUMBER.png`. Ours is CLIPScore only.
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from ...common.json_files import read_text
 from ...common.paths import single_name
-from ..harness.generated_images import Drawing, DrawingBenchmark, Figures
+from ..harness.generated_images import ImageTask
 from ..harness.registry import register
 from ..harness.task import Item
 
@@ -22,11 +22,11 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", 
 
 
 @register
-class T2ICompBench(DrawingBenchmark):
+class T2ICompBench(ImageTask):
     """The official validation prompts, all or of one category."""
 
     name: ClassVar[str] = "t2i-compbench"
-    summary: ClassVar[str] = "attributes, relations and numbers: drawings and CLIPScore"
+    summary: ClassVar[str] = "attributes, relations and numbers: CLIPScore of generated images"
     splits = {"val": 2400, **{f"{category}_val": 300 for category in CATEGORIES}}
     images_per_prompt: ClassVar[int] = 10
     source: ClassVar[str] = "github.com/Karine-Huang/T2I-CompBench, examples/dataset"
@@ -37,7 +37,7 @@ class T2ICompBench(DrawingBenchmark):
         for category in categories:
             path = self.need_file(root, f"{category}_val.txt")
             lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-            # The official scorer's pictures are named after the prompts.
+            # The official scorer's images are named after the prompts.
             prompts = [single_name(line, f"{path}: the prompt") for line in lines]
             items += [
                 Item(f"{category}_{number:03}", prompt, target={"category": category, "number": number})
@@ -49,19 +49,16 @@ class T2ICompBench(DrawingBenchmark):
         for index, item in enumerate(items):
             samples = folder / "t2i_compbench" / item.target["category"] / "samples"
             for number in range(self.images_per_prompt):
-                drawn = folder / self.image_name(index, number)
-                if drawn.is_file():
+                image = folder / self.image_name(index, number)
+                if image.is_file():
                     samples.mkdir(parents=True, exist_ok=True)
-                    # The official scripts number the files of a category through, and read the prompt before.
+                    # The official scripts read the prompt before the number, which runs through a category.
                     running = item.target["number"] * self.images_per_prompt + number
-                    link_or_copy(drawn, samples / f"{item.prompt}_{running:06}.png")
-
-    def own_figures(self, drawings: Sequence[Drawing]) -> Figures:
-        return Figures()
+                    link_or_copy(image, samples / f"{item.prompt}_{running:06}.png")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disk knows no links."""
+    """The same file under another name; a copy where the file system has no links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table, no_keys
-from ..harness.task import Benchmark, ImageSource, Item, Score
-from ..scorers.vqa_accuracy import textvqa_accuracy
-from .prompts import short_answer, written
+from ..harness.score import Graded, Score, hidden_answers
+from ..harness.task import ImageSource, Item, ScoringContext, Task
+from ..scorers.vqa_accuracy import evalai_answer, textvqa_accuracy
+from .prompts import as_text, short_answer
 
 
 @register
-class TextVqa(Benchmark):
+class TextVqa(Task):
     """Reading in images of OpenImages, without OCR tokens in the prompt."""
 
     name = "textvqa"
@@ -34,20 +34,22 @@ class TextVqa(Benchmark):
         path = self.need_file(root, f"TextVQA_0.5.1_{split}.json", "data")
         items = []
         for row, image in _parquet_rows(path, split) if path.is_dir() else _json_rows(path, split):
+            answers = row.get("answers") or ()
             # The table of the hub fills the answers of test with empty texts.
-            target = (
-                {"answers": [written(one) for one in row["answers"]]} if any(row.get("answers") or ()) else {}
-            )
+            target = {"answers": [as_text(one) for one in answers]} if any(answers) else {}
             items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
         return distinct(items, path)
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
+    def grade(self, item: Item, prediction: Any) -> Graded:
         """Accuracy by EvalAI's normalisation."""
+        text = str(prediction)
+        return Graded(evalai_answer(text), textvqa_accuracy(text, item.target["answers"]))
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """The mean accuracy; None for test."""
         if any("answers" not in item.target for item in items):
-            return no_keys("test", "the EvalAI challenge of TextVQA")
-        return accuracy_table(
-            {item.id: textvqa_accuracy(str(predictions[item.id]), item.target["answers"]) for item in items}
-        )
+            return hidden_answers("test", "the EvalAI challenge of TextVQA")
+        return super().score(items, predictions, context)
 
 
 def _json_rows(path: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
@@ -59,8 +61,4 @@ def _json_rows(path: Path, split: str) -> Iterator[tuple[Mapping[str, Any], Imag
 
 def _parquet_rows(folder: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
     name = "validation" if split == "val" else split
-    image = CellImages()
-    for row in read_parquet(
-        parquet_files(folder, f"{name}-*.parquet"), ("question_id", "question", "answers", "image")
-    ):
-        yield row, image(row["image"], f"{folder}, question {row['question_id']}")
+    return image_rows(folder, f"{name}-*.parquet", ("question_id", "question", "answers"))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
-from ..data.files import CellImages, distinct, field, image_folder, parquet_files, read_parquet
+from ..data.files import distinct, field, image_folder, image_rows
 from ..data.hub import HubData
 from ..harness.registry import register
-from ..harness.score_tables import accuracy_table, no_keys
-from ..harness.task import Benchmark, ImageSource, Item, Score
-from ..scorers.vqa_accuracy import vqa_accuracy
-from .prompts import short_answer, written
+from ..harness.score import Graded, Score, hidden_answers
+from ..harness.task import ImageSource, Item, ScoringContext, Task
+from ..scorers.vqa_accuracy import vqa_accuracy, vqa_answer
+from .prompts import as_text, short_answer
 
 # split -> questions file, annotations file, image folder
 FILES = {
@@ -28,7 +28,7 @@ _Row = tuple[Mapping[str, Any], Mapping[str, Any] | None, ImageSource]
 
 
 @register
-class VqaV2(Benchmark):
+class VqaV2(Task):
     """Open questions; an answer scores by how many of ten people gave it."""
 
     name = "vqav2"
@@ -43,10 +43,13 @@ class VqaV2(Benchmark):
         """Questions with the request for a short answer."""
         path = self.need_file(root, FILES[split][0], "data")
         rows = _parquet_rows(path, split) if path.is_dir() else self._json_rows(path, split)
-        items = [
-            Item(str(row["question_id"]), short_answer(row["question"]), (image,), _target(annotation))
-            for row, annotation, image in rows
-        ]
+        items = []
+        for row, known, image in rows:
+            target: dict[str, Any] = {}
+            if known is not None:
+                answers = [as_text(given["answer"]) for given in known["answers"]]
+                target = {"answers": answers, "type": as_text(known["answer_type"])}
+            items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
         return distinct(items, path)
 
     def _json_rows(self, path: Path, split: str) -> Iterator[_Row]:
@@ -60,26 +63,23 @@ class VqaV2(Benchmark):
             file = f"COCO_{image_name}_{field(row, 'image_id', path):012}.jpg"
             yield row, known.get(field(row, "question_id", path)), images / file
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        """Accuracy over all and of each answer type ("yes/no", "number", "other")."""
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """Soft accuracy."""
+        text, people = str(prediction), item.target["answers"]
+        return Graded(vqa_answer(text, people), vqa_accuracy(text, people))
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
+        """The answer type: "yes/no", "number" or "other"."""
+        return {"answer_type": [item.target["type"]]}
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """The mean accuracy; None for the test splits."""
         if any("answers" not in item.target for item in items):
-            return no_keys("test and test-dev", "the EvalAI challenge of VQA")
-        correct = {item.id: vqa_accuracy(str(predictions[item.id]), item.target["answers"]) for item in items}
-        return accuracy_table(correct, {"answer_type": {item.id: [item.target["type"]] for item in items}})
+            return hidden_answers("test and test-dev", "the EvalAI challenge of VQA")
+        return super().score(items, predictions, context)
 
 
 def _parquet_rows(folder: Path, split: str) -> Iterator[_Row]:
-    image = CellImages()
-    needed = ("question_id", "question", "answers", "answer_type", "image")
-    for row in read_parquet(parquet_files(folder, f"{ON_HUB[split]}-*.parquet"), needed):
-        shown = image(row["image"], f"{folder}, question {row['question_id']}")
-        yield row, row if row["answers"] else None, shown
-
-
-def _target(annotation: Mapping[str, Any] | None) -> dict[str, Any]:
-    if annotation is None:
-        return {}
-    return {
-        "answers": [written(given["answer"]) for given in annotation["answers"]],
-        "type": written(annotation["answer_type"]),
-    }
+    needed = ("question_id", "question", "answers", "answer_type")
+    for row, image in image_rows(folder, f"{ON_HUB[split]}-*.parquet", needed):
+        yield row, row if row["answers"] else None, image

@@ -1,4 +1,4 @@
-"""A benchmark of numbers and a model that knows some of them, so that no weights are needed."""
+"""A task of numbers and a model that knows some of them, so that no weights are needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from dualtoken.eval import Benchmark, Item, Score, register
+from dualtoken.eval import Graded, Item, Score, ScoringContext, Task, register
 from dualtoken.eval.harness import registry
 
 
-class Numbers(Benchmark):
+class Numbers(Task):
     name = "numbers"
     summary = "what is n plus n"
     splits: ClassVar[Mapping[str, int | None]] = {"test": 10, "open": None}
@@ -19,9 +19,13 @@ class Numbers(Benchmark):
     def load(self, root: Path | None, split: str) -> list[Item]:
         return [Item(id=f"q{n}", prompt=f"{n} + {n}", target={"answer": 2 * n}) for n in range(10)]
 
-    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> Score:
-        right = {item.id: float(predictions[item.id] == str(item.target["answer"])) for item in items}
-        return Score("accuracy", {"accuracy": 100 * sum(right.values()) / len(right)}, correct=right)
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        graded = {}
+        for item in items:
+            answer = predictions[item.id]
+            graded[item.id] = Graded(answer or None, float(answer == str(item.target["answer"])))
+        accuracy = 100 * sum(one.score for one in graded.values()) / len(graded)
+        return Score("accuracy", {"accuracy": accuracy}, items=graded)
 
 
 class Calculator:
@@ -41,15 +45,15 @@ class Calculator:
     def choose(self, items: Sequence[Item]) -> list[list[float]]:
         return [[-1.0 for _ in item.choices] for item in items]
 
-    def draw(self, items, images, seeds, settings) -> list[list[Image.Image]]:
-        return [[Image.new("RGB", (8, 8), (seed % 256, j, 0)) for j in range(images)] for seed in seeds]
+    def generate_images(self, items, count, seeds, settings) -> list[list[Image.Image]]:
+        return [[Image.new("RGB", (8, 8), (seed % 256, j, 0)) for j in range(count)] for seed in seeds]
 
 
 @pytest.fixture
-def numbers() -> Iterator[Benchmark]:
-    registry.benchmark_names()
+def numbers() -> Iterator[Task]:
+    registry.task_names()
     register(Numbers)
-    yield registry.get_benchmark("numbers")
+    yield registry.get_task("numbers")
     del registry._REGISTERED["numbers"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.eval import get_benchmark
+from dualtoken.eval import get_task
 from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
 from dualtoken.scripts import cli
 
@@ -19,7 +19,7 @@ def evaluate(*arguments) -> int:
 def test_run_and_report(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     given = (
-        "--benchmarks",
+        "--tasks",
         "nlvr,scenes-t2i",
         "--output",
         tmp_path / "nano",
@@ -29,7 +29,7 @@ def test_run_and_report(tmp_path, capsys):
         "cpu",
     )
     assert evaluate("run", *given) == 0
-    assert "4 of 150 items: no headline figure" in capsys.readouterr().out
+    assert "4 of 150 items: no headline metric" in capsys.readouterr().out
     drawn = sorted((tmp_path / "nano" / "scenes-t2i" / "test" / "images").iterdir())
     assert [path.name for path in drawn] == [f"0000{n}_00.png" for n in range(4)]
     assert evaluate("report", tmp_path / "nano", "--output", tmp_path / "report") == 0
@@ -49,7 +49,7 @@ def test_list_names_every_benchmark(capsys):
 
 
 def test_a_run_loads_its_data_once(tmp_path, monkeypatch):
-    kind = type(get_benchmark("nlvr"))
+    kind = type(get_task("nlvr"))
     load, calls = kind.load, []
 
     def counted(*arguments):
@@ -57,7 +57,7 @@ def test_a_run_loads_its_data_once(tmp_path, monkeypatch):
         return load(*arguments)
 
     monkeypatch.setattr(kind, "load", counted)
-    given = ("--benchmarks", "nlvr", "--output", tmp_path, "--limit", 2, "--device", "cpu")
+    given = ("--tasks", "nlvr", "--output", tmp_path, "--limit", 2, "--device", "cpu")
     assert evaluate("run", *given) == 0
     assert len(calls) == 1
 
@@ -75,7 +75,7 @@ def mme(tmp_path):
 
 
 def test_check_counts_items_and_names_missing_images(mme, capsys):
-    given = ("--benchmarks", "mme", "--data", mme)
+    given = ("--tasks", "mme", "--data", mme)
     assert evaluate("check", *given) == 2
     first, second = capsys.readouterr().out.splitlines()
     assert first == "mme (test): 2374 items, 2374 expected  [files]"
@@ -92,25 +92,25 @@ def test_check_looks_at_every_split_that_is_there(tmp_path, capsys):
     line = json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"})
     for split in ("popular", "random"):
         (tmp_path / f"coco_pope_{split}.json").write_text(line)
-    assert evaluate("check", "--benchmarks", "pope", "--data", tmp_path) == 2
+    assert evaluate("check", "--tasks", "pope", "--data", tmp_path) == 2
     printed = capsys.readouterr().out
     assert "pope (popular): 1 items" in printed
     assert "pope (random): 1 items" in printed
     assert "adversarial" not in printed
-    assert evaluate("check", "--benchmarks", "pope,gqa", "--data", tmp_path, "--split", "popular") == 2
+    assert evaluate("check", "--tasks", "pope,gqa", "--data", tmp_path, "--split", "popular") == 2
     assert "gqa has no split 'popular'" in capsys.readouterr().err
-    assert evaluate("check", "--benchmarks", "gqa", "--data", tmp_path) == 2
+    assert evaluate("check", "--tasks", "gqa", "--data", tmp_path) == 2
     assert "gqa (testdev): not there: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "--benchmarks", "sceens", "--output", "x"), "did you mean scenes"),
-        (("run", "--benchmarks", ",", "--output", "x"), "empty"),
-        (("run", "--benchmarks", "scenes", "--output", "x", "--split", "dev"), "no split 'dev'"),
-        (("run", "--benchmarks", "scenes", "--output", "x", "--model", "nowhere"), "nowhere"),
-        (("score", "--benchmarks", "scenes", "--output", "x"), "predictions first"),
+        (("run", "--tasks", "sceens", "--output", "x"), "did you mean scenes"),
+        (("run", "--tasks", ",", "--output", "x"), "empty"),
+        (("run", "--tasks", "scenes", "--output", "x", "--split", "dev"), "no split 'dev'"),
+        (("run", "--tasks", "scenes", "--output", "x", "--model", "nowhere"), "nowhere"),
+        (("score", "--tasks", "scenes", "--output", "x"), "predictions first"),
         (("report", "x"), "no result.json"),
     ],
 )

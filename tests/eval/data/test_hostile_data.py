@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dualtoken.common.errors import UserError
-from dualtoken.eval.harness.registry import get_benchmark
-from dualtoken.eval.harness.runner import Settings, load_data
+from dualtoken.eval import ScoringContext, get_task
+from dualtoken.eval.harness.task_data import Settings, load_data
 
 DEEP: list[Any] = []
 for _ in range(300):
@@ -32,7 +32,7 @@ ODD: tuple[Any, ...] = (
     DEEP,
 )
 
-#: A question of each benchmark as it was published: files, and their JSON; of JSON lines, the one line.
+#: A question of each task as it was published: files, and their JSON; of JSON lines, the one line.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "pope": {
         "coco_pope_adversarial.json": {"question_id": 1, "image": "a.jpg", "text": "Dog?", "label": "yes"},
@@ -130,21 +130,21 @@ def replaced(document: Any, place: tuple, value: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Path):
-    benchmark, refused = get_benchmark(name), 0
+    task, refused = get_task(name), 0
     for file, document in PUBLISHED[name].items():
         (tmp_path / file).write_text(json.dumps(document))
-    assert len(load_data(benchmark, Settings(data=tmp_path)).items) == 1
+    assert len(load_data(task, Settings(data=tmp_path)).items) == 1
     for file, document in PUBLISHED[name].items():
         for place in places(document):
             for value in ODD:
                 (tmp_path / file).write_text(json.dumps(replaced(document, place, value)))
                 try:
-                    items = load_data(benchmark, Settings(data=tmp_path)).items
+                    items = load_data(task, Settings(data=tmp_path)).items
                 except UserError:
                     refused += 1
                 else:
-                    if benchmark.kind == "answer":  # what is taken can be scored
-                        benchmark.score(items, {item.id: "a" for item in items}, tmp_path)
+                    if task.kind == "answer":  # what is taken can be scored
+                        task.score(items, {item.id: "a" for item in items}, ScoringContext(tmp_path))
                     for item in items:
                         assert item.prompt.encode().strip()
                         assert not {"None", "\0", "[]", "{"} & set(item.prompt.split() + list(item.prompt))
@@ -156,9 +156,9 @@ def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Pat
 def test_names_of_items_never_lead_out_of_the_output(tmp_path: Path, name: str) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"item_id": name, "text": "a cat"}) + "\n")
     (tmp_path / "color_val.txt").write_text(f"{name}\n")
-    for benchmark, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
+    for task, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
         with pytest.raises(UserError, match="cannot name a file"):
-            load_data(get_benchmark(benchmark), Settings(data=tmp_path, split=split))
+            load_data(get_task(task), Settings(data=tmp_path, split=split))
 
 
 @pytest.mark.parametrize("name", ["../../outside.jpg", "/etc/passwd", "a/../../../outside.jpg"])
@@ -168,8 +168,8 @@ def test_images_outside_the_folder_of_the_data_are_refused(tmp_path: Path, name:
     line = {"question_id": 1, "image": name, "text": "Dog?", "label": "yes"}
     (root / "coco_pope_random.json").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="lies elsewhere"):
-        load_data(get_benchmark("pope"), Settings(data=root, split="random"))
+        load_data(get_task("pope"), Settings(data=root, split="random"))
     row = {"category": "../..", "prompt": "a cat"}
     (root / "meta_data.json").write_text(json.dumps({"outside": row}))
     with pytest.raises(UserError, match="cannot name a file"):
-        load_data(get_benchmark("mjhq30k"), Settings(data=root))
+        load_data(get_task("mjhq30k"), Settings(data=root))

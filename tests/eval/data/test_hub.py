@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.eval import benchmark_names, get_benchmark
+from dualtoken.eval import get_task, task_names
 from dualtoken.eval.data.hub import HubData, fetch, is_hub
-from dualtoken.eval.harness.runner import Settings, load_data, predict, score
+from dualtoken.eval.harness.runner import predict, score
+from dualtoken.eval.harness.task_data import Settings, load_data
 from dualtoken.eval.scorers.yes_no import MME_COGNITION, MME_PERCEPTION
 
 from ..tasks.test_understanding_tasks import UNDERSTANDING
@@ -167,13 +168,13 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_hub_gives_the_questions_of_the_official_files(name, cache, tmp_path):
-    benchmark = get_benchmark(name)
+    task = get_task(name)
     official = tmp_path / "official"
     official.mkdir()
-    split = SAME[name](official, cache(benchmark.hub.repo))
-    ours = load_data(benchmark, Settings(data=official, split=split))
-    loaded = load_data(benchmark, Settings(data="hub", split=split))
-    assert (ours.source, loaded.source) == ("files", f"hub:{benchmark.hub.repo}@{COMMIT}")
+    split = SAME[name](official, cache(task.hub.repo))
+    ours = load_data(task, Settings(data=official, split=split))
+    loaded = load_data(task, Settings(data="hub", split=split))
+    assert (ours.source, loaded.source) == ("files", f"hub:{task.hub.repo}@{COMMIT}")
     assert len(loaded.items) == len(ours.items) > 0
     for one, other in zip(loaded.items, ours.items, strict=True):
         facts = [(item.id, item.prompt, dict(item.target), item.choices) for item in (one, other)]
@@ -185,10 +186,10 @@ def test_scienceqa_from_the_hub(cache, tmp_path):
     problem = {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "grade": "grade8"}
     problem["subject"] = "natural science"
     rows = [{**problem, "image": None}, {**problem, "image": cell()}]
-    repo = get_benchmark("scienceqa").hub.repo
+    repo = get_task("scienceqa").hub.repo
     write_parquet(cache(repo) / "ScienceQA-FULL/validation-00000-of-00001.parquet", rows)
-    every = load_data(get_benchmark("scienceqa"), Settings(data="hub", split="val")).items
-    (shown,) = load_data(get_benchmark("scienceqa"), Settings(data="hub", split="val-image")).items
+    every = load_data(get_task("scienceqa"), Settings(data="hub", split="val")).items
+    (shown,) = load_data(get_task("scienceqa"), Settings(data="hub", split="val-image")).items
     assert [len(item.images) for item in every] == [0, 1]
     assert shown.id == every[1].id
     assert shown.target["answer"] == "B"
@@ -198,14 +199,14 @@ def test_scienceqa_from_the_hub(cache, tmp_path):
 
 def test_hidden_answers_stay_hidden(cache):
     row = {"question_id": 1, "image_id": 42, "question": "How many?", "answers": None, "answer_type": None}
-    folder = cache(get_benchmark("vqav2").hub.repo)
+    folder = cache(get_task("vqav2").hub.repo)
     write_parquet(folder / "data/test-00000-of-00001.parquet", [{**row, "image": cell()}])
     write_parquet(folder / "data/testdev-00000-of-00001.parquet", [{**row, "image": cell()}] * 1)
-    (item,) = load_data(get_benchmark("vqav2"), Settings(data="hub", split="test")).items
+    (item,) = load_data(get_task("vqav2"), Settings(data="hub", split="test")).items
     assert item.target == {}
     row = {"question_id": 1, "question": "what?", "answers": [""] * 10, "image": cell()}
-    write_parquet(cache(get_benchmark("textvqa").hub.repo) / "data/test-00000-of-00001.parquet", [row])
-    (item,) = load_data(get_benchmark("textvqa"), Settings(data="hub", split="test")).items
+    write_parquet(cache(get_task("textvqa").hub.repo) / "data/test-00000-of-00001.parquet", [row])
+    (item,) = load_data(get_task("textvqa"), Settings(data="hub", split="test")).items
     assert item.target == {}
 
 
@@ -214,21 +215,21 @@ def test_equal_images_are_kept_once(cache):
         {"question_id": str(n), "question": "?", "answer": "yes", "image": cell(encoded(colour))}
         for n, colour in enumerate(("red", "red", "blue", "blue"))
     ]
-    folder = cache(get_benchmark("pope").hub.repo)
+    folder = cache(get_task("pope").hub.repo)
     write_parquet(folder / "Full/random-00000-of-00001.parquet", rows)
-    images = [item.images[0] for item in get_benchmark("pope").load(folder, "random")]
+    images = [item.images[0] for item in get_task("pope").load(folder, "random")]
     assert images[0] is images[1]
     assert images[2] is images[3]
     assert images[0] is not images[2]
 
 
 def test_every_understanding_benchmark_is_on_the_hub():
-    on_hub = {name for name in benchmark_names() if get_benchmark(name).hub}
+    on_hub = {name for name in task_names() if get_task(name).hub}
     assert on_hub == UNDERSTANDING
     for name in on_hub:
-        benchmark = get_benchmark(name)
-        assert set(benchmark.hub.files) <= set(benchmark.splits)
-        assert next(iter(benchmark.splits)) in benchmark.hub.files  # the default split is there
+        task = get_task(name)
+        assert set(task.hub.files) <= set(task.splits)
+        assert next(iter(task.splits)) in task.hub.files  # the default split is there
 
 
 @pytest.mark.parametrize(
@@ -287,26 +288,26 @@ def test_what_means_the_hub():
 )
 def test_mistakes_are_one_line(data, split, message, cache):
     with pytest.raises(UserError, match=message) as caught:
-        load_data(get_benchmark("mme"), Settings(data=data, split=split))
+        load_data(get_task("mme"), Settings(data=data, split=split))
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_on_the_hub(cache):
     with pytest.raises(UserError, match="geneval is not taken from the hub"):
-        load_data(get_benchmark("geneval"), Settings(data="hub"))
+        load_data(get_task("geneval"), Settings(data="hub"))
     with pytest.raises(UserError, match="the split dev-20230712 is not on the hub"):
-        load_data(get_benchmark("mmbench"), Settings(data="hub", split="dev-20230712"))
+        load_data(get_task("mmbench"), Settings(data="hub", split="dev-20230712"))
     (cache("other/thing") / "README.md").touch()
     with pytest.raises(UserError, match="other/thing holds no data/test"):
-        load_data(get_benchmark("mme"), Settings(data="hub:other/thing"))
-    assert load_data(get_benchmark("nlvr"), Settings(data="hub")).source == "package"
+        load_data(get_task("mme"), Settings(data="hub:other/thing"))
+    assert load_data(get_task("nlvr"), Settings(data="hub")).source == "package"
 
 
 def test_the_commit_is_in_the_manifest_and_the_result(cache, calculator, tmp_path):
-    benchmark = get_benchmark("gqa")
-    gqa(tmp_path, cache(benchmark.hub.repo))
+    task = get_task("gqa")
+    gqa(tmp_path, cache(task.hub.repo))
     settings = Settings(data="hub")
-    folder = predict(benchmark, calculator(), tmp_path / "out", settings)
-    named = f"hub:{benchmark.hub.repo}@{COMMIT}"
+    folder = predict(task, calculator(), tmp_path / "out", settings)
+    named = f"hub:{task.hub.repo}@{COMMIT}"
     assert json.loads((folder / "manifest.json").read_text())["data_source"] == named
-    assert score(benchmark, tmp_path / "out", settings)["data_source"] == named
+    assert score(task, tmp_path / "out", settings)["data_source"] == named

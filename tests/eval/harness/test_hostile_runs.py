@@ -15,10 +15,11 @@ from dualtoken.common.images.reading import load_image
 from dualtoken.common.locks import only_process
 from dualtoken.eval import Item
 from dualtoken.eval.data.files import read_parquet, read_tsv
-from dualtoken.eval.harness.identity import read_manifest
+from dualtoken.eval.harness.identity import RunIdentity
 from dualtoken.eval.harness.predictions import MERGED, check_predictions
-from dualtoken.eval.harness.reports import collect_results
-from dualtoken.eval.harness.runner import Settings, predict, run_folder, score
+from dualtoken.eval.harness.results import collect_results
+from dualtoken.eval.harness.runner import predict, run_folder, score
+from dualtoken.eval.harness.task_data import Settings
 from dualtoken.scripts import cli
 
 SETTINGS = Settings(batch_size=3)
@@ -88,16 +89,16 @@ def test_an_item_without_an_answer_counts_as_wrong_and_takes_the_headline(number
     assert "1 items could not be asked ('q9' first)" in result["notes"][0]
 
 
-@pytest.mark.parametrize("kind", ["answer", "choose", "draw"])
+@pytest.mark.parametrize("kind", ["answer", "choose", "image"])
 def test_predictions_of_other_kinds_are_refused(tmp_path, kind):
     item = Item("a", "b", choices=("x", "y"))
-    right = {"answer": ["", "x", None], "choose": [[0.5, -1], None], "draw": ["images/0.png", ["a.png"]]}[
+    right = {"answer": ["", "x", None], "choose": [[0.5, -1], None], "image": ["images/0.png", ["a.png"]]}[
         kind
     ]
     wrong = {
         "answer": [1, ["x"], {}],
         "choose": ["x", [1.0], [1.0, float("nan")], [True, False], ["1", "2"]],
-        "draw": [None, 3, [3], ["../x.png"], ["/etc/passwd"], "../x.png"],
+        "image": [None, 3, [3], ["../x.png"], ["/etc/passwd"], "../x.png"],
     }[kind]
     for value in right:
         check_predictions(kind, [item], {"a": value}, tmp_path)
@@ -173,7 +174,7 @@ def test_manifests_and_results_from_elsewhere_are_read_or_refused(data, tmp_path
     for name in ("manifest.json", "result.json"):
         (folder / name).write_text(json.dumps(changed))
     with contextlib.suppress(UserError):
-        read_manifest(folder)
+        RunIdentity.read(folder)
     with contextlib.suppress(UserError):
         collect_results([folder])
 
@@ -221,19 +222,19 @@ def test_a_parquet_file_cut_short_or_flipped_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("run", "--benchmarks", "scenes", "--output", "FILE"),
-        ("run", "--benchmarks", "scenes", "--output", "FILE/x"),
-        ("run", "--benchmarks", "scenes", "--output", "/proc/x"),
-        ("run", "--benchmarks", "scenes", "--output", "x" * 5000),
-        ("run", "--benchmarks", "scenes", "--output", "out", "--batch-size", "9" * 30),
-        ("run", "--benchmarks", "scenes", "--output", "out", "--seed", "-1"),
-        ("run", "--benchmarks", "scenes", "--output", "out", "--limit", "nan"),
-        ("run", "--benchmarks", "pope", "--output", "out", "--data", "/dev/zero"),
-        ("run", "--benchmarks", "pope", "--output", "out", "--data", "hub:"),
-        ("run", "--benchmarks", "x" * 10_000, "--output", "out"),
-        ("score", "--benchmarks", "scenes", "--output", "out", "--judge", "replay:"),
-        ("check", "--benchmarks", "pope", "--data", "a\0b"),
-        ("check", "--benchmarks", "pope", "--data", "~nobody-of-this-name/x"),
+        ("run", "--tasks", "scenes", "--output", "FILE"),
+        ("run", "--tasks", "scenes", "--output", "FILE/x"),
+        ("run", "--tasks", "scenes", "--output", "/proc/x"),
+        ("run", "--tasks", "scenes", "--output", "x" * 5000),
+        ("run", "--tasks", "scenes", "--output", "out", "--batch-size", "9" * 30),
+        ("run", "--tasks", "scenes", "--output", "out", "--seed", "-1"),
+        ("run", "--tasks", "scenes", "--output", "out", "--limit", "nan"),
+        ("run", "--tasks", "pope", "--output", "out", "--data", "/dev/zero"),
+        ("run", "--tasks", "pope", "--output", "out", "--data", "hub:"),
+        ("run", "--tasks", "x" * 10_000, "--output", "out"),
+        ("score", "--tasks", "scenes", "--output", "out", "--judge", "replay:"),
+        ("check", "--tasks", "pope", "--data", "a\0b"),
+        ("check", "--tasks", "pope", "--data", "~nobody-of-this-name/x"),
         ("report", "FILE"),
         ("report", "x" * 5000),
         ("tokenizer", "--images", "/dev/zero"),

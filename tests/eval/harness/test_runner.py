@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from dualtoken.eval import get_benchmark
+from dualtoken.eval import get_task
 from dualtoken.eval.data.held_out import HELD_OUT
+from dualtoken.eval.harness.identity import ModelIdentity
 from dualtoken.eval.harness.predictions import MERGED, PredictionWriter
-from dualtoken.eval.harness.runner import Settings, load_data, predict, score
+from dualtoken.eval.harness.runner import predict, score
+from dualtoken.eval.harness.task_data import Settings, load_data
 from dualtoken.tokenizer import UserError
 
 SETTINGS = Settings(batch_size=3)
 
 
-def predicted(numbers, predictor, output, settings=SETTINGS, **facts):
-    return predict(numbers, predictor, output, settings, **facts)
+def predicted(numbers, predictor, output, settings=SETTINGS, **model):
+    return predict(numbers, predictor, output, settings, ModelIdentity(**model))
 
 
 def test_stopped_and_resumed_equals_uninterrupted(numbers, calculator, tmp_path):
@@ -108,7 +110,7 @@ def test_gaps_duplicates_and_strangers_are_refused(numbers, calculator, tmp_path
     with pytest.raises(UserError, match="no item 'x'"):
         score(numbers, tmp_path, SETTINGS)
     (folder / "part-00001-of-00002.jsonl").write_text("what\n")
-    with pytest.raises(UserError, match="line 1 is no prediction"):
+    with pytest.raises(UserError, match="line 1 is not a prediction"):
         score(numbers, tmp_path, SETTINGS)
 
 
@@ -123,7 +125,7 @@ def test_other_data_are_not_scored(numbers, calculator, tmp_path, monkeypatch):
 
 def test_unknown_names_are_met_with_the_near_ones(numbers):
     with pytest.raises(UserError, match="did you mean numbers"):
-        get_benchmark("number")
+        get_task("number")
     with pytest.raises(UserError, match="it has test, open"):
         numbers.split_or_default("dev")
 
@@ -134,9 +136,9 @@ def test_where_data_are_looked_for(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "coco_pope_popular.json").write_text(line)
     for data in (tmp_path, str(tmp_path), tmp_path / "all"):
-        loaded = load_data(get_benchmark("pope"), Settings(data=data, split="popular"))
+        loaded = load_data(get_task("pope"), Settings(data=data, split="popular"))
         assert (len(loaded.items), loaded.source) == (1, "files")
-    easyvqa = get_benchmark("easyvqa")
+    easyvqa = get_task("easyvqa")
     packaged, given = (load_data(easyvqa, Settings(data=data)) for data in (None, str(HELD_OUT)))
     assert [item.id for item in packaged.items] == [item.id for item in given.items]
     assert (packaged.source, given.source) == ("package", "files")

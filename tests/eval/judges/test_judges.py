@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dualtoken.eval import get_benchmark
-from dualtoken.eval.harness.runner import Settings, predict, score
-from dualtoken.eval.judges import judged as judged_module
-from dualtoken.eval.judges.local_models import LocalModels, use_local_models
-from dualtoken.eval.judges.text_judge import TextJudge
+from dualtoken.eval import get_task
+from dualtoken.eval.harness.runner import predict, score
+from dualtoken.eval.harness.task_data import Settings
+from dualtoken.eval.judges.protocols import Judges
+from dualtoken.eval.judges.text_judge import LocalTextJudge
 from dualtoken.eval.scorers.mathvista import extraction_prompt
 from dualtoken.eval.scorers.mmvet import grade_in, grading_prompt
 from dualtoken.scripts import cli
@@ -45,21 +45,10 @@ class Talker:
         return [self.answers.pop(0) for _ in items]
 
 
-@pytest.fixture(autouse=True)
-def _no_local_models():
-    use_local_models(LocalModels())
-    yield
-    use_local_models(None)
-
-
-@pytest.fixture
-def judge(monkeypatch):
-    def use(*replies):
-        stub = StubJudge(*replies) if replies else None
-        monkeypatch.setattr(judged_module, "local_text_judge", lambda: stub)
-        return stub
-
-    return use
+def ask(*replies):
+    """A judge that gives these replies, and what `score` takes to ask it."""
+    stub = StubJudge(*replies)
+    return stub, Judges(text_judge=lambda: stub)
 
 
 @pytest.fixture
@@ -107,9 +96,9 @@ def mmbench(tmp_path):
     lines = ["\t".join(map(str, row)) for row in (columns, *rows)]
     (data / "MMBench_DEV_EN.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     answers = ("A", " a hound ", "B", "a hound", "a hound", "a pet")
-    benchmark, settings = get_benchmark("mmbench"), Settings(data=data)
-    folder = predict(benchmark, Talker(*answers), tmp_path / "out", settings)
-    return benchmark, settings, tmp_path / "out", folder
+    task, settings = get_task("mmbench"), Settings(data=data)
+    folder = predict(task, Talker(*answers), tmp_path / "out", settings)
+    return task, settings, tmp_path / "out", folder
 
 
 def noise():
@@ -129,9 +118,9 @@ def answered(name, root, file, rows, *answers):
     (data / "images").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(data / "images" / "a.png")
     (data / file).write_text(json.dumps(rows))
-    benchmark, settings = get_benchmark(name), Settings(data=data)
-    folder = predict(benchmark, Talker(*answers), root / "out", settings)
-    return benchmark, settings, root / "out", folder
+    task, settings = get_task(name), Settings(data=data)
+    folder = predict(task, Talker(*answers), root / "out", settings)
+    return task, settings, root / "out", folder
 
 
 def test_the_official_words():
@@ -164,10 +153,10 @@ def test_a_grade_is_a_number_from_0_to_1(reply, grade):
     assert grade_in(reply) == grade
 
 
-def test_grades_are_kept_and_scored_again_without_the_judge(mmvet, judge):
-    benchmark, settings, output, folder = mmvet
-    stub = judge("0.5", "1.0")
-    result = score(benchmark, output, settings)
+def test_grades_are_kept_and_scored_again_without_the_judge(mmvet):
+    task, settings, output, folder = mmvet
+    stub, judges = ask("0.5", "1.0")
+    result = score(task, output, settings, judges)
     assert stub.asked == [
         grading_prompt("What is 0?", "-1<AND>-5", "x = -1"),
         grading_prompt("What is 1?", "-1<AND>-5", "x"),
@@ -179,14 +168,13 @@ def test_grades_are_kept_and_scored_again_without_the_judge(mmvet, judge):
         ([1.0], "1.0", "stub sha256:0"),
     ]
     assert result["judge"]["models"] == ["stub sha256:0"]
-    judge()
-    assert score(benchmark, output, settings) == result
+    assert score(task, output, settings) == result
 
 
-def test_a_reply_without_a_grade_is_asked_again_and_never_guessed(mmvet, judge):
-    benchmark, settings, output, folder = mmvet
-    stub = judge("0.5", "it is good", "very good")
-    result = score(benchmark, output, settings)
+def test_a_reply_without_a_grade_is_asked_again_and_never_guessed(mmvet):
+    task, settings, output, folder = mmvet
+    stub, judges = ask("0.5", "it is good", "very good")
+    result = score(task, output, settings, judges)
     assert stub.asked[2] == stub.asked[1] + "\nPredict the correctness of the answer (digit): "
     assert result["metrics"]["total"] is None
     assert result["headline"] is None
@@ -195,15 +183,15 @@ def test_a_reply_without_a_grade_is_asked_again_and_never_guessed(mmvet, judge):
     assert "score" not in json.loads((folder / "mmvet-judge.json").read_text())["v1_1"]
 
 
-def test_only_what_is_not_kept_is_asked(mmvet, judge):
-    benchmark, settings, output, folder = mmvet
-    judge("0.5", "1.0")
-    score(benchmark, output, settings)
+def test_only_what_is_not_kept_is_asked(mmvet):
+    task, settings, output, folder = mmvet
+    _, judges = ask("0.5", "1.0")
+    score(task, output, settings, judges)
     path = folder / "mmvet-judge.json"
     kept = json.loads(path.read_text())
     path.write_text(json.dumps({"v1_0": kept["v1_0"]}))
-    stub = judge("0.0")
-    assert score(benchmark, output, settings)["metrics"]["total"] == 25
+    stub, judges = ask("0.0")
+    assert score(task, output, settings, judges)["metrics"]["total"] == 25
     assert len(stub.asked) == 1
 
 
@@ -215,43 +203,42 @@ def test_only_what_is_not_kept_is_asked(mmvet, judge):
         ({"score": [1.0], "model": "stub sha256:0", "prompt": "0"}, "on another answer"),
     ],
 )
-def test_verdicts_of_others_are_not_mixed_in(row, message, mmvet, judge):
-    benchmark, settings, output, folder = mmvet
+def test_verdicts_of_others_are_not_mixed_in(row, message, mmvet):
+    task, settings, output, folder = mmvet
     path = folder / "mmvet-judge.json"
     path.write_text(json.dumps({"v1_0": row}))
     before = path.read_bytes()
-    judge("1.0", "1.0")
+    _, judges = ask("1.0", "1.0")
     with pytest.raises(UserError, match=message):
-        score(benchmark, output, settings)
+        score(task, output, settings, judges)
     assert path.read_bytes() == before
 
 
-def test_the_judge_extracts_what_rules_cannot_read(mathvista, judge):
-    benchmark, settings, output, folder = mathvista
-    stub = judge("B", "A")
-    result = score(benchmark, output, settings)
+def test_the_judge_extracts_what_rules_cannot_read(mathvista):
+    task, settings, output, folder = mathvista
+    stub, judges = ask("B", "A")
+    result = score(task, output, settings, judges)
     assert stub.asked == [extraction_prompt("Q", "It is (B)"), extraction_prompt("Q", "who knows")]
     assert result["metrics"]["accuracy"] == pytest.approx(200 / 3)
     assert json.loads((folder / "mathvista-judge.json").read_text())["1"]["extraction"] == "B"
 
 
-def test_an_empty_extraction_is_none(mathvista, judge):
-    benchmark, settings, output, _ = mathvista
-    judge("B", "")
-    result = score(benchmark, output, settings)
+def test_an_empty_extraction_is_none(mathvista):
+    task, settings, output, _ = mathvista
+    _, judges = ask("B", "")
+    result = score(task, output, settings, judges)
     assert result["metrics"]["accuracy"] is None
     assert result["n_unparsed"] == 1
     assert "1 of 2 replies" in result["notes"][0]
 
 
-def test_the_judge_matches_answers_with_options(mmbench, judge):
-    benchmark, settings, output, _ = mmbench
-    judge()
-    alone = score(benchmark, output, settings)
+def test_the_judge_matches_answers_with_options(mmbench):
+    task, settings, output, _ = mmbench
+    alone = score(task, output, settings)
     assert (alone["metrics"]["accuracy"], alone["metrics"]["accuracy_with_judge"]) == (0, None)
     assert any("3 answers need a judge" in note for note in alone["notes"])
-    stub = judge("B", "A", "Your output: Z")
-    result = score(benchmark, output, settings)
+    stub, judges = ask("B", "A", "Your output: Z")
+    result = score(task, output, settings, judges)
     assert stub.asked[0].endswith(
         "Question: What is it?\nOptions: There are several options: \nA. cat\nB. dog\n\n"
         "Answer: a hound\nYour output: "
@@ -264,10 +251,10 @@ def test_the_judge_matches_answers_with_options(mmbench, judge):
 
 
 @pytest.mark.parametrize("reply", ["", "a dog", "A or B", "E"])
-def test_a_match_that_names_no_option_is_none(reply, mmbench, judge):
-    benchmark, settings, output, _ = mmbench
-    judge("B", reply, "A")
-    result = score(benchmark, output, settings)
+def test_a_match_that_names_no_option_is_none(reply, mmbench):
+    task, settings, output, _ = mmbench
+    _, judges = ask("B", reply, "A")
+    result = score(task, output, settings, judges)
     assert result["metrics"]["accuracy_with_judge"] is None
     assert any("1 of 3 replies of the judge hold no verdict" in note for note in result["notes"])
 
@@ -301,9 +288,9 @@ def test_replies_are_greedy_and_the_same_in_any_company(llm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     prompts = ["grade", "extract it 14", "the answer"]
-    replies = TextJudge(llm).reply(prompts, 6)
-    assert replies == TextJudge(llm).reply(prompts, 6)
-    assert replies == [TextJudge(llm).reply([prompt], 6)[0] for prompt in prompts]
+    replies = LocalTextJudge(llm).reply(prompts, 6)
+    assert replies == LocalTextJudge(llm).reply(prompts, 6)
+    assert replies == [LocalTextJudge(llm).reply([prompt], 6)[0] for prompt in prompts]
     tokenizer, model = AutoTokenizer.from_pretrained(llm), AutoModelForCausalLM.from_pretrained(llm)
     ids = tokenizer(f"[user]{prompts[0]}[assistant]", return_tensors="pt")["input_ids"]
     start = ids.shape[1]
@@ -320,12 +307,12 @@ def test_the_name_changes_with_the_weights(llm, tmp_path):
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(llm, tmp_path / "model")
-    assert TextJudge(tmp_path / "model").name == TextJudge(llm).name
+    assert LocalTextJudge(tmp_path / "model").name == LocalTextJudge(llm).name
     model = AutoModelForCausalLM.from_pretrained(llm)
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "model")
-    assert TextJudge(tmp_path / "model").name != TextJudge(llm).name
+    assert LocalTextJudge(tmp_path / "model").name != LocalTextJudge(llm).name
 
 
 def test_no_judge_in_a_folder(llm, tmp_path, monkeypatch):
@@ -334,11 +321,11 @@ def test_no_judge_in_a_folder(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="no folder and no hub id"):
-        TextJudge(Path("/nowhere/at/all"))
+        LocalTextJudge(Path("/nowhere/at/all"))
     with pytest.raises(UserError, match="cannot be had from the hub"):
-        TextJudge(Path("org/name"))
+        LocalTextJudge(Path("org/name"))
     with pytest.raises(UserError, match="no language model"):
-        TextJudge(tmp_path)
+        LocalTextJudge(tmp_path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoModelForCausalLM.from_pretrained(llm).save_pretrained(tmp_path / "plain")
@@ -346,7 +333,7 @@ def test_no_judge_in_a_folder(llm, tmp_path, monkeypatch):
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "plain")
     with pytest.raises(UserError, match="no chat template"):
-        TextJudge(tmp_path / "plain")
+        LocalTextJudge(tmp_path / "plain")
 
 
 # ---- on the command line
@@ -358,11 +345,11 @@ def evaluate(*arguments):
 
 def test_local_and_replay_on_the_command_line(mathvista, llm, tmp_path, capsys):
     _, settings, output, folder = mathvista
-    given = ("score", "--benchmarks", "mathvista", "--data", settings.data, "--output", output)
+    given = ("score", "--tasks", "mathvista", "--data", settings.data, "--output", output)
     assert evaluate(*given, "--judge", f"local:{llm}") == 0
     first = json.loads((folder / "result.json").read_text())
-    assert first["judge"]["models"] == [TextJudge(llm).name]
-    assert f"judge: {TextJudge(llm).name}" in capsys.readouterr().out
+    assert first["judge"]["models"] == [LocalTextJudge(llm).name]
+    assert f"judge: {LocalTextJudge(llm).name}" in capsys.readouterr().out
     replay = (folder / "mathvista-judge.json").rename(tmp_path / "replies.json")
     assert evaluate(*given, "--judge", f"replay:{replay}") == 0
     assert json.loads((folder / "result.json").read_text()) == first
@@ -376,11 +363,11 @@ def test_local_and_replay_on_the_command_line(mathvista, llm, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("names", "judge", "message"),
     [
-        ("mmvet,mathvista", "replay:a.json", "for one benchmark with a judge, not for 2"),
+        ("mmvet,mathvista", "replay:a.json", "for one task with a judge, not for 2"),
         ("nlvr", "replay:a.json", "not for 0"),
         ("mmvet", "local:", "names nothing"),
     ],
 )
 def test_judges_that_cannot_be_meant(names, judge, message, tmp_path, capsys):
-    assert evaluate("score", "--benchmarks", names, "--output", tmp_path, "--judge", judge) == 2
+    assert evaluate("score", "--tasks", names, "--output", tmp_path, "--judge", judge) == 2
     assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from dualtoken.eval import get_benchmark
+from dualtoken.eval import get_task
 from dualtoken.eval.plugins.lmms import cut, generation_settings
 from dualtoken.mllm import normalise_messages
 from dualtoken.tokenizer import UserError
@@ -58,7 +58,7 @@ def test_batched_answers_equal_single_ones_and_ours():
 
     from dualtoken.eval.plugins.lmms_model import DualTokenLmms
 
-    items = get_benchmark("easyvqa").load(None, "heldout")[:5]
+    items = get_task("easyvqa").load(None, "heldout")[:5]
 
     def to_messages(item):
         images = [{"type": "image", "url": image} for image in item.images]
@@ -136,7 +136,7 @@ def test_a_local_task_runs_from_end_to_end(tmp_path, monkeypatch):
     from dualtoken.mllm import DualTokenPipeline
 
     models.MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)  # as the entry point does
-    items = get_benchmark("easyvqa").load(None, "heldout")[:10]
+    items = get_task("easyvqa").load(None, "heldout")[:10]
     pipeline = DualTokenPipeline.from_pretrained("nano", device="cpu")
     ours = [pipeline.answer(list(item.images), item.prompt, 6) for item in items]
     lines = []

@@ -1,9 +1,8 @@
-"""Benchmarks of drawing: official files in, official layouts out, scores by local models or null."""
+"""Image generation tasks: official files in, official layouts out, scores by local models or null."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dualtoken.eval import get_benchmark
-from dualtoken.eval.harness import generated_images as drawings
-from dualtoken.eval.judges.local_models import LocalModels, local_models, use_local_models
+from dualtoken.eval import ScoringContext, get_task
+from dualtoken.eval.judges.local_models import LocalModels
+from dualtoken.eval.judges.protocols import Judges
 from dualtoken.eval.metrics.fid import FeatureStatistics, frechet_distance
 from dualtoken.eval.metrics.fid_by_category import add_images
 from dualtoken.eval.scorers.geneval import Detection
-from dualtoken.eval.tasks import dpg, genai_bench, geneval, mjhq30k
 from dualtoken.tokenizer import UserError
 
 GENEVAL = """\
@@ -48,22 +46,15 @@ GENAI = {"00000": {"prompt": "a red dog"}, "00001": {"prompt": "two cats"}, "000
 SKILLS = {"basic": [0, 2], "counting": [1]}
 
 
-@pytest.fixture(autouse=True)
-def _no_local_models() -> Iterator[None]:
-    use_local_models(LocalModels())
-    yield
-    use_local_models(None)
-
-
 def noise(seed: int, side: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def drawn(benchmark, items, folder: Path) -> dict[str, list[str]]:
-    """Noise for every drawing, saved as a runner does."""
+def generated(task, items, folder: Path) -> dict[str, list[str]]:
+    """Noise for every image, saved as a runner does."""
     predictions = {}
     for index, item in enumerate(items):
-        names = [benchmark.image_name(index, number) for number in range(benchmark.images_per_prompt)]
+        names = [task.image_name(index, number) for number in range(task.images_per_prompt)]
         for number, name in enumerate(names):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             noise(100 * index + number).save(folder / name)
@@ -106,88 +97,88 @@ class OneColor:
 
 
 def test_geneval_writes_the_official_layout(tmp_path: Path) -> None:
-    benchmark = get_benchmark("geneval")
+    task = get_task("geneval")
     (tmp_path / "evaluation_metadata.jsonl").write_text(GENEVAL)
-    items = benchmark.load(tmp_path, "test")
+    items = task.load(tmp_path, "test")
     assert [item.prompt for item in items][:2] == ["a photo of a bench", "a photo of two clocks"]
     output = tmp_path / "output"
-    drawn(benchmark, items, output)
-    benchmark.write_layout(items, output)
+    generated(task, items, output)
+    task.write_layout(items, output)
     assert sorted(path.name for path in (output / "00001" / "samples").iterdir()) == [
         f"{number:04}.png" for number in range(4)
     ]
     written = json.loads((output / "00001" / "metadata.jsonl").read_text())
     assert written == json.loads(GENEVAL.splitlines()[1])
-    assert benchmark.splits == {"test": 553}
+    assert task.splits == {"test": 553}
 
 
-def test_geneval_by_a_local_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = get_benchmark("geneval")
+def test_geneval_by_a_local_detector(tmp_path: Path) -> None:
+    task = get_task("geneval")
     (tmp_path / "evaluation_metadata.jsonl").write_text(GENEVAL)
-    items = benchmark.load(tmp_path, "test")
-    predictions = drawn(benchmark, items, tmp_path)
+    items = task.load(tmp_path, "test")
+    predictions = generated(task, items, tmp_path)
     name = "geneval-own-detector"
 
-    without = benchmark.score(items, predictions, tmp_path)
+    without = task.score(items, predictions, ScoringContext(tmp_path))
     assert without.headline == name
     assert without.metrics[name] is None
     assert any("no local detector" in note for note in without.notes)
 
-    monkeypatch.setattr(geneval, "local_detector", Detector)
-    colorless = benchmark.score(items, predictions, tmp_path)
+    judges = Judges(detector=Detector)
+    colorless = task.score(items, predictions, ScoringContext(tmp_path, judges=judges))
     assert colorless.metrics[f"{name}/single_object"] == 1
     assert colorless.metrics[f"{name}/counting"] == 0
     assert colorless.metrics[f"{name}/colors"] is None
     assert colorless.metrics[name] is None
     assert any("colours are named by CLIP" in note for note in colorless.notes)
 
-    monkeypatch.setattr(geneval, "local_clip", OneColor)
-    whole = benchmark.score(items, predictions, tmp_path)
+    judges = Judges(detector=Detector, clip=OneColor)
+    whole = task.score(items, predictions, ScoringContext(tmp_path, judges=judges))
     assert whole.metrics[f"{name}/colors"] == 1
     assert whole.metrics[name] == pytest.approx(2 / 3)
-    assert whole.correct == {"00000": 1, "00001": 0, "00002": 1}
+    assert whole.scores == {"00000": 1, "00001": 0, "00002": 1}
 
 
-def test_clip_score_of_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = get_benchmark("parti")
+def test_clip_score_of_generated_images(tmp_path: Path) -> None:
+    task = get_task("parti")
     (tmp_path / "PartiPrompts.tsv").write_bytes(PARTI.encode())
-    items = benchmark.load(tmp_path, "test")
+    items = task.load(tmp_path, "test")
     assert items[1].prompt.startswith('"G I G G L E" painted')
     assert dict(items[1].target) == {"category": "Illustrations", "challenge": "Writing & Symbols"}
-    predictions = drawn(benchmark, items, tmp_path)
-    without = benchmark.score(items, predictions, tmp_path)
+    predictions = generated(task, items, tmp_path)
+    without = task.score(items, predictions, ScoringContext(tmp_path))
     assert without.metrics == {"clip_score": None}
     assert "no local clip" in without.notes[0]
-    monkeypatch.setattr(drawings, "local_clip", OneColor)
-    found = benchmark.score([*items], predictions, tmp_path)
+    context = ScoringContext(tmp_path, judges=Judges(clip=OneColor))
+    found = task.score([*items], predictions, context)
     assert found.metrics == {"clip_score": 0}
     assert found.notes == ("clip_score by blue",)
 
 
-def test_dpg_grids_and_own_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = get_benchmark("dpg")
+def test_dpg_grids_and_own_judge(tmp_path: Path) -> None:
+    task = get_task("dpg")
     (tmp_path / "prompts.jsonl").write_text(DPG)
-    items = benchmark.load(tmp_path, "test")
+    items = task.load(tmp_path, "test")
     output = tmp_path / "output"
-    predictions = drawn(benchmark, items, output)
-    benchmark.write_layout(items, output)
+    predictions = generated(task, items, output)
+    task.write_layout(items, output)
     with Image.open(output / "dpg_bench" / "whoops9.png") as grid:
         assert grid.size == (32, 32)
         corner = np.asarray(grid.crop((16, 16, 32, 32)))
     np.testing.assert_array_equal(corner, np.asarray(noise(103)))
-    assert benchmark.score(items, predictions, output).metrics["dpg-own-judge"] is None
+    assert task.score(items, predictions, ScoringContext(output)).metrics["dpg-own-judge"] is None
 
-    monkeypatch.setattr(dpg, "local_judge", Judge)
-    note = benchmark.score(items, predictions, output).notes[0]
+    context = ScoringContext(output, judges=Judges(vqa_judge=Judge))
+    note = task.score(items, predictions, context).notes[0]
     assert "dpg_bench.csv does not lie" in note
     (tmp_path / "dpg_bench.csv").write_text(DPG_QUESTIONS)
-    items = benchmark.load(tmp_path, "test")
+    items = task.load(tmp_path, "test")
     assert [question["id"] for question in items[0].target["questions"]] == [
         2,
         3,
     ]  # as officially, not the first
-    found = benchmark.score(items, predictions, output)
-    assert found.correct == {"0": 1, "whoops9": 0}
+    found = task.score(items, predictions, context)
+    assert found.scores == {"0": 1, "whoops9": 0}
     assert found.metrics["dpg-own-judge"] == 50
 
 
@@ -195,21 +186,21 @@ def test_prompts_of_dpg_as_the_official_text_files(tmp_path: Path) -> None:
     (tmp_path / "prompts").mkdir()
     for name in ("10", "9"):
         (tmp_path / "prompts" / f"{name}.txt").write_text(f"Prompt {name}.\n")
-    items = get_benchmark("dpg").load(tmp_path, "test")
+    items = get_task("dpg").load(tmp_path, "test")
     assert [(item.id, item.prompt) for item in items] == [("10", "Prompt 10."), ("9", "Prompt 9.")]
 
 
-def test_genai_bench_by_skill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = get_benchmark("genai-bench")
+def test_genai_bench_by_skill(tmp_path: Path) -> None:
+    task = get_task("genai-bench")
     (tmp_path / "genai_image.json").write_text(json.dumps(GENAI))
     (tmp_path / "genai_skills.json").write_text(json.dumps(SKILLS))
-    items = benchmark.load(tmp_path, "test")
-    predictions = drawn(benchmark, items, tmp_path)
-    benchmark.write_layout(items, tmp_path)
+    items = task.load(tmp_path, "test")
+    predictions = generated(task, items, tmp_path)
+    task.write_layout(items, tmp_path)
     assert (tmp_path / "genai_bench" / "00002.jpeg").is_file()
-    assert benchmark.score(items, predictions, tmp_path).metrics["vqascore-own-judge"] is None
-    monkeypatch.setattr(genai_bench, "local_judge", Judge)
-    metrics = benchmark.score(items, predictions, tmp_path).metrics
+    assert task.score(items, predictions, ScoringContext(tmp_path)).metrics["vqascore-own-judge"] is None
+    context = ScoringContext(tmp_path, judges=Judges(vqa_judge=Judge))
+    metrics = task.score(items, predictions, context).metrics
     assert metrics["vqascore-own-judge"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
     assert metrics["vqascore-own-judge/basic"] == 0.75
     assert metrics["vqascore-own-judge/counting"] == 0.25
@@ -219,17 +210,17 @@ def colour_features(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images.float(), 1).flatten(1)
 
 
-def test_mjhq_by_category_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = get_benchmark("mjhq30k")
+def test_mjhq_by_category_and_in_all(tmp_path: Path) -> None:
+    task = get_task("mjhq30k")
     categories = {f"id{n}": ("animals", "food")[n % 2] for n in range(12)}
     meta = {name: {"category": category, "prompt": name} for name, category in categories.items()}
     (tmp_path / "meta_data.json").write_text(json.dumps(meta))
-    items = benchmark.load(tmp_path, "test")
-    predictions = drawn(benchmark, items, tmp_path)
+    items = task.load(tmp_path, "test")
+    predictions = generated(task, items, tmp_path)
     name = "fid-torch-fidelity"
-    assert benchmark.score(items, predictions, tmp_path).metrics[name] is None
-    monkeypatch.setattr(mjhq30k, "local_inception", lambda: colour_features)
-    lost = benchmark.score(items, predictions, tmp_path)
+    assert task.score(items, predictions, ScoringContext(tmp_path)).metrics[name] is None
+    context = ScoringContext(tmp_path, judges=Judges(inception=lambda: colour_features))
+    lost = task.score(items, predictions, context)
     assert lost.metrics[name] is None
     assert any("id0.jpg is missing (12 in all)" in note for note in lost.notes)
 
@@ -239,53 +230,50 @@ def test_mjhq_by_category_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.parent.mkdir(parents=True, exist_ok=True)
         noise(1000 + n, side=16 + n % 3).save(path)  # sizes differ, as in the set
         references[key] = path
-    metrics = benchmark.score(items, predictions, tmp_path).metrics
+    metrics = task.score(items, predictions, context).metrics
     assert set(metrics) == {name, f"{name}/animals", f"{name}/food", "clip_score"}
     sides = FeatureStatistics(3), FeatureStatistics(3)
-    generated = [tmp_path / names[0] for names in predictions.values()]
-    for side, paths in zip(sides, (list(references.values()), generated), strict=True):
+    files = [tmp_path / names[0] for names in predictions.values()]
+    for side, paths in zip(sides, (list(references.values()), files), strict=True):
         add_images(paths, colour_features, [side])
     assert metrics[name] == pytest.approx(frechet_distance(*sides), abs=1e-9)
 
 
 def test_t2i_compbench_layout(tmp_path: Path) -> None:
-    benchmark = get_benchmark("t2i-compbench")
+    task = get_task("t2i-compbench")
     (tmp_path / "color_val.txt").write_text("a green bench and a blue bowl\n\na blue bench and a green bowl")
-    items = benchmark.load(tmp_path, "color_val")
+    items = task.load(tmp_path, "color_val")
     assert [item.id for item in items] == ["color_000", "color_001"]
-    drawn(benchmark, items, tmp_path)
-    benchmark.write_layout(items, tmp_path)
-    benchmark.write_layout(items, tmp_path)  # a second time changes nothing
+    generated(task, items, tmp_path)
+    task.write_layout(items, tmp_path)
+    task.write_layout(items, tmp_path)  # a second time changes nothing
     samples = tmp_path / "t2i_compbench" / "color" / "samples"
     assert len(list(samples.iterdir())) == 20
     assert (samples / "a blue bench and a green bowl_000019.png").is_file()
     with pytest.raises(UserError, match=r"holds no color_val\.txt"):
-        benchmark.load(tmp_path / "none", "val")
+        task.load(tmp_path / "none", "val")
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    benchmark = get_benchmark("geneval")
+    task = get_task("geneval")
     with pytest.raises(UserError, match="geneval needs --data"):
-        benchmark.load(None, "test")
+        task.load(None, "test")
     (tmp_path / "evaluation_metadata.jsonl").write_text(GENEVAL + '{"tag": "colors"}\n')
     with pytest.raises(UserError, match="line 4 has no field include, prompt"):
-        benchmark.load(tmp_path, "test")
+        task.load(tmp_path, "test")
     (tmp_path / "evaluation_metadata.jsonl").write_text(GENEVAL)
-    items = benchmark.load(tmp_path, "test")
-    with pytest.raises(UserError, match=r"drawing none\.png of 00000 is missing"):
-        benchmark.score(items, {item.id: ["none.png"] for item in items}, tmp_path)
+    items = task.load(tmp_path, "test")
+    with pytest.raises(UserError, match=r"image none\.png of 00000 is missing"):
+        task.score(items, {item.id: ["none.png"] for item in items}, ScoringContext(tmp_path))
 
 
 def test_local_models_are_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_local_models(None)
-    for name in ("CLIP", "DETECTOR", "JUDGE", "INCEPTION", "DEVICE"):
+    for name in ("CLIP", "DETECTOR", "JUDGE", "INCEPTION", "RANKER", "DEVICE"):
         monkeypatch.delenv(f"DUALTOKEN_EVAL_{name}", raising=False)
-    assert local_models() == LocalModels()
+    assert LocalModels.from_environment() == LocalModels()
     monkeypatch.setenv("DUALTOKEN_EVAL_CLIP", "clip")
     monkeypatch.setenv("DUALTOKEN_EVAL_DEVICE", "cuda")
-    assert local_models() == LocalModels(clip=Path("clip"), device="cuda")
-    use_local_models(LocalModels(clip=Path("other")))
-    assert local_models().clip == Path("other")
+    assert LocalModels.from_environment() == LocalModels(clip=Path("clip"), device="cuda")
 
 
 def tiny_yolos(folder: Path, names: list[str]) -> Path:
@@ -360,11 +348,11 @@ def test_detectors_of_transformers(make, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_packaged_model_can_judge() -> None:
     from dualtoken.common.loading.model_source import PRETRAINED_FOLDER
-    from dualtoken.eval.judges.vqa_judge import LocalJudge
+    from dualtoken.eval.judges.vqa_judge import LocalVqaJudge
 
-    judge = LocalJudge(PRETRAINED_FOLDER / "nano")
+    judge = LocalVqaJudge(PRETRAINED_FOLDER / "nano")
     yes, no = judge.probabilities(Image.new("RGB", (64, 64), "red"), "Is there a red circle?")
     assert 0 < yes < 1
     assert 0 < no < 1
     with pytest.raises(UserError, match="is no folder"):
-        LocalJudge(PRETRAINED_FOLDER / "none")
+        LocalVqaJudge(PRETRAINED_FOLDER / "none")

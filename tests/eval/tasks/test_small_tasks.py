@@ -3,37 +3,37 @@
 import pytest
 import torch
 
-from dualtoken.eval import Item, get_benchmark
+from dualtoken.eval import Item, ScoringContext, get_task
 from dualtoken.eval.data.held_out import drawing_prompts
 from dualtoken.eval.harness.predictor import PipelinePredictor
 from dualtoken.mllm import DualTokenPipeline
 
 
-@pytest.mark.parametrize("name", ["scenes", "easyvqa", "nlvr"])
-def test_questions_have_their_number_and_rule(name, tmp_path):
-    benchmark = get_benchmark(name)
-    (split, count), *_ = benchmark.splits.items()
-    items = benchmark.load(None, split)
+@pytest.mark.parametrize("name", ["scenes", "scenes-reworded", "easyvqa", "nlvr", "clothing"])
+def test_questions_have_their_number_and_rule(name):
+    task = get_task(name)
+    (split, count), *_ = task.splits.items()
+    items = task.load(None, split)
     assert len(items) == len({item.id for item in items}) == count
     perfect = {item.id: f" {item.target['answer'].upper()}.\n" for item in items}
-    assert benchmark.score(items, perfect, tmp_path).metrics["accuracy"] == 100.0
-    empty = benchmark.score(items, dict.fromkeys(perfect, ""), tmp_path)
+    assert task.score(items, perfect, ScoringContext()).metrics["accuracy"] == 100.0
+    empty = task.score(items, dict.fromkeys(perfect, ""), ScoringContext())
     assert (empty.metrics["accuracy"], empty.unparsed) == (0.0, count)
 
 
 def test_true_scenes_are_judged_right(tmp_path):
-    benchmark = get_benchmark("scenes-t2i")
-    items = [item for item in benchmark.load(None, "test") if item.id.endswith(("-0", "-1"))]
+    task = get_task("scenes-t2i")
+    items = [item for item in task.load(None, "test") if item.id.endswith(("-0", "-1"))]
     predictions = {}
     for item in items:
         number = int(item.id.rpartition("-")[2])
         record = drawing_prompts(item.target["skill"], number + 1)[number]
         record.image_parts()[0]["image"].save(tmp_path / f"{item.id}.png")
         predictions[item.id] = [f"{item.id}.png"]
-    score = benchmark.score(items, predictions, tmp_path)
+    score = task.score(items, predictions, ScoringContext(tmp_path))
     assert score.metrics["overall"] == 100.0
     swapped = dict(zip(predictions, [*list(predictions.values())[1:], predictions[items[0].id]], strict=True))
-    assert benchmark.score(items, swapped, tmp_path).metrics["overall"] < 50.0
+    assert task.score(items, swapped, ScoringContext(tmp_path)).metrics["overall"] < 50.0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def predictor():
 
 
 def test_choices_have_the_likelihood_of_answers(predictor):
-    item = next(one for one in get_benchmark("easyvqa").load(None, "heldout") if one.target["kind"])
+    item = next(one for one in get_task("easyvqa").load(None, "heldout") if one.target["kind"])
     answer = predictor.answer([item], {"max_new_tokens": 12})[0]
     asked = Item(item.id, item.prompt, item.images, choices=(answer, "qzqz", answer + " qzqz"))
     (likelihoods,) = predictor.choose([asked])
@@ -61,8 +61,8 @@ def test_choices_have_the_likelihood_of_answers(predictor):
     )
 
 
-def test_drawings_do_not_depend_on_their_neighbours(predictor):
-    items = get_benchmark("scenes-t2i").load(None, "test")[:3]
-    together = predictor.draw(items, 2, [5, 6, 7], {})
-    alone = predictor.draw(items[1:2], 2, [6], {})
+def test_generated_images_do_not_depend_on_their_neighbours(predictor):
+    items = get_task("scenes-t2i").load(None, "test")[:3]
+    together = predictor.generate_images(items, 2, [5, 6, 7], {})
+    alone = predictor.generate_images(items[1:2], 2, [6], {})
     assert [image.tobytes() for image in alone[0]] == [image.tobytes() for image in together[1]]

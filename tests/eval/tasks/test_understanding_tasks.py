@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.eval import benchmark_names, get_benchmark
+from dualtoken.eval import ScoringContext, get_task, task_names
+from dualtoken.eval.judges.replay import Verdicts
 
 OFFICIAL = Path(__file__).parent / "official"
 UNDERSTANDING = {
@@ -66,33 +67,32 @@ def cell():
 
 
 def scored(name, items, answers, folder=Path()):
-    return get_benchmark(name).score(
-        items, dict(zip([item.id for item in items], answers, strict=True)), folder
-    )
+    predictions = dict(zip([item.id for item in items], answers, strict=True))
+    return get_task(name).score(items, predictions, ScoringContext(verdicts=Verdicts.read(folder, name)))
 
 
 def test_all_are_registered_with_their_official_counts():
-    assert set(benchmark_names()) >= UNDERSTANDING
+    assert set(task_names()) >= UNDERSTANDING
     for name in UNDERSTANDING:
-        benchmark = get_benchmark(name)
-        assert benchmark.source
-        assert benchmark.summary
-        assert all(count and count > 100 for count in benchmark.splits.values())
+        task = get_task(name)
+        assert task.source
+        assert task.summary
+        assert all(count and count > 100 for count in task.splits.values())
 
 
 @pytest.mark.parametrize("name", sorted(UNDERSTANDING))
 def test_without_files_the_message_says_what_is_missing(name, tmp_path):
-    benchmark = get_benchmark(name)
-    split = next(iter(benchmark.splits))
+    task = get_task(name)
+    split = next(iter(task.splits))
     with pytest.raises(UserError, match="needs --data"):
-        benchmark.load(None, split)
+        task.load(None, split)
     with pytest.raises(UserError, match=f"{name}: .*holds no"):
-        benchmark.load(tmp_path, split)
+        task.load(tmp_path, split)
 
 
 @pytest.mark.parametrize("split", ["adversarial", "popular", "random"])
 def test_pope(split):
-    items = get_benchmark("pope").load(OFFICIAL / "pope", split)
+    items = get_task("pope").load(OFFICIAL / "pope", split)
     assert [item.id for item in items] == ["1", "2", "3", "4"]
     assert items[0].prompt == "Is there a snowboard in the image?"
     assert items[0].images[0] == OFFICIAL / "pope/val2014/COCO_val2014_000000310196.jpg"
@@ -105,7 +105,7 @@ def test_pope(split):
 
 
 def test_mme():
-    items = get_benchmark("mme").load(OFFICIAL / "mme", "test")
+    items = get_task("mme").load(OFFICIAL / "mme", "test")
     assert len(items) == 28
     assert items[0].id.startswith("existence/")
     assert items[0].prompt.endswith("Please answer yes or no.")
@@ -122,10 +122,10 @@ def test_mme_files_with_mistakes(tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "color.txt").write_text("a.jpg\tIs it red?\tYes\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.jpg has 1 questions"):
-        get_benchmark("mme").load(tmp_path, "test")
+        get_task("mme").load(tmp_path, "test")
     (tmp_path / "color.txt").write_text("a.jpg\tIs it red?\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 1"):
-        get_benchmark("mme").load(tmp_path, "test")
+        get_task("mme").load(tmp_path, "test")
 
 
 def test_vqav2(tmp_path):
@@ -135,12 +135,12 @@ def test_vqav2(tmp_path):
     write_json(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
     write_json(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
     write_json(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions})
-    items = get_benchmark("vqav2").load(tmp_path, "val")
+    items = get_task("vqav2").load(tmp_path, "val")
     assert items[0].images == (tmp_path / "val2014/COCO_val2014_000000000042.jpg",)
     assert items[0].prompt == "How many?\nAnswer the question using a single word or phrase."
     score = scored("vqav2", items, ["Two.", "3"])
     assert score.metrics == {"accuracy": 50, "answer_type/number": 50}
-    hidden = get_benchmark("vqav2").load(tmp_path, "test-dev")
+    hidden = get_task("vqav2").load(tmp_path, "test-dev")
     assert scored("vqav2", hidden, ["2", "2"]).metrics["accuracy"] is None
     assert "not public" in scored("vqav2", hidden, ["2", "2"]).notes[0]
 
@@ -148,7 +148,7 @@ def test_vqav2(tmp_path):
 def test_textvqa(tmp_path):
     row = {"question_id": 7, "image_id": "ab", "question": "what does it say?", "answers": ["STOP"] * 10}
     write_json(tmp_path / "TextVQA_0.5.1_val.json", {"data": [row]})
-    items = get_benchmark("textvqa").load(tmp_path, "val")
+    items = get_task("textvqa").load(tmp_path, "val")
     assert items[0].images == (tmp_path / "train_images/ab.jpg",)
     assert scored("textvqa", items, ["a stop"]).metrics["accuracy"] == 100
 
@@ -159,10 +159,10 @@ def test_gqa(tmp_path):
         "02": {"question": "What is it?", "answer": "dog", "imageId": "n2", "types": {"structural": "query"}},
     }
     write_json(tmp_path / "testdev_balanced_questions.json", rows)
-    items = get_benchmark("gqa").load(tmp_path, "testdev")
+    items = get_task("gqa").load(tmp_path, "testdev")
     score = scored("gqa", items, ["No.", "a dog"])
     assert score.metrics == {"accuracy": 50, "type/binary": 100, "type/open": 0}
-    assert score.correct == {"01": 1.0, "02": 0.0}
+    assert score.scores == {"01": 1.0, "02": 0.0}
 
 
 def mmbench_rows():
@@ -208,7 +208,7 @@ def mmbench_rows():
 
 def test_mmbench(tmp_path):
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", mmbench_rows())
-    items = get_benchmark("mmbench").load(tmp_path, "dev-en")
+    items = get_task("mmbench").load(tmp_path, "dev-en")
     assert items[0].prompt == (
         "Question: What?\nOptions:\nA. dog\nB. cat\nPlease select the correct answer from the options above."
     )
@@ -221,20 +221,20 @@ def test_mmbench(tmp_path):
     assert score.metrics["category/ocr"] == 50
     both = scored("mmbench", items, ["dog", "(B)", ""])
     assert (both.metrics["accuracy"], both.unparsed) == (50, 1)
-    assert both.correct == {"5": 1.0, "1000005": 1.0, "6": 0.0}
+    assert both.scores == {"5": 1.0, "1000005": 1.0, "6": 0.0}
 
 
 def test_tsv_with_mistakes(tmp_path):
     rows = mmbench_rows()
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [rows[0], rows[0]])
     with pytest.raises(UserError, match="more than once, '5'"):
-        get_benchmark("mmbench").load(tmp_path, "dev-en")
+        get_task("mmbench").load(tmp_path, "dev-en")
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [{"index": 1, "question": "?"}])
     with pytest.raises(UserError, match="no column A, B, image"):
-        get_benchmark("mmbench").load(tmp_path, "dev-en")
+        get_task("mmbench").load(tmp_path, "dev-en")
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [{**rows[0], "image": base64.b64encode(b"x" * 99).decode()}])
     with pytest.raises(UserError, match="index 5: it is no image"):
-        get_benchmark("mmbench").load(tmp_path, "dev-en")
+        get_task("mmbench").load(tmp_path, "dev-en")
 
 
 def test_seedbench_both_ways(tmp_path):
@@ -249,11 +249,11 @@ def test_seedbench_both_ways(tmp_path):
     write_json(
         tmp_path / "SEED-Bench.json", {"questions": questions, "question_type": {"Instances Counting": 5}}
     )
-    (item,) = get_benchmark("seedbench").load(tmp_path, "image")
+    (item,) = get_task("seedbench").load(tmp_path, "image")
     assert (item.prompt, item.choices) == ("Question: How many?\nAnswer:", ("one", "two", "three", "four"))
     assert item.images == (tmp_path / "SEED-Bench-image/1_2",)
     assert scored("seedbench", [item], [[-4.0, -1.0, -2.0, -3.0]]).metrics["accuracy"] == 100
-    (letter,) = get_benchmark("seedbench-letter").load(tmp_path, "image")
+    (letter,) = get_task("seedbench-letter").load(tmp_path, "image")
     assert "\nB. two\n" in letter.prompt
     assert not letter.choices
     assert scored("seedbench-letter", [letter], ["B"]).metrics["dimension/Instances Counting"] == 100
@@ -274,7 +274,7 @@ def test_scienceqa(tmp_path):
     }
     write_json(tmp_path / "problems.json", problems)
     write_json(tmp_path / "pid_splits.json", {"test": ["9", "3"]})
-    items = get_benchmark("scienceqa").load(tmp_path, "test")
+    items = get_task("scienceqa").load(tmp_path, "test")
     assert [(item.id, len(item.images)) for item in items] == [("9", 0), ("3", 1)]
     assert items[1].images == (tmp_path / "images/test/3/image.png",)
     assert items[0].prompt.startswith("Question: Which?\nContext: N/A\nOptions: (A) north (B) south\n")
@@ -282,7 +282,7 @@ def test_scienceqa(tmp_path):
     assert score.metrics["accuracy"] == 50
     assert (score.metrics["context/NO"], score.metrics["context/IMG"]) == (100, 0)
     assert (score.metrics["grade/G7-12"], score.metrics["subject/SOC"]) == (100, 50)
-    only = get_benchmark("scienceqa").load(tmp_path, "test-image")
+    only = get_task("scienceqa").load(tmp_path, "test-image")
     assert [item.id for item in only] == ["3"]
 
 
@@ -310,7 +310,7 @@ def test_mmmu(tmp_path):
             mmmu_row(f"validation_{subject}_2", "open", "[]", "['1,000', 'thousand']"),
         ]
         write_parquet(tmp_path / subject / "validation-00000-of-00001.parquet", rows)
-    items = get_benchmark("mmmu").load(tmp_path, "validation")
+    items = get_task("mmmu").load(tmp_path, "validation")
     assert len(items) == 60
     assert items[0].id == "validation_Accounting_1"
     assert items[0].prompt == (
@@ -347,7 +347,7 @@ def test_ai2d_from_tsv_and_parquet(tmp_path):
         tmp_path / "parquet/data/test-00000-of-00001.parquet",
         [{"question": "Which part?", "options": ["leaf", "root"], "answer": "1", "image": cell()}],
     )
-    loaded = [get_benchmark("ai2d").load(tmp_path / kind, "test") for kind in ("tsv", "parquet")]
+    loaded = [get_task("ai2d").load(tmp_path / kind, "test") for kind in ("tsv", "parquet")]
     assert loaded[0][0].prompt == loaded[1][0].prompt
     assert loaded[0][0].target == loaded[1][0].target
     for items in loaded:
@@ -361,7 +361,7 @@ def test_realworldqa(tmp_path):
         {"image": cell(), "question": "Which?\n\nA. left\nB. right", "answer": "B"},
     ]
     write_parquet(tmp_path / "data/test-00000-of-00001.parquet", rows)
-    items = get_benchmark("realworldqa").load(tmp_path, "test")
+    items = get_task("realworldqa").load(tmp_path, "test")
     assert items[0].prompt == rows[0]["question"]
     assert scored("realworldqa", items, ["Two", "b."]).metrics["accuracy"] == 100
     assert scored("realworldqa", items, ["", "B"]).unparsed == 1
@@ -389,7 +389,7 @@ def test_mathvista_needs_the_judge_only_for_what_rules_leave(tmp_path):
         choices=["12", "14"], answer="14", question_type="multi_choice", answer_type="text", unit=None
     )
     write_json(tmp_path / "annot_testmini.json", {"1": mathvista_problem(), "2": choice})
-    items = get_benchmark("mathvista").load(tmp_path, "testmini")
+    items = get_task("mathvista").load(tmp_path, "testmini")
     assert items[0].images == (tmp_path / "images/1.jpg",)
     assert items[0].prompt == (
         "Hint: Please answer the question requiring a floating-point number with one decimal place and"
@@ -412,7 +412,7 @@ def test_mathvista_needs_the_judge_only_for_what_rules_leave(tmp_path):
 def test_mathvista_from_parquet_uses_the_query_of_the_file(tmp_path):
     row = mathvista_problem(pid="1", query="Hint: …\nQuestion: How long?", decoded_image=cell())
     write_parquet(tmp_path / "data/testmini-00000-of-00001.parquet", [row])
-    (item,) = get_benchmark("mathvista").load(tmp_path, "testmini")
+    (item,) = get_task("mathvista").load(tmp_path, "testmini")
     assert item.prompt == row["query"]
     assert item.images[0].size == (16, 16)
 
@@ -425,7 +425,7 @@ def test_mmvet_needs_the_grades_of_all_answers(tmp_path):
         "capability": ["ocr", "math"],
     }
     write_json(tmp_path / "mm-vet.json", {"v1_0": row, "v1_1": row})
-    items = get_benchmark("mmvet").load(tmp_path, "test")
+    items = get_task("mmvet").load(tmp_path, "test")
     assert items[0].images == (tmp_path / "images/v1_0.png",)
     without = scored("mmvet", items, ["x = -1", ""], tmp_path)
     assert without.metrics == {"total": None}

@@ -1,0 +1,69 @@
+"""What a task's rule gives: metrics, and for each item what was read out of the prediction and its score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..scorers.averages import percent, percent_by
+
+# name of a division (such as "subject") -> item id -> the groups the item belongs to
+Divisions = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+class Graded(NamedTuple):
+    """One item: what the rule read out of its prediction, and its score.
+
+    `parsed` is a JSON value, None where the rule finds no answer. `score` is mostly 0…1, None where there is
+    none.
+    """
+
+    parsed: Any
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The metrics of one task.
+
+    Args:
+        headline: the name of the metric to quote.
+        metrics: by name, in the unit of the official table; None where a metric cannot be had, with the
+            reason in `notes`.
+        unparsed: how many predictions hold no answer by the official rule.
+        notes: what a reader of the metrics has to know.
+        items: by item id, for `samples.jsonl`.
+    """
+
+    headline: str
+    metrics: Mapping[str, float | None]
+    unparsed: int = 0
+    notes: tuple[str, ...] = ()
+    items: Mapping[str, Graded] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The items' scores, of those that have one."""
+        return {key: graded.score for key, graded in self.items.items() if graded.score is not None}
+
+
+def accuracy_score(
+    items: Mapping[str, Graded], divisions: Divisions | None = None, notes: tuple[str, ...] = ()
+) -> Score:
+    """The headline "accuracy" in per cent over all items, and that of each group ("subject/Art").
+
+    An item whose `parsed` is None counts as unparsed.
+    """
+    unparsed = sum(graded.parsed is None for graded in items.values())
+    score = Score("accuracy", {}, unparsed, notes, items)
+    metrics = {"accuracy": percent(score.scores.values())}
+    for division, groups in (divisions or {}).items():
+        metrics.update(percent_by(score.scores, groups, f"{division}/"))
+    return Score("accuracy", metrics, unparsed, notes, items)
+
+
+def hidden_answers(split: str, where: str) -> Score:
+    """The score of a split whose answers are not public."""
+    reason = f"the answers of {split} are not public; send the predictions to {where}"
+    return Score("accuracy", {"accuracy": None}, notes=(reason,))

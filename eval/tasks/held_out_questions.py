@@ -1,0 +1,110 @@
+"""Questions about small images, few enough for a CPU: toy scenes, easy-VQA, NLVR, clothing.
+
+The held-out images come with the package; scenes are rendered from reserved seeds. An answer is right when
+it is the reference's words, except for capitals, surrounding space and a full stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..data.held_out import HELD_OUT, Asked, HeldOut, normalise, single_questions
+from ..harness.registry import register
+from ..harness.score import Graded, Score
+from ..harness.task import Item, ScoringContext, Task
+from ..scorers.averages import percent_by
+
+
+class HeldOutQuestions(Task):
+    """Exact match of greedy answers, overall and by kind of question (per cent).
+
+    By default all questions of the held-out set `records` are asked, at most `most` about one record.
+    """
+
+    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 12}
+    records: ClassVar[str] = ""
+    most: ClassVar[int | None] = None
+
+    def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:
+        """Ids and questions, in order."""
+        for record in data.records(self.records):
+            for number, asked in enumerate(islice(single_questions(record), self.most)):
+                yield f"{record.id}-{number}", asked
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """The questions without history."""
+        return [
+            Item(key, one.question, tuple(one.images), {"answer": one.answer, "kind": one.kind})
+            for key, one in self.asked(HeldOut(root or HELD_OUT))
+        ]
+
+    def grade(self, item: Item, prediction: Any) -> Graded:
+        """Equality with the reference."""
+        answer = normalise(prediction)
+        return Graded(answer or None, float(answer == normalise(item.target["answer"])))
+
+    def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
+        """Accuracy, also by kind of question where there are several."""
+        table = super().score(items, predictions, context)
+        kinds = {item.id: [item.target["kind"]] for item in items}
+        parts = percent_by(table.scores, kinds, "accuracy, ")
+        return replace(table, metrics={**table.metrics, **(parts if len(parts) > 1 else {})})
+
+
+class SceneQuestions(HeldOutQuestions):
+    """The first question about each scene."""
+
+    reworded: ClassVar[bool] = False
+
+    def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:
+        count = next(iter(self.splits.values())) or 0
+        for record in data.scenes(count, self.reworded):
+            yield record.id, next(single_questions(record))
+
+
+@register
+class Scenes(SceneQuestions):
+    name = "scenes"
+    summary = "questions about rendered scenes of reserved seeds"
+    splits: ClassVar[Mapping[str, int | None]] = {"test": 600}
+
+
+@register
+class RewordedScenes(SceneQuestions):
+    name = "scenes-reworded"
+    summary = "the first third of the questions of scenes, in words that are in no training data"
+    splits: ClassVar[Mapping[str, int | None]] = {"test": 200}
+    reworded = True
+
+
+@register
+class EasyVqa(HeldOutQuestions):
+    name = "easyvqa"
+    summary = "easy-VQA, three questions each about images held out of its training split"
+    splits: ClassVar[Mapping[str, int | None]] = {"heldout": 1198}
+    records = "easyvqa"
+    most = 3
+
+
+@register
+class Nlvr(HeldOutQuestions):
+    name = "nlvr"
+    summary = "NLVR, sentences about three boxes of shapes, true or false (a part of dev)"
+    splits: ClassVar[Mapping[str, int | None]] = {"dev-150": 150}
+    records = "nlvr"
+
+
+@register
+class Clothing(HeldOutQuestions):
+    name = "clothing"
+    summary = "photos of clothing, which of ten labels (clothing-dataset-small, a part of test)"
+    splits: ClassVar[Mapping[str, int | None]] = {"test-150": 150}
+    records = "clothing"
+
+    def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:
+        for key, one in super().asked(data):
+            yield key, replace(one, kind=one.answer)
