@@ -1,10 +1,11 @@
 """A training step of the unified model: as `dualtoken train` does it against the one that one writes first.
 
-Forward, backward and optimizer step on the same mixed records (questions about images, captions, drawings,
-plain text) from the same weights. Ours: packed rows, cross-entropy in chunks and at targets only, fused
-AdamW. `plain`: batches in random order, padded; the text logits of every place and the logits of every code
-held at once; torch's default AdamW. Both see the same real tokens, so `speed` is that of real tokens per
-second. A second case is the trainer's own step (DeepSpeed's engine, guards, figures) against the bare one.
+Forward, backward and optimizer step on the same mixed records (questions about images, captions, image
+generation, plain text) from the same weights. Ours: packed rows, cross-entropy in chunks and at targets only,
+fused AdamW. `plain`: batches in random order, padded; the text logits of every position and the logits of
+every code held at once; torch's default AdamW. Both see the same real tokens, so `speed` is that of real
+tokens per second. A second case is the trainer's own step (with DeepSpeed's engine, guards and metrics)
+against the bare one.
 
 Examples:
   python benchmarks/train_step.py
@@ -16,190 +17,49 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from conversations import WEIGHTS, conversation, made_up_codes
 from measure import compare, costs, repeats, report, timed_in_turns
 from torch import Tensor
 from torch.nn import functional
+from train_setup import (
+    BETAS,
+    CLIPPING,
+    LEARNING_RATE,
+    NANO_SHAPE,
+    SIZES,
+    Size,
+    make_objective,
+    make_recipe,
+    make_records,
+    packed,
+    prepared,
+    write_visual_tokenizer,
+)
 
-from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.stream.loader import StreamBatch
-from dualtoken.data_pipelines.stream.packing import shuffled_rows
 from dualtoken.mllm import DualTokenForConditionalGeneration
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, VisualCodes
-from dualtoken.train import trainer
+from dualtoken.tokenizer import VisualCodes
 from dualtoken.train.backend.distributed import World, join_world, leave_world
-from dualtoken.train.callbacks.loss_meter import LossMeter
-from dualtoken.train.callbacks.loss_window import LossWindow
+from dualtoken.train.callbacks.base import Callback, TrainState
+from dualtoken.train.callbacks.losses import LossMetrics
 from dualtoken.train.callbacks.step_guard import StepGuard
 from dualtoken.train.callbacks.throughput import Throughput
-from dualtoken.train.config.data import DataConfig, SourceConfig
-from dualtoken.train.config.mllm import MllmObjectiveConfig
-from dualtoken.train.config.optimizer import OptimizerConfig
-from dualtoken.train.config.recipe import Recipe
-from dualtoken.train.config.run import RunConfig
-from dualtoken.train.config.schedule import ScheduleConfig
-from dualtoken.train.objectives import build_objective
+from dualtoken.train.metrics import Metrics
+from dualtoken.train.objectives.base import to_device
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import build_optimizer
+from dualtoken.train.trainer import Trainer, initialise_engine
 
-NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
-LEARNING_RATE, BETAS, CLIPPING = 1e-4, (0.9, 0.95), 1.0
+__all__ = ["NANO_SHAPE", "build_bare", "build_plain", "build_trainer", "data_metrics", "join_world"]
 
 Losses = dict[str, float]
 Step = Callable[[], Losses]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shapes of a model, the records of one step, and how a micro-batch is made of them.
-
-    `rows` packed rows of `pack_length` tokens are a micro-batch of ours, `padded` records one of the plain
-    step: about as many real tokens.
-    """
-
-    name: str
-    llm: dict[str, Any]
-    heads: dict[str, int]
-    codebook: dict[str, Any]
-    vocabulary: int
-    side: int
-    records: int
-    longest_chat: int
-    pack_length: int
-    rows: int
-    padded: int
-    precision: str
-
-
-NANO_SHAPE = Size(  # of the model that comes with the package
-    name="nano",
-    llm={"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
-    heads={"hidden_size": 128, "num_layers": 3, "num_heads": 4, "intermediate_size": 256},
-    codebook={"num_codes": 512, "code_dim": 32, "depth": 4, "shared_codebook": False},
-    vocabulary=2048,
-    side=8,
-    records=48,
-    longest_chat=120,
-    pack_length=256,
-    rows=4,
-    padded=8,
-    precision="fp32",
-)
-MANY_CLASSES = replace(
-    NANO_SHAPE,
-    name="nano with 16,384 words and 4,096 codes",
-    codebook={**NANO_SHAPE.codebook, "num_codes": 4096},
-    vocabulary=16384,
-    records=16,
-)
-HALF_A_BILLION = Size(
-    name="Qwen2.5-0.5B with the codes of so400m_384_rvq8",
-    llm={
-        "hidden_size": 896,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "intermediate_size": 4864,
-    },
-    heads={"hidden_size": 768, "num_layers": 3, "num_heads": 12, "intermediate_size": 3072},
-    codebook={"num_codes": 16384, "code_dim": 32, "depth": 8, "shared_codebook": True},
-    vocabulary=151936,
-    side=27,
-    records=64,
-    longest_chat=1200,
-    pack_length=4096,
-    rows=2,
-    padded=8,
-    precision="bf16_autocast",
-)
-# The trainer's step is measured with the first of each.
-SIZES = {"small": (NANO_SHAPE, MANY_CLASSES), "full": (HALF_A_BILLION,)}
-
-
-# --- model and records ----------------------------------------
-
-
-def write_visual_tokenizer(folder: Path, size: Size) -> None:
-    """A tokenizer of which training on cached codes reads the codebooks only; its towers are tiny."""
-    tower = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    config = DualTokenizerConfig(
-        vision_config={**tower, "image_size": 2 * size.side, "patch_size": 2},
-        text_config={**tower, "vocab_size": 8, "max_position_embeddings": 8},
-        pixel_layer=1,
-        shortcut_layer=None,
-        semantic_layer=2,
-        pixel_quantizer=size.codebook,
-        semantic_quantizer=size.codebook,
-        decoder={"latent_size": size.side, "in_channels": 32, "ch": 32, "ch_mult": [1, 1]},
-    )
-    DualTokenizer(config).save_pretrained(folder)
-
-
-def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
-    """The run whose steps are measured."""
-    return Recipe(
-        output="unused",
-        data=DataConfig({"mixture": SourceConfig("unused")}, size.rows, pack_length=size.pack_length),
-        run=RunConfig(steps=1000, precision=cast(Any, size.precision)),
-        optimizer=OptimizerConfig(
-            lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, gradient_clipping=CLIPPING
-        ),
-        schedule=ScheduleConfig("constant", warmup_steps=0),
-        mllm=MllmObjectiveConfig(
-            llm={
-                "model_type": "llama",
-                "max_position_embeddings": size.pack_length,
-                "tie_word_embeddings": True,
-                **size.llm,
-            },
-            visual_tokenizer=str(visual_tokenizer),
-            text_tokenizer=str(NANO),
-            model={"depth_transformer": size.heads, "shared_classifier": size.codebook["shared_codebook"]},
-        ),
-    )
-
-
-def make_objective(recipe: Recipe, size: Size, device: str | torch.device) -> MllmObjective:
-    """The model, the same weights each time, within what the trainer trains."""
-    torch.manual_seed(0)
-    objective = cast(MllmObjective, build_objective(recipe))
-    objective.set_attention(recipe.run.attention)
-    objective.model.language_model.resize_token_embeddings(size.vocabulary, mean_resizing=False)
-    return objective.to(device).train()
-
-
-def make_records(size: Size) -> list[Record]:
-    """The records of the step, in random order."""
-    rng = np.random.default_rng(0)
-    image_of = made_up_codes(size.side, size.codebook["depth"], size.codebook["num_codes"])
-    kinds = [kind for kind, share in WEIGHTS.items() for _ in range(round(share * size.records))]
-    records = [
-        Record(f"{number}", conversation(kind, rng, image_of, size.longest_chat))
-        for number, kind in enumerate(kinds)
-    ]
-    return [records[number] for number in rng.permutation(len(records))]
-
-
-def packed(objective: Any, examples: Sequence[Any], size: Size) -> list[dict[str, Any]]:
-    """Micro-batches of packed rows."""
-    rows = shuffled_rows([len(one.input_ids) for one in examples], size.pack_length, seed=0, window=0)
-    filled = [[examples[number] for number in row] for row in rows]
-    return [
-        objective.collate_packed(filled[start : start + size.rows], size.pack_length)
-        for start in range(0, len(filled), size.rows)
-    ]
-
-
-def prepared(objective: Any, size: Size) -> list[Any]:
-    return [objective.prepare(record, draw) for draw, record in enumerate(make_records(size))]
 
 
 # --- the steps ----------------------------------------
@@ -207,10 +67,6 @@ def prepared(objective: Any, size: Size) -> list[Any]:
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def to_device(batch: dict[str, Any], device: str | torch.device) -> dict[str, Any]:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def autocast(size: Size, device: str) -> torch.autocast:
@@ -224,21 +80,11 @@ def build_bare(size: Size, folder: Path) -> Step:
     optimizer = build_optimizer(objective, recipe.optimizer)
     examples = prepared(objective, size)
 
-    def step() -> Losses:
-        batches = packed(objective, examples, size)
-        counts = total_counts(objective, batches)
-        sums: dict[str, Any] = dict.fromkeys(counts, 0.0)
-        for batch in batches:
-            with autocast(size, device):
-                terms = objective(**to_device(batch, device))
-            torch.stack([t.total * t.weight / counts[name] for name, t in terms.items()]).sum().backward()
-            sums = {name: total + terms[name].total.detach() for name, total in sums.items()}
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), CLIPPING)
-        optimizer.step()
-        optimizer.zero_grad()
-        return {name: float(total) / counts[name] for name, total in sums.items()}
+    def losses(batch: dict[str, Any]) -> dict[str, Tensor]:
+        with autocast(size, device):
+            return {name: term.total for name, term in objective(**to_device(batch, device)).items()}
 
-    return step
+    return lambda: update(objective, optimizer, packed(objective, examples, size), losses)
 
 
 def build_plain(size: Size, folder: Path) -> Step:
@@ -247,23 +93,37 @@ def build_plain(size: Size, folder: Path) -> Step:
     objective = make_objective(recipe, size, device)
     model, examples = objective.model, prepared(objective, size)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=0.0)
+    starts = range(0, len(examples), size.padded)
+
+    def losses(batch: dict[str, Any]) -> dict[str, Tensor]:
+        with autocast(size, device):
+            return plain_losses(model, **to_device(batch, device))
 
     def step() -> Losses:
-        starts = range(0, len(examples), size.padded)
         batches = [objective.collate(examples[start : start + size.padded]) for start in starts]
-        counts = total_counts(objective, batches)
-        sums: dict[str, Any] = dict.fromkeys(counts, 0.0)
-        for batch in batches:
-            with autocast(size, device):
-                losses = plain_losses(model, **to_device(batch, device))
-            torch.stack([loss / counts[name] for name, loss in losses.items()]).sum().backward()
-            sums = {name: total + losses[name].detach() for name, total in sums.items()}
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
-        optimizer.step()
-        optimizer.zero_grad()
-        return {name: float(total) / counts[name] for name, total in sums.items()}
+        return update(objective, optimizer, batches, losses)
 
     return step
+
+
+def update(
+    objective: MllmObjective,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[dict[str, Any]],
+    losses_of: Callable[[dict[str, Any]], dict[str, Tensor]],
+) -> Losses:
+    """One optimizer step on the means of summed losses over all batches; returns the means."""
+    counted = [objective.target_counts(batch) for batch in batches]
+    counts = {name: sum(counts[name] for counts in counted) for name in counted[0]}
+    sums: dict[str, Any] = dict.fromkeys(counts, 0.0)
+    for batch in batches:
+        losses = losses_of(batch)
+        torch.stack([loss / counts[name] for name, loss in losses.items()]).sum().backward()
+        sums = {name: total + losses[name].detach() for name, total in sums.items()}
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), CLIPPING)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {name: float(total) / counts[name] for name, total in sums.items()}
 
 
 def plain_losses(
@@ -286,13 +146,13 @@ def plain_losses(
     losses = {"text": functional.cross_entropy(logits.flatten(0, 1), text.flatten(), reduction="sum")}
     if codes is None:
         return losses
-    drawn, at = labels[input_ids.eq(image)].eq(image), states[:, :-1][following.eq(image)]
+    targets_of, at = labels[input_ids.eq(image)].eq(image), states[:, :-1][following.eq(image)]
     for name, head, codebook in (
         ("pixel", model.pixel_head, model.pixel_codebook),
         ("semantic", model.semantic_head, model.semantic_codebook),
     ):
         assert head is not None  # neither branch is left out
-        targets = getattr(codes, name).flatten(0, 1)[drawn]
+        targets = getattr(codes, name).flatten(0, 1)[targets_of]
         outputs = head(at, targets, codebook)
         every = torch.stack([head.classify(outputs[:, d], d) for d in range(head.depth)], dim=1).float()
         losses[name] = functional.cross_entropy(every.flatten(0, 1), targets.flatten(), reduction="sum")
@@ -300,34 +160,53 @@ def plain_losses(
     return losses
 
 
-def total_counts(objective: MllmObjective, batches: Sequence[dict[str, Any]]) -> Losses:
-    counted = [objective.target_counts(batch) for batch in batches]
-    return {name: sum(counts[name] for counts in counted) for name in counted[0]}
+class PackedRecords:
+    """A run's stream that gives the same packed rows at every step."""
+
+    def __init__(self, objective: MllmObjective, size: Size) -> None:
+        self.size, self.examples = size, prepared(objective, size)
+
+    def run(self, objective: MllmObjective, start: int) -> Iterator[StreamBatch]:
+        for batch in packed(objective, self.examples, self.size):
+            yield StreamBatch(batch, [], torch.zeros_like(batch["input_ids"]))
+
+    batches = run
+
+
+class LastMetrics(Callback):
+    """Keeps the numbers of the newest log line."""
+
+    def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
+        self.metrics = metrics
 
 
 def build_trainer(size: Size, folder: Path, world: World) -> Step:
     """The trainer's own step, on the same packed rows."""
     recipe = make_recipe(size, folder)
     objective = make_objective(recipe, size, world.device)
-    examples = prepared(objective, size)
-    accumulation = len(packed(objective, examples, size))
-    source_ids = torch.zeros(size.rows, size.pack_length, dtype=torch.long)
-    recipe = replace(recipe, run=replace(recipe.run, gradient_accumulation_steps=accumulation))
-    engine, _ = trainer._initialise_engine(recipe, world, objective)
-    guard = StepGuard(engine, engine.basic_optimizer, world, folder, spike_factor=10.0, max_skipped=1)
-    beside = trainer.BesideEngine(objective, None, cast(Any, None), guard)
-    meter, window, throughput = LossMeter(world, ["mixture"]), LossWindow(world), Throughput(world)
-    engine.train()
+    stream = PackedRecords(objective, size)
+    accumulation = len(list(stream.run(objective, 0)))
+    recipe = replace(recipe, run=replace(recipe.run, gradient_accumulation_steps=accumulation, log_every=1))
+    engine, _ = initialise_engine(recipe, world, objective)
+    trainer = Trainer(
+        recipe=recipe,
+        world=world,
+        objective=objective,
+        engine=engine,
+        stream=cast(Any, stream),
+        metrics=Metrics(world),
+        step=0,
+        last_step=0,
+    )
+    last = LastMetrics()
+    guard = StepGuard(engine, folder, spike_factor=10.0, max_skipped=1)
+    trainer.callbacks = [guard, LossMetrics(["mixture"]), Throughput(world), last]
 
     def step() -> Losses:
-        batches = [
-            StreamBatch(batch, [], source_ids[: len(batch["input_ids"])])
-            for batch in packed(objective, examples, size)
-        ]
-        skipped = trainer._step(recipe, world, engine, beside, meter, window, throughput, 0, batches)
-        assert skipped is None, skipped
-        throughput.read()
-        return {name: mean for name, mean in meter.read(1).items() if "/" not in name}
+        trainer.last_step += 1
+        trainer.fit()
+        losses = {name: n for name, n in last.metrics.items() if name.startswith("loss/")}
+        return {name.removeprefix("loss/"): n for name, n in losses.items() if name.count("/") == 1}
 
     return step
 
@@ -335,7 +214,7 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
 # --- what is reported ----------------------------------------
 
 
-def figures(size: Size, folder: Path, seconds: float) -> dict[str, float]:
+def data_metrics(size: Size, folder: Path, seconds: float) -> dict[str, float]:
     """Real tokens a step, what packing and padding fill, and the share of a step that its data takes.
 
     That share is of templates, text tokens, packing and collating in the training process itself; loader
@@ -349,11 +228,11 @@ def figures(size: Size, folder: Path, seconds: float) -> dict[str, float]:
     waiting = time.perf_counter() - start
     lengths = [len(example.input_ids) for example in examples]
     batches = [lengths[start : start + size.padded] for start in range(0, len(lengths), size.padded)]
-    places = sum(batch["input_ids"].numel() for batch in rows)
+    positions = sum(batch["input_ids"].numel() for batch in rows)
     return {
         "tokens": sum(lengths),
         "tokens_per_second": round(sum(lengths) / seconds, 1),
-        "fill_share": round(sum(lengths) / places, 4),
+        "fill_share": round(sum(lengths) / positions, 4),
         "plain_fill_share": round(sum(lengths) / sum(len(batch) * max(batch) for batch in batches), 4),
         "data_share": round(waiting / (waiting + seconds), 4),
     }
@@ -388,7 +267,7 @@ def main() -> None:
             write_visual_tokenizer(folder, size)
             cases += against_plain(size, folder, args.repeats)
         first, folder = SIZES[args.size][0], Path(temporary) / "0"
-        data = figures(first, folder, cases[0]["seconds"])
+        data = data_metrics(first, folder, cases[0]["seconds"])
         cases.append(trainer_against_bare(first, folder, args.repeats))
     report("train_step", cases, data=data)
 

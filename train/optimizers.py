@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
+from .backend.deepspeed import build_muon
 from .config.optimizer import OptimizerConfig
 from .config.schedule import ScheduleConfig
 
@@ -80,13 +81,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.muon_lr is None:
         return torch.optim.AdamW(groups, **adamw)
-    # Imported here: DeepSpeed prepares Muon's kernels on import.
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    if not torch.cuda.is_available():
-        # DeepSpeed compiles its Newton-Schulz iteration, which on a CPU takes a C++ compiler.
-        torch.compiler.set_stance("force_eager")
-    return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=adamw)
+    return build_muon(groups, adamw)
 
 
 def divides_alike(model: nn.Module, one: OptimizerConfig, other: OptimizerConfig) -> bool:

@@ -35,8 +35,8 @@ with tempfile.TemporaryDirectory() as temporary:
         "trainer": benchmark.build_trainer(tiny, folder, world),
     }
     losses = {name: [step() for _ in range(3)] for name, step in steps.items()}
-    figures = benchmark.figures(tiny, folder, 1.0)
-print(json.dumps({"losses": losses, "figures": figures}))
+    metrics = benchmark.data_metrics(tiny, folder, 1.0)
+print(json.dumps({"losses": losses, "metrics": metrics}))
 """
 
 
@@ -61,9 +61,9 @@ def test_all_steps_learn_the_same(measured: dict):
     assert losses["bare"][2]["text"] < losses["bare"][0]["text"]
 
 
-def test_figures_are_shares_of_the_same_tokens(measured: dict):
-    figures = measured["figures"]
-    assert figures["tokens_per_second"] == figures["tokens"]
-    assert 0 < figures["plain_fill_share"] < 1
-    assert 0 < figures["fill_share"] <= 1
-    assert 0 < figures["data_share"] < 1
+def test_data_metrics_are_shares_of_the_same_tokens(measured: dict):
+    metrics = measured["metrics"]
+    assert metrics["tokens_per_second"] == metrics["tokens"]
+    assert 0 < metrics["plain_fill_share"] < 1
+    assert 0 < metrics["fill_share"] <= 1
+    assert 0 < metrics["data_share"] < 1

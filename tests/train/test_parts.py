@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,13 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import assistant, image_part, question_turns, user
 from dualtoken.mllm import normalise_messages
 from dualtoken.train.backend.distributed import World
-from dualtoken.train.callbacks.loss_meter import LossMeter
+from dualtoken.train.callbacks.losses import require_finite_losses
 from dualtoken.train.callbacks.monitors import Monitor
 from dualtoken.train.callbacks.weight_average import WeightAverage
 from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.run import RunConfig
 from dualtoken.train.config.schedule import ScheduleConfig
-from dualtoken.train.objectives.base import LossTerm
+from dualtoken.train.metrics import Metrics
 from dualtoken.train.objectives.mllm import shuffle_question_turns
 from dualtoken.train.objectives.tokenizer.reconstruction import distillation_loss, gradient_loss
 from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
@@ -118,22 +121,36 @@ def test_losses_vanish_for_a_perfect_copy_and_only_then() -> None:
     assert gradient_loss(image.roll(1, -1), image).min() > 0.01
 
 
-def test_the_meter_gives_means_over_targets_not_over_batches() -> None:
-    meter = LossMeter(ALONE)
+def test_metrics_are_means_over_targets_not_over_batches() -> None:
+    metrics = Metrics(ALONE)
     for values in ([1.0, 2.0, 3.0], [10.0]):
-        meter.add({"text": LossTerm(torch.tensor(values).sum())})
-    meter.add_counts({"text": 4.0})
-    assert meter.read(1) == {"text": 4.0}
-    meter.add({"text": LossTerm(torch.tensor(5.0))})
-    meter.add_counts({"text": 1.0})
-    assert meter.read(2) == {"text": 5.0}  # reading starts anew
+        metrics.record("loss/text", torch.tensor(values).sum(), float(len(values)))
+    assert metrics.read(reset=False) == {"loss/text": 4.0}
+    assert metrics.read() == {"loss/text": 4.0}
+    metrics.record("loss/text", torch.tensor(5.0), 1.0)
+    assert metrics.read() == {"loss/text": 5.0}  # reading starts anew
+    assert metrics.read() == {}
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_named() -> None:
-    meter = LossMeter(ALONE)
-    meter.add({"text": LossTerm(torch.tensor(1.0)), "pixel": LossTerm(torch.tensor(float("nan")))})
+def test_metrics_are_reduced_as_recorded() -> None:
+    metrics = Metrics(ALONE)
+    for value in (3.0, 5.0, 4.0):
+        metrics.record("sum", value, reduce="sum")
+        metrics.record("max", value, reduce="max")
+        metrics.record("last", value, reduce="main")
+        metrics.record(["a", "b"], torch.tensor([value, 0.0]), torch.tensor([2.0, 0.0]))
+    metrics.record("none", 0.0, 0.0)
+    # Of several names those without a target are left out, such as a source that was not drawn.
+    assert metrics.read() == {"sum": 12.0, "max": 5.0, "last": 4.0, "a": 2.0, "none": 0.0}
+
+
+def test_a_non_finite_loss_stops_the_run_and_is_named() -> None:
+    metrics = Metrics(ALONE)
+    metrics.record("loss/text", torch.tensor(1.0), 1.0)
+    metrics.record("loss/pixel", torch.tensor(float("nan")), 1.0)
+    metrics.record("gradient_norm", math.nan, reduce="main")
     with pytest.raises(UserError, match=r"^loss/pixel became .* step 7"):
-        meter.check(7)
+        require_finite_losses(metrics.read(), 7)
 
 
 def test_average_of_weights() -> None:
@@ -155,10 +172,11 @@ def test_average_of_weights() -> None:
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
+    recipe: Any = SimpleNamespace(output=str(tmp_path), run=RunConfig(steps=8))
     for start, stop in ((0, 6), (3, 8)):
-        monitor = Monitor(tmp_path, ALONE, 8, start, samples_per_step=1)
+        monitor = Monitor(recipe, ALONE, start, samples_per_step=1)
         for step in range(start + 1, stop + 1):
-            monitor.log(step, {"text": float(start)}, {})
+            monitor.log(step, {"loss/text": float(start)})
         monitor.close()
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [int(line.split('"step": ')[1].split(",")[0]) for line in lines] == list(range(1, 9))

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 
 from ...common.errors import UserError, first_line, one_line
-from ..callbacks.hang_guard import is_lost_connection
 from .checkpoint_files import (
     BESIDE,
     BEST,
@@ -33,12 +32,13 @@ from .checkpoint_files import (
     fault,
     flush_to_disk,
     is_checkpoint,
+    not_written,
     read_beside,
     write_best,
     write_state,
 )
-from .deepspeed_internals import recorded_writing
-from .distributed import World
+from .deepspeed import recorded_writing
+from .distributed import World, is_lost_connection
 
 _PARTIAL = ".partial"
 _LEFTOVER = re.compile(rf"{STEP_NAME.pattern}(\.old)?\{_PARTIAL}")
@@ -148,16 +148,16 @@ class Checkpoints:
 
     def _write(self, engine: Any, partial: Path, beside: dict[str, Any]) -> Written:
         """This rank's files of a checkpoint, on the disk."""
-        with recorded_writing(engine.checkpoint_engine) as record:
+        with recorded_writing(engine) as record:
             engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        written = Written(error=next(iter(record.errors), None))
-        if written.error is not None:
-            return written
+        if record.errors:
+            return Written(error=not_written(record.errors[0]))
+        written = Written()
 
         def finish() -> None:
             if self.world.is_main:
-                record.files.extend(self._write_beside(partial, beside))
-            for path in record.files:
+                record.paths.extend(self._write_beside(partial, beside))
+            for path in record.paths:
                 written.checksums[path.relative_to(partial).as_posix()] = checksum(path)
                 flush_to_disk(path)
 

@@ -187,10 +187,15 @@ def attempt(action: Callable[[], Any]) -> str | None:
     try:
         action()
     except (OSError, RuntimeError) as error:
-        reason = first_line(error)
-        # How torch says that fewer bytes arrived than it wrote.
-        return f"a file could not be written in full: {reason}" if "inline_container" in reason else reason
+        return not_written(error)
     return None
+
+
+def not_written(error: OSError | RuntimeError) -> str:
+    """Why a file could not be written, in one line."""
+    reason = first_line(error)
+    # How torch reports that fewer bytes arrived than it wrote.
+    return f"a file could not be written in full: {reason}" if "inline_container" in reason else reason
 
 
 def _optional_count(found: Mapping[str, Any], name: str, where: Path, most: int = 2**53) -> int | None:

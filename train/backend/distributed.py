@@ -1,4 +1,4 @@
-"""Processes: one by hand, or many under ``deepspeed`` or ``torchrun``."""
+"""The processes of a run: one started by hand, or many under ``deepspeed`` or ``torchrun``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 
 from ...common.errors import UserError
-from .accelerator import name_accelerator
-from .deepspeed_internals import without_shared_memory_operator
+from .deepspeed import join_processes, leave_processes
 
 T = TypeVar("T")
+
+#: Words in what communication raises when another process is gone or late.
+_FAULTS = ("gloo", "nccl", "timed out", "timeout", "connection", "socket", "process group", "peer")
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,6 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
     DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
     process.
     """
-    name_accelerator()
-    import deepspeed
-
-    without_shared_memory_operator()
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()
@@ -89,7 +87,7 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
     if threads:
         torch.set_num_threads(threads)
     use_cuda = torch.cuda.is_available()
-    deepspeed.init_distributed(dist_backend="nccl" if use_cuda else "gloo", timeout=timeout, verbose=False)
+    join_processes("nccl" if use_cuda else "gloo", timeout)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -100,11 +98,15 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
 
 
 def leave_world() -> None:
-    """Leave the process group: a process that ends within it is now and then aborted by its threads, with its
+    """Leave the process group: a process that ends within it is sometimes aborted by its threads, with its
     work done. Not for the end of a failed one: that would wait for others, which may be stuck."""
-    import deepspeed
+    leave_processes()
 
-    deepspeed.comm.destroy_process_group()
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether communication raised it, because another process is gone or late."""
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _FAULTS)
 
 
 def _keep_freed_memory() -> None:
@@ -113,14 +115,10 @@ def _keep_freed_memory() -> None:
     Batches of changing length otherwise spend a quarter of a CPU step on page faults. Does nothing where the
     C library is not glibc.
     """
-    no_mmap, no_trim, top_pad = (
-        (-4, 0),
-        (-1, 2**31 - 1),
-        (-2, 2**28),
-    )  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        for parameter, value in (no_mmap, no_trim, top_pad):
+        # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
             mallopt(parameter, value)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from ...common.errors import UserError, first_line, one_line
+from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import atomic_folder
 from ..config.reading import parse_recipe
 from ..config.recipe import Recipe, save_resolved
@@ -113,9 +114,32 @@ def export_checkpoint(
         raise UserError(
             f"{checkpoint} does not fit the model of its recipe, or is damaged: {first_line(error)}"
         ) from error
+    _write(objective, recipe, output, dtype or recipe.run.export_dtype)
+
+
+def export_trained(objective: Objective, checkpoint: Path, recipe: Recipe, output: Path) -> None:
+    """Write the model at the end of its run; ``output`` is replaced.
+
+    checkpoint: the run's last one.
+    """
+    try:
+        if recipe.run.zero_stage == 3:  # no process holds complete weights; the last checkpoint's files do
+            export_checkpoint(checkpoint, recipe, output)
+        else:
+            _write(objective, recipe, output, recipe.run.export_dtype)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"The training is done, as {checkpoint.name} holds it, but the model could not be written to "
+            f"{shown(str(output))} ({shown(first_line(error))}): make room and start the run again, which "
+            "then only writes the model"
+        ) from error
+
+
+def _write(objective: Objective, recipe: Recipe, output: Path, dtype: str) -> None:
+    """The model in its public format, complete or not at all."""
     objective.eval()
     with atomic_folder(output) as temporary:
-        objective.export(temporary, DTYPES[dtype or recipe.run.export_dtype])
+        objective.export(temporary, DTYPES[dtype])
         save_resolved(recipe, temporary / RECIPE)
 
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed's files of a checkpoint hold, as whole tensors by parameter name, whatever the ZeRO stage.
+"""What DeepSpeed's files of a checkpoint hold, as complete tensors by parameter name, at every ZeRO stage.
 
 The files are mapped, not read: a tensor is in memory only once it is asked for. Nothing in them is executed.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,10 +16,17 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UserError, first_line
-from .accelerator import name_accelerator
+from .deepspeed import (
+    MASTER,
+    MODEL_FILES,
+    OPTIMIZER_FILES,
+    classes_in_files,
+    frozen_weights,
+    model_file,
+    optimizer_pieces,
+    trained_shapes,
+)
 
-#: Key of a parameter's fp32 master weights beside those of its optimizer state.
-MASTER = "fp32"
 #: Keys with as many numbers as the parameter, divided as it is: AdamW's moments. Muon's momentum is not.
 DIVIDED = (MASTER, "exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
@@ -45,22 +51,15 @@ class OptimizerState:
         self._pieces: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         self.common: dict[str, dict[str, Any]] = defaultdict(dict)
         self.others: set[str] = set()
-        self.shapes = {
-            name: shape
-            for group in _model_state(folder, stage)["param_shapes"]
-            for name, shape in group.items()
-        }
-        files = _by_rank(folder, "*_optim_states.pt")
+        groups = trained_shapes(load_file(model_file(folder, stage)))
+        self.shapes = {name: shape for group in groups for name, shape in group.items()}
+        files = _by_rank(folder, OPTIMIZER_FILES)
         for file in files:
-            saved = load_file(file)["optimizer_state_dict"]
-            parts = (
-                _divided_by_group(saved) if stage < 3 else _divided_by_parameter(saved, folder, len(files))
-            )
-            for name, flat, start, length in parts:
-                self._take(name, flat, start, length)
+            for name, vectors, start, length in optimizer_pieces(load_file(file), stage, groups, len(files)):
+                self._take(name, vectors, start, length)
 
-    def _take(self, name: str, flat: dict[str, Any], start: int, length: int) -> None:
-        for key, value in flat.items():
+    def _take(self, name: str, vectors: dict[str, Any], start: int, length: int) -> None:
+        for key, value in vectors.items():
             if key in DIVIDED:
                 self._pieces[name][key].append(value.narrow(0, start, length))
             elif isinstance(value, Tensor) and value.dim():
@@ -82,16 +81,12 @@ def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
     Up to stage 2 as they were used; at stage 3 trained parameters are the fp32 masters, of which those used
     are the rounded copies.
     """
-    state = _model_state(folder, stage)
+    state = load_file(model_file(folder, stage))
     if stage < 3:
-        return state["module"]
+        weights: dict[str, Tensor] = state["module"]
+        return weights
     weights = {name: state["module"][name] for name in state["buffer_names"]}
-    fragments = [
-        load_file(file)["frozen_param_fragments"] or {} for file in _by_rank(folder, "*_model_states.pt")
-    ]
-    for name, shape in (state["frozen_param_shapes"] or {}).items():
-        whole = torch.cat([fragment[name].flatten() for fragment in fragments])
-        weights[name] = whole[: prod(shape)].view(shape)
+    weights |= frozen_weights([load_file(file) for file in _by_rank(folder, MODEL_FILES)])
     trained = OptimizerState(folder, stage)
     for name, shape in trained.shapes.items():
         weights[name] = trained.whole(name, MASTER).view(shape)
@@ -107,15 +102,8 @@ def load_file(file: Path, mapped: bool = True) -> Any:
     Errors:
         UnreadableFile for one that is torn, or holds anything but tensors and DeepSpeed's own few classes.
     """
-    name_accelerator()
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
     try:
-        with torch.serialization.safe_globals(
-            [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-        ):
+        with torch.serialization.safe_globals(classes_in_files()):
             return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
     except UnpicklingError:
         reason = "it holds Python objects, which are never loaded"
@@ -124,34 +112,8 @@ def load_file(file: Path, mapped: bool = True) -> Any:
     raise UnreadableFile(file, reason)
 
 
-def _model_state(folder: Path, stage: int) -> dict[str, Any]:
-    return load_file(folder / f"{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt")
-
-
 def _by_rank(folder: Path, pattern: str) -> list[Path]:
     files = {int(match[1]): file for file in folder.glob(pattern) if (match := _RANK.search(file.name))}
     if sorted(files) != list(range(len(files))) or not files:
         raise UserError(f"{folder} has files {pattern} of the ranks {sorted(files)} only; it is not complete")
     return [files[rank] for rank in sorted(files)]
-
-
-def _divided_by_group(saved: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """One rank's pieces at stage 1 and 2: each group of parameters is one vector, cut at equal distances."""
-    for number, places in enumerate(saved["param_slice_mappings"]):
-        state = saved["base_optimizer_state"]["state"].get(number, {})
-        flat = {MASTER: saved["single_partition_of_fp32_groups"][number], **state}
-        for name, place in places.items():
-            yield name, flat, place.start, place.numel
-
-
-def _divided_by_parameter(
-    saved: dict[str, Any], folder: Path, ranks: int
-) -> Iterator[tuple[str, dict[str, Any], int, int]]:
-    """One rank's pieces at stage 3: each parameter is cut by itself, the last piece padded."""
-    for number, shapes in enumerate(_model_state(folder, 3)["param_shapes"]):
-        state = saved["optimizer_state_dict"]["state"].get(number, {})
-        flat, start = {MASTER: saved["fp32_flat_groups"][number], **state}, 0
-        for name, shape in shapes.items():
-            length = ceil(prod(shape) / ranks)
-            yield name, flat, start, length
-            start += length

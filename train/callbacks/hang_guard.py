@@ -1,8 +1,8 @@
 """No run hangs: a process that is stuck ends with an error that names its rank and what it was doing.
 
-Collectives over gloo give up by themselves after the process group's time-out, with an error that says
-nothing about where; those over NCCL are ended by a thread of its own that kills the process, and a stuck data
-loader is ended by nobody. So the loop names every phase before it enters it, and a thread looks at the clock.
+Collectives over gloo give up by themselves after the process group's time-out, with an error that does not
+name the place; those over NCCL are ended by a thread that kills the process, and nothing ends a stuck data
+loader. So every phase is named before it is entered, and a thread looks at the clock.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-#: What communication raises when another process is gone or late.
-_FAULTS = ("gloo", "nccl", "timed out", "timeout", "connection", "socket", "process group", "peer")
+from ..backend.distributed import is_lost_connection
+from .base import Callback, TrainState
 
 
-class HangGuard:
+class HangGuard(Callback):
     """Knows the phase that this process is in, and ends the process when one lasts too long.
 
     Args:
@@ -39,9 +39,20 @@ class HangGuard:
         """What comes now, such as "step 12: forward and backward"."""
         self._phase, self._since = phase, time.monotonic()
 
+    def before_step(self, state: TrainState) -> None:
+        self.enter(f"step {state.step + 1}: waiting for data")
+
+    def after_loading(self, state: TrainState) -> None:
+        self.enter(f"step {state.step + 1}: forward, backward and update")
+
+    def after_step(self, state: TrainState) -> None:
+        self.enter(f"step {state.step}: log, validation and checkpoint")
+
+    on_skipped_step = after_step
+
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it an error of communication tells rank and phase; on leaving, the watch ends."""
+        """Within it an error of communication names rank and phase; on leaving, the watch ends."""
         try:
             yield
         except RuntimeError as error:
@@ -63,17 +74,11 @@ class HangGuard:
                 print(
                     f"error: rank {self.rank} has been in phase '{self._phase}' for {waited:.0f} s; "
                     "run.timeout_minutes is the limit. Another process died or is stuck, or the data do not "
-                    "come. The newest checkpoint is whole: start the run again",
+                    "come. The newest checkpoint is complete: start the run again",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(1)  # the main thread is stuck in a call that no exception reaches
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether communication raised it, because another process is gone or late."""
-    text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _FAULTS)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar with losses, samples/s and time left; TensorBoard; a
+"""What a run reports: a progress bar with losses, samples/s and time left; TensorBoard; Weights & Biases; a
 JSON-lines log."""
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ from tqdm import tqdm
 from ...common.files import atomic_file
 from ...common.json_files import JsonError, parse_json
 from ..backend.distributed import World
+from ..config.recipe import Recipe, plain_recipe
+from .base import Callback, TrainState
+from .losses import PREFIX
 
 
-class Monitor:
-    """Reports steps on the main rank; silent on the others.
+class Monitor(Callback):
+    """Reports steps on the main process; silent on the others.
 
     ``log.jsonl`` holds one object per logged step and is the source of the reference curves; on resume,
     lines of steps that will be done again are dropped.
+
+    Args:
+        start: steps done before.
+        samples_per_step: over all processes.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        total_steps: int,
-        start: int,
-        samples_per_step: int,
-        wandb_project: str | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, world: World, start: int, samples_per_step: int) -> None:
         self.active = world.is_main
         self.samples_per_step = samples_per_step
         self._last = (start, time.perf_counter())
@@ -43,30 +42,40 @@ class Monitor:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        folder = Path(recipe.output)
         self.path = folder / "log.jsonl"
         self.validation_path = folder / "validation.jsonl"
         for path in (self.path, self.validation_path):
-            self._drop_lines_after(path, start)
+            _drop_lines_after(path, start)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
         self.bar = tqdm(
-            total=total_steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0
+            total=recipe.run.steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0
         )
-        self.wandb = None if wandb_project is None else _open_wandb(wandb_project, folder)
+        self.wandb = None if recipe.run.wandb_project is None else _open_wandb(recipe, folder)
 
-    @staticmethod
-    def _drop_lines_after(path: Path, start: int) -> None:
-        if not path.exists():
-            return
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        kept = [line for line in lines if line and _step_of(line) <= start]
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def advance(self) -> None:
+    def after_step(self, state: TrainState) -> None:
         if self.active:
             self.bar.update()
 
-    def log(self, step: int, losses: dict[str, float], others: dict[str, float], summary: str = "") -> None:
+    def on_skipped_step(self, state: TrainState) -> None:
+        self.message(state.skipped or "")
+        self.after_step(state)
+
+    def on_log(self, state: TrainState) -> None:
+        rate = float(state.engine.get_lr()[0])
+        others = {"learning_rate": rate, **state.objective.extra_metrics(), **state.stream.metrics()}
+        for name, value in others.items():
+            state.metrics.record(name, value, reduce="main")
+
+    def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
+        summary = " ".join(filter(None, (state.objective.summary(), state.stream.summary())))
+        self.log(state.step, metrics, summary)
+        self._warn(state.step, state.objective.alarms())
+
+    def on_train_end(self, state: TrainState) -> None:
+        self.close()
+
+    def log(self, step: int, metrics: dict[str, float], summary: str = "") -> None:
         """Write the metrics of optimizer step ``step`` (the number of steps done)."""
         if not self.active:
             return
@@ -74,23 +83,24 @@ class Monitor:
         now = time.perf_counter()
         rate = (step - previous) * self.samples_per_step / max(now - since, 1e-9)
         self._last = (step, now)
-        values: dict[str, Any] = {"step": step, **{f"loss/{k}": v for k, v in losses.items()}, **others}
-        values["samples_per_second"] = rate
-        self._write(self.path, values)
+        self._write(self.path, {"step": step, **metrics, "samples_per_second": rate})
+        losses = {key.removeprefix(PREFIX): n for key, n in metrics.items() if key.startswith(PREFIX)}
         shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items() if "/" not in name)
         self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
 
-    def log_validation(self, step: int, losses: dict[str, float], drawings: dict[str, Path]) -> None:
-        """Write held-out losses into ``validation.jsonl``, and show the drawings (PNG files) by prompt."""
+    def log_validation(self, step: int, losses: dict[str, float], images: dict[str, Path]) -> None:
+        """Write held-out losses into ``validation.jsonl`` and show generated images (PNG files) by prompt."""
         if not self.active:
             return
-        values = {"step": step, **{f"validation/{name}": value for name, value in losses.items()}}
-        self._write(self.validation_path, values)
-        for prompt, path in drawings.items():
+        self._write(
+            self.validation_path, {"step": step, **{f"validation/{name}": n for name, n in losses.items()}}
+        )
+        for prompt, path in images.items():
             with Image.open(path) as image:
-                self.board.add_image(f"drawing/{prompt}", np.asarray(image), step, dataformats="HWC")
+                pixels = np.asarray(image)
+            self.board.add_image(f"generated/{prompt}", pixels, step, dataformats="HWC")
             if self.wandb is not None:
-                self.wandb.log({f"drawing/{prompt}": _wandb_image(path)}, step=step)
+                self.wandb.log({f"generated/{prompt}": _wandb_image(pixels)}, step=step)
         if losses:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self.message(f"step {step}: validation: {shown}")
@@ -105,7 +115,7 @@ class Monitor:
         if self.wandb is not None:
             self.wandb.log(values, step=values["step"])
 
-    def warn(self, step: int, alarms: dict[str, str]) -> None:
+    def _warn(self, step: int, alarms: dict[str, str]) -> None:
         """Print alarms that were not there at the last log line."""
         for key in alarms.keys() - self._alarms:
             self.message(f"step {step}: warning: {alarms[key]}")
@@ -123,19 +133,13 @@ class Monitor:
                 self.wandb.finish()
 
 
-def _open_wandb(project: str, folder: Path) -> Any:
-    """A run of Weights & Biases that goes on when this one does."""
-    import wandb
-
-    # The id follows from the folder, so a resumed run draws on into the same curves.
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, name=folder.name, id=name, dir=str(folder), resume="allow")
-
-
-def _wandb_image(path: Path) -> Any:
-    import wandb
-
-    return wandb.Image(str(path))
+def _drop_lines_after(path: Path, start: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept = [line for line in lines if line and _step_of(line) <= start]
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _step_of(line: str) -> int:
@@ -143,3 +147,25 @@ def _step_of(line: str) -> int:
         return int(parse_json(line)["step"])
     except (JsonError, KeyError, TypeError, ValueError, OverflowError):  # a line torn by a killed run
         return 1 << 62
+
+
+def _open_wandb(recipe: Recipe, folder: Path) -> Any:
+    """A run of Weights & Biases with the recipe, which is resumed when this one is."""
+    import wandb
+
+    # The id follows from the folder, so a resumed run continues the same curves.
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=recipe.run.wandb_project,
+        name=folder.name,
+        id=name,
+        dir=str(folder),
+        resume="allow",
+        config=plain_recipe(recipe),
+    )
+
+
+def _wandb_image(pixels: np.ndarray) -> Any:
+    import wandb
+
+    return wandb.Image(pixels)

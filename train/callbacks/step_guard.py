@@ -1,8 +1,7 @@
-"""Steps that must not happen: a loss or gradient norm that is no number, or a norm far above the usual.
+"""Steps that must not happen: a non-finite loss or gradient norm, or a norm far above the usual.
 
 Such a step is skipped on all processes alike: neither weights nor the optimizer's state change, while the
-learning rate and the data go on as if it had been done. DeepSpeed computes the gradient norm inside its own
-step, so the guard sits where all ZeRO stages end: in the step of the optimizer that they wrap.
+learning rate and the data continue as if it had been done.
 """
 
 from __future__ import annotations
@@ -11,42 +10,34 @@ import json
 import math
 import statistics
 from collections import deque
-from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ...common.errors import UserError
-from ..backend.distributed import World
+from ..backend.deepspeed import ask_before_updates, zero_gradient_norm
+from .base import Callback, TrainState
 
 _HISTORY = 128  # norms whose median is "the usual"
 _ENOUGH = 16  # before so many are known, no norm is called a spike
 _SHOWN = 8  # record ids in the message; the file has them all
 
 
-class StepGuard:
+class StepGuard(Callback):
     """Judges every optimizer step of a run.
 
     Args:
         engine: DeepSpeed's engine.
-        optimizer: the optimizer that was given to it.
         folder: of the run; skipped steps are appended to ``skipped-steps.jsonl`` there.
         spike_factor: times the running median of the norms; 0 switches that off.
         max_skipped: UserError after so many skipped steps in a row.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        optimizer: torch.optim.Optimizer,
-        world: World,
-        folder: Path,
-        spike_factor: float,
-        max_skipped: int,
-    ) -> None:
-        self.engine, self.world, self.path = engine, world, folder / "skipped-steps.jsonl"
+    state_name = "guard"
+
+    def __init__(self, engine: Any, folder: Path, spike_factor: float, max_skipped: int) -> None:
+        self.engine, self.path = engine, folder / "skipped-steps.jsonl"
         self.spike_factor, self.max_skipped = spike_factor, max_skipped
         self.norm: float | None = None  # of the last step, before clipping
         self._norms: deque[float] = deque(maxlen=_HISTORY)
@@ -54,78 +45,60 @@ class StepGuard:
         self._finite = True
         self._fault: str | None = None
         self._judged = False
-        self._step = optimizer.step
-        guarded = wraps(optimizer.step)(partial(self._guarded_step))
-        guarded._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # torch warns without it
-        optimizer.step = guarded  # type: ignore[method-assign]
+        ask_before_updates(engine, self._is_allowed)
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        norm = {} if self.norm is None else {"gradient_norm": self.norm}
-        return {**norm, "skipped_steps": float(self._skipped)}
+    def before_update(self, state: TrainState) -> None:
+        self._judged, self._fault = False, None
+        non_finite = torch.stack(state.losses).isfinite().logical_not().sum().double()
+        self._finite = float(state.world.sum(non_finite)) == 0.0
+        if not self.engine.zero_optimization():  # every process holds all gradients, summed over processes
+            gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+            self.norm = float(torch.nn.utils.get_total_norm(gradients))
 
-    def step(self, losses: list[torch.Tensor], last: bool) -> None:
-        """``engine.step()`` after the backward pass of the newest of this step's micro-batch losses.
-
-        Args:
-            losses: of this rank, one per micro-batch so far.
-            last: whether the step's gradient is complete, so that the optimizer moves.
-        """
-        if last:
-            self._judged, self._fault = False, None
-            self._finite = self._finite_everywhere(losses)
-            if not self.engine.zero_optimization():
-                self.norm = self._norm_of_whole_gradients()
-        self.engine.step()
-        if last and not self._judged:  # DeepSpeed itself refused the norm, and left its schedule behind
+    def after_update(self, state: TrainState) -> None:
+        """Set ``state.skipped``. UserError on all processes when too many steps in a row were skipped."""
+        if not self._judged:  # DeepSpeed itself refused the norm, and left its schedule behind
             self.norm = math.nan
             self._judge()
             self.engine.lr_scheduler.step()
-
-    def accepted(self, step: int, micro_batches: list[list[str]], losses: list[torch.Tensor]) -> str | None:
-        """None when the last step was done, else a line on why it was skipped.
-
-        Args:
-            step: its number.
-            micro_batches: ids of this rank's records, by micro-batch.
-            losses: of this rank, by micro-batch.
-
-        Errors:
-            UserError on all ranks when too many steps in a row were skipped.
-        """
+        state.skipped = None
         if self._fault is None:
             self._in_a_row = 0
-            return None
+            return
         self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
-        ids = self._gather(micro_batches, losses)
-        if self.world.is_main:
+        ids, step = self._suspects(state), state.step + 1
+        if state.world.is_main:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "reason": self._fault, "records": ids}) + "\n")
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
-        line = f"step {step} skipped: {self._fault}; records: {shown or 'unknown'}"
+        state.skipped = f"step {step} skipped: {self._fault}; records: {shown or 'unknown'}"
         if self._in_a_row >= self.max_skipped:
             raise UserError(
                 f"{self._in_a_row} steps in a row were skipped, the last because {self._fault}; their "
                 f"records are in {self.path}, the checkpoints are from before: start again with a lower "
                 "optimizer.lr or optimizer.gradient_clipping, or look for broken numbers in those records"
             )
-        return line
+
+    def on_log(self, state: TrainState) -> None:
+        if self.norm is not None:
+            state.metrics.record("gradient_norm", self.norm, reduce="main")
+        state.metrics.record("skipped_steps", self._skipped, reduce="main")
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": list(self._norms), "skipped": self._skipped, "in_a_row": self._in_a_row}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._norms.extend(float(norm) for norm in state["norms"])
-        self._skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        if saved:
+            self._norms.extend(float(norm) for norm in saved["norms"])
+            self._skipped, self._in_a_row = int(saved["skipped"]), int(saved["in_a_row"])
 
-    def _guarded_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The optimizer's step, which ZeRO calls once for each of its groups."""
+    def _is_allowed(self) -> bool:
+        """Whether the optimizer may step; ZeRO asks once for each of its groups."""
         if not self._judged:
             if self.engine.zero_optimization():
-                norm = self.engine.optimizer._global_grad_norm
-                self.norm = None if norm is None else float(norm)
+                self.norm = zero_gradient_norm(self.engine)
             self._judge()
-        return self._step(*args, **kwargs) if self._fault is None else None
+        return self._fault is None
 
     def _judge(self) -> None:
         self._judged = True
@@ -144,22 +117,12 @@ class StepGuard:
         else:
             self._norms.append(norm)
 
-    def _finite_everywhere(self, losses: list[torch.Tensor]) -> bool:
-        wrong = torch.stack([loss.detach() for loss in losses]).isfinite().logical_not().sum().double()
-        return float(self.world.sum(wrong)) == 0.0
-
-    def _norm_of_whole_gradients(self) -> float:
-        """At stage 0 every rank holds all gradients, summed over ranks by the backward pass."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
-
-    def _gather(self, micro_batches: list[list[str]], losses: list[torch.Tensor]) -> list[str]:
-        """Ids of the micro-batches whose loss is no number, or else of all, over all ranks."""
-        wrong = [not bool(loss.isfinite()) for loss in losses]
-        chosen = wrong if not self._finite else [True] * len(losses)
-        own = [one for ids, use in zip(micro_batches, chosen, strict=True) if use for one in ids]
-        if self.world.size == 1:
-            return own
-        everyone: list[Any] = [None] * self.world.size
-        dist.all_gather_object(everyone, own)
-        return [one for ids in everyone for one in ids]
+    def _suspects(self, state: TrainState) -> list[str]:
+        """Ids of the records of micro-batches with a non-finite loss, or else of all, over all processes."""
+        own = [
+            one
+            for batch, loss in zip(state.micro_batches, state.losses, strict=True)
+            if self._finite or not bool(loss.isfinite())
+            for one in batch.record_ids
+        ]
+        return [one for ids in state.world.gather(own) for one in ids]

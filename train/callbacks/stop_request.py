@@ -1,4 +1,4 @@
-"""Leaving a run when the system asks for it: SIGTERM (preemption) and SIGINT (Ctrl-C) become a flag."""
+"""Ending a run when the system asks for it: SIGTERM (preemption) and SIGINT (Ctrl-C) become a flag."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ..backend.distributed import World
+from .base import Callback, TrainState
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers pass a signal on that the terminal has already sent to everyone: that is no second one.
+# Launchers pass on a signal that the terminal has already sent to everyone: that is not a second one.
 ECHO_SECONDS = 1.0
 
 
@@ -30,23 +31,22 @@ class RunStopped(Exception):
         self.step, self.signum = step, signum
 
 
-class StopRequest:
-    """While entered, the first SIGTERM or SIGINT is only noted; a second one, later than
-    ``ECHO_SECONDS``, acts as if this class were not there (it ends the process at once).
+class StopRequest(Callback):
+    """While entered, the first SIGTERM or SIGINT only ends the run after the step at hand and a checkpoint;
+    a second one, later than ``ECHO_SECONDS``, ends the process at once.
 
-    ``signum`` is what this process heard, ``stopping`` the answer of `agreed`; only the latter is the same on
-    all processes.
+    ``signum`` is the signal that this process received, or learnt of by `agreed`; 0 for none.
     """
 
     def __init__(self, world: World) -> None:
-        self.world, self.signum, self.stopping = world, 0, False
+        self.world, self.signum = world, 0
         self._since = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         try:
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        except ValueError:  # handlers can only be set in the main thread; elsewhere signals act as ever
+        except ValueError:  # handlers can only be set in the main thread
             self._previous = {}
         return self
 
@@ -76,5 +76,8 @@ class StopRequest:
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         # A process that was not asked itself reports the others' signal.
         self.signum = self.signum or int(asked)
-        self.stopping = bool(asked)
-        return self.stopping
+        return bool(asked)
+
+    def after_loading(self, state: TrainState) -> None:
+        if self.agreed():
+            state.stopping, state.last_step = True, state.step + 1

@@ -7,43 +7,42 @@ import time
 import torch
 
 from ..backend.distributed import World
-from ..planning.flops import Work, peak_tflops
+from ..planning.flops import peak_tflops
+from .base import Callback, TrainState
 
 
-class Throughput:
-    """Adds up the work of all ranks between two log lines.
+class Throughput(Callback):
+    """Adds up the work of all processes between two log lines.
 
     Args:
         peak: TFLOP/s of one GPU; 0 looks it up by the GPU's name. Without one there is no MFU.
     """
 
     def __init__(self, world: World, peak: float = 0.0) -> None:
-        self.world = world
-        on_gpu = world.device.type == "cuda"
-        known = peak_tflops(torch.cuda.get_device_name(world.device)) if on_gpu else None
-        self.peak = peak or known
-        self._sums, self._since = [0.0, 0.0, 0.0], time.perf_counter()
+        self.device, self.size = world.device, world.size
+        self.on_gpu = world.device.type == "cuda"
+        self.peak = peak or (peak_tflops(torch.cuda.get_device_name(world.device)) if self.on_gpu else None)
+        self._since = time.perf_counter()
 
-    def add(self, work: Work) -> None:
-        """Of one local micro-batch."""
-        for place, value in enumerate((work.tokens, work.images, work.flops)):
-            self._sums[place] += value
+    def after_loading(self, state: TrainState) -> None:
+        for batch in state.micro_batches:
+            work = state.objective.work(batch.inputs)
+            for name, value in vars(work).items():
+                state.metrics.record(name, value, reduce="sum")
 
-    def read(self) -> dict[str, float]:
-        """Since the last reading, over all ranks; every rank calls this."""
-        sums = torch.tensor(self._sums, dtype=torch.float64, device=self.world.device)
-        tokens, images, flops = self.world.sum(sums).tolist()
+    def on_log(self, state: TrainState) -> None:
+        if self.on_gpu:
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+            state.metrics.record("peak_memory_gib", peak, reduce="max")
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
-        self._sums, self._since = [0.0, 0.0, 0.0], now
-        metrics = {}
+        seconds, self._since = max(now - self._since, 1e-9), now
+        tokens, images, flops = (metrics.pop(name) for name in ("tokens", "images", "flops"))
         if tokens:
             metrics["tokens_per_second"] = tokens / seconds
         if images:
             metrics["images_per_second"] = images / seconds
-        if flops and self.peak and self.world.device.type == "cuda":
-            metrics["mfu"] = flops / seconds / (self.peak * 1e12 * self.world.size)
-        if self.world.device.type == "cuda":
-            metrics["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
-            torch.cuda.reset_peak_memory_stats(self.world.device)
-        return metrics
+        if flops and self.peak and self.on_gpu:
+            metrics["mfu"] = flops / seconds / (self.peak * 1e12 * self.size)

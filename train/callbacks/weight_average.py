@@ -9,21 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base import Callback, TrainState
+
 _WARMUP = 10  # steps; before, the average follows the weights more closely
 
 
-class WeightAverage:
-    """Averages of all trained parameters of `model`, in fp32 beside it.
+class WeightAverage(Callback):
+    """Averages of all trained parameters of `model`, in fp32.
 
-    Every process of a ZeRO run up to stage 2 holds whole weights, so each keeps the same averages.
+    Every process of a ZeRO run up to stage 2 holds complete weights, so each keeps the same averages.
 
     Args:
         decay: share of the old average in the new one; about 1 / (1 - decay) steps are averaged.
     """
 
+    state_name = "weight_average"
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay, self.num_updates = model, decay, 0
         self._averages = [p.detach().float().clone() for p in self._parameters().values()]
+
+    def after_step(self, state: TrainState) -> None:
+        self.update()
 
     @torch.no_grad()
     def update(self) -> None:
@@ -50,16 +57,11 @@ class WeightAverage:
         named = zip(self._parameters(), self._averages, strict=True)
         return {"num_updates": self.num_updates, "averages": {name: value.cpu() for name, value in named}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        averages = state["averages"]
-        self.num_updates = int(state["num_updates"])
-        for own, name in zip(self._averages, self._parameters(), strict=True):
-            own.copy_(averages[name])
-
-    def restart(self) -> None:
-        """Begin anew from the model's present weights (those of a checkpoint that holds no averages)."""
-        self.num_updates = 0
-        self._assign(self._averages, list(self._parameters().values()))
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; from a checkpoint without averages, start with the model's weights."""
+        self.num_updates = int(saved.get("num_updates", 0))
+        averages = saved.get("averages", self._parameters())
+        self._assign(self._averages, [averages[name] for name in self._parameters()])
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -34,6 +34,10 @@ class LossTerm:
     weight: float | torch.Tensor = 1.0
 
 
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    return {key: n.to(device) if isinstance(n, torch.Tensor) else n for key, n in batch.items()}
+
+
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring a model's weights to ``dtype``, but for what it keeps in fp32 itself (the codebooks)."""
     nn.Module.to(model, dtype)  # PreTrainedModel's own `to` has no usable types

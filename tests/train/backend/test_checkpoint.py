@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ from dualtoken.train import trainer
 from dualtoken.train.backend.checkpoint import Checkpoints, JudgedBy
 from dualtoken.train.backend.checkpoint_files import BESIDE, STATE, Best, fault
 from dualtoken.train.backend.distributed import World
-from dualtoken.train.callbacks.loss_window import LossWindow
+from dualtoken.train.callbacks.base import TrainState
+from dualtoken.train.callbacks.checkpointing import Checkpointing
 from dualtoken.train.callbacks.stop_request import ECHO_SECONDS, StopRequest
 from dualtoken.train.callbacks.weight_average import WeightAverage
-from dualtoken.train.trainer import BesideEngine
+from dualtoken.train.metrics import Metrics
 
 from ..conftest import Chain, train_here
 
@@ -138,13 +140,13 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
 def test_a_checkpoint_made_because_of_a_signal_does_not_compete(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trainer._loss
+    whole = trainer.weighted_loss
 
     def asked_to_stop(*given: Any) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGTERM)
         return whole(*given)
 
-    monkeypatch.setattr(trainer, "_loss", asked_to_stop)
+    monkeypatch.setattr(trainer, "weighted_loss", asked_to_stop)
     run = tmp_path / "run"
     assert train_here([*chain.recipe("contrastive", run), "--run.save_every", "100"]) == 143
     checkpoints = Checkpoints(run / "checkpoints", ALONE, keep=1)
@@ -153,14 +155,14 @@ def test_a_checkpoint_made_because_of_a_signal_does_not_compete(
 
 
 def test_the_loss_window_is_the_mean_over_steps_since_it_was_read() -> None:
-    window = LossWindow(ALONE)
-    assert window.read() is None
+    checkpointing = Checkpointing(Checkpoints(Path("none"), ALONE, keep=1), every=2)
+    state: Any = SimpleNamespace(validation_loss=None, stopping=False)
+    assert checkpointing._judged(state) is None
     for losses in ((2.0, 4.0), (6.0, 8.0)):
-        for loss in losses:
-            window.add(torch.tensor(loss), divisor=2)
-        window.end_step()
-    assert window.read() == JudgedBy(5.0, "training")
-    assert window.read() is None
+        state.losses = [torch.tensor(loss) for loss in losses]
+        checkpointing.after_step(state)
+    assert checkpointing._judged(state) == JudgedBy(5.0, "training")
+    assert checkpointing._judged(state) is None
 
 
 def test_a_full_disk_costs_nothing_but_the_new_checkpoint(tmp_path: Path) -> None:
@@ -227,9 +229,9 @@ def test_an_average_without_a_checkpoint_of_its_own_starts_from_the_loaded_weigh
     average = WeightAverage(model, decay=0.9)
     with torch.no_grad():
         model.weight.fill_(3.0)  # as a checkpoint does that was written without averages
-    stream: Any = None
-    guard: Any = None
-    BesideEngine(model, average, stream, guard).load_state_dict({})
+    parts: dict[str, Any] = dict.fromkeys(("recipe", "world", "objective", "engine", "stream"))
+    state = TrainState(**parts, metrics=Metrics(ALONE), step=0, last_step=0, callbacks=[average])
+    state.load_state_dict({})
     with average.applied():
         assert model.weight.eq(3.0).all()
 

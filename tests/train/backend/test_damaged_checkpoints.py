@@ -19,6 +19,8 @@ from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import run_command
 from dualtoken.train.backend.checkpoint import Checkpoints
 from dualtoken.train.backend.checkpoint_files import BESIDE, BEST, STATE, Best, checksum, damage, fault
+from dualtoken.train.backend.deepspeed import read_by
+from dualtoken.train.backend.saved_state import load_file
 
 from ..conftest import Chain, run_training, train_here
 from ..test_training import assert_same_losses, losses
@@ -121,13 +123,12 @@ def test_no_object_of_a_checkpoint_runs_code(copy: Path, tmp_path: Path, capsys:
 
 def test_the_engine_itself_does_not_unpickle(copy: Path, tmp_path: Path) -> None:
     """Also what is put in place after the check."""
-    from dualtoken.train.backend.deepspeed_internals import read_strictly
 
     class Engine:
         class checkpoint_engine:
             pass
 
-    read_strictly(Engine)
+    read_by(Engine, load_file)
     torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="Python objects"):
         Engine.checkpoint_engine.load(str(tmp_path / "a.pt"), map_location="cpu")  # type: ignore[attr-defined]

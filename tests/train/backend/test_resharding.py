@@ -10,8 +10,9 @@ import torch
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from dualtoken.common.errors import UserError
+from dualtoken.train.backend.deepspeed import MASTER
 from dualtoken.train.backend.resharding import load_resharded
-from dualtoken.train.backend.saved_state import MASTER, OptimizerState, saved_weights
+from dualtoken.train.backend.saved_state import OptimizerState, saved_weights
 from dualtoken.train.config.reading import parse_recipe
 
 from ..conftest import Chain, run_training

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import run_command
-from dualtoken.train import trainer
 from dualtoken.train.backend.checkpoint_files import RECIPE, STATE, checksum
 from dualtoken.train.backend.resume import Change, changes, written_recipe
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import plain_recipe
 from dualtoken.train.config.schedule import ScheduleConfig
 from dualtoken.train.optimizers import learning_rate_factor
+from dualtoken.train.trainer import Trainer
 
 from ..conftest import Chain, train_here
 
@@ -60,13 +60,13 @@ def test_what_may_change_is_used_and_said(
 ) -> None:
     copy = stopped_run(chain, tmp_path / "run", stage)
     engines: list[Any] = []
-    run_steps = trainer._run_steps
+    fit = Trainer.fit
 
-    def spy(*arguments: Any) -> int:
-        engines.append(arguments[2])
-        return run_steps(*arguments)
+    def spy(trainer: Trainer) -> None:
+        engines.append(trainer.engine)
+        fit(trainer)
 
-    monkeypatch.setattr(trainer, "_run_steps", spy)
+    monkeypatch.setattr(Trainer, "fit", spy)
     changed = {
         "optimizer.lr": 0.02,
         "optimizer.betas": [0.8, 0.9],

@@ -1,0 +1,169 @@
+"""Models, records and recipes of a training step that is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from conversations import WEIGHTS, conversation, made_up_codes
+
+from dualtoken.data_pipelines.records import Record
+from dualtoken.data_pipelines.stream.packing import shuffled_rows
+from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.train.config.data import DataConfig, SourceConfig
+from dualtoken.train.config.mllm import MllmObjectiveConfig
+from dualtoken.train.config.optimizer import OptimizerConfig
+from dualtoken.train.config.recipe import Recipe
+from dualtoken.train.config.run import RunConfig
+from dualtoken.train.config.schedule import ScheduleConfig
+from dualtoken.train.objectives import build_objective
+from dualtoken.train.objectives.mllm import MllmObjective
+
+NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
+LEARNING_RATE, BETAS, CLIPPING = 1e-4, (0.9, 0.95), 1.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of a model, the records of one step, and how a micro-batch is made of them.
+
+    `rows` packed rows of `pack_length` tokens are a micro-batch of ours, `padded` records one of the plain
+    step: about as many real tokens.
+    """
+
+    name: str
+    llm: dict[str, Any]
+    heads: dict[str, int]
+    codebook: dict[str, Any]
+    vocabulary: int
+    side: int
+    records: int
+    longest_chat: int
+    pack_length: int
+    rows: int
+    padded: int
+    precision: str
+
+
+NANO_SHAPE = Size(  # of the model that comes with the package
+    name="nano",
+    llm={"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
+    heads={"hidden_size": 128, "num_layers": 3, "num_heads": 4, "intermediate_size": 256},
+    codebook={"num_codes": 512, "code_dim": 32, "depth": 4, "shared_codebook": False},
+    vocabulary=2048,
+    side=8,
+    records=48,
+    longest_chat=120,
+    pack_length=256,
+    rows=4,
+    padded=8,
+    precision="fp32",
+)
+MANY_CLASSES = replace(
+    NANO_SHAPE,
+    name="nano with 16,384 words and 4,096 codes",
+    codebook={**NANO_SHAPE.codebook, "num_codes": 4096},
+    vocabulary=16384,
+    records=16,
+)
+HALF_A_BILLION = Size(
+    name="Qwen2.5-0.5B with the codes of so400m_384_rvq8",
+    llm={
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+    },
+    heads={"hidden_size": 768, "num_layers": 3, "num_heads": 12, "intermediate_size": 3072},
+    codebook={"num_codes": 16384, "code_dim": 32, "depth": 8, "shared_codebook": True},
+    vocabulary=151936,
+    side=27,
+    records=64,
+    longest_chat=1200,
+    pack_length=4096,
+    rows=2,
+    padded=8,
+    precision="bf16_autocast",
+)
+# The trainer's step is measured with the first of each.
+SIZES = {"small": (NANO_SHAPE, MANY_CLASSES), "full": (HALF_A_BILLION,)}
+
+
+def write_visual_tokenizer(folder: Path, size: Size) -> None:
+    """A tokenizer of which training on cached codes reads the codebooks only; its towers are tiny."""
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = DualTokenizerConfig(
+        vision_config={**tower, "image_size": 2 * size.side, "patch_size": 2},
+        text_config={**tower, "vocab_size": 8, "max_position_embeddings": 8},
+        pixel_layer=1,
+        shortcut_layer=None,
+        semantic_layer=2,
+        pixel_quantizer=size.codebook,
+        semantic_quantizer=size.codebook,
+        decoder={"latent_size": size.side, "in_channels": 32, "ch": 32, "ch_mult": [1, 1]},
+    )
+    DualTokenizer(config).save_pretrained(folder)
+
+
+def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
+    """The run whose steps are measured."""
+    return Recipe(
+        output="unused",
+        data=DataConfig({"mixture": SourceConfig("unused")}, size.rows, pack_length=size.pack_length),
+        run=RunConfig(steps=1000, precision=cast(Any, size.precision)),
+        optimizer=OptimizerConfig(
+            lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, gradient_clipping=CLIPPING
+        ),
+        schedule=ScheduleConfig("constant", warmup_steps=0),
+        mllm=MllmObjectiveConfig(
+            llm={
+                "model_type": "llama",
+                "max_position_embeddings": size.pack_length,
+                "tie_word_embeddings": True,
+                **size.llm,
+            },
+            visual_tokenizer=str(visual_tokenizer),
+            text_tokenizer=str(NANO),
+            model={"depth_transformer": size.heads, "shared_classifier": size.codebook["shared_codebook"]},
+        ),
+    )
+
+
+def make_objective(recipe: Recipe, size: Size, device: str | torch.device) -> MllmObjective:
+    """The model, the same weights each time, within what the trainer trains."""
+    torch.manual_seed(0)
+    objective = cast(MllmObjective, build_objective(recipe))
+    objective.set_attention(recipe.run.attention)
+    objective.model.language_model.resize_token_embeddings(size.vocabulary, mean_resizing=False)
+    return objective.to(device).train()
+
+
+def make_records(size: Size) -> list[Record]:
+    """The records of the step, in random order."""
+    rng = np.random.default_rng(0)
+    image_of = made_up_codes(size.side, size.codebook["depth"], size.codebook["num_codes"])
+    kinds = [kind for kind, share in WEIGHTS.items() for _ in range(round(share * size.records))]
+    records = [
+        Record(f"{number}", conversation(kind, rng, image_of, size.longest_chat))
+        for number, kind in enumerate(kinds)
+    ]
+    return [records[number] for number in rng.permutation(len(records))]
+
+
+def packed(objective: Any, examples: Sequence[Any], size: Size) -> list[dict[str, Any]]:
+    """Micro-batches of packed rows."""
+    rows = shuffled_rows([len(one.input_ids) for one in examples], size.pack_length, seed=0, window=0)
+    filled = [[examples[number] for number in row] for row in rows]
+    return [
+        objective.collate_packed(filled[start : start + size.rows], size.pack_length)
+        for start in range(0, len(filled), size.rows)
+    ]
+
+
+def prepared(objective: Any, size: Size) -> list[Any]:
+    return [objective.prepare(record, draw) for draw, record in enumerate(make_records(size))]

@@ -1,0 +1,307 @@
+"""Everything that depends on how DeepSpeed works inside, by plain names. No other file imports it.
+
+Its version is bounded in setup.py, because much of this is private there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import wraps
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# --- processes ----------------------------------------
+
+
+def name_accelerator() -> None:
+    """Choose the CPU where there is no GPU; else DeepSpeed warns on stdout that it found none."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def join_processes(backend: str, timeout: timedelta) -> None:
+    """Join the process group that the launcher's variables describe."""
+    name_accelerator()
+    import deepspeed
+
+    _without_shared_memory_operator()
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+
+
+def leave_processes() -> None:
+    import deepspeed
+
+    deepspeed.comm.destroy_process_group()
+
+
+def _without_shared_memory_operator() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective, which only tensor-parallel inference uses.
+
+    On CPUs it would compile for a minute or more, without a message, at the first start of any run. It looks
+    into a table of what can be compiled here, which is made at the first look, by a trial that writes a
+    linker's errors to the terminal; nothing else uses the table.
+    """
+    import deepspeed.ops
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+
+
+# --- engine and optimizer ----------------------------------------
+
+
+def build_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    config: dict[str, Any],
+    read: Callable[[Path], Any],
+) -> Any:
+    """The model in DeepSpeed's engine.
+
+    Args:
+        read: reads a file of a checkpoint, instead of DeepSpeed's own way, which is to unpickle it.
+    """
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    read_by(engine, read)
+    return engine
+
+
+def read_by(engine: Any, read: Callable[[Path], Any]) -> None:
+    """Have an engine read all files of checkpoints by this function.
+
+    `load_checkpoint` reads by the engine's checkpoint engine alone as long as no universal checkpoint is
+    asked for, which a run here never does.
+    """
+    engine.checkpoint_engine.load = lambda path, map_location=None: read(Path(path))
+
+
+def build_muon(groups: list[dict[str, Any]], adamw: dict[str, Any]) -> torch.optim.Optimizer:
+    """Muon for the groups with ``use_muon``, AdamW with these settings for the others."""
+    # Imported here: DeepSpeed prepares Muon's kernels on import.
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    if not torch.cuda.is_available():
+        # DeepSpeed compiles its Newton-Schulz iteration, which on a CPU takes a C++ compiler.
+        torch.compiler.set_stance("force_eager")
+    return MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs=adamw)
+
+
+def set_clipping(engine: Any, largest_norm: float) -> None:
+    """Clip gradients at this norm; ZeRO takes that of a checkpoint when it loads one."""
+    if engine.zero_optimization():
+        engine.optimizer.clip_grad = largest_norm
+
+
+def ask_before_updates(engine: Any, is_allowed: Callable[[], bool]) -> None:
+    """Have the optimizer inside the engine ask before it changes anything; a refused update does nothing.
+
+    ZeRO computes the gradient norm inside its own step, so the question comes where all its stages end: in
+    the step of the optimizer that they wrap. It is asked once for each of ZeRO's groups of parameters.
+    """
+    optimizer = engine.basic_optimizer
+    update = optimizer.step
+
+    @wraps(update)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return update(*args, **kwargs) if is_allowed() else None
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # torch warns without it
+    optimizer.step = step
+
+
+def zero_gradient_norm(engine: Any) -> float | None:
+    """The global gradient norm before clipping, known while ZeRO's optimizer steps. None if not computed."""
+    norm = engine.optimizer._global_grad_norm
+    return None if norm is None else float(norm)
+
+
+# --- the files of a checkpoint ----------------------------------------
+
+#: Key of a parameter's fp32 master weights beside those of its optimizer state.
+MASTER = "fp32"
+OPTIMIZER_FILES = "*_optim_states.pt"
+MODEL_FILES = "*_model_states.pt"
+
+
+@dataclass
+class WrittenFiles:
+    """Files that DeepSpeed's writer was asked for, and what it raised."""
+
+    paths: list[Path] = field(default_factory=list)
+    errors: list[OSError | RuntimeError] = field(default_factory=list)
+
+
+@contextmanager
+def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
+    """DeepSpeed's writer, with its files noted, and errors collected instead of raised.
+
+    A process that left in the middle of saving would have the others wait for it for ever.
+    """
+    writer, written = engine.checkpoint_engine, WrittenFiles()
+    save = writer.save
+
+    def save_and_note(state_dict: Any, path: str) -> None:
+        try:
+            save(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            written.errors.append(error)
+        written.paths.append(Path(path))
+
+    writer.save = save_and_note
+    try:
+        yield written
+    finally:
+        del writer.save
+
+
+def classes_in_files() -> list[type]:
+    """DeepSpeed's own classes in the files that it writes, all without behaviour when they are read."""
+    name_accelerator()
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+
+
+def model_file(folder: Path, stage: int) -> Path:
+    """The file with the weights, at stage 3 that of rank 0."""
+    return folder / f"{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt"
+
+
+def trained_shapes(model_state: dict[str, Any]) -> list[dict[str, torch.Size]]:
+    """The shape of every trained parameter by its name, for each group of the optimizer."""
+    shapes: list[dict[str, torch.Size]] = model_state["param_shapes"]
+    return shapes
+
+
+def frozen_weights(model_states: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stage 3: the frozen parameters, complete, from the model files of all ranks."""
+    fragments = [state["frozen_param_fragments"] or {} for state in model_states]
+    weights = {}
+    for name, shape in (model_states[0]["frozen_param_shapes"] or {}).items():
+        flat = torch.cat([fragment[name].flatten() for fragment in fragments])
+        weights[name] = flat[: prod(shape)].view(shape)
+    return weights
+
+
+Piece = tuple[str, dict[str, Any], int, int]
+
+
+def optimizer_pieces(
+    saved: dict[str, Any], stage: int, shapes: list[dict[str, torch.Size]], ranks: int
+) -> Iterator[Piece]:
+    """(parameter's name, vectors by key, first index, length) of what one rank's optimizer file holds.
+
+    A piece lies at those indices of every vector that is divided as the parameter is.
+    """
+    saved = saved["optimizer_state_dict"]
+    if stage < 3:  # each group of parameters is one vector, cut at equal distances
+        for number, addresses in enumerate(saved["param_slice_mappings"]):
+            state = saved["base_optimizer_state"]["state"].get(number, {})
+            vectors = {MASTER: saved["single_partition_of_fp32_groups"][number], **state}
+            for name, address in addresses.items():
+                yield name, vectors, address.start, address.numel
+        return
+    for number, group in enumerate(shapes):  # each parameter is cut by itself, the last piece padded
+        state = saved["optimizer_state_dict"]["state"].get(number, {})
+        vectors, start = {MASTER: saved["fp32_flat_groups"][number], **state}, 0
+        for name, shape in group.items():
+            length = ceil(prod(shape) / ranks)
+            yield name, vectors, start, length
+            start += length
+
+
+# --- what of the optimizer belongs to this rank ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's vector for one group of parameters.
+
+    pieces: (index in the vector, parameter's name, first number of the parameter, count); the rest is
+    padding.
+    """
+
+    shape: torch.Size
+    pieces: list[tuple[int, str, int, int]]
+
+
+def own_shares(engine: Any) -> list[Share]:
+    """How ZeRO (stage 1 to 3) has divided the groups of parameters, for this rank."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
+        return [Share(flat.shape, _pieces_of_stage_3(engine, parameters)) for parameters, flat in groups]
+    groups = zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True)
+    return [Share(flat.shape, _pieces_of_stage_1_or_2(engine, parameters)) for parameters, flat in groups]
+
+
+def _pieces_of_stage_1_or_2(engine: Any, parameters: list[Any]) -> list[tuple[int, str, int, int]]:
+    pieces = []
+    for parameter in parameters:
+        mapping = parameter._hp_mapping
+        if mapping is not None:  # some of it is this rank's
+            address, within = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
+            pieces.append((address.start, engine.param_names[parameter], within.start, within.numel))
+    return pieces
+
+
+def _pieces_of_stage_3(engine: Any, parameters: list[Any]) -> list[tuple[int, str, int, int]]:
+    rank, ranks = _place(engine.optimizer)
+    pieces, start = [], 0
+    for parameter in parameters:
+        share = ceil(parameter.ds_numel / ranks)
+        count = max(0, min(share, parameter.ds_numel - rank * share))
+        pieces.append((start, engine.param_names[parameter], rank * share, count))
+        start += share
+    return pieces
+
+
+def load_shares(engine: Any, masters: list[Tensor], states: dict[int, dict[str, Any]]) -> None:
+    """Give ZeRO this rank's master weights and optimizer state by group, as if it had saved them itself."""
+    optimizer = engine.optimizer
+    own = optimizer.state_dict()  # in the layout of this run; the settings of its groups stay
+    everyone = [own] * (_place(optimizer)[0] + 1)
+    if engine.zero_optimization_stage() == 3:
+        own["fp32_flat_groups"] = masters
+        own["optimizer_state_dict"]["state"] = states
+        optimizer.load_state_dict(everyone)
+        return
+    own["single_partition_of_fp32_groups"] = masters
+    own["base_optimizer_state"]["state"] = states
+    optimizer.load_state_dict(everyone, load_from_fp32_weights=True)
+    optimizer.update_lp_params()
+
+
+def load_weights(engine: Any, weights: dict[str, Tensor]) -> None:
+    """Parameters and buffers; where parameters are divided (stage 3) they are gathered for it."""
+    partitioned = engine.zero_optimization_partition_weights()
+    engine.load_module_state_dict({"module": weights}, fetch_z3_params=partitioned)
+
+
+def load_counters(engine: Any, state: dict[str, Any]) -> None:
+    """Steps done, and the schedule with the learning rate that it had reached, from a model file."""
+    engine.global_steps = state["global_steps"]
+    engine.global_samples = state["global_samples"]
+    engine.skipped_steps = state["skipped_steps"]
+    scheduler = engine.lr_scheduler
+    scheduler.load_state_dict(state["lr_scheduler"])
+    for group, rate in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+
+
+def _place(optimizer: Any) -> tuple[int, int]:
+    """(rank, number of ranks) among those that divide the optimizer."""
+    group = optimizer.dp_process_group
+    return torch.distributed.get_rank(group=group), torch.distributed.get_world_size(group=group)
