@@ -184,8 +184,8 @@ class DualTokenizer(PreTrainedModel):
             states = self._encode_states(pixel_values)
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
             return VisualCodes(
-                pixel=self.pixel_quantizer(self.pixel_features(shallow), learn=False).codes,
-                semantic=self.semantic_quantizer(self.semantic_features(states), learn=False).codes,
+                pixel=self.pixel_quantizer.encode(self.pixel_features(shallow)),
+                semantic=self.semantic_quantizer.encode(self.semantic_features(states)),
             )
 
     def decode(self, pixel_codes: Tensor | VisualCodes | Any) -> Tensor:
@@ -344,9 +344,6 @@ class DualTokenizer(PreTrainedModel):
             raise UserError(
                 f"input_ids go from {least} to {most}; the text side has the ids 0 to {count - 1}"
             )
-
-    def _quantize_pixels(self, states: list[Tensor]) -> QuantizerOutput:
-        return self.pixel_quantizer(self.pixel_features(states))
 
     def _quantize_semantics(self, states: list[Tensor]) -> QuantizerOutput:
         return self.semantic_quantizer(self.semantic_features(states))

@@ -85,20 +85,33 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("num_local_vectors", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
 
-    def forward(self, z: Tensor, learn: bool = True) -> QuantizerOutput:
+    def forward(self, z: Tensor) -> QuantizerOutput:
         """(B, H, W, C) -> QuantizerOutput; the commitment loss is the mean over depths of |z - sg(sum so
-        far)|^2. `learn=False` holds the codebook still for this call.
+        far)|^2.
         """
         if not self.enabled:
-            codes = torch.zeros(*z.shape[:-1], self.config.depth, dtype=torch.int64, device=z.device)
-            return QuantizerOutput(z, codes, z.new_zeros((), dtype=torch.float32))
+            return QuantizerOutput(z, self._no_codes(z), z.new_zeros((), dtype=torch.float32))
         with torch.autocast(device_type=z.device.type, enabled=False):
             exact = z.float()
-            sums, codes = self._quantize(exact.detach().reshape(-1, z.shape[-1]), learn)
+            # No update in a backward pass, which recomputes checkpointed segments.
+            updating = self.training and self.trainable and torch._C._current_graph_task_id() == -1
+            sums, codes = self._quantize(exact.detach().reshape(-1, z.shape[-1]), updating)
             sums = sums.view(self.config.depth, *z.shape)
             loss = (exact - sums).square().mean()
             quantized = exact + (sums[-1] - exact).detach() if torch.is_grad_enabled() else sums[-1]
         return QuantizerOutput(quantized.to(z.dtype), codes.view(*z.shape[:-1], -1), loss)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """(B, H, W, C) -> codes (B, H, W, D) int64. Never moves the codebooks, in training mode neither."""
+        if not self.enabled:
+            return self._no_codes(z)
+        with torch.autocast(device_type=z.device.type, enabled=False):
+            _, codes = self._quantize(z.float().reshape(-1, z.shape[-1]), updating=False)
+        return codes.view(*z.shape[:-1], -1)
+
+    def _no_codes(self, z: Tensor) -> Tensor:
+        return torch.zeros(*z.shape[:-1], self.config.depth, dtype=torch.int64, device=z.device)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the vectors (..., C) they stand for, in fp32: the sum over depths."""
@@ -163,9 +176,8 @@ class ResidualQuantizer(nn.Module):
             dist.broadcast(self.codebooks.vectors, src=0)
             self.codebooks.assign(self.codebooks.vectors)
 
-    def _quantize(self, vectors: Tensor, learn: bool) -> tuple[Tensor, Tensor]:
-        """(M, C) -> partial sums (D, M, C) and codes (M, D); in training the codebooks move afterwards."""
-        updating = learn and self.training and self.trainable and torch._C._current_graph_task_id() == -1
+    def _quantize(self, vectors: Tensor, updating: bool) -> tuple[Tensor, Tensor]:
+        """(M, C) -> partial sums (D, M, C) and codes (M, D); if `updating` the codebooks move afterwards."""
         residual = vectors
         inputs, chosen, partial = [], [], []
         total = torch.zeros_like(vectors)

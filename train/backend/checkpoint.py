@@ -39,6 +39,7 @@ from .checkpoint_files import (
 )
 from .deepspeed import recorded_writing
 from .distributed import World, is_lost_connection
+from .resharding import load_resharded
 
 _PARTIAL = ".partial"
 _LEFTOVER = re.compile(rf"{STEP_NAME.pattern}(\.old)?\{_PARTIAL}")
@@ -265,8 +266,6 @@ class Checkpoints:
         stage = int(engine.zero_optimization_stage())
         before = stage if state.zero_stage is None else state.zero_stage
         if (state.world_size, before) != (self.world.size, stage) and (stage or before):
-            from .resharding import load_resharded
-
             load_resharded(engine, folder, before)
             return
         path, _ = engine.load_checkpoint(str(self.folder), tag=folder.name)

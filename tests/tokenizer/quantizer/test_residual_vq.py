@@ -204,3 +204,12 @@ def test_two_processes_keep_equal_codebooks(tmp_path):
     single(torch.cat([z for _, z in starts]))
     expected = torch.load(tmp_path / "shared-0.pt")["codebooks.vectors"]
     torch.testing.assert_close(single.codebook_tensor(), expected)
+
+
+@both
+def test_encoding_never_moves_the_codebook(shared):
+    quantizer, z = make(shared_codebook=shared).train(), torch.randn(2, 3, 3, 8)
+    before = {name: value.clone() for name, value in quantizer.named_buffers()}
+    codes = quantizer.encode(z)
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.named_buffers())
+    assert torch.equal(codes, quantizer.eval()(z).codes)
