@@ -14,11 +14,11 @@ from ..common.values import whole_number
 
 LOG = "log.jsonl"
 PREFIX = "loss/"
-#: Rows of a CSV; more points than that cannot be told apart in a picture.
+#: Rows of a CSV; a picture does not resolve more points.
 MAX_ROWS = 200
-#: More losses than that are no run's, and no picture could hold them.
+#: A run never has more losses, and a picture cannot hold more.
 MAX_LOSSES = 64
-#: Beyond this a training has diverged, and nothing can be drawn to scale.
+#: Beyond this a training has diverged, and nothing can be plotted to scale.
 LARGEST = 1e30
 
 
@@ -57,7 +57,7 @@ class LossCurves:
         if not names:
             raise UserError(f"{file} holds no losses yet; wait until the run has logged a step")
         if len(names) > MAX_LOSSES:
-            raise UserError(f"{file} holds {len(names)} losses; at most {MAX_LOSSES} can be drawn")
+            raise UserError(f"{file} holds {len(names)} losses; at most {MAX_LOSSES} can be plotted")
         losses = {name: [row.get(name, math.nan) for row in rows] for name in names}
         return cls([int(row["step"]) for row in rows], losses)
 
@@ -112,7 +112,7 @@ def _log_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
         except (JsonError, UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):  # without its line break: torn
                 return
-            raise UserError(f"{file}, line {number} is no line of a run's log") from error
+            raise UserError(f"{file}, line {number} is not a line of a run's log") from error
         yield found
 
 
@@ -132,10 +132,10 @@ def _csv_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
 
 
 def _loss(value: str | float | None) -> float:
-    """A loss that can be drawn; nan for one that is missing or has no end."""
+    """A loss that can be plotted; nan for one that is missing or infinite."""
     try:
         number = math.nan if value is None else float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return math.nan
     return number if abs(number) <= LARGEST else math.nan
 

@@ -61,7 +61,7 @@ class Metrics:
             entry.value, entry.count = entry.value + value, entry.count + count
 
     def read(self, reset: bool = True) -> dict[str, float]:
-        """The reduced numbers by name, sorted; recording then starts anew. Every process calls this."""
+        """The reduced numbers by name, sorted; recording then starts again. Every process calls this."""
         entries = sorted(self._entries.items())
         vectors = [self._summands(entry) for _, entry in entries]
         totals = self._world.sum(torch.cat(vectors)).tolist() if any(map(len, vectors)) else []
@@ -83,7 +83,7 @@ class Metrics:
         )
         if entry.reduce == "mean":
             return torch.cat((value, count))
-        if entry.reduce == "max":  # each process has a place of its own
+        if entry.reduce == "max":  # each process has a slot of its own
             return torch.nn.functional.pad(value, (self._world.rank, self._world.size - self._world.rank - 1))
         return value
 

@@ -28,8 +28,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
     The longest key of ``config.lr_scale`` contained in a parameter's name sets the factor on its rate, and
     the rate itself is that of its group in ``config.group_lr``. Matrices decay, vectors do not. Groups of
-    AdamW come first. With ``config.muon_lr`` every parameter and group says by ``use_muon`` who trains it,
-    which is how DeepSpeed tells them apart.
+    AdamW come first. With ``config.muon_lr`` every parameter and group has ``use_muon``, by which DeepSpeed
+    chooses its optimizer.
     """
     members: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     group_of = _named_groups(model, config)
@@ -76,7 +76,7 @@ def _named_groups(model: nn.Module, config: OptimizerConfig) -> Callable[[str, n
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, or DeepSpeed's Muon with AdamW beside it; both work at every ZeRO stage."""
+    """AdamW, or DeepSpeed's Muon together with AdamW; both work at every ZeRO stage."""
     groups = parameter_groups(model, config)
     adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.muon_lr is None:

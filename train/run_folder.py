@@ -16,7 +16,7 @@ from .config.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-#: What a run writes over in its folder.
+#: What a run overwrites in its folder.
 WRITTEN = (CHECKPOINTS, MODEL, "recipe.yaml", "log.jsonl", "validation.jsonl", "validation", "tensorboard")
 
 
@@ -26,7 +26,7 @@ def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
 
     Errors:
         UserError on every rank, before anything is written: the folder is an input of the run or holds one,
-        is somebody's own, cannot be written, or another run is at work in it.
+        was not made by a run, cannot be written, or another run is active in it.
     """
     folder = user_path(recipe.output, "output")
     with ExitStack() as held:
@@ -65,13 +65,13 @@ def _take(recipe: Recipe, folder: Path, held: ExitStack) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """UserError for a folder whose content a run would write over though no run made it."""
+    """UserError for a folder whose content a run would overwrite though no run made it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} exists and is not a folder; give another name")
     if is_mount_point(folder / MODEL):
         raise UserError(
             f"output {folder}: {MODEL}/ in it is a mount point and could not be replaced by the exported "
-            "model; mount the whole folder, or give another one"
+            "model; mount the complete folder, or give another one"
         )
     is_run = (folder / CHECKPOINTS).is_dir() or (
         (folder / "recipe.yaml").is_file() and (folder / "tensorboard").is_dir()
@@ -79,6 +79,6 @@ def _refuse_foreign(folder: Path) -> None:
     taken = [name for name in WRITTEN if (folder / name).exists() or (folder / name).is_symlink()]
     if taken and not is_run:
         raise UserError(
-            f"output {folder} holds {taken[0]}, which no run made there, and a run would write over it: give "
+            f"output {folder} holds {taken[0]}, which no run made there, and a run would overwrite it: give "
             "another folder"
         )

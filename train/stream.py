@@ -1,7 +1,7 @@
-"""The data of a run: the recipe's mixture, this rank's part of it as micro-batches, and where it stands.
+"""The data of a run: the recipe's mixture, this rank's part of it as micro-batches, and the position in it.
 
-Without packing the place in the stream follows from the step number. With packing the number of rows that
-draws make is known only once they are packed, so the place is a cursor (see
+Without packing the position follows from the step number. With packing the number of rows that draws make is
+known only once they are packed, so the position is a cursor (see
 `data_pipelines.stream.packing`), which checkpoints hold for every rank.
 """
 
@@ -38,7 +38,7 @@ class Stream:
     def __init__(self, recipe: Recipe, world: World, sources: list[Any], mixture: Mixture) -> None:
         self.recipe, self.world, self.sources, self.mixture = recipe, world, sources, mixture
         self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._resumed = False
         self._plan = WindowPlan() if world is None else WindowPlan(world.rank, world.size)
         self._cursor = (0, 0)
@@ -68,7 +68,7 @@ class Stream:
         return cls(recipe, world, sources, mixture)
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells the records of a source from others, by name: of equal ones a run can go on."""
+        """A digest of the records of each source, by name: with equal ones a run can be resumed."""
         names = self.recipe.data.sources
         return {name: _fingerprint(source.manifest) for name, source in zip(names, self.sources, strict=True)}
 
@@ -81,7 +81,7 @@ class Stream:
     def run(self, objective: Objective, start: int) -> Iterator[StreamBatch]:
         """The run's own micro-batches, from number ``start`` on, without end, counted and timed.
 
-        With packing they go on from the checkpoint's cursor instead.
+        With packing they continue from the checkpoint's cursor instead.
 
         Errors:
             UserError when a resumed run has packing and its checkpoint none.
@@ -97,8 +97,8 @@ class Stream:
         return self.statistics.timed(self._packed)
 
     def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
-        """A look at the micro-batches from number ``start`` on, without end (with packing: from where the
-        run stands); it moves nothing."""
+        """A look at the micro-batches from number ``start`` on, without end (with packing: from the
+        run's cursor); it moves nothing."""
         packed = self.is_packed
         batches = self._packed_batches(objective, None) if packed else self._plain(objective, start, None)
         return (batch.inputs for batch in batches)
@@ -112,7 +112,7 @@ class Stream:
             try:
                 return objective.record_length(self.sources[draw.source][draw.index])
             except (OSError, ValueError):
-                return 0  # the loader will skip it and say so
+                return 0  # the loader will skip and name it
 
         plan = BatchPlan(
             self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
@@ -145,46 +145,46 @@ class Stream:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all ranks stand, for the checkpoint; empty without packing. Every rank calls this."""
+        """The cursors of all ranks, for the checkpoint; empty without packing. Every rank calls this."""
         if not self.is_packed:
             return {}
         own = torch.zeros(self.world.size, 2, dtype=torch.int64, device=self.world.device)
         own[self.world.rank] = torch.tensor(self._packed.cursor if self._packed else self._cursor)
         cursors = [(int(ordinal), int(row)) for ordinal, row in self.world.sum(own).tolist()]
-        return {**plan_state(self._plan, cursors), "packing": self._packing_facts()}
+        return {**plan_state(self._plan, cursors), "packing": self._packing_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Raises UserError when the recipe packs otherwise than it did."""
-        packing = take(state, "packing", dict, "the checkpoint's place in the data")
-        if packing != self._packing_facts():
+        """Continue from `state_dict`. Raises UserError when the recipe packs differently."""
+        packing = take(state, "packing", dict, "the checkpoint's position in the data")
+        if packing != self._packing_settings():
             raise UserError(
-                f"the checkpoint was written with {shown(packing)} and the recipe says "
-                f"{self._packing_facts()}: a resumed run must pack as before, so set data.* back or give "
+                f"the checkpoint was written with {shown(packing)} and the recipe has "
+                f"{self._packing_settings()}: a resumed run must pack as before, so set data.* back or give "
                 "another output folder"
             )
         self._plan, self._cursor = resumed_plan(state, self.world.rank, self.world.size)
         self._resumed = True
 
-    def _packing_facts(self) -> dict[str, int]:
+    def _packing_settings(self) -> dict[str, int]:
         data = self.recipe.data
-        facts = {"pack_length": data.pack_length, "pack_window": data.pack_window}
-        return facts | ({"max_length": data.max_length} if data.max_length else {})
+        settings = {"pack_length": data.pack_length, "pack_window": data.pack_window}
+        return settings | ({"max_length": data.max_length} if data.max_length else {})
 
-    # ---- figures
+    # ---- metrics
 
     def metrics(self) -> dict[str, float]:
-        """Figures since the last call, over all ranks, as data/NAME; every rank calls this."""
-        self._figures = self.statistics.read(lambda values: self.world.sum(values.to(self.world.device)))
-        return {f"data/{name}": value for name, value in self._figures.items()}
+        """Metrics since the last call, over all ranks, as data/NAME; every rank calls this."""
+        self._metrics = self.statistics.read(lambda values: self.world.sum(values.to(self.world.device)))
+        return {f"data/{name}": value for name, value in self._metrics.items()}
 
     def summary(self) -> str:
-        """The figures of the last `metrics` in a few words, for the progress bar."""
+        """The last `metrics` in a few words, for the progress bar."""
         parts = []
-        if "fill_share" in self._figures:
-            parts.append(f"filled {self._figures['fill_share']:.0%}")
-        parts.append(f"waiting {self._figures.get('wait_share', 0.0):.1%}")
-        if self._figures.get("skipped"):
-            parts.append(f"skipped {self._figures['skipped']:.0f}")
+        if "fill_share" in self._metrics:
+            parts.append(f"filled {self._metrics['fill_share']:.0%}")
+        parts.append(f"waiting {self._metrics.get('wait_share', 0.0):.1%}")
+        if self._metrics.get("skipped"):
+            parts.append(f"skipped {self._metrics['skipped']:.0f}")
         return " ".join(parts)
 
     def _note_skip(self, skip: Skip) -> None:

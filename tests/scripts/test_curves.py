@@ -91,7 +91,7 @@ def test_the_command_draws_and_compares(
     [
         (None, "give a run's folder"),
         ("", "holds no losses yet"),
-        ('{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is no line of a run's log"),
+        ('{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is not a line of a run's log"),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, named: str):

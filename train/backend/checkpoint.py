@@ -1,6 +1,6 @@
-"""Checkpoints of a run: written beside, made durable, renamed when whole, pruned, found again.
+"""Checkpoints of a run: written under another name, made durable, renamed when complete, pruned, found again.
 
-Only weights, optimizer, scheduler and the step number are stored, and what is trained beside the engine.
+Only weights, optimizer, scheduler and the step number are stored, and what callbacks and the objective keep.
 The data position and all random numbers follow from the step number, so a resumed run is the uninterrupted
 run.
 """
@@ -20,8 +20,8 @@ import torch
 
 from ...common.errors import UserError, first_line, one_line
 from .checkpoint_files import (
-    BESIDE,
     BEST,
+    EXTRA,
     RECIPE,
     STEP_NAME,
     Best,
@@ -33,7 +33,7 @@ from .checkpoint_files import (
     flush_to_disk,
     is_checkpoint,
     not_written,
-    read_beside,
+    read_extra,
     write_best,
     write_state,
 )
@@ -64,14 +64,14 @@ class Written:
 class Checkpoints:
     """The folder ``checkpoints/`` of a run: one folder for each kept step, ``best.json`` names the best.
 
-    A folder with a checkpoint's name is whole: it is written under another name, brought to the disk
-    (fsync) and renamed. `fault` and `damage` recognise one that was damaged later. What else lies there is
+    A folder with a checkpoint's name is complete: it is written under another name, brought to the disk
+    (fsync) and renamed. `fault` and `damage` recognise one that was damaged later. Other files there are
     neither read nor deleted.
 
     Args:
         keep: how many of the newest checkpoints stay.
-        keep_best: whether the one with the lowest loss stays besides.
-        data: what tells this run's records from others, by source, for ``state.json``.
+        keep_best: whether the one with the lowest loss stays too.
+        data: a digest of this run's records, by source, for ``state.json``.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Step numbers of the whole checkpoints, oldest first."""
-        return [step for step in self._all_steps() if self._is_whole(step)]
+        """Step numbers of the intact checkpoints, oldest first."""
+        return [step for step in self._all_steps() if self._is_intact(step)]
 
     def best(self) -> Best | None:
         """The best checkpoint, if it is there."""
         best = Best.read(self.folder)
-        return best if best is not None and self._is_whole(best.step) else None
+        return best if best is not None and self._is_intact(best.step) else None
 
     # ---- writing
 
@@ -104,10 +104,10 @@ class Checkpoints:
         self,
         engine: Any,
         step: int,
-        beside: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
         judged: JudgedBy | None = None,
     ) -> None:
-        """Write the checkpoint of ``step``, with what is trained beside the engine; every rank calls this.
+        """Write the checkpoint of ``step``, with the state of callbacks and objective; every rank calls this.
 
         judged: the loss with which it competes for the best; None leaves it out of the competition.
 
@@ -117,10 +117,10 @@ class Checkpoints:
         """
         final = self.path(step)
         partial = final.with_name(final.name + _PARTIAL)
-        if self.world.from_main(self._is_whole(step)):
+        if self.world.from_main(self._is_intact(step)):
             return
         error = self._any_error(self._make_folder(partial))
-        parts = self.world.gather(Written() if error else self._write(engine, partial, beside or {}))
+        parts = self.world.gather(Written() if error else self._write(engine, partial, extra or {}))
         error = error or next((part.error for part in parts if part.error is not None), None)
         if error is None and self.world.is_main:
             checksums = {name: value for part in parts for name, value in part.checksums.items()}
@@ -147,7 +147,7 @@ class Checkpoints:
 
         return attempt(make) if self.world.is_main else None
 
-    def _write(self, engine: Any, partial: Path, beside: dict[str, Any]) -> Written:
+    def _write(self, engine: Any, partial: Path, extra: dict[str, Any]) -> Written:
         """This rank's files of a checkpoint, on the disk."""
         with recorded_writing(engine) as record:
             engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
@@ -157,7 +157,7 @@ class Checkpoints:
 
         def finish() -> None:
             if self.world.is_main:
-                record.paths.extend(self._write_beside(partial, beside))
+                record.paths.extend(self._write_extra(partial, extra))
             for path in record.paths:
                 written.checksums[path.relative_to(partial).as_posix()] = checksum(path)
                 flush_to_disk(path)
@@ -165,14 +165,14 @@ class Checkpoints:
         written.error = attempt(finish)
         return written
 
-    def _write_beside(self, partial: Path, beside: dict[str, Any]) -> list[Path]:
+    def _write_extra(self, partial: Path, extra: dict[str, Any]) -> list[Path]:
         files = []
         recipe = self.folder.parent / RECIPE
         if recipe.is_file():  # so that a checkpoint by itself is enough to export the model
             files.append(Path(shutil.copyfile(recipe, partial / RECIPE)))
-        if beside:
-            torch.save(beside, partial / BESIDE)
-            files.append(partial / BESIDE)
+        if extra:
+            torch.save(extra, partial / EXTRA)
+            files.append(partial / EXTRA)
         return files
 
     def _finish(self, partial: Path, final: Path, state: SavedState, judged: JudgedBy | None) -> None:
@@ -204,8 +204,8 @@ class Checkpoints:
     def _not_written(self, partial: Path, step: int, error: str) -> str:
         if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
-        whole = self.steps()
-        before = f"the newest before it is step {whole[-1]}" if whole else "there is none before it"
+        intact = self.steps()
+        before = f"the newest before it is step {intact[-1]}" if intact else "there is none before it"
         free = shutil.disk_usage(self.folder).free / 1e9 if self.folder.is_dir() else 0.0
         return (
             f"the checkpoint of step {step} could not be written to {self.folder} ({error}; {free:.1f} GB "
@@ -226,32 +226,32 @@ class Checkpoints:
             wrong = self._fault_of(step)
             if wrong is None:
                 for line in damaged if self.world.is_main else []:
-                    print(one_line(f"{line}; going on from step {step}"), file=sys.stderr)
+                    print(one_line(f"{line}; resuming from step {step}"), file=sys.stderr)
                 return int(step)
             self._damaged.add(step)
             damaged.append(f"checkpoint {self.path(step)} {wrong}")
         if damaged:
-            raise UserError(f"{damaged[0]}; none before it is whole: remove checkpoints/ to start anew")
+            raise UserError(f"{damaged[0]}; none before it is intact: remove checkpoints/ to start again")
         return 0
 
     def load(
-        self, engine: Any, step: int, load_beside: Callable[[dict[str, Any]], None] | None = None
+        self, engine: Any, step: int, load_extra: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         """Restore the checkpoint of ``step``, one that `newest` found.
 
-        load_beside is given what `save` was given beside the engine ({} if that was nothing). The number of
+        load_extra is given what `save` was given as `extra` ({} if that was nothing). The number of
         processes may be another one than that of the run before, the number of records per step may not.
 
         Errors:
-            UserError when this run cannot go on from it.
+            UserError when this run cannot be resumed from it.
         """
         folder = self.path(step)
         state = SavedState.read(folder)
         self._check_batch(folder, state, engine)
         try:
             self._restore(engine, folder, state)
-            if load_beside is not None:
-                load_beside(read_beside(folder))
+            if load_extra is not None:
+                load_extra(read_extra(folder))
         except UserError:
             raise
         except Exception as error:  # foreign content: DeepSpeed and torch fail at it in many ways
@@ -259,7 +259,7 @@ class Checkpoints:
                 raise
             raise UserError(
                 f"{folder} cannot be restored ({type(error).__name__}: {first_line(error)}): it is of "
-                "another model, or damaged; remove it to go on from the checkpoint before"
+                "another model, or damaged; remove it to resume from the checkpoint before"
             ) from error
 
     def _restore(self, engine: Any, folder: Path, state: SavedState) -> None:
@@ -270,7 +270,7 @@ class Checkpoints:
             return
         path, _ = engine.load_checkpoint(str(self.folder), tag=folder.name)
         if path is None:
-            raise UserError(f"{folder} cannot be read; remove it to go on from the checkpoint before")
+            raise UserError(f"{folder} cannot be read; remove it to resume from the checkpoint before")
 
     def _all_steps(self) -> list[int]:
         if not self.folder.is_dir():
@@ -278,7 +278,7 @@ class Checkpoints:
         names = ((path, STEP_NAME.fullmatch(path.name)) for path in self.folder.iterdir())
         return sorted(int(match[1]) for path, match in names if match and _is_real_folder(path))
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_intact(self, step: int) -> bool:
         path = self.path(step)
         return step not in self._damaged and _is_real_folder(path) and fault(path) is None
 
@@ -319,7 +319,7 @@ def _is_real_folder(path: Path) -> bool:
 
 
 def _move_aside(path: Path) -> None:
-    """Free a name that the run needs of what somebody else has put there, if anything; nothing is lost."""
+    """Rename what was put by others under a name that the run needs, if anything; nothing is lost."""
     if path.exists() or path.is_symlink():
         names = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 1000))
         path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))

@@ -1,6 +1,6 @@
-"""The files of one checkpoint: what ``state.json`` says of them, and whether they still are what was written.
+"""The files of one checkpoint: their description in ``state.json``, and whether they still match it.
 
-A checkpoint may come from elsewhere or from a failing disk: nothing in it is believed before it is checked,
+A checkpoint may come from elsewhere or from a failing disk: nothing in it is trusted before it is checked,
 and nothing in it is executed.
 """
 
@@ -22,10 +22,11 @@ from ...common.paths import inside
 from .saved_state import UnreadableFile, load_file
 
 STATE = "state.json"
-BESIDE = "beside_engine.pt"
+#: State of callbacks and objective, beside that of the engine.
+EXTRA = "beside_engine.pt"
 BEST = "best.json"
 RECIPE = "recipe.yaml"
-_OLD_BESIDE = "objective.pt"  # its name in checkpoints written before the weight average was in it
+_OLD_EXTRA = "objective.pt"  # its name in checkpoints written before the weight average was in it
 STEP_NAME = re.compile(r"step-(\d{8})")
 LAST_STEP = 99_999_999
 _CHUNK = 1 << 24
@@ -39,7 +40,7 @@ class SavedState:
         global_batch: records per step. This and ``zero_stage`` are None in old checkpoints.
         files: the size of every file, by its name in the folder.
         checksums: the CRC-32 of every file; none in old checkpoints.
-        data: what tells one set of records from another, by source; none in old checkpoints.
+        data: a digest of the records, by source; none in old checkpoints.
     """
 
     step: int
@@ -83,7 +84,7 @@ class Best:
 
     @classmethod
     def read(cls, folder: Path) -> Best | None:
-        """None where there is no such file, or it says nothing that can be used."""
+        """None where there is no such file, or it holds nothing that can be used."""
         path = folder / BEST
         try:
             found = read_json_object(path)
@@ -105,7 +106,7 @@ def fault(folder: Path) -> str | None:
         return f"is incomplete: {reason}"
     name = STEP_NAME.fullmatch(folder.name)  # one that was copied may have any
     if name is not None and int(name[1]) != state.step:
-        return f"is damaged: {STATE} says it is of step {state.step}"
+        return f"is damaged: {STATE} names step {state.step}"
     for file, size in state.files.items():
         try:
             found = (folder / file).stat().st_size
@@ -120,7 +121,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with the contents of a checkpoint without a `fault`, or None.
 
     Every file must have the checksum that was written down for it, and be one that can be read without
-    executing anything. With `parts`, only every so manieth file is looked at, from number `part` on.
+    executing anything. With `parts`, only every `parts`-th file is checked, from number `part` on.
     """
     try:
         state = SavedState.read(folder)
@@ -140,19 +141,19 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     return None
 
 
-def read_beside(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside the engine's state: ``objective``, ``weight_average``, or neither."""
-    for name in (BESIDE, _OLD_BESIDE):
+def read_extra(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the engine's state, by part: ``objective``, ``weight_average``, …"""
+    for name in (EXTRA, _OLD_EXTRA):
         if (folder / name).is_file():
-            beside = load_file(folder / name, mapped=False)
-            if not isinstance(beside, dict):
-                raise UserError(f"{folder / name} holds no state of a run")
-            return beside
+            extra = load_file(folder / name, mapped=False)
+            if not isinstance(extra, dict):
+                raise UserError(f"{folder / name} does not hold the state of a run")
+            return extra
     return {}
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file: it finds what a disk or a copy got wrong, at more than 1 GB/s; it is no signature."""
+    """CRC-32 of a file: it finds what a disk or a copy got wrong, at more than 1 GB/s. Not a signature."""
     value = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -169,7 +170,7 @@ def write_best(folder: Path, best: Best) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a run wrote this folder, whole or not; another one of that name is somebody's own."""
+    """Whether a run wrote this folder, complete or not."""
     return (folder / STATE).is_file() or any(folder.glob("*_states.pt"))
 
 

@@ -26,7 +26,7 @@ from .checkpoint_files import (
     damage,
     fault,
     is_checkpoint,
-    read_beside,
+    read_extra,
 )
 from .distributed import World
 from .resume import recipe_file, written_recipe
@@ -38,7 +38,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
-    """The folder of one checkpoint, whole.
+    """The folder of one intact checkpoint.
 
     Args:
         path: a run's output folder, or one checkpoint in it.
@@ -62,9 +62,9 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
         lowest = None if best is None else best.step
         wanted = lowest if step == "best" else (step or newest)
         if step == "best" and lowest is None:
-            raise UserError(f"{checkpoints.folder / BEST} names no whole checkpoint; give a step's number")
+            raise UserError(f"{checkpoints.folder / BEST} names no intact checkpoint; give a step's number")
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
-            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is whole"
+            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is intact"
             raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
         found = checkpoints.path(int(wanted))
         if step is None:
@@ -76,7 +76,7 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
 
 
 def _warn_of_newer(checkpoints: Checkpoints, taken: Path) -> None:
-    """Say that checkpoints newer than the one that is taken are not whole."""
+    """Warn of checkpoints newer than the one that is taken, which are damaged."""
     for folder in sorted(taken.parent.iterdir()):
         if STEP_NAME.fullmatch(folder.name) and folder.name > taken.name and is_checkpoint(folder):
             logger.warning(one_line(f"checkpoint {folder} {fault(folder)}; {taken.name} is taken"))
@@ -101,7 +101,7 @@ def export_checkpoint(
         average: the averaged weights (``run.weight_average``) instead of the last ones.
 
     Errors:
-        UserError when there are no averages, or the recipe builds another model than was trained.
+        UserError when there are no averages, or the recipe builds another model than the trained one.
     """
     objective = build_objective(_without_judges(recipe))
     if recipe.run.precision == "bf16":  # the weights that the run computes with
@@ -152,15 +152,15 @@ def _without_judges(recipe: Recipe) -> Recipe:
 
 
 def _restore(objective: Objective, checkpoint: Path, recipe: Recipe, average: bool) -> None:
-    beside = read_beside(checkpoint)
-    averages = beside.get("weight_average", {}).get("averages")
+    extra = read_extra(checkpoint)
+    averages = extra.get("weight_average", {}).get("averages")
     if average and averages is None:
         raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
     stage = SavedState.read(checkpoint).zero_stage
     objective.load_state_dict(saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage))
     if average:
         _assign(dict(objective.named_parameters()), averages)
-    objective.load_extra_state(beside.get("objective", {}))
+    objective.load_extra_state(extra.get("objective", {}))
 
 
 @torch.no_grad()

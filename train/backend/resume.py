@@ -1,7 +1,7 @@
-"""What a run that goes on may change of its recipe: that is said and used, anything else is refused.
+"""What a resumed run may change of its recipe: that is reported and used, anything else is refused.
 
-Every checkpoint holds the recipe that it was written by. Weights, moments and the place in the data belong to
-its model, its data and its seed, so these stay; how fast it learns, how long, and what it tells may change.
+Every checkpoint holds the recipe that it was written by. Weights, moments and the position in the data belong
+to its model, its data and its seed, so these stay; how fast it learns, how long, and what it logs may change.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..config.validation import ValidationConfig
 from ..optimizers import divides_alike
 from .checkpoint_files import RECIPE, SavedState
 
-#: Keys that a resumed run takes as its recipe now says.
+#: Keys that a resumed run takes from its present recipe.
 APPLIED = (
     "run.*",
     "optimizer.*",
@@ -80,7 +80,7 @@ class Change:
 def agreed_changes(checkpoint: Path, recipe: Recipe, data: Mapping[str, str]) -> list[Change]:
     """What `recipe` changes for the run that wrote `checkpoint`, all of which can be used.
 
-    data: what tells the records of every source from others, as `Checkpoints` keeps it.
+    data: a digest of the records of every source, as `Checkpoints` keeps it.
 
     Errors:
         UserError for a change that would make another run of it.
@@ -104,13 +104,13 @@ def agreed_changes(checkpoint: Path, recipe: Recipe, data: Mapping[str, str]) ->
 
 
 def resuming_with(changed: Sequence[Change], step: int) -> list[str]:
-    """A line for every key that a run going on from ``step`` changes."""
-    return [f"going on from step {step} with {change}" for change in changed]
+    """A line for every key that a run resumed from ``step`` changes."""
+    return [f"resuming from step {step} with {change}" for change in changed]
 
 
 def require_same_groups(checkpoint: Path, model: nn.Module, config: OptimizerConfig) -> None:
     """UserError where `config` divides the model's parameters into other groups than the run that wrote
-    `checkpoint` did: each group's state is stored as a whole."""
+    `checkpoint` did: each group's state is stored as one."""
     section = (written_recipe(checkpoint) or {}).get("optimizer")
     try:
         before = OptimizerConfig(**section) if isinstance(section, dict) else None

@@ -17,7 +17,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import users_mistake
 from dualtoken.train import trainer
 from dualtoken.train.backend.checkpoint import Checkpoints, JudgedBy
-from dualtoken.train.backend.checkpoint_files import BESIDE, STATE, Best, fault
+from dualtoken.train.backend.checkpoint_files import EXTRA, STATE, Best, fault
 from dualtoken.train.backend.distributed import World
 from dualtoken.train.callbacks.base import TrainState
 from dualtoken.train.callbacks.checkpointing import Checkpointing
@@ -63,11 +63,11 @@ class FakeEngine:
         return f"{folder}/{tag}", {}
 
 
-def load_newest(checkpoints: Checkpoints, engine: Any, load_beside: Any = None) -> int:
+def load_newest(checkpoints: Checkpoints, engine: Any, load_extra: Any = None) -> int:
     """Go on from the newest checkpoint as a run does."""
     step = checkpoints.newest()
     if step:
-        checkpoints.load(engine, step, load_beside)
+        checkpoints.load(engine, step, load_extra)
     return step
 
 
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(
     assert engine.loaded == "step-00000010"
     (line,) = capsys.readouterr().err.splitlines()
     assert "step-00000020 is incomplete" in line
-    assert "going on from step 10" in line
+    assert "resuming from step 10" in line
     # Once the run is there again, the damaged one is replaced, and it never counts as one of those kept.
     checkpoints.save(FakeEngine(), 20)
     assert checkpoints.steps() == [10, 20]
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(
 def test_a_run_does_not_silently_begin_anew_when_all_are_damaged(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "step-00000010" / "weights.pt").unlink()
-    with pytest.raises(UserError, match=r"weights.pt is missing; none before it is whole"):
+    with pytest.raises(UserError, match=r"weights.pt is missing; none before it is intact"):
         load_newest(checkpoints, FakeEngine())
     assert load_newest(Checkpoints(tmp_path / "none", ALONE, keep=1), FakeEngine()) == 0
 
@@ -215,7 +215,7 @@ def test_what_is_beside_the_engine_comes_back_also_from_the_old_file(tmp_path: P
     found: list[dict[str, Any]] = []
     load_newest(checkpoints, FakeEngine(), found.append)
     state = json.loads((tmp_path / "step-00000005" / STATE).read_text())
-    (tmp_path / "step-00000005" / BESIDE).rename(tmp_path / "step-00000005" / "objective.pt")
+    (tmp_path / "step-00000005" / EXTRA).rename(tmp_path / "step-00000005" / "objective.pt")
     for name in ("files", "checksums", "data", "global_batch", "zero_stage"):  # nor had it these
         del state[name]
     (tmp_path / "step-00000005" / STATE).write_text(json.dumps(state))

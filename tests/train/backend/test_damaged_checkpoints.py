@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.cli import run_command
 from dualtoken.train.backend.checkpoint import Checkpoints
-from dualtoken.train.backend.checkpoint_files import BESIDE, BEST, STATE, Best, checksum, damage, fault
+from dualtoken.train.backend.checkpoint_files import BEST, EXTRA, STATE, Best, checksum, damage, fault
 from dualtoken.train.backend.deepspeed import read_by
 from dualtoken.train.backend.saved_state import load_file
 
@@ -97,7 +97,7 @@ def test_a_change_of_the_same_size_is_found_and_the_checkpoint_before_taken(
     lines = [line for line in capsys.readouterr().err.splitlines() if "step-00000006" in line]
     assert len(lines) == 1
     assert f"the content of {name} is not what was written" in lines[0]
-    assert lines[0].endswith("going on from step 3")
+    assert lines[0].endswith("resuming from step 3")
     # The damaged one was written anew on the way.
     assert damage(copy / "checkpoints" / "step-00000006") is None
     assert [line["step"] for line in losses(copy)] == [1, 2, 3, 4, 5, 6]
@@ -246,7 +246,7 @@ def test_a_state_that_names_files_elsewhere_is_refused(name: str, tmp_path: Path
     state["files"][name] = 1
     (checkpoints.path(10) / STATE).write_text(json.dumps(state))
     assert fault(checkpoints.path(10)) is not None
-    with pytest.raises(UserError, match="none before it is whole"):
+    with pytest.raises(UserError, match="none before it is intact"):
         checkpoints.newest()
 
 
@@ -289,7 +289,7 @@ def test_no_content_of_the_json_files_is_more_than_a_users_error(
 
 def test_what_lies_beside_the_engine_must_be_a_state(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
-    torch.save([1, 2], checkpoints.path(10) / BESIDE)
-    with pytest.raises(UserError, match="holds no state of a run"):
+    torch.save([1, 2], checkpoints.path(10) / EXTRA)
+    with pytest.raises(UserError, match="does not hold the state of a run"):
         load_newest(checkpoints, FakeEngine(), lambda state: None)
     assert os.listdir(tmp_path) == ["step-00000010"]

@@ -119,7 +119,7 @@ def test_the_checkpoint_meant_is_found_or_named(tmp_path: Path) -> None:
     assert find_checkpoint(checkpoints.path(10)) == checkpoints.path(10)
     with pytest.raises(UserError, match=r"no checkpoint of step 15; there are 10, 20"):
         find_checkpoint(run, 15)
-    with pytest.raises(UserError, match=r"best.json names no whole checkpoint"):
+    with pytest.raises(UserError, match=r"best.json names no intact checkpoint"):
         find_checkpoint(run, "best")
     with pytest.raises(UserError, match="neither the output folder of a run"):
         find_checkpoint(tmp_path)
