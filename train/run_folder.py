@@ -12,6 +12,7 @@ from ..common.outputs import examining, is_mount_point, refuse_overlap, require_
 from ..common.paths import user_path
 from ..data_pipelines.shards.storage import is_url
 from .backend.distributed import World
+from .backend.resume import named_paths
 from .config.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
@@ -34,23 +35,9 @@ def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
         yield folder
 
 
-def inputs_of(recipe: Recipe) -> dict[str, Path | None]:
+def inputs_of(recipe: Recipe) -> dict[str, Path]:
     """The folders and files that a run reads, by the keys that name them; hub ids and URLs are left out."""
-    named: dict[str, str | None] = {"init_from": recipe.init_from}
-    named |= {f"data.sources.{name}.path": source.path for name, source in recipe.data.sources.items()}
-    if recipe.validation is not None:
-        sources = recipe.validation.sources
-        named |= {f"validation.sources.{name}.path": source.path for name, source in sources.items()}
-    if recipe.mllm is not None:
-        named["mllm.llm"] = recipe.mllm.llm if isinstance(recipe.mllm.llm, str) else None
-        named["mllm.visual_tokenizer"] = recipe.mllm.visual_tokenizer
-        named["mllm.text_tokenizer"] = recipe.mllm.text_tokenizer
-    if recipe.tokenizer is not None:
-        named["tokenizer.teacher"] = recipe.tokenizer.teacher
-        named["tokenizer.perceptual_weights"] = recipe.tokenizer.perceptual_weights
-    if recipe.contrastive is not None:
-        named["contrastive.text_tokenizer"] = recipe.contrastive.text_tokenizer
-    local = {key: user_path(text, key) for key, text in named.items() if text and not is_url(text)}
+    local = {key: user_path(text, key) for key, text in named_paths(recipe).items() if not is_url(text)}
     return {key: path for key, path in local.items() if path.exists()}
 
 

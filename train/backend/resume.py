@@ -6,26 +6,18 @@ to its model, its data and its seed, so these stay; how fast it learns, how long
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
-from ..config.contrastive import ContrastiveConfig
-from ..config.data import DataConfig
-from ..config.mllm import MllmObjectiveConfig
 from ..config.optimizer import OptimizerConfig
 from ..config.recipe import Recipe, plain_recipe
-from ..config.run import RunConfig
-from ..config.schedule import ScheduleConfig
-from ..config.tokenizer import TokenizerObjectiveConfig
-from ..config.validation import ValidationConfig
 from ..optimizers import divides_alike
 from .checkpoint_files import RECIPE, SavedState
 
@@ -52,16 +44,6 @@ PATHS = (
     "tokenizer.perceptual_weights",
     "contrastive.text_tokenizer",
 )
-_SECTIONS = {
-    "data": DataConfig,
-    "run": RunConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "validation": ValidationConfig,
-    "contrastive": ContrastiveConfig,
-    "tokenizer": TokenizerObjectiveConfig,
-    "mllm": MllmObjectiveConfig,
-}
 _ABSENT = "not set"
 
 
@@ -136,6 +118,13 @@ def recipe_file(checkpoint: Path) -> Path | None:
     return next((folder / RECIPE for folder in folders if (folder / RECIPE).is_file()), None)
 
 
+def named_paths(recipe: Recipe) -> dict[str, str]:
+    """Every folder, file, hub id or URL that a recipe reads from, by the key that names it."""
+    keys = (*PATHS, "validation.sources.*.path")
+    leaves = _leaves(plain_recipe(recipe))
+    return {key: value for key, value in leaves if value and isinstance(value, str) and _fits(key, keys)}
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """The keys that differ, by their dotted names. A key that only one of them has counts unless it has its
     default there: another version of the package may not know it."""
@@ -193,11 +182,14 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _defaults() -> dict[str, Any]:
+    """The defaults of all sections, by dotted key."""
     return {
         f"{section}.{one.name}": list(one.default) if isinstance(one.default, tuple) else one.default
-        for section, kind in _SECTIONS.items()
-        for one in dataclasses.fields(kind)
-        if one.default is not dataclasses.MISSING
+        for section, hint in get_type_hints(Recipe).items()
+        for kind in (hint, *get_args(hint))
+        if is_dataclass(kind)
+        for one in fields(kind)
+        if one.default is not MISSING
     }
 
 

@@ -1,4 +1,4 @@
-"""The interface between the loop and what it trains."""
+"""The interface between the trainer and what it trains."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def image_of(part: Mapping[str, Any], record: Record) -> Any:
 
 @contextmanager
 def naming(record: Record) -> Iterator[None]:
-    """Whatever goes wrong in the block is the record's fault: RecordError, with its id.
+    """Turn whatever is raised in the block into a RecordError with the record's id.
 
-    For text tokenizers, which come from elsewhere and raise what they like for a text they cannot take.
+    For text tokenizers, which come from elsewhere and raise various errors for a text they cannot take.
     """
     try:
         yield
@@ -179,13 +179,13 @@ class Objective(nn.Module, ABC):
         unconsumed."""
 
     def after_step(self, step: int) -> None:
-        """Called after every optimizer step, for what is trained beside the model."""
+        """Called after every optimizer step, for what is trained besides the model."""
 
     def after_skipped_step(self) -> None:
         """Called instead of `after_step` for a step that was not done."""
 
     def extra_state(self) -> dict[str, Any]:
-        """State beside the module's that a checkpoint has to hold; the same on all processes."""
+        """State that a checkpoint has to hold besides the module's; the same on all processes."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class Objective(nn.Module, ABC):
         return {}
 
     def summary(self) -> str:
-        """A few words beside the losses in the console, about the last `extra_metrics`."""
+        """A few words about the last `extra_metrics`, for the console."""
         return ""
 
     def alarms(self) -> dict[str, str]:

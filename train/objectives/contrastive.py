@@ -72,7 +72,7 @@ class ContrastiveObjective(Objective):
     def _caption_ids(self, caption: str) -> torch.Tensor:
         longest = self.config.max_text_length
         text = self.tokenizer(
-            # What is behind can hardly be among the first tokens, and a whole book costs time and memory.
+            # What follows cannot be among the first tokens, and a book would cost time and memory.
             caption[: _CHARACTERS_PER_TOKEN * longest],
             padding="max_length",
             truncation=True,
@@ -150,14 +150,14 @@ class ContrastiveObjective(Objective):
 
 
 def image_and_caption(record: Record) -> tuple[Any, str]:
-    """The first image and its text: the prompt it was drawn for, or the first answer about it.
+    """The first image and its text: the prompt it was generated for, or the first answer about it.
 
     Errors:
         RecordError for a record without one of them.
     """
     images = record.image_parts()
-    drawn = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
-    wanted = "user" if drawn else "assistant"
+    is_generated = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
+    wanted = "user" if is_generated else "assistant"
     captions = (part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
     caption = next(captions, None)
     if not images or caption is None:

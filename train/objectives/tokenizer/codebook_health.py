@@ -45,7 +45,7 @@ def health_alarms(branch: str, health: CodebookHealth, config: QuantizerConfig) 
         )
     if any(not math.isfinite(error) or error > _BLOWN_UP for error in errors):
         alarms[f"{branch}/blown-up"] = (
-            f"{branch} codebooks have left the features behind (error {max(errors):.3g} of their variance): "
+            f"{branch} codebooks diverged from the features (error {max(errors):.3g} of their variance): "
             "start them by k-means (tokenizer.unquantized_steps) and lower optimizer.lr"
         )
         return alarms

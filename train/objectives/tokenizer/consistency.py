@@ -2,8 +2,8 @@
 
 Attention lets a patch without content carry notes about the rest of the image. Harmless in a continuous
 encoder, they become hundreds of codes for "nothing", almost at random, which a language model then has to
-predict one by one. Where pixels repeat exactly (drawings, diagrams, cut-out products) this loss draws their
-features together. Photos hold no equal patches and are left alone.
+predict one by one. Where pixels repeat exactly (graphics, diagrams, cut-out products) this loss pulls their
+features together. Photos hold no equal patches and are not affected.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
 def consistency_loss(features: Tensor, groups: Tensor) -> Tensor:
     """Mean distance of features (B, N, C) to the mean of their group (B, N), over the spread of all features.
 
-    A scalar without unit: 0 if equal content has equal features, about 1 if it tells nothing about them.
+    A scalar without unit: 0 if equal content has equal features, about 1 if the two are unrelated.
     Group -1, and groups of one, count as perfect.
     """
     rows = features.float().flatten(0, -2)

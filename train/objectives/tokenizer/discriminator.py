@@ -1,8 +1,8 @@
-"""The PatchGAN discriminator and its training beside the tokenizer's (arXiv 1611.07004; VQGAN, 2012.09841).
+"""The PatchGAN discriminator and its training with the tokenizer (arXiv 1611.07004; VQGAN, 2012.09841).
 
 It is a plain module with an optimizer of its own, outside of what DeepSpeed wraps: its gradients are averaged
-over the processes by hand, and the tokenizer's step uses it frozen. As a second engine it would go wrong in
-silence at ZeRO stages 2 and 3.
+over the processes by hand, and the tokenizer's step uses it frozen. As a second engine it would be silently
+wrong at ZeRO stages 2 and 3.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class Adversary:
-    """A discriminator that is trained, and what it tells the tokenizer."""
+    """A discriminator that is trained, and the loss that it gives the tokenizer."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         self.config = config
@@ -54,7 +54,7 @@ class Adversary:
         if next(self.model.parameters()).device == device:
             return
         self.model.to(device)
-        self.optimizer.load_state_dict(self.optimizer.state_dict())  # puts its state beside the weights
+        self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves its state too
 
     def trains(self, step: int) -> bool:
         """Whether the discriminator trains at this optimizer step."""

@@ -1,8 +1,8 @@
-"""The dual tokenizer: a shallow layer learns to give the picture back, a deep layer keeps the teacher's
-meaning.
+"""The dual tokenizer: a shallow layer learns to reconstruct the image, a deep layer keeps the teacher's
+semantics.
 
 The backbone starts as a copy of the teacher. Semantic features after quantization, and the pooled output
-computed from them, are held to the frozen teacher's; the pixel branch reconstructs the image (arXiv
+computed from them, are distilled from the frozen teacher's; the pixel branch reconstructs the image (arXiv
 2503.14324, section 3).
 """
 
@@ -30,9 +30,15 @@ from .consistency import BACKGROUND_SHARE, consistency_loss, content_groups, kee
 from .discriminator import Adversary
 from .reconstruction import distillation_loss, gradient_loss
 
+#: Losses of the semantic branch; their targets are the images that pass through it.
+SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment", "semantic_consistency")
 #: Losses that pull the reconstruction to the image; the adversarial one is weighed against them.
 FIDELITY = ("mse", "l1", "gradient", "perceptual")
-SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment", "semantic_consistency")
+#: All losses whose weight the recipe gives as NAME_weight; the adversarial one has settings of its own.
+TERMS = (
+    *("semantic", "pooled", "mse", "perceptual", "l1", "gradient"),
+    *("pixel_commitment", "semantic_commitment", "pixel_consistency", "semantic_consistency"),
+)
 
 
 class TokenizerObjective(Objective):
@@ -53,14 +59,17 @@ class TokenizerObjective(Objective):
             **config.model,
         )
         self.model = DualTokenizer.from_backbone(teacher, model_config)
-        # The text tower stays the teacher's: image features are held to its space.
+        # The text tower stays the teacher's: image features are distilled into its space.
         self.model.backbone.text_model.requires_grad_(False)
         self.model.backbone.logit_scale.requires_grad_(False)
         self.model.backbone.logit_bias.requires_grad_(False)
-        # The same holds for what judges the reconstruction.
+        # What judges the reconstruction is outside the module tree for the same reason.
         perceptual = [PerceptualLoss(config.perceptual_weights)] if config.perceptual_weight else []
         self._perceptual = tuple(perceptual)
         self._adversary = Adversary(config.adversarial) if config.adversarial else None
+        self._weights = {name: weight for name in TERMS if (weight := getattr(config, f"{name}_weight"))}
+        if config.adversarial is not None and config.adversarial.weight:
+            self._weights["adversarial"] = config.adversarial.weight
         self._step = 0
         self._judged: list[tuple[torch.Tensor, torch.Tensor]] = []
         if config.trained is not None:
@@ -93,47 +102,30 @@ class TokenizerObjective(Objective):
     def target_counts(self, batch: Batch) -> dict[str, float]:
         images = len(batch["pixel_values"])
         deep = float(self._num_semantic(images))
-        return {name: deep if name in SEMANTIC_TERMS else float(images) for name in self._weights()}
+        return {name: deep if name in SEMANTIC_TERMS else float(images) for name in self._weights}
 
     def _num_semantic(self, images: int) -> int:
         return max(1, round(images * self.config.semantic_fraction))
-
-    def _weights(self) -> dict[str, float]:
-        config = self.config
-        weights = {
-            "semantic": config.semantic_weight,
-            "pooled": config.pooled_weight,
-            "mse": config.mse_weight,
-            "perceptual": config.perceptual_weight,
-            "l1": config.l1_weight,
-            "gradient": config.gradient_weight,
-            "pixel_commitment": config.pixel_commitment_weight,
-            "semantic_commitment": config.semantic_commitment_weight,
-            "pixel_consistency": config.pixel_consistency_weight,
-            "semantic_consistency": config.semantic_consistency_weight,
-        }
-        if config.adversarial:
-            weights["adversarial"] = config.adversarial.weight
-        return {name: weight for name, weight in weights.items() if weight}
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         pixel_values = batch["pixel_values"]
         images = len(pixel_values)
         deep = self._num_semantic(images)
-        output = self.model(pixel_values, num_semantic=deep, reconstruct=self._reconstructs())
+        reconstruct = self._adversary is not None or self._has(*FIDELITY)
+        output = self.model(pixel_values, num_semantic=deep, reconstruct=reconstruct)
         totals = {
             "pixel_commitment": output.pixel_commitment_loss * images,
             "semantic_commitment": output.semantic_commitment_loss * deep,
         }
-        if self.config.semantic_weight or self.config.pooled_weight:
+        if self._has("semantic", "pooled"):
             totals |= self._distillation(output, pixel_values[:deep])
-        if self.config.pixel_consistency_weight or self.config.semantic_consistency_weight:
+        if self._has("pixel_consistency", "semantic_consistency"):
             totals |= self._consistency(output, pixel_values, deep)
         if output.reconstruction is not None:
             totals |= self._fidelity(output.reconstruction.float(), pixel_values)
         terms = {
             name: LossTerm(totals[name], weight)
-            for name, weight in self._weights().items()
+            for name, weight in self._weights.items()
             if name != "adversarial"
         }
         if self._adversary is not None:
@@ -142,9 +134,9 @@ class TokenizerObjective(Objective):
             )
         return terms
 
-    def _reconstructs(self) -> bool:
-        """Whether any loss looks at the decoded image."""
-        return self._adversary is not None or any(name in self._weights() for name in FIDELITY)
+    def _has(self, *names: str) -> bool:
+        """Whether any of these losses has a weight."""
+        return any(name in self._weights for name in names)
 
     def _fidelity(self, reconstruction: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How far the reconstruction is from the image, summed over images."""
@@ -165,8 +157,8 @@ class TokenizerObjective(Objective):
         reconstruction: torch.Tensor,
         images: torch.Tensor,
     ) -> LossTerm:
-        """What the discriminator says, weighed so that it moves the decoder's last layer as much as the pixel
-        losses do; nothing while it still warms up.
+        """The discriminator's judgement, weighed so that it moves the decoder's last layer as much as the
+        pixel losses do; zero while it warms up.
         """
         if adversary.trains(self._step):
             self._judged.append((images, reconstruction.detach()))
@@ -185,7 +177,7 @@ class TokenizerObjective(Objective):
         self._judged = []
 
     def after_skipped_step(self) -> None:
-        self._judged = []  # broken pictures teach the discriminator nothing
+        self._judged = []  # broken images teach the discriminator nothing
 
     def extra_state(self) -> dict[str, Any]:
         return {} if self._adversary is None else self._adversary.state_dict()
