@@ -28,7 +28,7 @@ from dualtoken.train.objectives.mllm import shuffle_question_turns
 from dualtoken.train.objectives.tokenizer.reconstruction import distillation_loss, gradient_loss
 from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+ALONE = World()
 
 
 def test_parameter_groups_hold_every_trained_parameter_once() -> None:

@@ -30,7 +30,7 @@ EXACT = ("--mllm.model.visual_target_fraction", "1.0")
 
 
 def alone() -> World:
-    return World(0, 0, 1, torch.device("cpu"))
+    return World()
 
 
 def bounded_attention(

@@ -6,7 +6,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -24,12 +24,11 @@ _FAULTS = ("gloo", "nccl", "timed out", "timeout", "connection", "socket", "proc
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: global rank, rank on its machine, number of processes, device."""
+    """This process among all of a run: its rank, their number, its device. By default one on a CPU."""
 
-    rank: int
-    local_rank: int
-    size: int
-    device: torch.device
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -67,10 +66,6 @@ class World:
             raise UserError(error)
         return cast(T, value)
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
 
 def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the process group; a process started by hand becomes a world of one.
@@ -88,13 +83,12 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
         torch.set_num_threads(threads)
     use_cuda = torch.cuda.is_available()
     join_processes("nccl" if use_cuda else "gloo", timeout)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(device)
     else:
         _keep_freed_memory()
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    return World(dist.get_rank(), dist.get_world_size(), device)
 
 
 def leave_world() -> None:

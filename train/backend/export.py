@@ -56,7 +56,7 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
             raise UserError(f"{path} is one checkpoint; --step chooses among those of a run's output folder")
         found = path
     else:
-        checkpoints = Checkpoints(path / "checkpoints", World(0, 0, 1, torch.device("cpu")), keep=1)
+        checkpoints = Checkpoints(path / "checkpoints", World(), keep=1)
         steps, best = checkpoints.steps(), checkpoints.best()
         newest = steps[-1] if steps else None
         lowest = None if best is None else best.step

@@ -27,7 +27,7 @@ from dualtoken.train.metrics import Metrics
 
 from ..conftest import Chain, train_here
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+ALONE = World()
 
 
 class Writer:

@@ -57,8 +57,7 @@ def guarded(tmp_path: Path) -> tuple[StepGuard, nn.Linear, torch.optim.Optimizer
 def one_step(guard: StepGuard, model: nn.Linear, gradient: float, loss: float = 1.0) -> str | None:
     model.weight.grad = torch.full_like(model.weight, gradient)
     batch = StreamBatch({}, ["a", "b"], torch.tensor([0, 0]))
-    world = World(0, 0, 1, torch.device("cpu"))
-    state: Any = SimpleNamespace(world=world, step=6, losses=[torch.tensor(loss)], micro_batches=[batch])
+    state: Any = SimpleNamespace(world=World(), step=6, losses=[torch.tensor(loss)], micro_batches=[batch])
     guard.before_update(state)
     guard.engine.step()
     guard.after_update(state)
