@@ -49,11 +49,12 @@ def write_document(results: Results, path: Path, command: str) -> list[Path]:
 
 
 def document(results: Results, command: str, plots: dict[str, str], before: str = "") -> str:
-    """The whole text; remarks are taken from `before`."""
+    """The complete text; remarks are taken from `before`. The one in front is a summary of what holds."""
     plan = results.plan
-    parts = [f"{TITLE}{plan.name}", plan.about.strip(), _remarks("all", before), _how(results, command)]
+    parts = [f"{TITLE}{plan.name}", _remarks("summary", before), plan.about.strip()]
+    parts += [_remarks("all", before), _how(results, command)]
     if any(group.claims for group in plan.groups.values()):
-        parts += ["## What holds", _verdicts_of_all(results)]
+        parts += ["## All claims", _verdicts_of_all(results)]
     for name, group in plan.groups.items():
         parts += [f"## {group.title}", group.about.strip(), table(results, group), _verdicts(results, group)]
         if name in plots:
