@@ -1,4 +1,4 @@
-"""The figures of ablations: what each is called, how it is written, and which way is better."""
+"""The metrics of ablations: what each is called, how it is written, and which direction is better."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ METRICS: dict[str, Metric] = {
     "probe_semantic": Metric("probe of semantic features %", 1, unit=" points"),
     "probe_pixel": Metric("probe of pixel features %", 1, unit=" points"),
     # unified models
-    "answers": Metric("answers right %", 1, unit=" points"),
-    "scene_answers": Metric("scenes, right %", 1, unit=" points"),
-    "drawings": Metric("drawings right %", 1, unit=" points"),
-    "drawings_colour": Metric("drawings, colours right %", 1, unit=" points"),
-    "drawings_empty": Metric("drawings empty %", 1, better=-1, unit=" points"),
+    "answers": Metric("answers correct %", 1, unit=" points"),
+    "scene_answers": Metric("scenes, correct %", 1, unit=" points"),
+    "drawings": Metric("images correct %", 1, unit=" points"),
+    "drawings_colour": Metric("images, colours correct %", 1, unit=" points"),
+    "drawings_empty": Metric("images empty %", 1, better=-1, unit=" points"),
     "text_nats": Metric("held-out answers, nats a token", 3, better=-1, unit=" nats"),
     "pixel_nats": Metric("held-out pixel codes, nats a position", 2, better=-1, unit=" nats"),
     "semantic_nats": Metric("held-out semantic codes, nats a position", 2, better=-1, unit=" nats"),
@@ -47,7 +47,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of a figure; "answers/easyvqa" is `answers` on that set."""
+    """The metric of that name; "answers/easyvqa" is `answers` on that set."""
     base, _, part = name.partition("/")
     metric = METRICS[base]
     if not part:
