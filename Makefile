@@ -1,6 +1,8 @@
-# make quickstart   install the core into .venv and let the small model answer and draw
+# make quickstart   install the core into .venv and let the small model answer and generate images
 # make test         install everything that is tested, then lint and the fast tests
 # make lint         ruff and mypy
+# make tutorials    run the tutorials: every command of "Your own data", and the notebook of the first hour
+# make docs         build the documentation's site into build/site
 # make nano         train the small model again, into runs/nano; DATA=folder (default data) holds the data
 #                   sets, and those that are not there are fetched with git from their public repositories
 # make ablations    the paper's comparisons at nano's size, after make nano; hours on a CPU
@@ -21,7 +23,7 @@ CORE := $(VENV)/core-$(KEY).stamp
 DEV := $(VENV)/dev-$(KEY).stamp
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint nano ablations clean
+.PHONY: quickstart test lint tutorials docs nano ablations clean
 .DELETE_ON_ERROR:
 
 quickstart: $(CORE)
@@ -36,6 +38,13 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	@mkdir -p .lint && ln -sfn .. .lint/dualtoken
 	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
+
+tutorials: $(DEV)
+	$(BIN)/python -m pytest -m slow tests/docs
+	$(BIN)/python -m pytest --nbmake docs/tutorials
+
+docs: $(DEV)
+	$(BIN)/python -m mkdocs build --strict
 
 nano: $(DEV)
 	$(BIN)/python -m dualtoken.scripts.nano.make --data $(DATA)
@@ -59,7 +68,7 @@ $(CORE): | $(BIN)/python
 	@touch $@
 
 $(DEV): | $(BIN)/python
-	@echo "Installing DualToken with the extras train, eval and dev into $(VENV)."
+	@echo "Installing DualToken with the extras train, eval, docs and dev into $(VENV)."
 	@rm -f $(VENV)/*.stamp
-	$(PIP_INSTALL) -e '.[train,eval,dev]'
+	$(PIP_INSTALL) -e '.[train,eval,docs,dev]'
 	@touch $(CORE) $@

@@ -1,7 +1,7 @@
-"""A hook of mkdocs: the pages that are made from the package itself when the site is built, so none can be stale.
+"""A hook of mkdocs: pages that are made from the package itself when the site is built, so none can be stale.
 
-Commands from their `--help`, recipe keys from the dataclasses, Python names from docstrings (mkdocstrings), the
-model card of nano, and the first-hour tutorial from its notebook.
+Commands from their `--help`, recipe keys from the dataclasses, Python names from docstrings (mkdocstrings),
+the model card of nano, and the first-hour tutorial from its notebook.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def commands_page() -> str:
 
     parts = ["# Commands", "What `dualtoken` and each command print for `--help`.", _block(overview())]
     for name, command in COMMANDS.items():
-        parser = command_parser(importlib.import_module(f"dualtoken.scripts.{command.module}"), f"dualtoken {name}")
+        parser = command_parser(
+            importlib.import_module(f"dualtoken.scripts.{command.module}"), f"dualtoken {name}"
+        )
         parts += [f"## {name}", _block(parser.format_help())]
         for word, one in _subcommands(parser):
             parts += [f"### {name} {word}", _block(one.format_help())]
@@ -81,7 +83,8 @@ def recipes_page() -> str:
     parts = [
         "# Recipe keys",
         "A recipe is a YAML file with these sections. Every key can be overridden on the command line "
-        "(`--optimizer.lr 1e-4`); an unknown key is an error. `dualtoken train --recipe-help` prints the same.",
+        "(`--optimizer.lr 1e-4`); an unknown key is an error. "
+        "`dualtoken train --recipe-help` prints them too.",
     ]
     return "\n\n".join([*parts, *_section(Recipe, "", [])]) + "\n"
 
@@ -98,10 +101,16 @@ def _section(kind: type, prefix: str, seen: list[type]) -> list[str]:
             continue
         name = f"{prefix}{field.name}"
         rows.append(
-            "| " + " | ".join(
-                [f"`{name}`", f"`{_type_name(hints[field.name])}`".replace("|", "\\|"), _default(field),
-                 " ".join(texts.get(field.name, "").split()).replace("|", "\\|")]
-            ) + " |"
+            "| "
+            + " | ".join(
+                [
+                    f"`{name}`",
+                    f"`{_type_name(hints[field.name])}`".replace("|", "\\|"),
+                    _default(field),
+                    " ".join(texts.get(field.name, "").split()).replace("|", "\\|"),
+                ]
+            )
+            + " |"
         )
         for part in _dataclasses_in(hints[field.name]):
             if part not in seen:

@@ -63,7 +63,7 @@ def test_the_constraints_fit_the_requirements(setup):
 
 
 def test_the_extras_are_the_documented_ones(setup):
-    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "bench", "dev"}
+    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "bench", "docs", "dev"}
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{extra}`" in readme for extra in setup["EXTRAS"])
 
@@ -90,7 +90,7 @@ def test_a_built_copy_holds_every_module_and_no_tests(built):
 
 def test_a_built_copy_holds_the_small_model_and_all_that_is_not_a_module(built):
     data = ("pretrained/**/*", "train/recipes/**/*.yaml", "train/zero/*.json", "ablations/*.yaml")
-    for pattern in (*data, "benchmarks/*.py"):
+    for pattern in (*data, "benchmarks/*.py", "py.typed"):
         expected = {path.relative_to(ROOT) for path in ROOT.glob(pattern) if path.is_file()}
         assert expected <= {path.relative_to(built) for path in built.glob(pattern)}
     assert list(built.glob("train/recipes/*.yaml"))
