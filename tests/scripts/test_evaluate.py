@@ -39,7 +39,12 @@ def test_run_and_report(tmp_path, capsys):
         assert chart.width > 300
 
 
-def test_list_names_every_benchmark(capsys):
+def test_the_word_benchmarks_is_still_accepted(tmp_path, capsys):
+    assert evaluate("check", "--benchmarks", "nlvr") == 0
+    assert "nlvr (dev-150): 150 items, 150 expected  [package]" in capsys.readouterr().out
+
+
+def test_list_names_every_task(capsys):
     assert evaluate("list") == 0
     printed = capsys.readouterr().out
     assert "scenes-t2i" in printed

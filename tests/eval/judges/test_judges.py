@@ -168,6 +168,11 @@ def test_grades_are_kept_and_scored_again_without_the_judge(mmvet):
         ([1.0], "1.0", "stub sha256:0"),
     ]
     assert result["judge"]["models"] == ["stub sha256:0"]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(one["prediction"], one["parsed"], one["score"]) for one in samples] == [
+        ("x = -1", [0.5], 0.5),
+        ("x", [1.0], 1.0),
+    ]
     assert score(task, output, settings) == result
 
 

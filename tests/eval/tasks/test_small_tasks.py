@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from dualtoken.eval import Item, ScoringContext, get_task
 from dualtoken.eval.data.held_out import drawing_prompts
 from dualtoken.eval.harness.predictor import PipelinePredictor
+from dualtoken.eval.judges.local_models import LocalModels
+from dualtoken.eval.judges.protocols import Judges
 from dualtoken.mllm import DualTokenPipeline
 
 
@@ -34,6 +37,38 @@ def test_true_scenes_are_judged_right(tmp_path):
     assert score.metrics["overall"] == 100.0
     swapped = dict(zip(predictions, [*list(predictions.values())[1:], predictions[items[0].id]], strict=True))
     assert task.score(items, swapped, ScoringContext(tmp_path)).metrics["overall"] < 50.0
+
+
+def test_emoji_are_judged_by_the_rank_of_their_names(tmp_path):
+    task = get_task("emoji-t2i")
+    items = task.load(None, "test")[:4]
+    assert items[0].prompt == f"{items[0].target['name']} emoji"
+    for item in items:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{item.id}.png")
+    predictions = {item.id: [f"{item.id}.png"] for item in items}
+    assert task.score(items, predictions, ScoringContext(tmp_path)).metrics == {"top1": None, "top5": None}
+
+    class Ranker:
+        def ranks(self, images, right, texts):
+            assert [texts[index] for index in right] == [item.prompt for item in items]
+            return [0, 4, 5, 0]
+
+    score = task.score(items, predictions, ScoringContext(tmp_path, judges=Judges(ranker=Ranker)))
+    assert score.metrics == {"top1": 50.0, "top5": 75.0}
+    assert score.items[items[2].id] == ([5], 0.0)
+
+
+def test_without_another_ranker_the_packaged_tokenizer_ranks_names():
+    ranker = LocalModels().judges().ranker()
+    (rank,) = ranker.ranks([Image.new("RGB", (64, 64), "red")], [0], ["apple emoji", "tree emoji"])
+    assert rank in (0, 1)
+
+
+def test_reworded_scenes_are_the_first_scenes_with_the_same_answers():
+    asked = get_task("scenes").load(None, "test")[:200]
+    reworded = get_task("scenes-reworded").load(None, "test")
+    assert [item.target for item in reworded] == [item.target for item in asked]
+    assert all(one.prompt != other.prompt for one, other in zip(asked, reworded, strict=True))
 
 
 @pytest.fixture(scope="module")
