@@ -1,4 +1,4 @@
-"""What docs/howto/mix_and_pack.md promises of plain batches: who stands in for a bad record, and what the log says."""
+"""What docs/howto/mix_and_pack.md states of plain batches: which record replaces a bad one, and the log."""
 
 from __future__ import annotations
 
