@@ -126,7 +126,7 @@ def test_a_batch_takes_its_images_by_text_or_in_a_row(pipe, images):
         (lambda p, text, image: p(text=text, images=image, truncation=True, max_length=9), "max_length"),
         (lambda p, text, image: p(text=text, images=image, videos=[image]), "videos"),
         (lambda p, text, image: p.apply_chat_template(messages(None, "a"), images=[]), "1 slots"),
-        (lambda p, text, image: p.apply_chat_template(messages(image, "a"), images=image), "0 places"),
+        (lambda p, text, image: p.apply_chat_template(messages(image, "a"), images=image), "0 slots"),
         (lambda p, text, image: p.apply_chat_template(messages(image, "a"), tools=[{"a": 1}]), "tools"),
     ],
 )
