@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 def make_recipe(folder: Path, steps: int) -> Path:
     """Data and recipe of the runs; returns the recipe's path."""
     from ..data_pipelines.codes.code_cache import tokenize_shards
+    from ..data_pipelines.convert.driver import write_shards
     from ..data_pipelines.convert.samples import OutputOptions
     from ..data_pipelines.records import Record, assistant, user
-    from ..data_pipelines.scenes.convert import SceneOptions, prepare_scenes
+    from ..data_pipelines.scenes.convert import SceneConverter, SceneOptions
     from ..data_pipelines.shards.writer import ShardWriter
     from ..mllm.assembly.model_folder import resolve_model
     from ..tokenizer import DualTokenizer
@@ -68,7 +69,7 @@ def make_recipe(folder: Path, steps: int) -> Path:
     visual = DualTokenizer.from_pretrained(nano / "visual_tokenizer").eval()
     for task in ("t2i", "vqa"):
         options = SceneOptions(count=32, image_size=64, task=task)
-        prepare_scenes(options, OutputOptions(folder / task, progress=False), 1)
+        write_shards(SceneConverter(options), OutputOptions(folder / task, progress=False))
         tokenize_shards(visual, folder / task, folder / f"codes_{task}", progress=False)
     with ShardWriter(folder / "chat", source="made up", licence="MIT") as writer:
         for number in range(8):

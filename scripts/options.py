@@ -1,28 +1,38 @@
 """The options that several commands share: which model, which device, and checks of single values."""
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from ..common import arguments
+from ..common.arguments import as_argument
 from ..common.errors import UserError, first_line, shown
 from ..common.json_files import is_encodable
 from ..common.outputs import examining
 from ..common.paths import user_path
-from ..common.values import LARGEST_SEED, finite_number, whole_number
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
 
-T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 #: Characters of a prompt or question; no model's context holds more.
 LONGEST_TEXT = 1_000_000
+
+
+#: Argparse types that several commands share, so that a value is allowed everywhere or nowhere.
+path, integer, number = arguments.path, arguments.integer, arguments.number
+seed, share = arguments.seed, arguments.share
+num_images = integer(1, 10_000)
+batch_size = integer(1, 65_536)
+max_new_tokens = integer(1, 1_000_000)
+guidance = number(0, 100)
+temperature = number(0, 100)
+top_k = integer(0, 10_000_000)
+top_p = number(0, 1, above=0)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -85,62 +95,9 @@ def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualT
         raise UserError(f"--model {model} cannot be loaded: {first_line(error)}") from error
 
 
-def path(text: str) -> Path:
-    """An argparse type: a path, with a leading ~ expanded."""
-    return _as_argument(lambda: user_path(text))
-
-
-def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
-    """An argparse type: a whole number from `minimum` to `maximum`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
-        return _as_argument(lambda: whole_number(value, "the value", minimum, maximum))
-
-    return parse
-
-
-def number(
-    minimum: float, maximum: float = math.inf, above: float | None = None, below: float | None = None
-) -> Callable[[str], float]:
-    """An argparse type: a finite number from `minimum` to `maximum`, more than `above`, less than `below`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
-        return _as_argument(lambda: finite_number(value, "the value", minimum, maximum, above, below))
-
-    return parse
-
-
 def words(text: str) -> str:
     """An argparse type: a text that is not blank, without the white space around it."""
-    return _as_argument(lambda: text_argument(text, "the text"))
-
-
-#: Argparse types that several commands share, so that a value is allowed everywhere or nowhere.
-seed = integer(0, LARGEST_SEED)
-num_images = integer(1, 10_000)
-batch_size = integer(1, 65_536)
-max_new_tokens = integer(1, 1_000_000)
-guidance = number(0, 100)
-temperature = number(0, 100)
-top_k = integer(0, 10_000_000)
-top_p = number(0, 1, above=0)
-share = number(0, 1)
-
-
-def _as_argument(check: Callable[[], T]) -> T:
-    """`check()`; argparse would take the words of a UserError, which is a ValueError, for its own."""
-    try:
-        return check()
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return as_argument(lambda: text_argument(text, "the text"))
 
 
 def text_argument(value: str, option: str) -> str:

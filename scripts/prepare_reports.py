@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +30,42 @@ _CARD_TEXT = 600
 MOST_SAMPLES = 1000
 
 
-def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Add the arguments of the report `kind` to its parser."""
-    parser.add_argument("folder", type=path, metavar="FOLDER", help="folder of shards")
-    parser.add_argument(
-        "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
+def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """Add `check` and `stats`; `add_kind` makes a parser from name, summary and example."""
+    check = add_kind(
+        "check",
+        "is a folder of shards complete? Names file, record and fault; exit status 2 when there is one",
+        "dualtoken prepare check data/llava --workers 4",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    if kind == "check":
+    stats = add_kind(
+        "stats",
+        "counts and sizes of a folder of shards, and a picture of some records",
+        """dualtoken prepare stats data/llava
+  dualtoken prepare stats data/llava --json > llava.json
+  dualtoken prepare stats data/llava --sheet llava.png --samples 24""",
+    )
+    for parser, run_kind in ((check, _check), (stats, _stats)):
+        parser.set_defaults(run_kind=run_kind)
+        parser.add_argument("folder", type=path, metavar="FOLDER", help="folder of shards")
         parser.add_argument(
-            "--max-pixels",
-            type=integer(64, MOST_PIXELS),
-            default=MAX_PIXELS,
-            help="most pixels of an image (default %(default)s)",
+            "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
         )
-        parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-        return
-    parser.add_argument(
-        "--sheet", type=path, default=None, metavar="PNG", help="also draw a sheet of records"
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument(
+        "--max-pixels",
+        type=integer(64, MOST_PIXELS),
+        default=MAX_PIXELS,
+        help="most pixels of an image (default %(default)s)",
     )
-    parser.add_argument(
+    check.add_argument("--no-progress", action="store_true", help="no progress bar")
+    stats.add_argument("--sheet", type=path, metavar="PNG", help="also make a sheet of records")
+    stats.add_argument(
         "--samples",
         type=integer(1, MOST_SAMPLES),
         default=24,
         help="records on the sheet (default %(default)s)",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="which records (default %(default)s)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the report. Exit status 2 when `check` finds a fault."""
-    return _check(args) if args.kind == "check" else _stats(args)
+    stats.add_argument("--seed", type=seed, default=0, help="which records (default %(default)s)")
 
 
 # --- check ----------------------------------------

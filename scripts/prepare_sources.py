@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from ..common.errors import UserError, shown
 from ..common.paths import user_path
@@ -10,21 +11,20 @@ from ..data_pipelines.small_sets.public_sets import SETS
 from ..data_pipelines.small_sets.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
 from .options import path
 
-KINDS = {"sources": "fetch the small model's data sets from their public git repositories, as zips"}
-EXAMPLES = {
-    "sources": """dualtoken prepare sources --output data
+
+def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """Add `sources`; `add_kind` makes a parser from name, summary and example."""
+    parser = add_kind(
+        "sources",
+        "fetch the small model's data sets from their public git repositories, as zips",
+        """dualtoken prepare sources --output data
   dualtoken prepare sources --output data --only emoji,nlvr
-  dualtoken prepare sources --output data --only nlvr --clone nlvr=clones/nlvr"""
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this kind to its parser."""
+  dualtoken prepare sources --output data --only nlvr --clone nlvr=clones/nlvr""",
+    )
+    parser.set_defaults(run_kind=run)
     repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
     parser.add_argument("--output", type=path, required=True, help=f"folder for the zips and {SOURCES}")
-    parser.add_argument(
-        "--only", default=None, metavar="SETS", help=f"some of {','.join(SETS)} (default: all)"
-    )
+    parser.add_argument("--only", metavar="SETS", help=f"some of {','.join(SETS)} (default: all)")
     parser.add_argument(
         "--clone",
         nargs="+",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,26 @@ class CaptionOptions:
             raise UserError(
                 "--question is empty: say what is asked about an image, e.g. 'Describe the image.'"
             )
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser, column: str) -> None:
+        """Add these options; `column` says in words where captions stand."""
+        ImageOptions.add_arguments(parser)
+        parser.add_argument(
+            "--task",
+            choices=TASKS,
+            default="caption",
+            help="image to caption, caption to image, or both (default %(default)s)",
+        )
+        parser.add_argument(
+            "--question", default=cls().question, help="asked for a caption (default: %(default)s)"
+        )
+        parser.add_argument("--caption-column", help=f"{column} with the caption (default: usual)")
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> CaptionOptions:
+        """The options of a parsed command line."""
+        return cls(args.task, args.question, ImageOptions.from_arguments(args))
 
     @property
     def records_per_sample(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,15 @@ from tqdm import tqdm
 
 from ...common.errors import UserError, first_line
 from ...common.json_files import is_encodable
-from ...common.outputs import SHARD_MAKERS, Inputs, check_output
+from ...common.outputs import SHARD_MAKERS, check_output
 from ..job import Job, count_finished
 from ..partial_output import partial_folder
-from ..records import Record, require_trainable
+from ..records import require_trainable
 from ..shards.sample_codec import EncodedSample, encode_record
 from ..shards.writer import require_split
 from ..workers import map_in_workers
-from .samples import OutputOptions, Rejected, rejecting
+from .converter import Converter
+from .samples import OutputOptions, Rejected, Sample, rejecting
 
 #: So many rejected samples are named in the manifest itself; `rejected.jsonl` next to it names all.
 NAMED_IN_MANIFEST = 1000
@@ -34,78 +35,25 @@ _COMMAND = "dualtoken prepare"
 _CHUNK = 32  # samples that travel to a worker process together
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One entry of a source: its name for messages, and whatever its `records` needs. Picklable."""
-
-    name: str
-    payload: Any
-
-
-class Source:
-    """What a converter implements; it travels to worker processes, so it must be picklable.
-
-    `name` and `licence` go to the manifest, and `settings` (any JSON) too: equal settings and an equal
-    `fingerprint` of the input must mean equal records.
-    """
-
-    name: str = ""
-    licence: str = "unknown"
-    #: Records that one sample becomes: a unit is as many samples as fill a shard.
-    records_per_sample: int = 1
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides what the records are."""
-        return {}
-
-    def fingerprint(self) -> str:
-        """Changes when the input changes, so that an unfinished run is not continued with other data."""
-        return ""
-
-    def inputs(self) -> Inputs:
-        """The files and folders that are read, by the option that names them: no output may replace them."""
-        return {}
-
-    def skipped(self) -> Mapping[str, int]:
-        """What of the input is no sample, counted by what it is; known when all samples have been passed."""
-        return {}
-
-    def total(self) -> int | None:
-        """How many samples there are, where it is known beforehand."""
-        return None
-
-    def samples(self) -> Iterator[Sample | Rejected]:
-        """Every sample, always in the same order."""
-        raise NotImplementedError
-
-    def samples_from(self, start: int) -> Iterator[Sample | Rejected]:
-        """The samples without the first `start`; a source may have a faster way than passing over them."""
-        return itertools.islice(self.samples(), start, None)
-
-    def records(self, payload: Any) -> Iterable[tuple[Record, str]]:
-        """(record, split) of one sample, in a worker process. Raises RecordError for one that is unusable."""
-        raise NotImplementedError
-
-
-def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
-    """Convert all of `source` to a folder of shards and return its manifest.
+def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
+    """Convert all of a data set to a folder of shards and return its manifest.
 
     Resumes `OUTPUT.partial` where a run with equal settings was stopped. Raises UserError when the output may
     not be made (it exists, is an input or holds one, or is being made by another process), when an unfinished
     run had other settings, when a disk is full or fails, when finished shards cannot be renamed to the output
     (they stay), and when not one sample could be used: that is a wrong input, not a few corrupt samples.
     """
-    target, inputs = Path(output.folder), source.inputs()
+    target, inputs = Path(output.folder), converter.inputs()
     check_output(target, inputs, output.overwrite, makers=SHARD_MAKERS)  # before the input is read
-    description = {"source": source.name, "licence": source.licence, "settings": source.settings()}
+    description = {"source": converter.name, "licence": converter.licence, "settings": converter.settings()}
     if not is_encodable(json.dumps(description, ensure_ascii=False)):
-        raise UserError(f"an option for {source.name} is not UTF-8: give it in other letters")
+        raise UserError(f"an option for {converter.name} is not UTF-8: give it in other letters")
     try:
-        plan = {**description, "shard_size": output.shard_size, "input": source.fingerprint()}
+        plan = {**description, "shard_size": output.shard_size, "input": converter.fingerprint()}
         with Job(target, plan, command=_COMMAND, inputs=inputs, overwrite=output.overwrite) as job:
             if not job.is_merging:
-                _convert(job, source, output)
-            skipped = dict(source.skipped())
+                _convert(job, converter, output)
+            skipped = dict(converter.skipped())
             described = {**description, **({"skipped": skipped} if skipped else {})}
             return job.finish(described, most_named=NAMED_IN_MANIFEST)
     except OSError as error:
@@ -117,37 +65,37 @@ def write_source(source: Source, output: OutputOptions) -> dict[str, Any]:
         ) from error
 
 
-def _convert(job: Job, source: Source, output: OutputOptions) -> None:
+def _convert(job: Job, converter: Converter, output: OutputOptions) -> None:
     """Make the parts that are not finished. UserError, and nothing is kept, where there is not one record."""
     try:
-        _make_parts(job, source, output)
+        _make_parts(job, converter, output)
         if not job.has_records:
-            raise _nothing_usable(source, job.rejected)
+            raise _nothing_usable(converter, job.rejected)
     except UserError:
         if not job.has_records:
             job.clear()  # a wrong input: there is nothing to resume
         raise
 
 
-def _nothing_usable(source: Source, rejected: list[dict[str, str]]) -> UserError:
+def _nothing_usable(converter: Converter, rejected: list[dict[str, str]]) -> UserError:
     reason = f": {rejected[0]['sample']}: {rejected[0]['reason']}" if rejected else ": it is empty"
-    return UserError(f"No sample of {source.name} could be used{reason}.")
+    return UserError(f"No sample of {converter.name} could be used{reason}.")
 
 
-def _make_parts(job: Job, source: Source, output: OutputOptions) -> None:
-    size = max(1, output.shard_size // source.records_per_sample)  # samples of a part
+def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
+    size = max(1, output.shard_size // converter.records_per_sample)  # samples of a part
     first = job.first_unfinished()
     with (
         tqdm(
-            total=source.total(),
+            total=converter.total(),
             initial=first * size,
             unit="samples",
             disable=not output.progress,
             mininterval=1.0,
         ) as bar,
         map_in_workers(
-            partial(_convert_chunk, source),
-            _chunks(source.samples_from(first * size), size, first),
+            partial(_convert_chunk, converter),
+            _chunks(converter.samples_from(first * size), size, first),
             output.workers,
         ) as converted,
     ):
@@ -190,17 +138,17 @@ def _chunks(samples: Iterator[Sample | Rejected], size: int, first: int) -> Iter
             return
 
 
-def _convert_chunk(source: Source, chunk: _Chunk) -> _Converted:
+def _convert_chunk(converter: Converter, chunk: _Chunk) -> _Converted:
     results: list[tuple[EncodedSample, str] | Rejected] = []
     for sample in chunk.samples:
         if isinstance(sample, Rejected):
             results.append(sample)
         else:
-            results.extend(rejecting(sample.name, lambda sample=sample: _encode(source, sample)))  # type: ignore[misc]
+            results.extend(rejecting(sample.name, lambda sample=sample: _encode(converter, sample)))  # type: ignore[misc]
     return _Converted(chunk.part, len(chunk.samples), results)
 
 
-def _encode(source: Source, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
-    for record, split in source.records(sample.payload):
+def _encode(converter: Converter, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
+    for record, split in converter.records(sample.payload):
         require_split(split)
         yield encode_record(require_trainable(record)), split

@@ -6,6 +6,7 @@ that names the files: CSV, TSV, JSON lines or a JSON list.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common import arguments
 from ...common.errors import UserError, one_line
 from ...common.files import file_checksum
 from ...common.images.reading import is_image_name
@@ -21,9 +23,9 @@ from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
-from .driver import Sample, Source
+from .converter import Converter
 from .llava import read_entries, read_image
-from .samples import LARGEST_TEXT_FILE, Rejected, read_file, utf8_text
+from .samples import LARGEST_TEXT_FILE, Rejected, Sample, read_file, utf8_text
 from .table_rows import Table
 
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
@@ -34,13 +36,18 @@ _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
 
 @dataclass
-class FolderSource(Source):
+class FolderConverter(Converter):
     """The images of `folder` and of the folders in it.
 
     captions: a list that names the images relative to `folder`; None takes `metadata.jsonl`, `metadata.csv`
     or `metadata.tsv` in the folder, and without one of these the files beside the images. `image_field` and
     `caption_field` name the columns of the list (None: the usual names).
     """
+
+    kind = "folder"
+    summary = "images with captions beside them or in a CSV, TSV or JSON lines file"
+    example = """dualtoken prepare folder --input photos --output data/photos --task all
+  dualtoken prepare folder --input coco/train2017 --captions captions.jsonl --output data/coco --task t2i"""
 
     folder: Path
     captions: Path | None = None
@@ -67,8 +74,20 @@ class FolderSource(Source):
         self._skipped: dict[str, int] = {}
         self.records_per_sample = self.options.records_per_sample
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_found": None}
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--input", type=arguments.path, required=True, help="the data set")
+        CaptionOptions.add_arguments(parser, "column of the list or field of the JSON")
+        parser.add_argument(
+            "--captions", type=arguments.path, help="CSV, TSV or JSON lines that name the images"
+        )
+        parser.add_argument("--image-column", help="with the name of the image (default: usual)")
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> FolderConverter:
+        options = CaptionOptions.from_arguments(args)
+        columns = {"image_field": args.image_column, "caption_field": args.caption_column}
+        return cls(args.input, args.captions, **columns, licence=args.licence, options=options)
 
     def settings(self) -> dict[str, Any]:
         fields = {"image_field": self.image_field, "caption_field": self.caption_field}

@@ -6,23 +6,25 @@ in order by one process (streamed, unless a download is asked for); their images
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common import arguments
 from ...common.errors import UserError, first_line, one_line, shown
 from ...common.outputs import Inputs
 from ...common.paths import user_path
 from ...mllm.conversation.messages import is_media
 from ..records import EncodedImage, Part, Record, RecordError, image_part, question_turns
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list
-from .driver import Sample, Source
+from .converter import Converter
 from .foreign_values import as_list, needed_text, optional_text
 from .hf_datasets import Dataset, open_dataset
 from .llava import read_image
-from .samples import LARGEST_IMAGE_FILE, ImageOptions, Rejected
+from .samples import LARGEST_IMAGE_FILE, ImageOptions, Rejected, Sample
 from .turns import check_no_media, conversation, mark_images, read_turns
 
 CONVERSATION_COLUMNS: tuple[str, ...] = ("conversations", "messages", "texts")
@@ -105,8 +107,13 @@ class Folders:
 
 
 @dataclass
-class HuggingFaceSource(Source):
+class HuggingFaceConverter(Converter):
     """The rows of one split of a data set: a hub id, a parquet, JSON, CSV or Arrow file, or a folder."""
+
+    kind = "hf"
+    summary = "a Hugging Face data set: hub id, parquet files, or a folder of save_to_disk"
+    example = """dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
+  dualtoken prepare hf --input downloads/flickr --caption-column caption --output data/flickr"""
 
     path: str
     config: str | None = None
@@ -129,13 +136,54 @@ class HuggingFaceSource(Source):
         self.columns = self.columns.resolve(self._data.columns)
         # Without images, what is asked about may be a video.
         media = () if self.columns.images else filter(is_media, self._data.columns)
-        self._media = tuple(name for name in media if name not in self.columns.used())
+        self.media = tuple(name for name in media if name not in self.columns.used())
         if self.licence == "unknown" and self._data.licence:
             self.licence = self._data.licence
         self.records_per_sample = 1 if self.columns.caption is None else self.options.records_per_sample
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_data": None}  # workers get rows, not the data set
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--input", required=True, help="hub id, folder, or parquet, JSON or CSV file")
+        parser.add_argument("--config", help="configuration (subset) of the data set")
+        parser.add_argument("--split", default="train", help="split to read (default %(default)s)")
+        parser.add_argument("--revision", help="commit, branch or tag on the hub")
+        parser.add_argument("--no-streaming", action="store_true", help="download all of it first")
+        CaptionOptions.add_arguments(parser, "column")
+        parser.add_argument("--image-column", help="with the image; several, by commas (default: usual)")
+        parser.add_argument("--question-column", help="column with a question about the image")
+        parser.add_argument("--answer-column", help="column with its answer")
+        parser.add_argument(
+            "--conversations-column", help="column with turns (from, value) or (role, content)"
+        )
+        parser.add_argument("--id-column", help="column with a name for the record")
+        parser.add_argument(
+            "--image-folder",
+            type=arguments.path,
+            default=Path(),
+            help="where columns that name files are looked up",
+        )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> HuggingFaceConverter:
+        columns = Columns(
+            images=tuple(args.image_column.split(",")) if args.image_column else None,
+            conversations=args.conversations_column,
+            question=args.question_column,
+            answer=args.answer_column,
+            caption=args.caption_column,
+            id=args.id_column,
+        )
+        return cls(
+            args.input,
+            args.config,
+            args.split,
+            args.revision,
+            streaming=not args.no_streaming,
+            columns=columns,
+            image_folder=args.image_folder,
+            licence=args.licence,
+            options=CaptionOptions.from_arguments(args),
+        )
 
     def settings(self) -> dict[str, Any]:
         where = {"config": self.config, "split": self.split, "revision": self.revision}
@@ -161,7 +209,7 @@ class HuggingFaceSource(Source):
         yield from self._data.damaged[start:]
         number = max(0, start - len(self._data.damaged))
         try:
-            rows = self._data.read([*self.columns.used(), *self._media], number)
+            rows = self._data.read([*self.columns.used(), *self.media], number)
             for number, row in enumerate(rows, start=number):  # noqa: B020
                 name = f"row {number}"
                 yield Rejected(name, row) if isinstance(row, str) else Sample(name, (number, row))
@@ -176,7 +224,7 @@ class HuggingFaceSource(Source):
     def records(self, payload: tuple[int, dict[str, Any]]) -> Iterator[tuple[Record, str]]:
         number, row = payload
         columns = self.columns
-        check_no_media({name: row[name] for name in self._media})
+        check_no_media({name: row[name] for name in self.media})
         name = optional_text(row.get(columns.id), "id") if columns.id else None
         name = name or f"{self.split}-{number}"
         limits, folders = self.options.images, self._folders()

@@ -9,12 +9,13 @@ are neither go to the metadata. An image is the name of a file, a data: URL or b
 
 from __future__ import annotations
 
-import os
+import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common import arguments
 from ...common.errors import ImageError, UserError, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.sources import inline_image
@@ -22,9 +23,9 @@ from ...common.json_files import JsonError, bounded_lines, json_list, parse_json
 from ...common.outputs import Inputs
 from ...common.paths import inside, regular_file, user_path
 from ..records import EncodedImage, Record, RecordError, image_part
-from .driver import Sample, Source, write_source
+from .converter import Converter
 from .foreign_values import as_list, first_given, optional_text
-from .samples import ImageOptions, OutputOptions, read_file
+from .samples import ImageOptions, Sample, read_file
 from .turns import check_marks, check_no_media, conversation, read_turns
 
 _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
@@ -35,29 +36,44 @@ LARGEST_LIST = 4_000_000_000
 
 
 @dataclass
-class LlavaSource(Source):
-    """The conversations of one JSON or JSON lines file; image names are looked up in `image_folder`."""
+class LlavaConverter(Converter):
+    """The conversations of one JSON or JSON lines file.
+
+    image_folder: where image names are looked up; None: the folder of the file.
+    """
+
+    kind = "llava"
+    summary = "conversations in LLaVA's JSON or JSON lines"
+    example = "dualtoken prepare llava --input llava.json --image-folder images --output data/llava"
 
     path: Path
-    image_folder: Path
+    image_folder: Path | None = None
     licence: str = "unknown"
     options: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
-        regular_file(self.path, "--input")
-        if not self.image_folder.is_dir():
-            raise UserError(f"--image-folder {self.image_folder} is not a folder.")
+        self.path = regular_file(user_path(self.path), "--input")
+        self.folder = user_path(self.image_folder or self.path.parent)
+        if not self.folder.is_dir():
+            raise UserError(f"--image-folder {self.folder} is not a folder.")
         self.name = one_line(self.path.name)
         self._entries: list[Any] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_entries": None}
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--input", type=arguments.path, required=True, help="the data set")
+        parser.add_argument("--image-folder", type=arguments.path, help="default: beside the JSON")
+        ImageOptions.add_arguments(parser)
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> LlavaConverter:
+        return cls(args.input, args.image_folder, args.licence, ImageOptions.from_arguments(args))
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)
 
     def inputs(self) -> Inputs:
-        return {"--input": self.path, "--image-folder": self.image_folder}
+        return {"--input": self.path, "--image-folder": self.folder}
 
     def fingerprint(self) -> str:
         return file_checksum(self.path)
@@ -77,22 +93,8 @@ class LlavaSource(Source):
     def records(self, payload: tuple[int, Any]) -> Iterator[tuple[Record, str]]:
         number, entry = payload
         default_id = f"{one_line(self.path.stem)}-{number}"
-        record = llava_record(entry, self.image_folder, default_id, options=self.options)
+        record = llava_record(entry, self.folder, default_id, options=self.options)
         yield record, self.options.split(record.id)
-
-
-def prepare_llava(
-    path: str | os.PathLike[str],
-    output: OutputOptions,
-    *,
-    image_folder: str | os.PathLike[str] | None = None,
-    licence: str = "unknown",
-    options: ImageOptions | None = None,
-) -> dict[str, Any]:
-    """Write the conversations of `path` to shards; `image_folder` defaults to the folder of the JSON."""
-    file = user_path(path)
-    folder = user_path(image_folder) if image_folder is not None else file.parent
-    return write_source(LlavaSource(file, folder, licence, options or ImageOptions()), output)
 
 
 def read_entries(path: Path) -> Iterator[Any]:

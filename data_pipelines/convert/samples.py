@@ -1,37 +1,40 @@
-"""What converters have in common: image files checked and made smaller, lists of images, rejected samples.
-
-The driver that turns their records into shards is `convert_run`.
-"""
+"""What converters have in common: samples and rejected ones, options, and files read with bounds."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import stat
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...common.errors import UserError, one_line, shown
+from ...common.arguments import integer, share
+from ...common.errors import UserError, one_line
 from ...common.images.reading import MAX_PIXELS
 from ...common.images.sources import LARGEST_IMAGE_FILE
-from ...common.json_files import LARGEST_FILE, JsonError, enumerate_lines, parse_json
-from ...common.paths import inside, read_bounded, regular_file, user_path
+from ...common.paths import read_bounded, user_path
 from ...common.values import finite_number, whole_number
 from ..records import MOST_RECORDS, EncodedImage, RecordError
 from ..shards.stored_image import stored_image
 from ..workers import MOST_WORKERS
 
-META = "meta.jsonl"
-_SAMPLED_ROWS = 100
 #: Bound of what a user may set: Pillow's sizes are 31 bits.
 MOST_PIXELS = 2**31 - 1
 #: Captions and facts beside an image with more bytes are not read.
 LARGEST_TEXT_FILE = 16_000_000
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One entry of a data set: its name for messages, and whatever `Converter.records` needs. Picklable."""
+
+    name: str
+    payload: Any
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,26 @@ class ImageOptions:
         whole_number(self.max_pixels, "--max-pixels", 64, MOST_PIXELS)
         finite_number(self.held_out, "--held-out", 0.0, below=1.0)
 
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options of images, and the licence that the manifest names."""
+        add_size_argument(parser)
+        parser.add_argument(
+            "--max-pixels",
+            type=integer(64),
+            default=MAX_PIXELS,
+            help="refuse images of more pixels before decoding them (default %(default)s)",
+        )
+        parser.add_argument(
+            "--held-out", type=share, default=0.0, help="share for the split heldout, by name (default 0)"
+        )
+        add_licence_argument(parser)
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> ImageOptions:
+        """The options of a parsed command line."""
+        return cls(args.max_image_size, args.max_pixels, args.held_out)
+
     def stored(self, data: bytes, name: str) -> EncodedImage:
         """`stored_image` with these limits."""
         return stored_image(data, name, self.max_size, self.max_pixels)
@@ -91,80 +114,16 @@ class ImageOptions:
         return "heldout" if stable_fraction(name) < self.held_out else "train"
 
 
-# --- sources with a list of images ----------------------------------------
+def add_size_argument(parser: argparse.ArgumentParser) -> None:
+    """`--max-image-size`."""
+    parser.add_argument(
+        "--max-image-size", type=integer(8), help="reduce the shorter side to at most this (default: keep)"
+    )
 
 
-class ImageList:
-    """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout. Picklable.
-
-    Every line of the list is an object whose "file" names the image, inside the zip or folder. `broken` are
-    the lines that are not objects.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = user_path(path)
-        self._zip: zipfile.ZipFile | None = None
-        if not self.path.is_dir():
-            regular_file(self.path, "--input")
-            if not zipfile.is_zipfile(self.path):
-                raise UserError(
-                    f"--input {path} is neither a zip nor a folder: expected one that holds {META}."
-                )
-        try:
-            text = self._read(META, LARGEST_FILE).decode("utf-8-sig", "surrogateescape")
-        except RecordError as error:
-            raise UserError(f"--input {path} holds no {META} that can be read ({error}).") from error
-        self.rows: list[dict[str, Any]] = []
-        self.broken: list[Rejected] = []
-        for number, line in enumerate_lines(text):
-            try:
-                self.rows.append(_row(line))
-            except RecordError as error:
-                self.broken.append(Rejected(f"line {number}", str(error)))
-
-    def _read(self, name: object, largest: int) -> bytes:
-        """A file of at most `largest` bytes. Raises RecordError for one that is missing or outside."""
-        try:
-            path = inside(self.path, name, "image")
-            if self.path.is_dir():
-                return read_file(path, largest)
-            self._zip = self._zip or zipfile.ZipFile(self.path)
-            member = self._zip.getinfo(str(name))
-            if member.file_size > largest:
-                raise RecordError(f"it has {member.file_size} bytes, more than {largest}")
-            return self._zip.read(member)
-        except RecordError as error:
-            raise RecordError(f"image {shown(name)}: {error}") from error
-        except UserError as error:
-            raise RecordError(str(error)) from error
-        except Exception as error:
-            # zipfile, zlib and its kin raise nearly anything on foreign bytes.
-            raise RecordError(f"image {shown(name)}: missing or unreadable") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "rows": [], "broken": []}  # rows travel one by one
-
-    def require(self, *fields: str) -> None:
-        """Raise UserError unless the rows have these fields: the wrong converter for this input."""
-        missing = [name for name in fields if not any(name in row for row in self.rows[:_SAMPLED_ROWS])]
-        if missing:
-            raise UserError(
-                f"{META} in {self.path} has no field '{missing[0]}': is this the right kind of data?"
-            )
-
-    def image(self, name: Any, max_size: int | None = None) -> EncodedImage:
-        """The image `name`, checked. Raises RecordError when it is missing or broken."""
-        return stored_image(self._read(name, LARGEST_IMAGE_FILE), name, max_size)
-
-
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except JsonError as error:
-        raise RecordError(f"it is not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-        raise RecordError("it is not a JSON object whose 'file' names an image")
-    return row
+def add_licence_argument(parser: argparse.ArgumentParser) -> None:
+    """`--licence`."""
+    parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
 
 
 def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:

@@ -6,6 +6,7 @@ download has no image; it is counted with the reason that its `.json` gives.
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import glob
 import hashlib
@@ -26,8 +27,8 @@ from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CaptionOptions, caption_list, find_caption
-from .driver import Sample, Source
-from .samples import Rejected, utf8_text
+from .converter import Converter
+from .samples import Rejected, Sample, utf8_text
 from .tar_samples import TEXT_ENDINGS, Content, TarSample, tar_samples
 
 #: Facts of img2dataset's JSON that are kept as metadata.
@@ -39,11 +40,16 @@ _DEEPEST_BRACES = 16
 
 
 @dataclass
-class WebDatasetSource(Source):
+class WebDatasetConverter(Converter):
     """All samples of `tars`, in order.
 
     `caption_field` is a field of the JSON; None takes the `.txt`, then a field of a usual name.
     """
+
+    kind = "webdataset"
+    summary = "WebDataset tars as img2dataset writes them (image, txt, json)"
+    example = """dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion
+  dualtoken prepare webdataset --task t2i --input cc3m 'cc12m/*.tar' --output data/cc --workers 8"""
 
     tars: list[Path]
     caption_field: str | None = None
@@ -55,6 +61,17 @@ class WebDatasetSource(Source):
         self.name = f"{first} … ({len(self.tars)} tars)" if len(self.tars) > 1 else first
         self.records_per_sample = self.options.records_per_sample
         self._skipped: Counter[str] = Counter()
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        inputs = "tars, folders of tars, globs ('a/*.tar') or ranges ('a/{00000..00099}.tar')"
+        parser.add_argument("--input", nargs="+", required=True, metavar="TARS", help=inputs)
+        CaptionOptions.add_arguments(parser, "field of the JSON")
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> WebDatasetConverter:
+        options = CaptionOptions.from_arguments(args)
+        return cls(find_tars(args.input), args.caption_column, args.licence, options)
 
     def settings(self) -> dict[str, Any]:
         return {"caption_field": self.caption_field, **asdict(self.options)}

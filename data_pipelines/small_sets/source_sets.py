@@ -18,9 +18,9 @@ from ...common.errors import UserError
 from ...common.files import atomic_file, file_checksum
 from ...common.json_files import read_json_object
 from ...common.output_files import check_files
-from ..convert.samples import META, ImageList
 from ..partial_output import holding
 from .git_files import GitFiles, downloaded_files, local_files
+from .image_list import META, ImageList
 from .public_sets import SETS, PublicSet, Taken
 
 SOURCES = "sources.json"

@@ -15,16 +15,16 @@ from PIL import Image
 from dualtoken.common.errors import UserError
 from dualtoken.common.json_files import parse_json
 from dualtoken.data_pipelines.convert.captions import caption_list
-from dualtoken.data_pipelines.convert.driver import write_source
-from dualtoken.data_pipelines.convert.folder import FolderSource
-from dualtoken.data_pipelines.convert.hf import HuggingFaceSource
-from dualtoken.data_pipelines.convert.llava import llava_record, prepare_llava, read_entries
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.folder import FolderConverter
+from dualtoken.data_pipelines.convert.hf import HuggingFaceConverter
+from dualtoken.data_pipelines.convert.llava import LlavaConverter, llava_record, read_entries
 from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
 from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import Record, RecordError
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
-from dualtoken.data_pipelines.small_sets.convert_sets import prepare_labels
+from dualtoken.data_pipelines.small_sets.convert_sets import LabelsConverter
 from dualtoken.mllm import render
 
 
@@ -152,7 +152,7 @@ def test_an_image_in_the_entry_itself_is_decoded_and_never_quoted(folder, output
             [{"id": n, "image": image, "conversations": ASKED} for n, image in enumerate((inline, broken))]
         )
     )
-    manifest = prepare_llava(folder / "l.json", output)
+    manifest = write_shards(LlavaConverter(folder / "l.json"), output)
     record = ShardDataset(output.folder)[0]
     assert record.image_parts()[0]["image"].size == (120, 120)
     assert record.metadata == {"images": ["in the entry"]}
@@ -192,7 +192,7 @@ def test_a_hostile_entry_costs_itself_only(folder, output, lines):
     given = [entry for one in bad for entry in (one, good)]
     path = folder / "l.json"
     path.write_bytes(b"\xef\xbb\xbf" + (b"\n".join(given) if lines else b"[" + b",\n".join(given) + b"]"))
-    manifest = prepare_llava(path, output)
+    manifest = write_shards(LlavaConverter(path), output)
     assert texts(output) == [["q", "a"]] * len(bad)
     assert ShardDataset(output.folder)[0].metadata == {"similarity": None}
     assert manifest["counts"]["rejected"] == len(bad)
@@ -212,7 +212,7 @@ def test_only_a_line_feed_ends_a_line_of_json(folder):
 def test_a_list_with_broken_syntax_is_one_line(folder, output, text):
     (folder / "l.json").write_text(text)
     with pytest.raises(UserError, match="not valid JSON"):
-        prepare_llava(folder / "l.json", output)
+        write_shards(LlavaConverter(folder / "l.json"), output)
 
 
 # --- captions ---
@@ -243,7 +243,7 @@ def test_rows_of_small_sets_have_the_same_rule(folder, output):
         for label in ("cat", None, " ", ["cat"], 7, "half \ud83d")
     ]
     (folder / "meta.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    manifest = prepare_labels(folder, output, variants=3)
+    manifest = write_shards(LabelsConverter(folder, variants=3), output)
     assert {text for record in texts(output) for text in record if text in ("cat", "7", "None")} == {
         "cat",
         "7",
@@ -253,7 +253,7 @@ def test_rows_of_small_sets_have_the_same_rule(folder, output):
 
 def test_a_comma_without_quotes_is_not_the_end_of_a_caption(folder, output):
     (folder / "list.csv").write_text('file,caption\na.png,"red, round"\na.png,red, round\n')
-    write_source(FolderSource(folder, folder / "list.csv"), output)
+    write_shards(FolderConverter(folder, folder / "list.csv"), output)
     assert texts(output) == [["Describe the image.", "red, round"]]
     assert reasons(output) == {"line 3": "it has 3 cells, the first line has 2"}
 
@@ -275,16 +275,16 @@ def test_a_split_that_is_not_there_is_never_made_of_others(tmp_path):
         parquet(tmp_path / f"d/{split}-00000-of-00001.parquet", {"caption": [split]})
     for split in ("validation", "trai", "nothing"):
         with pytest.raises(UserError, match=f"no split '{split}': .* test, train"):
-            HuggingFaceSource(str(tmp_path / "d"), split=split)
+            HuggingFaceConverter(str(tmp_path / "d"), split=split)
     unnamed = str(parquet(tmp_path / "e/part.parquet", {"question": ["q"], "answer": ["a"]}))
     for path in (unnamed, str(tmp_path / "e")):
         with pytest.raises(UserError, match="all are 'train'"):
-            HuggingFaceSource(path, split="validation")
-        assert HuggingFaceSource(path).total() == 1
+            HuggingFaceConverter(path, split="validation")
+        assert HuggingFaceConverter(path).total() == 1
     named = parquet(tmp_path / "f/dev-0.parquet", {"question": ["q"], "answer": ["a"]})
-    assert HuggingFaceSource(str(named.parent), split="validation").total() == 1
+    assert HuggingFaceConverter(str(named.parent), split="validation").total() == 1
     with pytest.raises(UserError, match="dev"):
-        HuggingFaceSource(str(named.parent))
+        HuggingFaceConverter(str(named.parent))
 
 
 def test_types_of_columns_are_no_matter(tmp_path, output):
@@ -302,11 +302,11 @@ def test_types_of_columns_are_no_matter(tmp_path, output):
         }
     )
     pyarrow.parquet.write_table(table, path)
-    write_source(HuggingFaceSource(str(path)), output)
+    write_shards(HuggingFaceConverter(str(path)), output)
     assert texts(output) == [["q", "a"]]
     answers = parquet(tmp_path / "i.parquet", {"question": ["How many?", "?"], "answer": [3, None]})
     numbers = OutputOptions(tmp_path / "numbers", progress=False)
-    write_source(HuggingFaceSource(str(answers)), numbers)
+    write_shards(HuggingFaceConverter(str(answers)), numbers)
     assert texts(numbers) == [["How many?", "3"]]
     assert "no answer" in reasons(numbers)["row 1"]
 
@@ -333,7 +333,7 @@ def test_images_of_rows_are_bytes_or_names_in_their_folder(tmp_path, output):
         image={"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
         caption=datasets.Value("string"),
     )
-    write_source(HuggingFaceSource(str(path), image_folder=photos), output)
+    write_shards(HuggingFaceConverter(str(path), image_folder=photos), output)
     assert len(texts(output)) == 2
     told = reasons(output)
     for number, (_, reason) in enumerate(images):
@@ -349,7 +349,7 @@ def test_files_of_rows_lose_only_the_broken_ones(tmp_path, output, kind):
         rows = [{"question": "q", "answer": 1}, {"question": "q", "answer": "4", "x": [1]}, {"answer": 2}]
         lines = [json.dumps(row).encode() for row in rows]
         path.write_bytes(b"\n".join([*lines, b'{"question": "caf\xe9"}', b'{"question": "q ", "answer": 6}']))
-    write_source(HuggingFaceSource(str(path)), output)
+    write_shards(HuggingFaceConverter(str(path)), output)
     found = texts(output)
     assert found[:2] == [["q", "1"], ["q", "4"]]
     assert found[-1][1] == "6"
@@ -358,7 +358,7 @@ def test_files_of_rows_lose_only_the_broken_ones(tmp_path, output, kind):
 
 def test_rows_of_videos_are_named(tmp_path, output):
     rows = {"video": ["v.mp4", None], "question": ["What happens?", "What is 1 + 1?"], "answer": ["x", "2"]}
-    write_source(HuggingFaceSource(str(parquet(tmp_path / "v.parquet", rows))), output)
+    write_shards(HuggingFaceConverter(str(parquet(tmp_path / "v.parquet", rows))), output)
     assert texts(output) == [["What is 1 + 1?", "2"]]
     assert "is video" in reasons(output)["row 0"]
 
@@ -368,14 +368,14 @@ def test_a_script_of_a_data_set_is_never_run(tmp_path):
     folder.mkdir()
     (folder / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(UserError, match="cannot be opened"):
-        HuggingFaceSource(str(folder))
+        HuggingFaceConverter(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("path", ["./no/such", "/no/such.parquet", "rows.csv", "~/none", "a/b/c"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(path):
     with pytest.raises(UserError, match="is not there"):
-        HuggingFaceSource(path)
+        HuggingFaceConverter(path)
 
 
 # --- anything, anywhere ---

@@ -19,9 +19,10 @@ from dualtoken.common.errors import UserError
 from dualtoken.common.locks import only_process
 from dualtoken.data_pipelines import partial_output
 from dualtoken.data_pipelines.convert.captions import CaptionOptions
-from dualtoken.data_pipelines.convert.driver import Sample, Source, write_source
-from dualtoken.data_pipelines.convert.folder import FolderSource
-from dualtoken.data_pipelines.convert.samples import OutputOptions, Rejected
+from dualtoken.data_pipelines.convert.converter import Converter
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.folder import FolderConverter
+from dualtoken.data_pipelines.convert.samples import OutputOptions, Rejected, Sample
 from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import Record, assistant, user
 from dualtoken.data_pipelines.shards.format import read_manifest
@@ -30,7 +31,7 @@ from dualtoken.data_pipelines.shards.writer import OpenShard, ShardWriter
 from dualtoken.scripts import cli
 
 
-class Numbers(Source):
+class Numbers(Converter):
     """Sample n is a text; every seventh is rejected, every fifth held out; `stop` raises at a sample."""
 
     name = "numbers"
@@ -62,13 +63,13 @@ def options(folder, **settings):
 
 @pytest.mark.parametrize("stop", [0, 3, 8, 31, 49])
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, stop):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=stop), options(tmp_path / "cut"))
+        write_shards(Numbers(stop=stop), options(tmp_path / "cut"))
     assert not (tmp_path / "cut").exists()
     finished = tmp_path / "cut.partial" / "000000" / "train-00000.tar"
     before = finished.stat().st_mtime_ns if stop > 8 else None
-    write_source(Numbers(), options(tmp_path / "cut"))
+    write_shards(Numbers(), options(tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     if before is not None:
         assert (tmp_path / "cut" / "train-00000.tar").stat().st_mtime_ns == before, "not made again"
@@ -76,22 +77,22 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, stop):
 
 
 def test_a_finished_shard_that_is_lost_is_made_again(tmp_path):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=40), options(tmp_path / "cut"))
+        write_shards(Numbers(stop=40), options(tmp_path / "cut"))
     (tmp_path / "cut.partial" / "000001" / "train-00001.tar").unlink()
-    write_source(Numbers(), options(tmp_path / "cut"))
+    write_shards(Numbers(), options(tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=40), options(tmp_path / "cut"))
+        write_shards(Numbers(stop=40), options(tmp_path / "cut"))
     with pytest.raises(UserError, match=r"another settings: .*--overwrite"):
-        write_source(Numbers(count=60), options(tmp_path / "cut"))
+        write_shards(Numbers(count=60), options(tmp_path / "cut"))
     with pytest.raises(UserError, match="another shard_size"):
-        write_source(Numbers(), options(tmp_path / "cut", shard_size=9))
-    write_source(Numbers(count=60), options(tmp_path / "cut", overwrite=True))
+        write_shards(Numbers(), options(tmp_path / "cut", shard_size=9))
+    write_shards(Numbers(count=60), options(tmp_path / "cut", overwrite=True))
     assert read_manifest(tmp_path / "cut")["settings"] == {"count": 60}
 
 
@@ -100,24 +101,24 @@ def test_two_runs_do_not_share_an_output(tmp_path):
         only_process(tmp_path / "x.partial", "--output x"),
         pytest.raises(UserError, match=rf"--output .*/x is in use by process {os.getpid()} on \S+ since"),
     ):
-        write_source(Numbers(), options(tmp_path / "x"))
-    write_source(Numbers(), options(tmp_path / "x"))
+        write_shards(Numbers(), options(tmp_path / "x"))
+    write_shards(Numbers(), options(tmp_path / "x"))
     assert not (tmp_path / "x.partial").exists()
 
 
 def test_finished_work_outlives_a_failed_renaming(tmp_path, monkeypatch):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
 
     def refuse(source, target):
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr(partial_output, "replace_folder", refuse)
     with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/whole.*same command"):
-        write_source(Numbers(), options(tmp_path / "x"))
+        write_shards(Numbers(), options(tmp_path / "x"))
     assert contents(tmp_path / "x.partial" / "whole") == contents(tmp_path / "whole")
     monkeypatch.undo()
     monkeypatch.setattr(Numbers, "records", None)  # nothing is converted again
-    write_source(Numbers(), options(tmp_path / "x"))
+    write_shards(Numbers(), options(tmp_path / "x"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
 
 
@@ -127,24 +128,24 @@ def test_what_others_made_is_never_replaced(tmp_path, folder):
     (tmp_path / folder / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(UserError) as caught:
-            write_source(Numbers(), options(tmp_path / "x", overwrite=overwrite))
+            write_shards(Numbers(), options(tmp_path / "x", overwrite=overwrite))
         assert "pass --overwrite" not in str(caught.value)
         assert contents(tmp_path / folder) == {"thesis.txt": b"mine"}
 
 
 def test_only_a_whole_folder_of_ours_is_replaced(tmp_path):
-    write_source(Numbers(), options(tmp_path / "x"))
+    write_shards(Numbers(), options(tmp_path / "x"))
     with pytest.raises(UserError, match="pass --overwrite"):
-        write_source(Numbers(), options(tmp_path / "x"))
+        write_shards(Numbers(), options(tmp_path / "x"))
     index = tmp_path / "x" / "train-00000.index.json"
     index.unlink()
     ShardDataset(tmp_path / "x")
     assert index.is_file(), "readers keep an index; it is ours"
-    write_source(Numbers(20), options(tmp_path / "x", overwrite=True))
+    write_shards(Numbers(20), options(tmp_path / "x", overwrite=True))
     assert read_manifest(tmp_path / "x")["settings"] == {"count": 20}
     (tmp_path / "x" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"notes\.txt"):
-        write_source(Numbers(20), options(tmp_path / "x", overwrite=True))
+        write_shards(Numbers(20), options(tmp_path / "x", overwrite=True))
 
 
 class Split(Numbers):
@@ -163,7 +164,7 @@ class Split(Numbers):
 )
 def test_a_split_never_leads_out_of_the_output(tmp_path, name):
     (tmp_path / "deep").mkdir()
-    manifest = write_source(Split(["train", name]), options(tmp_path / "deep" / "x"))
+    manifest = write_shards(Split(["train", name]), options(tmp_path / "deep" / "x"))
     assert manifest["counts"]["splits"] == {"train": 1}
     assert "split" in manifest["rejected"]["samples"][0]["reason"]
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
@@ -176,7 +177,7 @@ def test_a_split_never_leads_out_of_the_output(tmp_path, name):
 
 def test_more_splits_than_open_files_are_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="more than 64 splits"):
-        write_source(Split([f"s{number}" for number in range(100)]), options(tmp_path / "x", shard_size=100))
+        write_shards(Split([f"s{number}" for number in range(100)]), options(tmp_path / "x", shard_size=100))
 
 
 GARBAGE = ["", "null", "[]", "{}", "[" * 100_000, '{"samples": 8, "shards": null, "rejected": []}', "\ud800"]
@@ -184,18 +185,18 @@ GARBAGE = ["", "null", "[]", "{}", "[" * 100_000, '{"samples": 8, "shards": null
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=40), options(tmp_path / "x"))
+        write_shards(Numbers(stop=40), options(tmp_path / "x"))
     partial = tmp_path / "x.partial"
     (partial / "000001" / "part.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
     (partial / "folder").mkdir()
     (partial / "000000" / "stray").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=20), options(tmp_path / "x"))
+        write_shards(Numbers(stop=20), options(tmp_path / "x"))
     if not garbage.startswith("{"):  # an object is a plan, another one
         (partial / "plan.json").write_text(garbage, encoding="utf-8", errors="surrogatepass")
-    write_source(Numbers(), options(tmp_path / "x"))
+    write_shards(Numbers(), options(tmp_path / "x"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
 
 
@@ -203,14 +204,14 @@ def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
     "file", ["../../../etc/passwd", "/etc/passwd", "../plan.json", 3, None], ids=lambda file: str(file)
 )
 def test_a_journal_names_no_file_elsewhere(tmp_path, file):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        write_source(Numbers(stop=40), options(tmp_path / "x"))
+        write_shards(Numbers(stop=40), options(tmp_path / "x"))
     path = tmp_path / "x.partial" / "000000" / "part.json"
     journal = json.loads(path.read_text())
     journal["shards"][0]["file"] = file
     path.write_text(json.dumps(journal))
-    write_source(Numbers(), options(tmp_path / "x"))
+    write_shards(Numbers(), options(tmp_path / "x"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
 
 
@@ -220,7 +221,7 @@ def test_names_and_reasons_are_bounded_and_utf_8(tmp_path):
             yield Sample("good", 0)
             yield Rejected("caf\udce9" + "x" * 10**6, "half a pair \ud800" + "y" * 10**6)
 
-    write_source(Odd(), options(tmp_path / "x"))
+    write_shards(Odd(), options(tmp_path / "x"))
     (line,) = (tmp_path / "x" / REJECTED).read_text(encoding="utf-8").splitlines()
     assert len(line) < 1000
 
@@ -231,11 +232,11 @@ def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Numbers, "fingerprint", fail)
     with pytest.raises(UserError, match=r"Input/output error: give the same command again; 0 finished parts"):
-        write_source(Numbers(), options(tmp_path / "x"))
+        write_shards(Numbers(), options(tmp_path / "x"))
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
-    write_source(Numbers(), options(tmp_path / "whole"))
+    write_shards(Numbers(), options(tmp_path / "whole"))
     add = OpenShard.add
 
     def full(self, key, sample):
@@ -245,14 +246,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
 
     monkeypatch.setattr(OpenShard, "add", full)
     with pytest.raises(UserError, match="3 finished parts are kept"):
-        write_source(Numbers(), options(tmp_path / "cut"))
+        write_shards(Numbers(), options(tmp_path / "cut"))
     monkeypatch.undo()
-    write_source(Numbers(), options(tmp_path / "cut"))
+    write_shards(Numbers(), options(tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_every_sample_is_counted_once(tmp_path):
-    manifest = write_source(Numbers(), options(tmp_path / "n"))
+    manifest = write_shards(Numbers(), options(tmp_path / "n"))
     counts = manifest["counts"]
     assert counts["records"] + counts["rejected"] == 50
     assert counts["rejected"] == 7
@@ -287,6 +288,6 @@ def test_killed_in_the_middle_then_resumed_with_other_processes(tmp_path):
     assert cli.main([*command, str(tmp_path / "cut")]) == 0
     output = options(tmp_path / "whole", shard_size=8)
     limited = replace(CaptionOptions("all").images, max_size=200)
-    write_source(FolderSource(photos, options=CaptionOptions("all", images=limited)), output)
+    write_shards(FolderConverter(photos, options=CaptionOptions("all", images=limited)), output)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert read_manifest(tmp_path / "cut")["counts"]["rejected"] == 1

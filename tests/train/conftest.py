@@ -20,9 +20,10 @@ import yaml
 from transformers import SiglipConfig, SiglipModel
 
 from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.records import Record, assistant, user
-from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.scenes.convert import SceneConverter, SceneOptions
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.mllm import train_text_tokenizer
@@ -151,7 +152,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     torch.manual_seed(0)
     for task in ("t2i", "vqa"):
         options = SceneOptions(count=24, image_size=16, task=task)
-        prepare_scenes(options, OutputOptions(folder / task, progress=False), 1)
+        write_shards(SceneConverter(options), OutputOptions(folder / task, progress=False))
     with ShardWriter(folder / "chat", source="made for tests", licence="MIT") as writer:
         for number in range(8):
             writer.write(Record(f"chat-{number}", [user(f"Say {number}."), assistant(str(number))]))

@@ -19,8 +19,9 @@ import yaml
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
+from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.samples import OutputOptions
-from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes
+from dualtoken.data_pipelines.scenes.convert import SceneConverter, SceneOptions
 from dualtoken.scripts.ablation.document import write_document
 from dualtoken.scripts.ablation.plan import Places, load_plan
 from dualtoken.scripts.ablation.runs import Runner
@@ -115,7 +116,9 @@ class InThisProcess:
 
     def prepare(self, words: list[str]) -> None:
         options = SceneOptions(count=6, image_size=16, task="t2i")
-        prepare_scenes(options, OutputOptions(Path(words[words.index("--output") + 1]), progress=False), 1)
+        write_shards(
+            SceneConverter(options), OutputOptions(Path(words[words.index("--output") + 1]), progress=False)
+        )
 
     def tokenize(self, words: list[str]) -> None:
         tokenizer, source, output = (

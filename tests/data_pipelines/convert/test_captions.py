@@ -8,26 +8,25 @@ import struct
 import tarfile
 import zlib
 from collections import Counter
-from functools import partial
 
 import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert.captions import CaptionOptions
-from dualtoken.data_pipelines.convert.driver import write_source
-from dualtoken.data_pipelines.convert.folder import FolderSource
-from dualtoken.data_pipelines.convert.hf import Columns, HuggingFaceSource
-from dualtoken.data_pipelines.convert.llava import LlavaSource, prepare_llava
-from dualtoken.data_pipelines.convert.samples import ImageList, ImageOptions, OutputOptions
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.folder import FolderConverter
+from dualtoken.data_pipelines.convert.hf import Columns, HuggingFaceConverter
+from dualtoken.data_pipelines.convert.llava import LlavaConverter
+from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
 from dualtoken.data_pipelines.convert.tar_samples import tar_samples
-from dualtoken.data_pipelines.convert.webdataset import WebDatasetSource, find_tars
+from dualtoken.data_pipelines.convert.webdataset import WebDatasetConverter, find_tars
 from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.sample_codec import encode_record
 from dualtoken.data_pipelines.shards.stored_image import stored_image
-from dualtoken.data_pipelines.small_sets.convert_sets import ListSource, _labels_entry
+from dualtoken.data_pipelines.small_sets.convert_sets import LabelsConverter
 
 
 def picture(shade: int = 0, kind: str = "JPEG", size: tuple[int, int] = (24, 16)) -> bytes:
@@ -91,8 +90,8 @@ def test_captions_beside_the_images(tmp_path, output):
     (folder / "sub/c.json").write_text(json.dumps({"caption": ["a fish", "two fish"]}))
     for name, text in {"empty": " \n", "cut": "x", "big": "x"}.items():
         (folder / f"{name}.txt").write_text(text)
-    assert FolderSource(folder).total() == 7
-    manifest = write_source(FolderSource(folder, licence="CC0"), output)
+    assert FolderConverter(folder).total() == 7
+    manifest = write_shards(FolderConverter(folder, licence="CC0"), output)
     assert manifest["licence"] == "CC0"
     question = ("user", ["IMAGE", "Describe the image."])
     assert {record.id: turns(record) for record in read(output)} == {
@@ -123,7 +122,7 @@ def test_a_list_names_the_images(tmp_path, output, kind):
         text = "\n".join([f"file_name{comma}text", *quoted])
     (folder / f"metadata.{kind}").write_text(text)
     options = CaptionOptions("t2i")
-    write_source(FolderSource(folder, options=options), output)
+    write_shards(FolderConverter(folder, options=options), output)
     (record,) = read(output)
     assert turns(record) == [("user", ['a "red", cat']), ("assistant", ["IMAGE"])]
     assert record.metadata["task"] == "t2i"
@@ -136,9 +135,9 @@ def test_a_list_names_the_images(tmp_path, output, kind):
 def test_wrong_columns_and_folders_are_a_users_mistake(tmp_path, output):
     (tmp_path / "l.csv").write_text("name,words\na.jpg,x\n")
     with pytest.raises(UserError, match="--image-column as one of name, words"):
-        write_source(FolderSource(tmp_path, tmp_path / "l.csv"), output)
+        write_shards(FolderConverter(tmp_path, tmp_path / "l.csv"), output)
     with pytest.raises(UserError, match="not a folder"):
-        FolderSource(tmp_path / "l.csv")
+        FolderConverter(tmp_path / "l.csv")
     assert not output.folder.exists()
     assert not output.folder.with_name("shards.partial").exists()
 
@@ -148,7 +147,7 @@ def test_both_tasks_of_an_image_are_in_one_split(tmp_path, output):
         (tmp_path / f"{number}.jpg").write_bytes(picture())
         (tmp_path / f"{number}.txt").write_text("x")
     options = CaptionOptions("all", images=ImageOptions(held_out=0.3))
-    write_source(FolderSource(tmp_path, options=options), output)
+    write_shards(FolderConverter(tmp_path, options=options), output)
     held_out = {record.id.removesuffix("-t2i") for record in read(output, "heldout")}
     train = {record.id.removesuffix("-t2i") for record in read(output)}
     assert 4 <= len(held_out) <= 20
@@ -171,7 +170,7 @@ def test_tars_of_img2dataset(tmp_path, output):
         ("000000004", {"jpg": b"html", "txt": b"x"}),
     ]
     write_tar(tmp_path / "00000.tar", samples)
-    write_source(WebDatasetSource(find_tars([str(tmp_path)]), options=CaptionOptions("t2i")), output)
+    write_shards(WebDatasetConverter(find_tars([str(tmp_path)]), options=CaptionOptions("t2i")), output)
     records = read(output)
     assert [(record.id, record.texts()) for record in records] == [
         ("00000/000000000", ["a cat"]),
@@ -197,7 +196,7 @@ def test_a_damaged_tar_gives_what_stands_before_the_damage(tmp_path, output, cut
         path.write_bytes(data[: content - 512] + random.Random(0).randbytes(512) + data[content:])
     else:
         path.write_bytes(data[: content + {"content": 100, "header": -300, "boundary": -512}[cut]])
-    write_source(WebDatasetSource(find_tars([str(tmp_path / "{a,b}.tar")])), output)
+    write_shards(WebDatasetConverter(find_tars([str(tmp_path / "{a,b}.tar")])), output)
     assert [record.id for record in read(output)] == [
         *(f"a/00{n}" for n in range(5)),
         *(f"b/00{n}" for n in range(6)),
@@ -252,8 +251,8 @@ def test_captions_of_a_data_set(tmp_path, output, rows, stored):
         whole = (path / "train-0.parquet").read_bytes()
         (path / "train-1.parquet").write_bytes(whole[: len(whole) // 2])
         (path / "test-0.parquet").write_bytes(whole)
-    source = HuggingFaceSource(str(path), columns=Columns(caption="caption"))
-    manifest = write_source(source, output)
+    source = HuggingFaceConverter(str(path), columns=Columns(caption="caption"))
+    manifest = write_shards(source, output)
     (record,) = read(output)
     assert (record.id, record.texts()) == ("train-0", ["Describe the image.", "a cat"])
     damaged = {"train-1.parquet"} if stored == "folder" else set()
@@ -263,7 +262,7 @@ def test_captions_of_a_data_set(tmp_path, output, rows, stored):
 
 def test_questions_of_a_data_set_and_their_text_only_rows(tmp_path, output, rows):
     rows.to_parquet(tmp_path / "d.parquet")
-    write_source(HuggingFaceSource(str(tmp_path / "d.parquet")), output)
+    write_shards(HuggingFaceConverter(str(tmp_path / "d.parquet")), output)
     assert [turns(record) for record in read(output)] == [
         [("user", ["IMAGE", "what?"]), ("assistant", ["cat"])],
         [("user", ["and without?"]), ("assistant", ["fine"])],
@@ -287,7 +286,7 @@ def test_conversations_of_a_data_set(tmp_path, output):
         {"images": [[photo], [photo, photo], []], "conversations": [talk, pair, pair]}, features=features
     )
     data.save_to_disk(tmp_path / "d")
-    write_source(HuggingFaceSource(str(tmp_path / "d")), output)
+    write_shards(HuggingFaceConverter(str(tmp_path / "d")), output)
     assert [turns(record) for record in read(output)] == [
         [("user", ["draw"]), ("assistant", ["IMAGE"])],
         [("user", ["IMAGE", "IMAGE", "which?"]), ("assistant", ["both"])],
@@ -306,13 +305,13 @@ def test_conversations_of_a_data_set(tmp_path, output):
 def test_wrong_columns_are_told_with_those_there_are(tmp_path, rows, columns, word):
     rows.to_parquet(tmp_path / "d.parquet")
     with pytest.raises(UserError, match=word):
-        HuggingFaceSource(str(tmp_path / "d.parquet"), columns=columns)
+        HuggingFaceConverter(str(tmp_path / "d.parquet"), columns=columns)
 
 
 def test_a_data_set_that_is_not_there_is_a_users_mistake():
     pytest.importorskip("datasets")
     with pytest.raises(UserError, match="nobody/nothing"):
-        HuggingFaceSource("nobody/nothing")
+        HuggingFaceConverter("nobody/nothing")
 
 
 # --- LLaVA ---
@@ -343,8 +342,8 @@ def test_broken_llava_entries_are_named(tmp_path, output):
     ]
     path = tmp_path / "d.jsonl"
     path.write_bytes("".join(json.dumps(e) + "\n" for e in entries).encode() + b'{"id": "\xff", cut\n')
-    manifest = prepare_llava(path, output)
-    assert LlavaSource(path, tmp_path).total() == 10
+    manifest = write_shards(LlavaConverter(path), output)
+    assert LlavaConverter(path, tmp_path).total() == 10
     assert [record.id for record in read(output)] == ["good", "roles"]
     assert read(output)[0].metadata == {"kind": "extra", "images": ["a.jpg"]}
     assert turns(read(output)[1])[0] == ("user", ["IMAGE", "what?"])
@@ -385,13 +384,12 @@ def test_sources_travel_to_worker_processes(tmp_path, rows):
     talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "cat"}]
     (tmp_path / "l.json").write_text(json.dumps([{"image": "a.jpg", "conversations": talk}]))
     rows.to_parquet(tmp_path / "d.parquet")
-    labels = partial(_labels_entry, task="vqa", question="?", max_image_size=None)
     sources = [
-        FolderSource(tmp_path),
-        WebDatasetSource([tmp_path / "a.tar"]),
-        LlavaSource(tmp_path / "l.json", tmp_path),
-        HuggingFaceSource(str(tmp_path / "d.parquet"), columns=Columns(caption="caption")),
-        ListSource(ImageList(tmp_path), labels, "labels"),
+        FolderConverter(tmp_path),
+        WebDatasetConverter([tmp_path / "a.tar"]),
+        LlavaConverter(tmp_path / "l.json", tmp_path),
+        HuggingFaceConverter(str(tmp_path / "d.parquet"), columns=Columns(caption="caption")),
+        LabelsConverter(tmp_path, question="?"),
     ]
     for source in sources:
         sample = next(source.samples())
@@ -414,7 +412,7 @@ def test_a_damaged_part_of_a_parquet_file_costs_its_own_rows(output, tmp_path):
     data[start : start + 20] = bytes(20)
     file.write_bytes(data)
 
-    manifest = write_source(HuggingFaceSource(str(tmp_path)), output)
+    manifest = write_shards(HuggingFaceConverter(str(tmp_path)), output)
     dataset = ShardDataset(output.folder)
     assert [dataset[n].texts()[-1] for n in range(len(dataset))] == [
         *("a0", "a1", "a4", "a5"),
@@ -424,7 +422,7 @@ def test_a_damaged_part_of_a_parquet_file_costs_its_own_rows(output, tmp_path):
     assert [item["sample"] for item in lost] == ["row 2", "row 3"]
     assert all("a.parquet is damaged" in item["reason"] for item in lost)
     # Rows are numbered as if nothing had been lost, so a run that was stopped goes on at the right one.
-    source = HuggingFaceSource(str(tmp_path))
+    source = HuggingFaceConverter(str(tmp_path))
     assert [
         sample.name if hasattr(sample, "name") else sample.sample for sample in source.samples_from(3)
     ] == [f"row {n}" for n in range(3, 12)]
@@ -438,10 +436,10 @@ def test_odd_columns_of_parquet_cost_a_row_or_nothing(output, tmp_path):
     captions = pyarrow.array([2**60, 0], pyarrow.date64())  # a date that Python has not
     parquet.write_table(pyarrow.table({"image": [photo] * 2, "caption": captions}), tmp_path / "d.parquet")
     with pytest.raises(UserError, match="row 0: it cannot be read"):
-        write_source(HuggingFaceSource(str(tmp_path / "d.parquet")), output)
+        write_shards(HuggingFaceConverter(str(tmp_path / "d.parquet")), output)
     twice = pyarrow.table([[photo], ["x"], ["y"]], names=["image", "caption", "caption"])
     parquet.write_table(twice, tmp_path / "d.parquet")
-    assert write_source(HuggingFaceSource(str(tmp_path / "d.parquet")), output)["counts"]["records"] == 1
+    assert write_shards(HuggingFaceConverter(str(tmp_path / "d.parquet")), output)["counts"]["records"] == 1
 
 
 def test_options_that_mean_nothing_for_a_file_are_said(tmp_path):
@@ -457,4 +455,4 @@ def test_options_that_mean_nothing_for_a_file_are_said(tmp_path):
         ),
     ):
         with pytest.raises(UserError, match=message):
-            HuggingFaceSource(**given)
+            HuggingFaceConverter(**given)

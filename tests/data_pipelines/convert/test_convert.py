@@ -11,19 +11,20 @@ import pytest
 from PIL import Image
 
 from dualtoken.common.errors import UserError
-from dualtoken.data_pipelines.convert.llava import llava_record, prepare_llava
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.llava import LlavaConverter, llava_record
 from dualtoken.data_pipelines.convert.samples import OutputOptions, stable_fraction
 from dualtoken.data_pipelines.records import RecordError
-from dualtoken.data_pipelines.scenes.convert import SceneOptions, prepare_scenes, scene_record
+from dualtoken.data_pipelines.scenes.convert import SceneConverter, SceneOptions, scene_record
 from dualtoken.data_pipelines.scenes.language import DrawingSpec
 from dualtoken.data_pipelines.scenes.scene import HELD_OUT_SEED, Scene, render
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.stored_image import stored_image
 from dualtoken.data_pipelines.small_sets.convert_sets import (
-    prepare_easyvqa,
-    prepare_emoji,
-    prepare_labels,
-    prepare_nlvr,
+    EasyVqaConverter,
+    EmojiConverter,
+    LabelsConverter,
+    NlvrConverter,
 )
 from dualtoken.data_pipelines.small_sets.label_wordings import with_article
 
@@ -62,7 +63,7 @@ def test_a_scene_record_depends_on_seed_and_index_only():
 
 @pytest.mark.parametrize("task", ["vqa", "t2i", "caption"])
 def test_scene_shards_hold_their_scenes(output, task):
-    manifest = prepare_scenes(SceneOptions(count=30, task=task, image_size=32), output)
+    manifest = write_shards(SceneConverter(SceneOptions(count=30, task=task, image_size=32)), output)
     assert manifest["counts"]["splits"] == {"train": 30}
     for record in map(ShardDataset(output.folder).record, range(30)):
         (part,) = record.image_parts()
@@ -82,13 +83,16 @@ def test_scene_shards_hold_their_scenes(output, task):
 
 def test_scenes_are_the_same_in_several_processes(output, tmp_path):
     options = SceneOptions(count=200, image_size=16, task="t2i")
-    other = OutputOptions(tmp_path / "parallel", progress=False)
-    first, second = prepare_scenes(options, output), prepare_scenes(options, other, workers=2)
+    other = OutputOptions(tmp_path / "parallel", progress=False, workers=2)
+    first, second = (
+        write_shards(SceneConverter(options), output),
+        write_shards(SceneConverter(options), other),
+    )
     assert first["shards"] == second["shards"]
 
 
 def test_high_seeds_are_held_out(output):
-    manifest = prepare_scenes(SceneOptions(count=3, seed=HELD_OUT_SEED), output)
+    manifest = write_shards(SceneConverter(SceneOptions(count=3, seed=HELD_OUT_SEED)), output)
     assert manifest["counts"]["splits"] == {"heldout": 3}
     with pytest.raises(UserError, match="no split 'train'"):
         ShardDataset(output.folder)
@@ -118,7 +122,7 @@ def test_easyvqa_holds_out_the_last_images_and_draws_what_its_questions_tell(out
     path = make_zip(
         tmp_path / "e.zip", rows, {row["file"]: png() for row in rows if row["file"] != "train/3.png"}
     )
-    manifest = prepare_easyvqa(path, output, task="all", questions_per_image=1)
+    manifest = write_shards(EasyVqaConverter(path, task="all", questions_per_image=1), output)
     # Small sets keep a half for training.
     assert manifest["counts"]["splits"] == {"train": 2 * 299 - 1 - 2, "heldout": 2 * 301}
     assert manifest["counts"]["rejected"] == 2
@@ -144,7 +148,9 @@ def test_nlvr_gives_three_boxes_and_keeps_permutations_together(output, tmp_path
     ]
     images = {row["file"]: buffer.getvalue() for row in rows}
     images["hidden/8-0-1.png"] = png((30, 30))
-    manifest = prepare_nlvr(make_zip(tmp_path / "n.zip", rows, images), output, max_image_size=50)
+    manifest = write_shards(
+        NlvrConverter(make_zip(tmp_path / "n.zip", rows, images), max_image_size=50), output
+    )
     assert manifest["counts"]["splits"] == {"heldout": 6, "train": 11}
     assert [s["sample"] for s in manifest["rejected"]["samples"]] == ["hidden/8-0-1.png"]
     record = ShardDataset(output.folder, "heldout")[0]
@@ -164,7 +170,7 @@ def test_an_emoji_is_held_out_in_all_its_styles(output, tmp_path):
         for style in ("noto", "blob")
     ]
     path = make_zip(tmp_path / "m.zip", rows, {row["file"]: png((40, 40)) for row in rows})
-    manifest = prepare_emoji(path, output, task="all", max_image_size=16)
+    manifest = write_shards(EmojiConverter(path, task="all", max_image_size=16), output)
     held_out = {r.metadata["emoji"] for r in map(ShardDataset(output.folder, "heldout").record, range(4))}
     assert held_out <= {f"e{n}" for n in range(120) if stable_fraction(f"e{n}") < 0.05}
     assert manifest["counts"]["splits"]["heldout"] % 4 == 0
@@ -181,7 +187,7 @@ def test_labels_keep_their_splits_and_corrupt_photos_are_named(output, tmp_path)
     ]
     photo = png((64, 48), kind="JPEG")
     path = make_zip(tmp_path / "l.zip", rows, {"0.jpg": photo, "1.jpg": photo, "2.jpg": photo[:200]})
-    manifest = prepare_labels(path, output, licence="free")
+    manifest = write_shards(LabelsConverter(path, licence="free"), output)
     assert manifest["counts"]["splits"] == {"train": 1, "test": 1}
     assert manifest["rejected"]["samples"][0]["sample"] == "2.jpg"
     assert "0x" not in json.dumps(manifest), "no addresses of objects: manifests must be reproducible"
@@ -195,7 +201,7 @@ def test_labels_are_asked_for_in_other_words_in_training_only(output, tmp_path):
     rows = [{"file": f"{n}.png", "label": labels[n % 4], "split": "train"} for n in range(40)]
     rows += [{"file": f"{n}.png", "label": labels[n % 4], "split": "test"} for n in range(40, 44)]
     path = make_zip(tmp_path / "l.zip", rows, {row["file"]: png() for row in rows})
-    prepare_labels(path, output, variants=5, noun="piece of clothing")
+    write_shards(LabelsConverter(path, variants=5, noun="piece of clothing"), output)
     test = ShardDataset(output.folder, split="test")
     assert [r.texts() for r in map(test.record, range(len(test)))] == [
         ["What is shown in the photo?", label] for label in labels
@@ -239,13 +245,13 @@ def test_a_label_has_an_article_unless_it_is_a_plural(label, phrase):
 
 def test_the_wrong_input_is_a_users_mistake(output, tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        prepare_labels(tmp_path / "missing.zip", output)
+        write_shards(LabelsConverter(tmp_path / "missing.zip"), output)
     path = make_zip(tmp_path / "l.zip", [{"file": "0.png", "label": "x"}], {"0.png": png()})
     with pytest.raises(UserError, match="no field 'qa'"):
-        prepare_easyvqa(path, output)
+        write_shards(EasyVqaConverter(path), output)
     empty = make_zip(tmp_path / "e.zip", [{"file": "0.png", "label": "x"}], {})
     with pytest.raises(UserError, match="No sample"):
-        prepare_labels(empty, output)
+        write_shards(LabelsConverter(empty), output)
     assert not output.folder.exists()
 
 
@@ -290,7 +296,7 @@ def test_llava_files_are_a_list_or_lines(output, tmp_path, lines):
     ]
     path = tmp_path / "d.json"
     path.write_text("\n".join(map(json.dumps, entries)) + "\n{broken" if lines else json.dumps(entries))
-    manifest = prepare_llava(path, output)
+    manifest = write_shards(LlavaConverter(path), output)
     assert manifest["counts"]["records"] == 1
     assert manifest["counts"]["rejected"] == 5 + lines
     assert "(lost)" in json.dumps(manifest["rejected"])

@@ -23,17 +23,18 @@ from PIL import Image
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert import tar_samples as tars
 from dualtoken.data_pipelines.convert.captions import CaptionOptions
-from dualtoken.data_pipelines.convert.driver import write_source
-from dualtoken.data_pipelines.convert.folder import FolderSource
-from dualtoken.data_pipelines.convert.llava import prepare_llava
-from dualtoken.data_pipelines.convert.samples import ImageList, ImageOptions, OutputOptions, Rejected
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.folder import FolderConverter
+from dualtoken.data_pipelines.convert.llava import LlavaConverter
+from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions, Rejected
 from dualtoken.data_pipelines.convert.table_rows import Table
 from dualtoken.data_pipelines.convert.tar_samples import TarSample, tar_samples
-from dualtoken.data_pipelines.convert.webdataset import WebDatasetSource, find_tars
+from dualtoken.data_pipelines.convert.webdataset import WebDatasetConverter, find_tars
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scenes.convert import SceneOptions
 from dualtoken.data_pipelines.shards.reader import ShardDataset
-from dualtoken.data_pipelines.small_sets.convert_sets import prepare_emoji, prepare_labels, prepare_nlvr
+from dualtoken.data_pipelines.small_sets.convert_sets import EmojiConverter, LabelsConverter, NlvrConverter
+from dualtoken.data_pipelines.small_sets.image_list import ImageList
 from dualtoken.scripts import cli
 
 
@@ -65,7 +66,7 @@ def tar_bytes(*names: str | tarfile.TarInfo, **contents: bytes) -> bytes:
 def convert(tmp_path: Path, data: bytes, name: str = "t.tar", **options: Any) -> dict[str, Any]:
     (tmp_path / name).write_bytes(data)
     output = OutputOptions(tmp_path / "out", progress=False, overwrite=True)
-    return write_source(WebDatasetSource([tmp_path / name], **options), output)
+    return write_shards(WebDatasetConverter([tmp_path / name], **options), output)
 
 
 def ids(folder: Path) -> list[str]:
@@ -180,7 +181,7 @@ def test_other_compressions_are_named(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_bytes("0.jpg", "0.txt"))
     (tmp_path / "b.tar").write_bytes(bz2.compress(tar_bytes("0.jpg", "0.txt")))
     output = OutputOptions(tmp_path / "out", progress=False)
-    manifest = write_source(WebDatasetSource([tmp_path / "a.tar", tmp_path / "b.tar"]), output)
+    manifest = write_shards(WebDatasetConverter([tmp_path / "a.tar", tmp_path / "b.tar"]), output)
     assert "compressed with bzip2: unpack it" in rejected(manifest)["b.tar"]
 
 
@@ -239,7 +240,7 @@ def test_damaged_tars_give_samples_and_reasons(tmp_path_factory, edits, end, pac
         data[place : place + len(other)] = other
     path = tmp_path_factory.getbasetemp() / "damaged.tar"
     path.write_bytes(gzip.compress(bytes(data[:end])) if pack else bytes(data[:end]))
-    source = WebDatasetSource([path])
+    source = WebDatasetConverter([path])
     for sample in source.samples():
         if not isinstance(sample, Rejected):
             with contextlib.suppress(UserError):
@@ -384,7 +385,7 @@ def test_linked_folders_are_followed_and_other_files_counted(tmp_path: Path):
     (tmp_path / "in" / "alone.txt").touch()
     os.mkfifo(tmp_path / "in" / "pipe.png")
     (tmp_path / "in" / "pipe.txt").write_text("never ends")
-    manifest = write_source(FolderSource(tmp_path / "in"), OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(FolderConverter(tmp_path / "in"), OutputOptions(tmp_path / "out", progress=False))
     assert ids(tmp_path / "out") == ["a", "more/a"]
     assert manifest["skipped"] == {"files that are neither images nor captions": 2}
     assert list(rejected(manifest)) == ["pipe.png"]
@@ -403,13 +404,13 @@ def test_files_that_are_not_utf_8_cost_themselves(tmp_path: Path):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name + b".txt")).write_bytes(caption)
     (folder / "deep.txt").unlink()
     (folder / "deep.json").write_text("[" * 100_000)
-    manifest = write_source(FolderSource(folder), OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(FolderConverter(folder), OutputOptions(tmp_path / "out", progress=False))
     (record,) = ShardDataset(tmp_path / "out")
     assert record.texts()[-1] == "caption"
     assert manifest["counts"]["rejected"] == 3
 
 
-def write_list(tmp_path: Path, text: str | bytes, name: str = "list.csv") -> FolderSource:
+def write_list(tmp_path: Path, text: str | bytes, name: str = "list.csv") -> FolderConverter:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(4):
@@ -417,13 +418,13 @@ def write_list(tmp_path: Path, text: str | bytes, name: str = "list.csv") -> Fol
     (tmp_path / "secret.jpg").write_bytes(PHOTO)
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     (tmp_path / name).write_bytes(data)
-    return FolderSource(folder, tmp_path / name)
+    return FolderConverter(folder, tmp_path / name)
 
 
 def test_a_quote_that_is_not_closed_costs_one_line(tmp_path: Path):
     text = 'file,caption\n0.jpg,"open\n1.jpg,one\n2.jpg,"two ""of"" them\nin lines"\n3.jpg,"a" cat\n'
     source = write_list(tmp_path, text)
-    manifest = write_source(source, OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(source, OutputOptions(tmp_path / "out", progress=False))
     dataset = ShardDataset(tmp_path / "out")
     assert {record.id: record.texts()[-1] for record in dataset} == {
         "1": "one",
@@ -437,7 +438,7 @@ def test_a_quote_that_is_not_closed_costs_one_line(tmp_path: Path):
 def test_lists_name_no_file_outside(tmp_path: Path, name: str):
     lines = [json.dumps({"file": file, "caption": "c"}) for file in ("0.jpg", name)]
     source = write_list(tmp_path, "\n".join(lines), "list.jsonl")
-    manifest = write_source(source, OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(source, OutputOptions(tmp_path / "out", progress=False))
     assert ids(tmp_path / "out") == ["0"]
     assert manifest["counts"]["rejected"] == 1
 
@@ -490,7 +491,7 @@ def test_files_that_state_no_size_are_read_no_further_than_allowed(tmp_path: Pat
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
     (tmp_path / "photo.txt").write_text("a photo")
     output = OutputOptions(tmp_path / "out", progress=False)
-    manifest = write_source(FolderSource(tmp_path, options=CaptionOptions()), output)
+    manifest = write_shards(FolderConverter(tmp_path, options=CaptionOptions()), output)
     assert ids(tmp_path / "out") == ["photo"]
     assert set(rejected(manifest)) == {"memory.png", "status.png"}
 
@@ -543,7 +544,7 @@ def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pyte
 def test_json_over_several_lines_says_what_is_read(tmp_path: Path):
     (tmp_path / "one.json").write_text(json.dumps({"conversations": []}, indent=1))
     with pytest.raises(UserError, match="one JSON list, or one entry a line"):
-        prepare_llava(tmp_path / "one.json", OutputOptions(tmp_path / "out", progress=False))
+        write_shards(LlavaConverter(tmp_path / "one.json"), OutputOptions(tmp_path / "out", progress=False))
 
 
 # --- image lists ---
@@ -589,14 +590,14 @@ def test_one_bad_row_costs_itself(tmp_path: Path, packed: bool):
     ]
     rows = [*BAD_ROWS, *odd, {"file": "0.png", "label": "cat", "split": None}]
     path = make_list(tmp_path / "set", rows, {"0.png": picture("PNG")}, packed)
-    manifest = prepare_labels(path, OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(LabelsConverter(path), OutputOptions(tmp_path / "out", progress=False))
     assert manifest["counts"]["splits"] == {"train": 1}
     assert manifest["counts"]["rejected"] == len(rows) - 1
     assert sorted(child.name for child in tmp_path.iterdir()) == ["out", "set"]
     with pytest.raises(UserError):
-        prepare_nlvr(path, OutputOptions(tmp_path / "out2", progress=False))
+        write_shards(NlvrConverter(path), OutputOptions(tmp_path / "out2", progress=False))
     with pytest.raises(UserError):
-        prepare_emoji(path, OutputOptions(tmp_path / "out3", progress=False))
+        write_shards(EmojiConverter(path), OutputOptions(tmp_path / "out3", progress=False))
 
 
 def test_orders_of_nlvr_are_numbers(tmp_path: Path):
@@ -606,7 +607,7 @@ def test_orders_of_nlvr_are_numbers(tmp_path: Path):
     buffer = io.BytesIO()
     Image.new("RGB", (400, 100)).save(buffer, "PNG")
     path = make_list(tmp_path / "set", rows, {"0.png": buffer.getvalue()}, packed=True)
-    manifest = prepare_nlvr(path, OutputOptions(tmp_path / "out", progress=False))
+    manifest = write_shards(NlvrConverter(path), OutputOptions(tmp_path / "out", progress=False))
     assert (manifest["counts"]["records"], manifest["counts"]["rejected"]) == (1, 3)
 
 
@@ -621,7 +622,7 @@ def test_a_link_in_a_set_is_not_followed_out_of_it(tmp_path: Path):
 def test_sizes_in_a_zip_are_checked_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = {"0.png": bytes(10**6)}
     images = ImageList(make_list(tmp_path / "set", [{"file": "0.png"}], files, packed=True))
-    monkeypatch.setattr("dualtoken.data_pipelines.convert.samples.LARGEST_IMAGE_FILE", 10**5)
+    monkeypatch.setattr("dualtoken.data_pipelines.small_sets.image_list.LARGEST_IMAGE_FILE", 10**5)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     with pytest.raises(RecordError, match="1000000 bytes, more than 100000"):
         images.image("0.png")

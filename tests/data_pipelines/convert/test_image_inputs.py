@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from dualtoken.data_pipelines import EncodedImage, RecordError, ShardDataset
-from dualtoken.data_pipelines.convert import samples as convert_module
-from dualtoken.data_pipelines.convert.driver import write_source
-from dualtoken.data_pipelines.convert.folder import FolderSource
-from dualtoken.data_pipelines.convert.llava import prepare_llava
+from dualtoken.data_pipelines.convert.driver import write_shards
+from dualtoken.data_pipelines.convert.folder import FolderConverter
+from dualtoken.data_pipelines.convert.llava import LlavaConverter
 from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.records import Record, assistant, image_part, user
+from dualtoken.data_pipelines.shards import stored_image as stored_image_module
 from dualtoken.data_pipelines.shards.sample_codec import decode_record, encode_record
 from dualtoken.data_pipelines.shards.stored_image import stored_image
 
@@ -53,7 +53,7 @@ def test_a_folder_with_every_kind_of_image_a_link_and_hostile_files(tmp_path: Pa
     os.mkfifo(folder / "pipe.png")
     for stem in ("a", "b", "c", "d", "e", "broken", "lost", "pipe"):
         (folder / f"{stem}.txt").write_text(stem)
-    write_source(FolderSource(folder), OutputOptions(tmp_path / "out", progress=False))
+    write_shards(FolderConverter(folder), OutputOptions(tmp_path / "out", progress=False))
     records = ShardDataset(tmp_path / "out", "all")
     assert sorted(records[index].id for index in range(len(records))) == ["a", "b", "c", "d", "e", "more/f"]
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
@@ -82,7 +82,7 @@ def test_graphics_of_other_formats_become_png_without_loss():
 
 
 def test_what_is_stored_is_within_what_every_command_reads(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(convert_module, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(stored_image_module, "MAX_PIXELS", 1000)
     stored = stored_image(encoded("PNG"), "x", max_pixels=10_000)
     width, height = stored.open().size
     assert 800 < width * height <= 1000
@@ -95,7 +95,7 @@ def test_images_inside_a_llava_list(tmp_path: Path):
     images = [text, f"data:image/png;base64,{text}", "data:image/png;base64,%", text[:-800]]
     entries = [{"id": str(n), "image": image, "conversations": turns} for n, image in enumerate(images)]
     (tmp_path / "l.json").write_text(json.dumps(entries))
-    prepare_llava(tmp_path / "l.json", OutputOptions(tmp_path / "out", progress=False))
+    write_shards(LlavaConverter(tmp_path / "l.json"), OutputOptions(tmp_path / "out", progress=False))
     records = ShardDataset(tmp_path / "out", "all")
     assert [records[index].id for index in range(len(records))] == ["0", "1"]
     assert len(json.dumps(records[0].metadata)) < 100

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dualtoken.common.errors import UserError
+from dualtoken.data_pipelines.convert.registry import CONVERTERS
+from dualtoken.data_pipelines.scenes.convert import parse_weights
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.scripts import cli, prepare
-from dualtoken.scripts.prepare import KINDS, parse_weights
 
 
 def test_scenes_from_the_command_line(tmp_path, capsys):
@@ -51,7 +52,7 @@ def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys, arguments, w
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONVERTERS)
 def test_every_kind_has_help_with_an_example(kind, capsys):
     with pytest.raises(SystemExit) as exit_status:
         cli.main(["prepare", kind, "--help"])
@@ -77,4 +78,4 @@ def test_the_guides_command_lines_parse(line):
 
 def test_the_guide_shows_every_source_of_a_users_own_data():
     shown = {line.split()[1] for line in GUIDE_LINES}
-    assert shown >= {*prepare.OPEN_KINDS, *prepare.REPORTS, "scenes", "labels"}
+    assert shown >= {"folder", "llava", "webdataset", "hf", "check", "stats", "scenes", "labels"}

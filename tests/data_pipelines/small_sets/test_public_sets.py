@@ -19,6 +19,7 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.common.locks import only_process
+from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.small_sets import convert_sets, source_sets
 from dualtoken.data_pipelines.small_sets.git_files import GitFiles, downloaded_files, local_files
@@ -234,14 +235,14 @@ def test_photos_become_centre_squares_with_label_and_split(make):
 
 
 def test_the_zips_are_what_the_converters_read(make, tmp_path):
-    for name, convert in (
-        ("emoji", convert_sets.prepare_emoji),
-        ("nlvr", convert_sets.prepare_nlvr),
-        ("clothing", convert_sets.prepare_labels),
+    for name, converter in (
+        ("emoji", convert_sets.EmojiConverter),
+        ("nlvr", convert_sets.NlvrConverter),
+        ("clothing", convert_sets.LabelsConverter),
     ):
         make(name)
         output = OutputOptions(tmp_path / name, progress=False)
-        manifest = convert(tmp_path / "data" / SETS[name].file, output)
+        manifest = write_shards(converter(tmp_path / "data" / SETS[name].file), output)
         assert manifest["counts"]["rejected"] == 0
         assert manifest["counts"]["records"] > 2
 

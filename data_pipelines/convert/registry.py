@@ -1,0 +1,62 @@
+"""All converters by their kind: those of this package, of installed plug-ins, and of folders of modules.
+
+A converter from outside is a class with `kind` and `summary` that is registered when its module is imported::
+
+    @register
+    class CapitalsConverter(Converter):
+        kind, summary = "capitals", "countries and their capitals"
+
+Its module is found by an entry point of the group `dualtoken.converters`, or lies in a folder that
+`dualtoken prepare --include-path FOLDER` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ...common.errors import UserError, shown
+from ...common.paths import is_plain_name
+from ...common.plugins import load_plugins
+from ..scenes.convert import SceneConverter
+from ..small_sets.convert_sets import EasyVqaConverter, EmojiConverter, LabelsConverter, NlvrConverter
+from .converter import Converter
+from .folder import FolderConverter
+from .hf import HuggingFaceConverter
+from .llava import LlavaConverter
+from .webdataset import WebDatasetConverter
+
+PLUGINS = "dualtoken.converters"
+
+Class = TypeVar("Class", bound=type[Converter])
+
+CONVERTERS: dict[str, type[Converter]] = {
+    one.kind: one
+    for one in (
+        SceneConverter,
+        EasyVqaConverter,
+        NlvrConverter,
+        EmojiConverter,
+        LabelsConverter,
+        LlavaConverter,
+        FolderConverter,
+        WebDatasetConverter,
+        HuggingFaceConverter,
+    )
+}
+
+
+def register(converter: Class) -> Class:
+    """Add a converter; a class decorator. UserError where its kind is not a plain name, or is taken."""
+    if not is_plain_name(getattr(converter, "kind", None)):
+        raise UserError(f"{shown(converter)} has no kind: give it a name of letters, digits, - and _")
+    if CONVERTERS.setdefault(converter.kind, converter) is not converter:
+        raise UserError(f"there are two converters {converter.kind!r}: give {shown(converter)} another kind")
+    return converter
+
+
+def load_converters(folders: Sequence[Path] = ()) -> dict[str, type[Converter]]:
+    """All converters, by kind, with those of entry points and of the modules in `folders`."""
+    load_plugins(PLUGINS, folders)
+    return CONVERTERS
