@@ -47,7 +47,7 @@ def tokenizer_config(recipe: str, text_layers: int | None = None) -> DualTokeniz
     settings = parse_recipe([str(RECIPES / f"{recipe}.yaml")]).tokenizer
     assert settings is not None
     vision = {**shape, "image_size": image_size, "patch_size": patch_size}
-    return DualTokenizerConfig(vision_config=vision, text_config=text, **settings.model)
+    return DualTokenizerConfig(vision_config=vision, text_config=text, **vars(settings.model))
 
 
 def build(kind: str, recipe: str, images: int, dtype: torch.dtype) -> Callable[[], Any]:
@@ -59,7 +59,7 @@ def build(kind: str, recipe: str, images: int, dtype: torch.dtype) -> Callable[[
         model = DualTokenizer(config).eval().to(dtype)
         pixels = torch.randn(images, 3, config.image_size, config.image_size, dtype=dtype)
         codes = torch.randint(
-            config.pixel_quantizer["num_codes"], (images, *config.grid_size, config.pixel_quantizer["depth"])
+            config.pixel_quantizer.num_codes, (images, *config.grid_size, config.pixel_quantizer.depth)
         )
     calls: dict[str, Callable[[], Any]] = {
         "dualtoken": lambda: model.encode(pixels),

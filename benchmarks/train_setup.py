@@ -13,7 +13,8 @@ from conversations import WEIGHTS, conversation, made_up_codes
 
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.stream.packing import shuffled_rows
-from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.mllm import DepthTransformerConfig, ModelSettings
+from dualtoken.tokenizer import DecoderConfig, DualTokenizer, DualTokenizerConfig, QuantizerConfig
 from dualtoken.train.config.data import DataConfig, SourceConfig
 from dualtoken.train.config.mllm import MllmObjectiveConfig
 from dualtoken.train.config.optimizer import OptimizerConfig
@@ -103,9 +104,9 @@ def write_visual_tokenizer(folder: Path, size: Size) -> None:
         pixel_layer=1,
         shortcut_layer=None,
         semantic_layer=2,
-        pixel_quantizer=size.codebook,
-        semantic_quantizer=size.codebook,
-        decoder={"latent_size": size.side, "in_channels": 32, "ch": 32, "ch_mult": [1, 1]},
+        pixel_quantizer=QuantizerConfig(**size.codebook),
+        semantic_quantizer=QuantizerConfig(**size.codebook),
+        decoder=DecoderConfig(size.side, in_channels=32, ch=32, ch_mult=(1, 1)),
     )
     DualTokenizer(config).save_pretrained(folder)
 
@@ -129,7 +130,10 @@ def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
             },
             visual_tokenizer=str(visual_tokenizer),
             text_tokenizer=str(NANO),
-            model={"depth_transformer": size.heads, "shared_classifier": size.codebook["shared_codebook"]},
+            model=ModelSettings(
+                depth_transformer=DepthTransformerConfig(**size.heads),
+                shared_classifier=bool(size.codebook["shared_codebook"]),
+            ),
         ),
     )
 

@@ -152,7 +152,9 @@ def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Limits, type,
         if kind is None or (value is None and type(None) in typing.get_args(hints[one.name])):
             continue
         limits = one.metadata.get(_LIMITS, Limits())
-        if isinstance(value, Mapping):
+        if kind in (hints[one.name], *_options(hints[one.name])):  # one number, where a list is none
+            yield name, limits, kind, value
+        elif isinstance(value, Mapping):
             yield from ((f"{name}.{key}", limits, kind, item) for key, item in value.items())
         elif isinstance(value, list | tuple):
             yield from ((name, limits, kind, item) for item in value)
@@ -176,6 +178,12 @@ def _choices_and_flags(section: Any, prefix: str) -> Iterator[Callable[[], objec
             yield partial(flag, value, name)
         elif typing.get_origin(hints[one.name]) is Literal:
             yield partial(one_of, value, name, typing.get_args(hints[one.name]))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else ()
 
 
 def _inner_sections(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -5,12 +5,12 @@ Every dataclass here states its ranges and choices beside its fields and raises 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..common.errors import UserError, shown
 from ..common.limits import in_range, limited, settings_from, validate
+from ..tokenizer.settings import QuantizerConfig
 from .generation.sampling import ImageSamplingConfig
 
 LARGEST_VOCABULARY = 1 << 24
@@ -38,9 +38,9 @@ class CodebookConfig:
         validate(self)
 
     @classmethod
-    def of(cls, quantizer: Mapping[str, Any]) -> CodebookConfig:
-        """Those of a quantizer, out of its settings in the visual tokenizer's configuration."""
-        return cls(**{one.name: quantizer[one.name] for one in fields(cls)})
+    def of(cls, quantizer: QuantizerConfig) -> CodebookConfig:
+        """Those of one of the visual tokenizer's quantizers."""
+        return cls(**{one.name: getattr(quantizer, one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True)

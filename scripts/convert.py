@@ -113,8 +113,7 @@ def convert_official(args: argparse.Namespace) -> int:
         tokenizer.save_pretrained(partial)
         DualTokenizerImageProcessor(size=config.image_size).save_pretrained(partial)
         has_text = save_text_tokenizer(args.backbone or find_backbone(args.config), partial)
-    quantizers = [config.pixel_quantizer, config.semantic_quantizer]
-    codes = " and ".join(f"{q['depth']} of {q['num_codes']}" for q in quantizers)
+    codes = " and ".join(f"{one.depth} of {one.num_codes}" for one in config.quantizers.values())
     rows, columns = config.grid_size
     print(f"{args.output}: {config.image_size} px, {rows} x {columns} positions, {codes} codes each")
     if not has_text:

@@ -8,10 +8,11 @@ from ..common.loading.auto_classes import register
 if TYPE_CHECKING:
     from ..common.errors import UserError
     from ..common.images.reading import load_image
-    from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+    from .configuration import DualTokenizerConfig
     from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
     from .processing import DualTokenizerImageProcessor
     from .quantizer.residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
+    from .settings import DecoderConfig, QuantizerConfig, TokenizerSettings
     from .stored import StoredTokenizer
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -34,6 +35,7 @@ __all__ = [
     "QuantizerOutput",
     "ResidualQuantizer",
     "StoredTokenizer",
+    "TokenizerSettings",
     "UserError",
     "VisualCodes",
     "load_image",

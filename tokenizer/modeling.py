@@ -34,7 +34,7 @@ from ..common.machine import suitable_threads
 from ..common.paths import user_path
 from ..common.values import seed_number
 from .backbone import ShallowEncoder, TappedSiglip
-from .configuration import DecoderConfig, DualTokenizerConfig, QuantizerConfig
+from .configuration import DualTokenizerConfig
 from .loading import check_is_tokenizer
 from .official import read_official
 from .pixel_decoder import PixelDecoder
@@ -101,10 +101,7 @@ class DualTokenizer(PreTrainedModel):
 
     def __init__(self, config: DualTokenizerConfig) -> None:
         super().__init__(config)
-        pixel, semantic = (
-            QuantizerConfig(**config.pixel_quantizer),
-            QuantizerConfig(**config.semantic_quantizer),
-        )
+        pixel, semantic = config.pixel_quantizer, config.semantic_quantizer
         hidden, causal = config.hidden_size, config.causal_post_projection
         siglip = SiglipConfig(vision_config=config.vision_config, text_config=config.text_config)
         self.backbone = TappedSiglip(siglip)
@@ -125,7 +122,7 @@ class DualTokenizer(PreTrainedModel):
             self.__dict__["pixel_quantizer"] = self.semantic_quantizer
         self.pixel_post_projection = AttentionProjection(pixel.code_dim, hidden, causal)
         self.semantic_post_projection = AttentionProjection(semantic.code_dim, hidden, causal)
-        self.pixel_decoder = PixelDecoder(DecoderConfig(**config.decoder), hidden)
+        self.pixel_decoder = PixelDecoder(config.decoder, hidden)
         self.post_init()
 
     def forward(
@@ -196,13 +193,13 @@ class DualTokenizer(PreTrainedModel):
             UserError: codes of another shape, or that this codebook does not have.
         """
         pixel_codes = self._pixel_codes(pixel_codes)
-        expected = (*self.config.grid_size, self.config.pixel_quantizer["depth"])
+        expected = (*self.config.grid_size, self.config.pixel_quantizer.depth)
         if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
             raise UserError(
                 f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
                 f"{', '.join(map(str, expected))})"
             )
-        count = self.config.pixel_quantizer["num_codes"]
+        count = self.config.pixel_quantizer.num_codes
         if pixel_codes.numel() and not bool(((pixel_codes >= 0) & (pixel_codes < count)).all()):
             raise UserError(
                 f"pixel codes go from {int(pixel_codes.min())} to {int(pixel_codes.max())}; this "

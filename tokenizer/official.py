@@ -18,6 +18,7 @@ from ..common.json_files import read_json_object, take
 from ..common.loading.bounded_settings import check_settings
 from ..common.loading.strict import load_tensors
 from .configuration import DualTokenizerConfig
+from .settings import DecoderConfig, QuantizerConfig
 
 # Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -99,15 +100,15 @@ def read_official_config(
             shortcut_weight=released.get("weight_shortcut", 0.0),
             pixel_quantizer=_quantizer(_any_of(released, "vq_pix", "vq_pixel")),
             semantic_quantizer=_quantizer(_any_of(released, "vq_sem", "vq_semantic")),
-            decoder={
-                "latent_size": latent[0],
-                "in_channels": decoder["decoder_in_channels"],
-                "ch": decoder["ch"],
-                "ch_mult": decoder["ch_mult"],
-                "num_res_blocks": decoder["num_res_blocks"],
-                "attn_resolutions": decoder["attn_resolutions"],
-                "out_channels": decoder["out_ch"],
-            },
+            decoder=DecoderConfig(
+                latent_size=latent[0],
+                in_channels=decoder["decoder_in_channels"],
+                ch=decoder["ch"],
+                ch_mult=decoder["ch_mult"],
+                num_res_blocks=decoder["num_res_blocks"],
+                attn_resolutions=decoder["attn_resolutions"],
+                out_channels=decoder["out_ch"],
+            ),
             causal_post_projection=causal,
         )
     except KeyError as error:
@@ -125,7 +126,7 @@ def read_official_config(
 
 def convert_state_dict(released: Mapping[str, Tensor], config: DualTokenizerConfig) -> dict[str, Tensor]:
     """Rename released weights to ours; codebooks lose their padding row, shared ones their copies."""
-    levels = len(config.decoder["ch_mult"])
+    levels = len(config.decoder.ch_mult)
     state: dict[str, Tensor] = {}
     books: dict[str, dict[int, Tensor]] = {}
     for name, tensor in released.items():
@@ -160,8 +161,8 @@ def rename(name: str, levels: int) -> str:
 def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerConfig) -> Tensor:
     """The released per-depth tensors as one (K, N, ...) tensor."""
     branch = name.split("_", 1)[0]
-    settings = getattr(config, f"{branch}_quantizer")
-    rows = settings["num_codes"]
+    settings = config.quantizers[branch]
+    rows = settings.num_codes
     for tensor in tensors.values():
         if len(tensor) not in (rows, rows + 1):  # the released vectors have one row of padding
             raise UserError(
@@ -169,7 +170,7 @@ def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerCon
                 f"{rows}; take the config.json that was released with it"
             )
     ordered = [tensors[index][:rows].float() for index in sorted(tensors)]
-    if not settings["shared_codebook"]:
+    if not settings.shared_codebook:
         return torch.stack(ordered)
     if any(not torch.equal(other, ordered[0]) for other in ordered[1:]):
         raise UserError(f"the configuration says depths share a codebook, but {name} differs between them")
@@ -198,16 +199,16 @@ def _refuse_older_variants(released: Mapping[str, Any], config_file: Path) -> No
             )
 
 
-def _quantizer(released: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "num_codes": released["n_embed"],
-        "code_dim": released["embed_dim"],
-        "depth": released["code_shape"][-1],
-        "shared_codebook": released["shared_codebook"],
-        "decay": released["decay"],
-        "restart_unused_codes": released["restart_unused_codes"],
-        "update_each_depth": released["bottleneck_type"] == "rq",
-    }
+def _quantizer(released: Mapping[str, Any]) -> QuantizerConfig:
+    return QuantizerConfig(
+        num_codes=released["n_embed"],
+        code_dim=released["embed_dim"],
+        depth=released["code_shape"][-1],
+        shared_codebook=released["shared_codebook"],
+        decay=released["decay"],
+        restart_unused_codes=released["restart_unused_codes"],
+        update_each_depth=released["bottleneck_type"] == "rq",
+    )
 
 
 def _any_of(settings: Mapping[str, Any], *names: str) -> Any:

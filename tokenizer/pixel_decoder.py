@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .configuration import DecoderConfig
+from .settings import DecoderConfig
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

@@ -219,8 +219,8 @@ def _describe(tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor) 
         "preprocessing": preprocessing_checksum(processor),
         "image_size": processor.side,
         "grid_size": list(config.grid_size),
-        "pixel_quantizer": dict(config.pixel_quantizer),
-        "semantic_quantizer": dict(config.semantic_quantizer),
+        "pixel_quantizer": asdict(config.pixel_quantizer),
+        "semantic_quantizer": asdict(config.semantic_quantizer),
     }
 
 

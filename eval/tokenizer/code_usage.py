@@ -12,9 +12,8 @@ BRANCHES = ("pixel", "semantic")
 
 def codebook_usages(tokenizer: DualTokenizer) -> dict[str, CodebookUsage]:
     """A metric for the codes of each branch."""
-    configs = (getattr(tokenizer.config, f"{branch}_quantizer") for branch in BRANCHES)
-    usages = (CodebookUsage(int(config["num_codes"]), int(config["depth"])) for config in configs)
-    return dict(zip(BRANCHES, usages, strict=True))
+    quantizers = tokenizer.config.quantizers
+    return {name: CodebookUsage(one.num_codes, one.depth) for name, one in quantizers.items()}
 
 
 class CodebookFamily(Family):
@@ -34,6 +33,6 @@ class CodebookFamily(Family):
         for branch, usage in self._usages.items():
             values = usage.compute()
             found |= {f"{branch}_{name}": values[name] for name in ("usage", "perplexity")}
-            if getattr(self._config, f"{branch}_quantizer")["shared_codebook"]:
+            if self._config.quantizers[branch].shared_codebook:
                 found[f"{branch}_usage_all_depths"] = values["usage_all_depths"]
         return found

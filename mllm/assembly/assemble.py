@@ -325,6 +325,6 @@ def _config(
         "initializer_range": getattr(text_config, "initializer_range", 0.02),
     }
     for name in BRANCHES:
-        quantizer = getattr(visual_tokenizer.config, f"{name}_quantizer")
+        quantizer = visual_tokenizer.config.quantizers[name]
         derived[f"{name}_codebook"] = CodebookConfig.of(quantizer)
     return DualTokenConfig(**derived, **vars(settings_from(ModelSettings, settings, "model")))

@@ -129,11 +129,8 @@ class CodeMeter:
         self.pipeline = pipeline
         config = pipeline.model.require_visual_tokenizer().config
         self.counts = {
-            name: np.zeros((quantizer["depth"], quantizer["num_codes"]), dtype=np.int64)
-            for name, quantizer in (
-                ("pixel", config.pixel_quantizer),
-                ("semantic", config.semantic_quantizer),
-            )
+            name: np.zeros((quantizer.depth, quantizer.num_codes), dtype=np.int64)
+            for name, quantizer in config.quantizers.items()
         }
         self.images = 0
 

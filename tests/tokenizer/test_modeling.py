@@ -175,11 +175,12 @@ def test_from_backbone_copies_siglip(tmp_path, images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixel_layer": 9}, "pixel_layer is 9"),
+        ({"pixel_layer": 9, "semantic_layer": 9}, "pixel_layer is 9"),
+        ({"pixel_layer": 9}, "shallower than pixel_layer 9"),
         ({"semantic_layer": 1}, "semantic_layer 1 is shallower"),
         ({"decoder": {"latent_size": 5, "in_channels": 32, "ch": 32, "ch_mult": [1, 1, 2]}}, "20 px"),
-        ({"decoder": {"latent": 5}}, "unknown decoder settings"),
-        ({"pixel_quantizer": {"num_codes": 8}}, "incomplete pixel_quantizer"),
+        ({"decoder": {"latent": 5}}, "unknown decoder setting 'latent'"),
+        ({"pixel_quantizer": {"num_codes": 8}}, "pixel_quantizer lacks code_dim, depth"),
         ({"pixel_quantizer": {"num_codes": 8, "code_dim": 5, "depth": 2}}, "does not divide"),
     ],
 )

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import UserError
-from ..configuration import QuantizerConfig
+from ..settings import QuantizerConfig
 from .codebook import (
     EmaCodebooks,
     count_and_sum,

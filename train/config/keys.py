@@ -6,9 +6,11 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from ...common.errors import UserError, shown
+
+Section = TypeVar("Section")
 
 
 def check_keys(section: type, given: Mapping[str, Any], path: str = "") -> None:
@@ -34,6 +36,30 @@ def unknown_key(name: str, allowed: typing.Iterable[str]) -> str:
     near = get_close_matches(name.rpartition(".")[2], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"recipe: unknown key {shown(name)}; {hint}allowed: {', '.join(names)}"
+
+
+def build(section: type[Section], given: Mapping[str, Any], path: str = "") -> Section:
+    """A dataclass, and all dataclasses in it, of nested mappings whose keys and types are right.
+
+    Errors:
+        UserError for what a dataclass refuses; the message begins with the dotted key.
+    """
+    hints = typing.get_type_hints(section)
+    values = {key: _built(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in given.items()}
+    try:
+        return section(**values)
+    except UserError as error:
+        raise UserError(f"{path}.{error}" if path else str(error)) from None
+
+
+def _built(hint: Any, value: Any, path: str) -> Any:
+    """`value` with every mapping in it that a dataclass describes as an object of that dataclass."""
+    for section, mapping, where in _sections(hint, value, path):
+        if where == path:
+            return build(section, mapping, path)
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        return {key: _built(typing.get_args(hint)[1], one, f"{path}.{key}") for key, one in value.items()}
+    return value
 
 
 def _sections(hint: Any, value: Any, path: str) -> Iterator[tuple[type, Mapping[str, Any], str]]:

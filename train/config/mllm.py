@@ -7,6 +7,7 @@ from typing import Any
 
 from ...common.limits import limited
 from ...mllm.assembly.adapters import LoraSettings
+from ...mllm.settings import ModelSettings
 from .paths import locate
 
 
@@ -19,7 +20,7 @@ class MllmObjectiveConfig:
             ``model_type``) to start from random weights.
         visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it.
         text_tokenizer: folder of the text tokenizer; None takes the LLM's own.
-        model: further fields of ``DualTokenConfig`` (depth transformers, loss weights, conditioning).
+        model: what may be chosen of the model itself: depth transformers, conditions, loss weights.
         prompt_dropout: probability that an image-generation prompt becomes the unconditional token
             (classifier-free guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
@@ -33,7 +34,7 @@ class MllmObjectiveConfig:
     llm: str | dict[str, Any]
     visual_tokenizer: str
     text_tokenizer: str | None = None
-    model: dict[str, Any] = field(default_factory=dict)
+    model: ModelSettings = field(default_factory=ModelSettings)
     prompt_dropout: float = limited(0.1, least=0.0, most=1.0)
     shuffle_turns: bool = False
     trained: list[str] | None = None

@@ -10,7 +10,7 @@ import yaml
 
 from ...common.errors import UserError
 from .compose import composed
-from .keys import check_keys
+from .keys import build, check_keys
 from .recipe import Recipe
 
 _HELP = ("help", "print_config")  # jsonargparse's own options
@@ -45,12 +45,13 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     try:
         namespace = parser.parse_args([*_as_config(settings), *overrides])
         namespace.pop("config", None)
-        return Recipe(**vars(parser.instantiate(namespace)))
-    except UserError:
-        raise
     except (ArgumentError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         # Besides its own errors jsonargparse lets some pass that a value of the wrong kind caused in it.
         raise UserError(f"recipe: {_reason(error)}") from error
+    try:
+        return build(Recipe, namespace.as_dict())
+    except UserError as error:
+        raise UserError(f"recipe: {str(error).removeprefix('recipe: ')}") from None
 
 
 def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ...common.limits import limited
+from ...tokenizer.settings import TokenizerSettings
 from .contrastive import MOST_WEIGHT
 from .paths import locate
 
@@ -44,8 +44,7 @@ class TokenizerObjectiveConfig:
     Args:
         teacher: folder or hub id of the SigLIP model that is both the initial backbone and the frozen
             teacher.
-        model: fields of ``DualTokenizerConfig`` except ``vision_config`` and ``text_config``, which come
-            from the teacher.
+        model: the tokenizer around the teacher.
         semantic_weight: weight of MSE - cos at the semantic layer (paper: L_sem; released weight 5).
         pooled_weight: the same at the pooled output (released weight 1).
         mse_weight, l1_weight, gradient_weight: pixel losses; ``gradient`` compares finite differences,
@@ -69,7 +68,7 @@ class TokenizerObjectiveConfig:
     """
 
     teacher: str
-    model: dict[str, Any]
+    model: TokenizerSettings = field(default_factory=TokenizerSettings)
     semantic_weight: float = limited(5.0, least=0.0, most=MOST_WEIGHT)
     pooled_weight: float = limited(1.0, least=0.0, most=MOST_WEIGHT)
     mse_weight: float = limited(5.0, least=0.0, most=MOST_WEIGHT)

@@ -58,9 +58,9 @@ class MllmObjective(Objective):
             )
         self.codes_checksum = codes_checksum(visual_tokenizer)
         shape = visual_tokenizer.config
-        self._code_shape = CodeShape.of(shape.grid_size, shape.pixel_quantizer, shape.semantic_quantizer)
+        self._code_shape = CodeShape.of(shape.grid_size, *map(vars, shape.quantizers.values()))
         self.model = DualTokenForConditionalGeneration.from_llm(
-            config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **config.model
+            config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **vars(config.model)
         )
         self.processor = build_processor(visual_tokenizer, text_tokenizer)
         self._limit = RecordLimit.of(self.model, self.processor, max_length)

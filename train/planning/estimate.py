@@ -255,7 +255,7 @@ def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list
     try:
         visual = StoredTokenizer.from_pretrained(objective.visual_tokenizer).config
         grid = (visual.grid_size[0], visual.grid_size[1])
-        books = {name: CodebookConfig.of(getattr(visual, f"{name}_quantizer")) for name in books}
+        books = {name: CodebookConfig.of(visual.quantizers[name]) for name in books}
     except (UserError, OSError):
         notes.append(
             f"no visual tokenizer at {objective.visual_tokenizer}; {grid[0]} x {grid[1]} positions and 8 + 8 "
@@ -272,7 +272,7 @@ def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list
         grid_size=list(grid),
         pixel_codebook=books["pixel"],
         semantic_codebook=books["semantic"],
-        **objective.model,
+        **vars(objective.model),
     )
     return config, notes
 

@@ -58,7 +58,7 @@ def test_large_tokenizers_fit_their_backbones(name: str) -> None:
     heads = {"num_attention_heads": 16 if SIGLIP[name]["hidden_size"] == 1152 else 12}
     text = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 100}
     vision = {**SIGLIP[name], **heads, "intermediate_size": 128}
-    config = DualTokenizerConfig(vision_config=vision, text_config=text, **recipe.tokenizer.model)
+    config = DualTokenizerConfig(vision_config=vision, text_config=text, **vars(recipe.tokenizer.model))
     with torch.device("meta"):
         model = DualTokenizer(config)
     assert config.grid_size == (config.image_size // SIGLIP[name]["patch_size"],) * 2

@@ -56,7 +56,7 @@ class TokenizerObjective(Objective):
         model_config = DualTokenizerConfig(
             vision_config=teacher.config.vision_config.to_dict(),
             text_config=teacher.config.text_config.to_dict(),
-            **config.model,
+            **vars(config.model),
         )
         self.model = DualTokenizer.from_backbone(teacher, model_config)
         # The text tower stays the teacher's: image features are distilled into its space.
