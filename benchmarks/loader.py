@@ -36,8 +36,9 @@ from dualtoken.data_pipelines.records import EncodedImage, Record, image_part
 from dualtoken.data_pipelines.scenes.scene import Scene, render
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.writer import ShardWriter
-from dualtoken.data_pipelines.stream.loader import PackedBatches, Packing, example_batches
+from dualtoken.data_pipelines.stream.loader import example_batches
 from dualtoken.data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
+from dualtoken.data_pipelines.stream.packed_loader import PackedBatches, Packing
 from dualtoken.data_pipelines.stream.packing import WindowPlan
 from dualtoken.data_pipelines.stream.statistics import StreamStatistics
 from dualtoken.mllm import DualTokenForConditionalGeneration, DualTokenProcessor

@@ -22,8 +22,9 @@ from ..common.json_files import take
 from ..common.paths import user_path
 from ..data_pipelines.shards.reader import ShardDataset
 from ..data_pipelines.shards.storage import is_url
-from ..data_pipelines.stream.loader import PackedBatches, Packing, StreamBatch, example_batches
+from ..data_pipelines.stream.loader import StreamBatch, example_batches
 from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
+from ..data_pipelines.stream.packed_loader import PackedBatches, Packing
 from ..data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan
 from ..data_pipelines.stream.statistics import Skip, StreamStatistics
 from .backend.distributed import World

@@ -1,7 +1,7 @@
 """Images to codes, once: shards whose images are replaced by the codes of one visual tokenizer.
 
 Training then reads a few hundred bytes per image instead of running the tokenizer again every step. The
-manifest binds the codes to the tokenizer that made them; `check_codes_belong` refuses any other one.
+manifest binds the codes to the tokenizer that made them (see `checksums`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from ...common.paths import user_path
 from ...common.values import whole_number
 from ...tokenizer.modeling import DualTokenizer
 from ...tokenizer.processing import DualTokenizerImageProcessor
-from ...tokenizer.stored import StoredTokenizer
 from ..job import Job, Share
 from ..records import MOST_RECORDS, Part, Record, RecordError, with_image_parts
 from ..shards.format import read_manifest
@@ -35,70 +34,13 @@ from ..shards.reader import ShardDataset
 from ..shards.storage import Location, locate
 from ..shards.writer import PartWriter
 from ..workers import MOST_WORKERS
+from .checksums import codes_checksum, preprocessing_checksum
 from .views import ViewOptions
 from .views import views as record_views
 
 _COMMAND = "dualtoken tokenize"
 #: Images in one batch, at most.
 MOST_BATCH = 65_536
-# Weights that only turn codes into images: training them further leaves all codes as they are.
-_AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
-
-
-def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
-    """SHA-256 over everything in a tokenizer, loaded or in its files, that its codes depend on.
-
-    That is the choice of layers and all weights but those of the pixel decoder.
-    """
-    config = tokenizer.config
-    facts = {name: getattr(config, name) for name in ("pixel_layer", "semantic_layer", "shortcut_layer")}
-    facts["shortcut_weight"] = config.shortcut_weight
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    weights = tokenizer.state_dict()
-    for name in sorted(weights):
-        if not name.startswith(_AFTER_THE_CODES):
-            tensor = weights[name]
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
-    """SHA-256 over what happens to an image before the tokenizer sees it: size, filter, normalisation."""
-    facts = {
-        "size": processor.side,
-        "resample": "bicubic",
-        "mean": [float(value) for value in processor.image_mean],
-        "std": [float(value) for value in processor.image_std],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def check_codes_belong(
-    manifest: Mapping[str, Any],
-    checksum: str,
-    where: str = "these shards",
-    preprocessing: str | None = None,
-) -> None:
-    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
-    images prepared otherwise than this `preprocessing_checksum` says (where both are known).
-
-    Shards of images pass.
-    """
-    made_by = manifest.get("tokenizer")
-    if made_by is None:
-        return
-    if made_by["checksum"] != checksum:
-        raise UserError(
-            f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
-            "run `dualtoken tokenize` again with this one."
-        )
-    known = made_by.get("preprocessing")
-    if preprocessing is not None and known is not None and known != preprocessing:
-        raise UserError(
-            f"The codes in {where} are of images prepared with another size or normalisation "
-            f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
-        )
 
 
 def tokenize_shards(
@@ -130,8 +72,7 @@ def tokenize_shards(
         reads: what else `output` may not be, by the option that names it, such as the tokenizer's folder.
 
     Raises:
-        UserError: `source` holds codes already, `output` may not be made (`check_output`) or is being made
-            by another process, or there is unfinished work of another kind.
+        UserError: `source` holds codes already; `output` may not be made, or is being made otherwise.
     """
     whole_number(batch_size, "--batch-size", 1, MOST_BATCH)
     whole_number(shard_size, "--shard-size", 1, MOST_RECORDS)
@@ -141,11 +82,7 @@ def tokenize_shards(
     inputs = {**(reads or {}), "--input": place if isinstance(place, Path) else None}
     if share.is_main:
         check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
-    manifest = read_manifest(place)
-    if "tokenizer" in manifest:
-        raise UserError(f"{source} holds codes already: give the shards with the images.")
-    if not manifest["shards"]:
-        raise UserError(f"{source} holds no shards: there is nothing to tokenize.")
+    manifest = _manifest_of_images(place)
     processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
     # nn.Module's own `to`: that of PreTrainedModel has no usable types.
     torch.nn.Module.to(tokenizer.eval(), device)
@@ -166,6 +103,15 @@ def tokenize_shards(
         kept = {name: manifest[name] for name in ("source", "licence", "settings")}
         before = {"rejected_before": manifest["rejected"]["reasons"]}
         return job.finish({**kept, "tokenizer": made_by, **before, "plan": job.plan}, renumber=True)
+
+
+def _manifest_of_images(place: Path | Location) -> dict[str, Any]:
+    manifest = read_manifest(place)
+    if "tokenizer" in manifest:
+        raise UserError(f"{place} holds codes already: give the shards with the images.")
+    if not manifest["shards"]:
+        raise UserError(f"{place} holds no shards: there is nothing to tokenize.")
+    return manifest
 
 
 def _make_parts(

@@ -1,4 +1,4 @@
-"""Is a folder of shards whole? Every fault by file, record and reason.
+"""Whether a folder of shards is complete and intact: every fault by file, record and reason.
 
 Records are read by the functions that training reads them with: where nothing is found here, training skips
 no record for being damaged.
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.reading import MAX_PIXELS
 from ...common.values import whole_number
-from ..records import Part, Record, RecordError, require_trainable
+from ..records import Part, RecordError, require_trainable
 from ..workers import map_in_workers
 from .format import MANIFEST, manifest_code_shape, read_manifest
 from .sample_codec import CODE_PARTS, CodeShape, decode_record, load_part
@@ -93,7 +93,15 @@ def check_shard(
         with path.open("rb") as file:
             for number in range(len(index)):
                 offset, length = int(index.offsets[number]), int(index.lengths[number])
-                faults.extend(_check_span(file, offset, length, path, number, shape, max_pixels))
+                try:
+                    key, members = sample_members(read_span(file, offset, length), path)
+                except (OSError, ValueError) as error:
+                    faults.append(Fault(path.name, f"record {number}", first_line(error)))
+                    continue
+                name, reasons = _record_faults(
+                    f"record {number} ({one_line(key, 80)}", members, shape, max_pixels
+                )
+                faults += [Fault(path.name, name, reason) for reason in reasons]
         if damage is not None:
             faults.append(Fault(path.name, f"behind {len(index)} records", f"damaged tar ({damage})"))
         elif len(index) != shard["records"]:
@@ -107,43 +115,28 @@ def check_shard(
     return faults
 
 
-def _check_span(
-    file: BinaryIO,
-    offset: int,
-    length: int,
-    tar: Path,
-    number: int,
-    shape: CodeShape | None,
-    max_pixels: int,
-) -> list[Fault]:
-    """Every fault of record `number` of a shard, whose members lie in these bytes."""
-    try:
-        key, members = sample_members(read_span(file, offset, length), tar)
-    except (OSError, ValueError) as error:
-        return [Fault(tar.name, f"record {number}", first_line(error))]
-    name = f"record {number} ({one_line(key, 80)})"
+def _record_faults(
+    name: str, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
+) -> tuple[str, list[str]]:
+    """`name` with the record's id, and every fault of a record."""
     try:
         record = decode_record(members, load_images=False)
     except RecordError as error:
-        return [Fault(tar.name, name, first_line(error))]
-    name = f"record {number} ({one_line(key, 80)}, id {shown(record.id)})"
-    return [Fault(tar.name, name, reason) for reason in _record_faults(record, members, shape, max_pixels)]
-
-
-def _record_faults(
-    record: Record, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
-) -> Iterator[str]:
+        return f"{name})", [first_line(error)]
+    faults = []
     try:
         require_trainable(record)
     except RecordError as error:
-        yield first_line(error)
+        faults.append(first_line(error))
     named = {"json"}
     for part in record.image_parts():
         names = [part[field] for field in ("image", *CODE_PARTS) if field in part]
         named |= {name for name in names if isinstance(name, str)}
-        yield from _part_faults(part, members, shape, max_pixels)
-    for member in sorted(set(members) - named):
-        yield f"its member {shown(member)} belongs to no image part"
+        faults += _part_faults(part, members, shape, max_pixels)
+    faults += [
+        f"its member {shown(member)} belongs to no image part" for member in sorted(set(members) - named)
+    ]
+    return f"{name}, id {shown(record.id)})", faults
 
 
 def _part_faults(

@@ -88,12 +88,9 @@ class GitFiles:
 
     def _fetch(self, objects: list[str]) -> None:
         """All at once, as git itself does it: one by one would be a request each."""
-        _git(
-            self.folder,
-            *("-c", "fetch.negotiationAlgorithm=noop", "fetch", "--quiet", "--no-tags"),
-            *("--no-write-fetch-head", "--filter=blob:none", "--stdin", "origin"),
-            stdin="\n".join(objects) + "\n",
-        )
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--filter=blob:none", "--stdin")
+        command = ("-c", "fetch.negotiationAlgorithm=noop", "fetch", *options, "origin")
+        _git(self.folder, *command, stdin="\n".join(objects) + "\n")
 
 
 def local_files(clone: Path, revision: str) -> GitFiles:
@@ -129,7 +126,8 @@ def downloaded_files(url: str, revision: str, folder: Path) -> GitFiles:
     for key, value in settings.items():
         _git(folder, "config", f"remote.origin.{key}", value)
     commit = _remote_commit(folder, url, revision)
-    _git(folder, "fetch", "--quiet", "--no-tags", "--depth=1", "--filter=blob:none", "origin", commit)
+    fetch = ("fetch", "--quiet", "--no-tags", "--depth=1", "--filter=blob:none")
+    _git(folder, *fetch, "origin", commit)
     return GitFiles(folder, commit, remote=True)
 
 
@@ -144,7 +142,8 @@ def _remote_commit(folder: Path, url: str, revision: str) -> str:
     commits = folder / "commits"
     commits.mkdir(exist_ok=True)
     _git(commits, "init", "--quiet", "--bare")
-    _git(commits, "fetch", "--quiet", "--no-tags", "--filter=tree:0", url, "HEAD:refs/heads/head")
+    fetch = ("fetch", "--quiet", "--no-tags", "--filter=tree:0")
+    _git(commits, *fetch, url, "HEAD:refs/heads/head")
     commit = _try_git(commits, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     shutil.rmtree(commits)
     if commit is None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...common.errors import UserError, shown
-from ...data_pipelines.codes.code_cache import check_codes_belong, codes_checksum, preprocessing_checksum
+from ...data_pipelines.codes.checksums import check_codes_belong, codes_checksum, preprocessing_checksum
 from ...data_pipelines.records import Record, RecordError, require_trainable, text_part
 from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (

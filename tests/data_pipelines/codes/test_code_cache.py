@@ -18,12 +18,12 @@ from dualtoken.common.files import replace_folder
 from dualtoken.data_pipelines import job as job_module
 from dualtoken.data_pipelines import partial_output
 from dualtoken.data_pipelines.codes import code_cache
-from dualtoken.data_pipelines.codes.code_cache import (
+from dualtoken.data_pipelines.codes.checksums import (
     check_codes_belong,
     codes_checksum,
     preprocessing_checksum,
-    tokenize_shards,
 )
+from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
 from dualtoken.data_pipelines.codes.views import ViewOptions, views
 from dualtoken.data_pipelines.job import Job, Share
 from dualtoken.data_pipelines.records import EncodedImage, Record, assistant, image_part, user

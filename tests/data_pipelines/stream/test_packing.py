@@ -11,8 +11,8 @@ import pytest
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant
-from dualtoken.data_pipelines.stream.loader import PackedBatches, Packing
 from dualtoken.data_pipelines.stream.mixture import Mixture
+from dualtoken.data_pipelines.stream.packed_loader import PackedBatches, Packing
 from dualtoken.data_pipelines.stream.packing import WindowPlan, pack, plan_state, resumed_plan
 from dualtoken.data_pipelines.stream.statistics import StreamStatistics
 

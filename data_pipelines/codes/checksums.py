@@ -1,0 +1,74 @@
+"""Which tokenizer made cached codes, and of which images: checksums in the manifest, and their comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...common.errors import UserError
+from ...tokenizer.modeling import DualTokenizer
+from ...tokenizer.processing import DualTokenizerImageProcessor
+from ...tokenizer.stored import StoredTokenizer
+
+# Weights that only turn codes into images: training them further leaves all codes as they are.
+_AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
+
+
+def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
+    """SHA-256 over everything in a tokenizer, loaded or in its files, that its codes depend on.
+
+    That is the choice of layers and all weights but those of the pixel decoder.
+    """
+    config = tokenizer.config
+    facts = {name: getattr(config, name) for name in ("pixel_layer", "semantic_layer", "shortcut_layer")}
+    facts["shortcut_weight"] = config.shortcut_weight
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    weights = tokenizer.state_dict()
+    for name in sorted(weights):
+        if not name.startswith(_AFTER_THE_CODES):
+            tensor = weights[name]
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
+    """SHA-256 over what happens to an image before the tokenizer sees it: size, filter, normalisation."""
+    facts = {
+        "size": processor.side,
+        "resample": "bicubic",
+        "mean": [float(value) for value in processor.image_mean],
+        "std": [float(value) for value in processor.image_std],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_codes_belong(
+    manifest: Mapping[str, Any],
+    checksum: str,
+    where: str = "these shards",
+    preprocessing: str | None = None,
+) -> None:
+    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
+    images prepared otherwise than this `preprocessing_checksum` says (where both are known).
+
+    Shards of images pass.
+    """
+    made_by = manifest.get("tokenizer")
+    if made_by is None:
+        return
+    if made_by["checksum"] != checksum:
+        raise UserError(
+            f"The codes in {where} were made by another tokenizer ({made_by['checksum'][:12]}…): "
+            "run `dualtoken tokenize` again with this one."
+        )
+    known = made_by.get("preprocessing")
+    if preprocessing is not None and known is not None and known != preprocessing:
+        raise UserError(
+            f"The codes in {where} are of images prepared with another size or normalisation "
+            f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
+        )

@@ -1,0 +1,194 @@
+"""Batches of packed rows: several records share a row, and hardly a position is padding.
+
+A record that cannot be used is counted and named, and its row does without it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ...common.errors import UserError, first_line, shown
+from ..records import Record
+from .loader import (
+    UNUSABLE,
+    Example,
+    RecordSource,
+    StreamBatch,
+    ignore_stop_signals,
+    unnamed_statistics,
+)
+from .mixture import Draw, Mixture
+from .packing import WindowPlan, shuffled_rows
+from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
+
+_EMPTY_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows are packed: `length` tokens a row, `window` draws packed together."""
+
+    length: int
+    window: int = 256
+
+
+@dataclass
+class _Window:
+    """The rows of one window, from `first_row` on."""
+
+    ordinal: int
+    first_row: int
+    rows: list[list[Example]] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _WindowDraws:
+    ordinal: int
+    number: int
+    first_row: int
+    draws: list[Draw]
+
+
+@dataclass(frozen=True)
+class _Windows(Dataset[Any]):
+    """Maps the draws of a window to its packed rows."""
+
+    sources: Sequence[RecordSource]
+    prepare: Callable[[Record, int], Any]
+    packing: Packing
+    seed: int
+
+    def __getitem__(self, window: _WindowDraws) -> _Window:
+        result = _Window(window.ordinal, window.first_row)
+        examples: list[Example] = []
+        for draw in window.draws:
+            try:
+                examples.append(self._example(draw))
+            except UNUSABLE as error:
+                result.skips.append(Skip(draw.source, draw.index, first_line(error)))
+        lengths = [example_length(example.value) for example in examples]
+        rows = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
+        result.rows = [[examples[i] for i in row] for row in rows[window.first_row :]]
+        return result
+
+    def _example(self, draw: Draw) -> Example:
+        record = self.sources[draw.source][draw.index]
+        example = Example(self.prepare(record, draw.number), record.id, draw.source)
+        length = example_length(example.value)
+        if length > self.packing.length:
+            raise ValueError(
+                f"Record {shown(record.id)} has {length} tokens, more than data.pack_length "
+                f"{self.packing.length}"
+            )
+        return example
+
+
+@dataclass(frozen=True)
+class _WindowSampler:
+    mixture: Mixture
+    plan: WindowPlan
+    size: int
+    start: tuple[int, int]
+
+    def __iter__(self) -> Iterator[_WindowDraws]:
+        start, row = self.start
+        for ordinal, (number, first_row) in enumerate(self.plan.windows(start), start=start):
+            first = number * self.size
+            draws = [self.mixture.draw(n) for n in range(first, first + self.size)]
+            yield _WindowDraws(ordinal, number, max(first_row, row if ordinal == start else 0), draws)
+
+
+class PackedBatches:
+    """Endless packed micro-batches of one rank; `cursor` is where the next one begins.
+
+    A stream built with another's `cursor` resumes exactly where that one stood, with any number of workers.
+
+    Args:
+        collate: makes a batch of rows (lists of examples) and the row length.
+        rows: of one micro-batch.
+        cursor: where to begin, see `WindowPlan`.
+
+    Errors:
+        UserError where windows in succession hold nothing that can be used.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        plan: WindowPlan,
+        packing: Packing,
+        sources: Sequence[RecordSource],
+        prepare: Callable[[Record, int], Any],
+        collate: Callable[[list[list[Any]], int], Any],
+        rows: int,
+        cursor: tuple[int, int] = (0, 0),
+        num_workers: int = 0,
+        statistics: StreamStatistics | None = None,
+    ) -> None:
+        self.cursor = cursor
+        self._packing, self._collate, self._num_rows = packing, collate, rows
+        self._statistics = statistics or unnamed_statistics(sources)
+        self._waiting: deque[tuple[int, int, list[Example]]] = deque()
+        self._windows: Iterator[_Window] = iter(
+            DataLoader(
+                _Windows(sources, prepare, packing, mixture.seed),
+                sampler=_WindowSampler(mixture, plan, packing.window, cursor),
+                batch_size=None,
+                collate_fn=_as_it_is,
+                num_workers=num_workers,
+                prefetch_factor=2 if num_workers else None,
+                worker_init_fn=ignore_stop_signals,
+            )
+        )
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        return self
+
+    def __next__(self) -> StreamBatch:
+        while len(self._waiting) < self._num_rows:
+            self._take_window()
+        taken = [self._waiting.popleft() for _ in range(self._num_rows)]
+        ordinal = taken[-1][0]
+        # The row after the last one; past the end of a window it is the beginning of the next.
+        self.cursor = self._waiting[0][:2] if self._waiting else (ordinal + 1, 0)
+        rows = [examples for _, _, examples in taken]
+        inputs = self._collate([[example.value for example in row] for row in rows], self._packing.length)
+        examples = [example for row in rows for example in row]
+        self._statistics.add(
+            BatchFacts(
+                batch_positions(inputs),
+                [example.source for example in examples],
+                [example_length(example.value) for example in examples],
+            )
+        )
+        source_ids = torch.zeros(len(rows), self._packing.length, dtype=torch.long)
+        for number, row in enumerate(rows):
+            lengths = torch.tensor([example_length(example.value) for example in row])
+            sources = torch.tensor([example.source for example in row]).repeat_interleave(lengths)
+            source_ids[number, : len(sources)] = sources
+        return StreamBatch(inputs, [example.record_id for example in examples], source_ids)
+
+    def _take_window(self) -> None:
+        for _ in range(_EMPTY_WINDOWS):
+            window = next(self._windows)
+            self._statistics.add(BatchFacts(skips=window.skips))
+            if window.rows:
+                self._waiting.extend(
+                    (window.ordinal, window.first_row + number, row) for number, row in enumerate(window.rows)
+                )
+                return
+        raise UserError(
+            f"no record of the last {_EMPTY_WINDOWS * self._packing.window} could be used; the last: "
+            f"{window.skips[-1].reason if window.skips else 'none drawn'}"
+        )
+
+
+def _as_it_is(window: Any) -> Any:
+    return window
