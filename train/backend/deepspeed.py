@@ -164,7 +164,7 @@ def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
         del writer.save
 
 
-def classes_in_files() -> list[type]:
+def classes_in_files() -> list[Any]:
     """DeepSpeed's own classes in the files that it writes, all without behaviour when they are read."""
     name_accelerator()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
