@@ -135,7 +135,7 @@ def _sections(folder: Path) -> dict[str, dict[str, Any]]:
                 },
                 "shuffle_turns": True,
             },
-            # Micro-batches of one record, in turn drawing, question or plain text: every head is at times
+            # Micro-batches of one record: image generation, a question or plain text. Every head is at times
             # without target.
             "data": {
                 **data(t2i="codes_t2i", vqa="codes_vqa", chat="chat"),

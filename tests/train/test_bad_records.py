@@ -184,9 +184,9 @@ def test_check_names_what_a_stream_skips_for_its_data(chain: Chain, folder: Path
             unusable.append(number)
     found = [str(fault) for _, faults in check_shards(folder) for fault in faults]
     assert len(unusable) == len(bad_samples(encode_record(source[0]))) + 1  # and the answer of blanks
-    places = [f"train-{number // 10:05d}.tar: record {number % 10} (" for number in unusable]
-    assert {next((place for place in places if fault.startswith(place)), fault) for fault in found} == set(
-        places
+    positions = [f"train-{number // 10:05d}.tar: record {number % 10} (" for number in unusable]
+    assert {next((one for one in positions if fault.startswith(one)), fault) for fault in found} == set(
+        positions
     )
 
     whole = chain.folder / "codes_vqa"
@@ -363,7 +363,7 @@ def test_objectives_on_images_skip_what_has_none(
             bad[f"scene {number}"] = Record(f"s{number}", good[0].messages, {"scene": scene})
     else:
         bad.pop("no caption")
-    long = Record("long", [user("red " * 50_000), *good[0].messages[1:]])  # cut, as the recipe says
+    long = Record("long", [user("red " * 50_000), *good[0].messages[1:]])  # cut, as the recipe asks
     data = write(
         tmp_path / "data", [*good, long], list(map(encode_record, bad.values())), chain.folder / "t2i"
     )

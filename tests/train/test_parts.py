@@ -128,7 +128,7 @@ def test_metrics_are_means_over_targets_not_over_batches() -> None:
     assert metrics.read(reset=False) == {"loss/text": 4.0}
     assert metrics.read() == {"loss/text": 4.0}
     metrics.record("loss/text", torch.tensor(5.0), 1.0)
-    assert metrics.read() == {"loss/text": 5.0}  # reading starts anew
+    assert metrics.read() == {"loss/text": 5.0}  # reading starts again
     assert metrics.read() == {}
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: nothing of anybody else's is written over, and one run at a time works in it."""
+"""The folder of a run: nothing that others made is overwritten, and one run at a time works in it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_folder_that_a_recipe_names_is_among_its_inputs(chain: Chain, tmp_
 
 
 @pytest.mark.parametrize("taken", ["model", "recipe.yaml", "log.jsonl", "tensorboard"])
-def test_a_folder_of_somebody_else_stays_as_it_is(
+def test_a_folder_that_no_run_made_stays_as_it_is(
     taken: str, chain: Chain, tmp_path: Path, capsys: Any
 ) -> None:
     output = tmp_path / "mine"
@@ -128,7 +128,7 @@ def test_a_second_run_in_the_same_folder_gets_one_line(chain: Chain, tmp_path: P
 def test_a_second_run_of_two_processes_ends_at_once_and_a_killed_one_is_not_in_the_way(
     chain: Chain, tmp_path: Path
 ) -> None:
-    """Both of its ranks are told; neither waits for the other."""
+    """Both of its ranks get the error; neither waits for the other."""
     output = tmp_path / "run"
     code = "import sys, time; from pathlib import Path; from dualtoken.common.locks import only_process\n"
     code += "with only_process(Path(sys.argv[1]), 'x'): print('held', flush=True); time.sleep(600)"

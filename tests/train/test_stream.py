@@ -65,7 +65,7 @@ AttentionMaskInterface.register("bounded", lambda *args, **kwargs: None)
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "bounded"])
 def test_packed_rows_have_the_losses_of_their_records(attention: str, chain: Chain, tmp_path: Path) -> None:
-    """Several rows, with questions, drawings and plain text, and their gradients."""
+    """Several rows, with questions, image generation and plain text, and their gradients."""
     arguments = [*chain.recipe("mllm", tmp_path / "x"), *EXACT]
     objective: Any = build_objective(parse_recipe(arguments))
     objective.train()
@@ -169,7 +169,7 @@ def test_one_source_must_be_without_max_repeats(chain: Chain, tmp_path: Path) ->
 def test_a_lost_shard_is_counted_and_named(
     damage: str, packing: tuple[str, ...], chain: Chain, tmp_path: Path
 ) -> None:
-    """In mid-run, and at a new start: the run goes on with the other records."""
+    """In mid-run, and at a new start: the run continues with the other records."""
     from shutil import copytree
 
     copytree(chain.folder / "codes_vqa", tmp_path / "vqa")

@@ -77,7 +77,7 @@ MUON = ("--optimizer.muon_lr", "0.02", "--optimizer.gradient_clipping", "0")
 def test_two_processes_resume_with_the_same_losses(
     stage: int, optimizer: tuple[str, ...], chain: Chain, tmp_path: Path
 ) -> None:
-    """Batches of one record: ranks at times hold text only, a question only or a drawing only."""
+    """Batches of one record: ranks at times hold text only, a question only or image generation only."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     options = ["--run.zero_stage", str(stage), "--run.gradient_accumulation_steps", "2", *optimizer]
     run_training([*chain.recipe("mllm", whole), *options], processes=2)
@@ -174,7 +174,7 @@ def test_records_without_a_target_are_named(chain: Chain, tmp_path: Path) -> Non
     with pytest.raises(RecordError, match="'odd-1': message 1 has role 'robot'"):
         objective.prepare(Record("odd-1", [odd, assistant("y")]), 0)
     system = {"role": "system", "content": [text_part("x")]}
-    objective.prepare(Record("told", [system, user("?"), assistant("y")]), 0)
+    objective.prepare(Record("system", [system, user("?"), assistant("y")]), 0)
     objective.prepare(Record("good", [user(""), assistant("y")]), 0)
 
 
@@ -199,8 +199,8 @@ def test_a_resumed_run_keeps_its_chat_format(chain: Chain, tmp_path: Path) -> No
     resumed: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
     resumed.load_extra_state(state)
     assert resumed.processor.chat_format == objective.processor.chat_format
-    drawing = [{"role": "user", "content": [{"type": "unconditional"}]}, assistant("x")]
-    trained = resumed.processor.encode_record(drawing).input_ids.tolist()
+    generation = [{"role": "user", "content": [{"type": "unconditional"}]}, assistant("x")]
+    trained = resumed.processor.encode_record(generation).input_ids.tolist()
     prompt = unconditional_ids(resumed.model.config).tolist()[:-1]
     assert trained[: len(prompt)] == prompt
 

@@ -33,7 +33,7 @@ def load_resharded(engine: Any, folder: Path, stage: int) -> None:
     saved = OptimizerState(folder, stage)
     if saved.others:
         raise UserError(
-            f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be divided anew, only what "
+            f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be divided again, only what "
             "AdamW keeps; start as many processes as then, with the same run.zero_stage"
         )
     load_weights(engine, saved_weights(folder, stage))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, the newest and the best kept, no loss by full disks or signals."""
+"""Checkpoints: intact or passed over, the newest and the best kept, no loss by full disks or signals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FakeEngine:
 
 
 def load_newest(checkpoints: Checkpoints, engine: Any, load_extra: Any = None) -> int:
-    """Go on from the newest checkpoint as a run does."""
+    """Resume from the newest checkpoint as a run does."""
     step = checkpoints.newest()
     if step:
         checkpoints.load(engine, step, load_extra)
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(
     assert checkpoints.steps() == [10, 20]
 
 
-def test_a_run_does_not_silently_begin_anew_when_all_are_damaged(tmp_path: Path) -> None:
+def test_a_run_does_not_silently_start_again_when_all_are_damaged(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "step-00000010" / "weights.pt").unlink()
     with pytest.raises(UserError, match=r"weights.pt is missing; none before it is intact"):
@@ -127,7 +127,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
         checkpoints.save(FakeEngine(), step, judged=None if loss is None else JudgedBy(loss, "training"))
     assert checkpoints.steps() == [20, 50]
     assert checkpoints.best() == Best(20, 1.0, "training")
-    # A validation loss cannot be compared with a training loss; it takes its place.
+    # A validation loss cannot be compared with a training loss; it replaces it.
     checkpoints.save(FakeEngine(), 60, judged=JudgedBy(9.0, "validation"))
     checkpoints.save(FakeEngine(), 70, judged=JudgedBy(0.1, "training"))
     assert checkpoints.steps() == [60, 70]
@@ -140,11 +140,11 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
 def test_a_checkpoint_made_because_of_a_signal_does_not_compete(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trainer.weighted_loss
+    weighted_loss = trainer.weighted_loss
 
     def asked_to_stop(*given: Any) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGTERM)
-        return whole(*given)
+        return weighted_loss(*given)
 
     monkeypatch.setattr(trainer, "weighted_loss", asked_to_stop)
     run = tmp_path / "run"
@@ -179,7 +179,7 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("call", ["_make_folder", "_finish"])
-def test_errors_of_every_part_of_saving_are_told_in_one_line(
+def test_errors_of_every_part_of_saving_are_one_line(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = saved(tmp_path, 10)
@@ -195,7 +195,7 @@ def test_errors_of_every_part_of_saving_are_told_in_one_line(
     assert checkpoints.steps() == [10]
 
 
-def test_a_full_disk_is_told_in_one_line_wherever_it_is_met() -> None:
+def test_a_full_disk_is_one_line_wherever_it_is_met() -> None:
     error = OSError(28, "No space left on device", "run/log.jsonl")
     assert users_mistake(error) == "the disk is full: run/log.jsonl; make room and start again"
     error = OSError(5, "Input/output error", "run/log.jsonl")

@@ -53,7 +53,7 @@ def resume(run: Path) -> int:
 
 
 def describe_again(checkpoint: Path, *names: str) -> None:
-    """Write the size and checksum of changed files into the state, as one who means harm would."""
+    """Write the size and checksum of changed files into the state, as an attacker would."""
     state = json.loads((checkpoint / STATE).read_text())
     for name in names:
         state["files"][name] = (checkpoint / name).stat().st_size
@@ -98,7 +98,7 @@ def test_a_change_of_the_same_size_is_found_and_the_checkpoint_before_taken(
     assert len(lines) == 1
     assert f"the content of {name} is not what was written" in lines[0]
     assert lines[0].endswith("resuming from step 3")
-    # The damaged one was written anew on the way.
+    # The damaged one was written again on the way.
     assert damage(copy / "checkpoints" / "step-00000006") is None
     assert [line["step"] for line in losses(copy)] == [1, 2, 3, 4, 5, 6]
 
@@ -122,7 +122,7 @@ def test_no_object_of_a_checkpoint_runs_code(copy: Path, tmp_path: Path, capsys:
 
 
 def test_the_engine_itself_does_not_unpickle(copy: Path, tmp_path: Path) -> None:
-    """Also what is put in place after the check."""
+    """Also what is put there after the check."""
 
     class Engine:
         class checkpoint_engine:

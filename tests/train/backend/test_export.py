@@ -52,7 +52,7 @@ def assert_same_folder(one: Path, other: Path) -> None:
             a, b = load_file(one / name), load_file(other / name)
             assert a.keys() == b.keys()
             assert all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
-        elif name.endswith(".json") and name != "tokenizer.json":  # that also tells how it was last called
+        elif name.endswith(".json") and name != "tokenizer.json":  # that also records how it was last called
             assert (one / name).read_text() == (other / name).read_text()
 
 
@@ -104,7 +104,7 @@ def test_a_newer_checkpoint_that_is_not_whole_is_told_of(
     run = tmp_path / "run"
     checkpoints: Checkpoints = saved(run / "checkpoints", 10, 20)
     (checkpoints.path(20) / "state.json").write_text("{")
-    (checkpoints.folder / "step-00000030").mkdir()  # somebody's own
+    (checkpoints.folder / "step-00000030").mkdir()  # not made by a run
     assert find_checkpoint(run).name == "step-00000010"
     (message,) = caplog.messages
     assert "step-00000020 is incomplete" in message

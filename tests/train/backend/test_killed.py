@@ -1,4 +1,4 @@
-"""Runs that end badly: preempted, out of disk space, killed at any moment. They go on as ever."""
+"""Runs that end badly: preempted, out of disk space, killed at any moment. They resume as usual."""
 
 from __future__ import annotations
 

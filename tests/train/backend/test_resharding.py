@@ -1,4 +1,4 @@
-"""A run goes on with another number of processes, or at another ZeRO stage, as if it had always been so."""
+"""A run resumes with another number of processes, or at another ZeRO stage, as if it had always been so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dualtoken.train.config.reading import parse_recipe
 from ..conftest import Chain, run_training
 from ..test_training import assert_same_losses, losses
 
-# Two records per step whatever the processes, nothing drawn at random within a micro-batch; several groups of
+# Two records per step whatever the processes, nothing random within a micro-batch; several groups of
 # parameters with rates and weight decays of their own.
 EXACT = [
     *("--mllm.model.visual_target_fraction", "1.0", "--data.sort_window", "1"),
@@ -160,7 +160,9 @@ class Stage2:
 
 def test_momentum_of_muon_is_refused(tmp_path: Path) -> None:
     save_files(tmp_path, 2, momentum=True)
-    with pytest.raises(UserError, match=r"momentum_buffer cannot be divided anew.*as many processes as then"):
+    with pytest.raises(
+        UserError, match=r"momentum_buffer cannot be divided again.*as many processes as then"
+    ):
         load_resharded(Stage2(), tmp_path, 2)
 
 

@@ -1,4 +1,4 @@
-"""A run goes on with what its recipe now says, or not at all: nothing that was changed is passed over."""
+"""A run resumes with its present recipe, or not at all: no change is ignored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_what_may_change_is_used_and_said(
+def test_what_may_change_is_used_and_reported(
     stage: int,
     chain: Chain,
     tmp_path: Path,

@@ -1,6 +1,6 @@
 """Runs a recipe with a fault put in: `python faulty_run.py FAULT RANK STEPS RECIPE …`.
 
-FAULT (nan: a loss that is no number; spike: a gradient a thousand times too large; kill: SIGKILL) strikes on
+FAULT (nan: a non-finite loss; spike: a gradient a thousand times too large; kill: SIGKILL) strikes on
 this rank at these steps (a list with commas, from 1; one micro-batch a step).
 """
 
@@ -17,12 +17,12 @@ FACTORS = {"nan": float("nan"), "spike": 1000.0}
 
 
 def put_in(fault: str, steps: set[int]) -> None:
-    whole, calls = MllmObjective.forward, 0
+    forward_of_class, calls = MllmObjective.forward, 0
 
     def forward(self: MllmObjective, **batch: Any) -> dict[str, LossTerm]:
         nonlocal calls
         calls += 1
-        terms = whole(self, **batch)
+        terms = forward_of_class(self, **batch)
         if calls not in steps:
             return terms
         if fault == "kill":
@@ -33,8 +33,8 @@ def put_in(fault: str, steps: set[int]) -> None:
 
 
 if __name__ == "__main__":
-    faults, rank, places, *arguments = sys.argv[1:]
-    for one, where in zip(faults.split("+"), places.split("+"), strict=True):
+    faults, rank, steps, *arguments = sys.argv[1:]
+    for one, where in zip(faults.split("+"), steps.split("+"), strict=True):
         if os.environ.get("RANK", "0") == rank:
-            put_in(one, {int(step) for step in where.split(",")})
+            put_in(one, {int(one) for one in where.split(",")})
     sys.exit(run_command("train", arguments))

@@ -113,7 +113,7 @@ def test_the_usual_norm_continues_from_a_checkpoint(guarded: Any, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_broken_steps_are_skipped_alike_at_every_stage(chain: Chain, tmp_path: Path) -> None:
-    """One rank's loss is no number at the first step, a spike comes at the 20th: all stages go on alike."""
+    """One rank's loss is non-finite at the first step, a spike comes at the 20th: stages continue alike."""
     runs = []
     for stage in (0, 1, 2, 3):
         output = tmp_path / f"stage{stage}"
@@ -148,11 +148,11 @@ def test_when_a_process_is_killed_the_other_says_where_it_waited(chain: Chain, t
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     arguments = [sys.executable, PROGRAM, "kill", "1", "3", *chain.recipe("mllm", tmp_path / "run")]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
+    processes = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
     running = [
         subprocess.Popen(
             [*arguments, "--run.timeout_minutes", "0.5"],
-            env={**_environment(), **place, "RANK": str(rank)},
+            env={**_environment(), **processes, "RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,4 +1,4 @@
-"""What a run measures on the side, what of it is trained, and how it ends when it hangs."""
+"""What a run measures besides, what of it is trained, and how it ends when it hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,9 +19,12 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.train.backend.distributed import World
 from dualtoken.train.callbacks.hang_guard import HangGuard
+from dualtoken.train.callbacks.monitors import Monitor
 from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import plain_recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.optimizers import parameter_groups
 
@@ -35,7 +40,7 @@ def objective_of(chain: Chain, folder: Path, *options: str) -> Any:
     return build_objective(parse_recipe([*chain.recipe("mllm", folder / "run"), *options]))
 
 
-def test_validation_measures_and_draws_without_touching_the_run(chain: Chain, tmp_path: Path) -> None:
+def test_validation_measures_and_generates_without_touching_the_run(chain: Chain, tmp_path: Path) -> None:
     validation = {
         "every": 3,
         "sources": {name: {"path": str(chain.folder / f"codes_{name}")} for name in ("t2i", "vqa")},
@@ -54,6 +59,50 @@ def test_validation_measures_and_draws_without_touching_the_run(chain: Chain, tm
     assert sorted(path.name for path in folder.iterdir()) == ["00-a-red-circle.png", "01-a-blue-star.png"]
     with Image.open(folder / "00-a-red-circle.png") as image:
         assert image.size == (16, 16)
+
+
+class FakeWandb(ModuleType):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.opened: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def init(self, **given: Any) -> FakeWandb:
+        self.opened = given
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+    def Image(self, pixels: Any) -> tuple[int, ...]:
+        return pixels.shape
+
+    def finish(self) -> None: ...
+
+
+def test_generated_images_and_the_recipe_reach_tensorboard_and_wandb(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    recipe = parse_recipe([*chain.recipe("mllm", tmp_path / "run"), "--run.wandb_project", "tests"])
+    Path(recipe.output).mkdir()
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "image.png")
+    monitor = Monitor(recipe, World(), start=0, samples_per_step=1)
+    monitor.log_validation(3, {"t2i/text": 1.5}, {"a red circle": tmp_path / "image.png"})
+    monitor.close()
+    assert wandb.opened["project"] == "tests"
+    assert wandb.opened["config"] == plain_recipe(recipe)
+    assert (3, {"generated/a red circle": (8, 16, 3)}) in wandb.logged
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("generated/a red circle")
+    assert (image.step, image.width, image.height) == (3, 16, 8)
 
 
 @pytest.mark.slow
@@ -82,7 +131,7 @@ def test_losses_by_source_add_up_to_the_losses(chain: Chain, tmp_path: Path) -> 
         totals, targets = by_source[name]
         assert float(totals.sum()) == pytest.approx(float(term.total.detach()), rel=1e-5)
         assert float(targets.sum()) == counts[name]
-    assert by_source["pixel"][1, 1:].tolist() == [0.0, 0.0]  # only the first one draws
+    assert by_source["pixel"][1, 1:].tolist() == [0.0, 0.0]  # only the first one generates
     alone = objective.collate(examples[2:])
     objective(**alone)
     one = objective.source_sums(alone, source_ids[2:], 3)
@@ -141,7 +190,7 @@ def test_a_warm_up_of_projectors_and_heads_runs_at_every_stage(chain: Chain, tmp
         assert_same_losses(runs[0], other, 1e-5)
 
 
-def test_an_error_of_communication_tells_rank_and_phase() -> None:
+def test_an_error_of_communication_names_rank_and_phase() -> None:
     guard = HangGuard(3, timedelta(minutes=1))
     guard.enter("step 7: waiting for data")
     with (
@@ -156,7 +205,7 @@ def test_an_error_of_communication_tells_rank_and_phase() -> None:
         raise RuntimeError("out of memory")
 
 
-def test_a_process_that_is_stuck_ends_and_says_where() -> None:
+def test_a_process_that_is_stuck_ends_and_names_its_phase() -> None:
     program = (
         "import time; from datetime import timedelta\n"
         "from dualtoken.train.callbacks.hang_guard import HangGuard\n"

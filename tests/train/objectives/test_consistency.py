@@ -15,8 +15,8 @@ GRID, SIDE = 4, 32
 
 
 @pytest.fixture
-def drawings() -> torch.Tensor:
-    """Two white images with the same red patch at different places, and one of noise; (3, 3, 32, 32)."""
+def graphics() -> torch.Tensor:
+    """Two white images with the same red patch at different positions, and one of noise; (3, 3, 32, 32)."""
     images = torch.ones(3, 3, SIDE, SIDE)
     red = torch.tensor([0.7, -0.8, -0.8]).view(3, 1, 1)
     images[0, :, 8:16, 8:16] = red
@@ -25,17 +25,17 @@ def drawings() -> torch.Tensor:
     return images
 
 
-def test_groups_are_equal_exactly_where_the_pixels_are(drawings: torch.Tensor) -> None:
-    groups = content_groups(drawings, GRID)
-    patches = drawings.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(48, -1)
+def test_groups_are_equal_exactly_where_the_pixels_are(graphics: torch.Tensor) -> None:
+    groups = content_groups(graphics, GRID)
+    patches = graphics.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(48, -1)
     equal_pixels = (patches.unsqueeze(0) == patches.unsqueeze(1)).all(-1)
     numbers = groups.flatten()
     assert torch.equal(numbers.unsqueeze(0) == numbers.unsqueeze(1), equal_pixels)
     assert groups[0, 5] == groups[1, 8] != groups[0, 0]
 
 
-def test_the_background_share_leaves_objects_and_photos_out(drawings: torch.Tensor) -> None:
-    groups = content_groups(drawings, GRID, BACKGROUND_SHARE)
+def test_the_background_share_leaves_objects_and_photos_out(graphics: torch.Tensor) -> None:
+    groups = content_groups(graphics, GRID, BACKGROUND_SHARE)
     assert groups[0, 5] == -1
     assert groups[1, 8] == -1
     assert (groups[0] >= 0).sum() == 15
@@ -43,8 +43,8 @@ def test_the_background_share_leaves_objects_and_photos_out(drawings: torch.Tens
     assert (groups[2] == -1).all()
 
 
-def test_loss_is_zero_for_features_of_the_content_alone(drawings: torch.Tensor) -> None:
-    groups = content_groups(drawings, GRID)
+def test_loss_is_zero_for_features_of_the_content_alone(graphics: torch.Tensor) -> None:
+    groups = content_groups(graphics, GRID)
     by_content = torch.randn(int(groups.max()) + 1, 6)[groups]
     assert consistency_loss(by_content, groups) < 1e-3
     noise = torch.randn(3, GRID**2, 6)
@@ -53,8 +53,8 @@ def test_loss_is_zero_for_features_of_the_content_alone(drawings: torch.Tensor) 
     torch.testing.assert_close(consistency_loss(10.0 * (by_content + noise), groups), loss)
 
 
-def test_gradient_reaches_only_what_repeats(drawings: torch.Tensor) -> None:
-    groups = content_groups(drawings, GRID, BACKGROUND_SHARE)
+def test_gradient_reaches_only_what_repeats(graphics: torch.Tensor) -> None:
+    groups = content_groups(graphics, GRID, BACKGROUND_SHARE)
     features = torch.randn(3, GRID**2, 6, requires_grad=True)
     unused = features.detach().clone().requires_grad_()
     spread = (unused.flatten(0, 1) - unused.flatten(0, 1).mean(0)).square().sum(1).mean().sqrt()
