@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..common.errors import UserError
 from ..common.output_files import check_files, staged_files
@@ -40,9 +40,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..eval import Task
     from ..eval.harness.task_data import Loaded, Settings
-    from ..eval.judges.protocols import Judges
 
-JUDGES = ("local", "replay")
 #: The files of a report: the table, its numbers, the chart.
 REPORT = ("report.md", "report.json", "report.png")
 
@@ -54,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_include_path(listed)
     check = actions.add_parser(
         "check",
-        help="look at the data of tasks: numbers of items, missing images",
+        help="check the data of tasks: numbers of items, missing images",
         description="Load every split that is there (from the hub: the first) and compare with the official "
         "number of items. Status 2 if anything is missing.",
     )
@@ -161,60 +159,56 @@ def run(args: argparse.Namespace) -> int:
         return check_data(args, tasks)
     check_files(args.output, ())
     settings = make_settings(args)
-    judge = None if args.action == "predict" else judge_option(args.judge, tasks)
-    loaded: dict[str, Loaded] = {}
-    if args.action in ("run", "predict"):
-        loaded = predict_all(args, tasks, settings)
-    if args.action in ("run", "score") and settings.rank == 0:
+    judge = judge_option(None if args.action == "predict" else args.judge, tasks)
+    loaded = {} if args.action == "score" else predict_all(args, tasks, settings)
+    if args.action != "predict" and settings.rank == 0:
         score_all(args, tasks, settings, judge, loaded)
     return 0
 
 
 class JudgeOption(NamedTuple):
-    """`--judge` taken apart: the kind, one of JUDGES, and a model or a file."""
+    """`--judge` taken apart: a local model, or a file of recorded replies and the task that they are for."""
 
-    kind: str
-    where: Path
+    model: Path | None = None
+    replay: Path | None = None
+    task: Task | None = None
 
 
-def judge_option(given: str | None, tasks: list[Task]) -> JudgeOption | None:
+def judge_option(given: str | None, tasks: list[Task]) -> JudgeOption:
     """What `--judge` names; a path alone is a local model. UserError for a replay that fits no task."""
+    from ..eval import JudgedTask
+
     if given is None:
-        return None
+        return JudgeOption()
     kind, _, where = given.partition(":")
-    if kind not in JUDGES:
+    if kind not in ("local", "replay"):
         kind, where = "local", given
     if not where:
         raise UserError(f"--judge {given} names nothing; write local:MODEL or replay:FILE")
-    if kind == "replay":
-        from ..eval.judges.judged import JudgedTask
-
-        judged = [task.name for task in tasks if isinstance(task, JudgedTask)]
-        if len(judged) != 1:
-            raise UserError(
-                f"--judge replay:FILE is for one task with a judge, not for {len(judged)} of them "
-                f"({', '.join(judged) or 'none'})"
-            )
-    return JudgeOption(kind, user_path(where, "--judge"))
+    path = user_path(where, "--judge")
+    if kind == "local":
+        return JudgeOption(model=path)
+    judged = [task for task in tasks if isinstance(task, JudgedTask)]
+    if len(judged) != 1:
+        names = ", ".join(task.name for task in judged) or "none"
+        raise UserError(
+            f"--judge replay:FILE is for one task with a judge, not for {len(judged)} of them ({names})"
+        )
+    return JudgeOption(replay=path, task=judged[0])
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
     """The runner's settings; rank and number of processes are those that torchrun sets."""
     from ..eval.harness.task_data import Settings
 
-    shared: dict[str, Any] = {"data": data_option(args.data), "split": args.split}
+    data = data_option(args.data)
     if args.action == "score":
-        return Settings(**shared)
+        return Settings(data, args.split)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if args.action == "run" and world > 1:
         raise UserError("with several processes use `predict`, and `score` once they have ended")
     return Settings(
-        **shared,
-        batch_size=args.batch_size,
-        limit=args.limit,
-        seed=args.seed,
-        rank=rank,
-        world=world,
+        data, args.split, args.batch_size, limit=args.limit, seed=args.seed, rank=rank, world=world
     )
 
 
@@ -245,34 +239,26 @@ def predict_all(args: argparse.Namespace, tasks: list[Task], settings: Settings)
     return loaded
 
 
-def make_judges(args: argparse.Namespace, judge: JudgeOption | None) -> Judges:
-    """The scoring models that options name; where none does, those of DUALTOKEN_EVAL_* in the environment."""
-    from ..eval.judges.local_models import LocalModels
-
-    named = {name: path for name in ("clip", "detector", "inception") if (path := getattr(args, name))}
-    if judge and judge.kind == "local":
-        named["judge"] = judge.where
-    models = LocalModels(**named, device=resolve_device("auto")) if named else LocalModels.from_environment()
-    return models.judges()
-
-
 def score_all(
     args: argparse.Namespace,
     tasks: list[Task],
     settings: Settings,
-    judge: JudgeOption | None,
+    judge: JudgeOption,
     loaded: dict[str, Loaded],
 ) -> None:
-    """Results of every task; a line each. `loaded` are the data at hand already."""
+    """Results of every task; a line each. `loaded` are the data that are loaded already."""
     from ..eval.harness.runner import run_folder, score
-    from ..eval.judges.judged import JudgedTask
+    from ..eval.judges.local_models import LocalModels
     from ..eval.judges.replay import place_replay
 
-    judges = make_judges(args, judge)
+    named = {"clip": args.clip, "detector": args.detector, "inception": args.inception, "judge": judge.model}
+    named = {name: path for name, path in named.items() if path}
+    models = LocalModels(**named, device=resolve_device("auto")) if named else LocalModels.from_environment()
+    judges = models.judges()
     for task in tasks:
         folder = run_folder(args.output, task, task.split_or_default(args.split))
-        if judge and judge.kind == "replay" and isinstance(task, JudgedTask) and folder.is_dir():
-            place_replay(folder, task.name, judge.where)
+        if task is judge.task and judge.replay and folder.is_dir():
+            place_replay(folder, task.name, judge.replay)
         result = score(task, args.output, settings, judges, loaded.get(task.name))
         headline = result["headline"] or {"no headline metric, items": result["n"]}
         metrics = ", ".join(f"{name} {value:.2f}" for name, value in headline.items() if value is not None)
@@ -282,7 +268,7 @@ def score_all(
 
 
 def check_data(args: argparse.Namespace, tasks: list[Task]) -> int:
-    """Print what is there of every task's data; the status is 2 if anything is missing or wrong."""
+    """Print how complete every task's data are; the status is 2 if anything is missing or wrong."""
     from ..eval.harness.data_check import check_splits
 
     complete = True

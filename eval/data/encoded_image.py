@@ -14,8 +14,8 @@ from ...common.images.reading import open_image, pillow_errors
 class EncodedImage(Image.Image):
     """A PIL image that keeps its file's bytes and decodes them anew for every use.
 
-    An ordinary image keeps its pixels once it was looked at, so that the items of a benchmark whose
-    images come in its table would end up decoded at once, gigabytes of them. Raises ImageError if the bytes
+    An ordinary image keeps its pixels once they were used, so that all images of a task that come in a table
+    would end up decoded at once, gigabytes of them. Raises ImageError if the bytes
     are not an image; broken pixels show on use, as with a file.
     """
 

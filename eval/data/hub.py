@@ -1,4 +1,4 @@
-"""Benchmark data from the Hugging Face hub, into its cache; the loaders then read them like local files."""
+"""Data of tasks from the Hugging Face hub, into its cache; the loaders then read them like local files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PREFIX = "hub"
 
 @dataclass(frozen=True)
 class HubData:
-    """The dataset repository of a benchmark and, for each split that is there, the files of it to fetch."""
+    """The dataset repository of a task and, for each split that is there, the files of it to fetch."""
 
     repo: str
     files: Mapping[str, tuple[str, ...]]
 
 
 class Fetched(NamedTuple):
-    """The folder to load from, and what the manifest says of it: "hub:ORG/NAME@COMMIT"."""
+    """The folder to load from, and its source for the manifest: "hub:ORG/NAME@COMMIT"."""
 
     root: Path
     source: str
@@ -32,31 +32,31 @@ def is_hub(data: str | Path | None) -> bool:
     return isinstance(data, str) and data.partition(":")[0].partition("@")[0] == PREFIX
 
 
-def fetch(data: str, benchmark: str, hub: HubData | None, split: str) -> Fetched:
+def fetch(data: str, task: str, hub: HubData | None, split: str) -> Fetched:
     """Download what a split needs, unless it is in the cache.
 
     Args:
         data: "hub", "hub@REVISION", or "hub:ORG/NAME[@REVISION]" for a copy of the same layout.
-        benchmark: its name, for messages.
-        hub: where the benchmark is on the hub.
+        task: its name, for messages.
+        hub: where the task is on the hub.
         split: the split wanted.
 
     Raises:
-        UserError: the benchmark or the split is not on the hub, or it can be neither reached nor found in the
+        UserError: the task or the split is not on the hub, or it can be neither reached nor found in the
             cache; HF_HUB_OFFLINE=1 allows the cache only.
     """
     if hub is None:
-        raise UserError(f"{benchmark} is not taken from the hub; give --data DIR, the folder of its files")
+        raise UserError(f"{task} is not taken from the hub; give --data DIR, the folder of its files")
     patterns = hub.files.get(split)
     if patterns is None:
         raise UserError(
-            f"{benchmark}: the split {split} is not on the hub, {', '.join(hub.files)} are; give --data DIR"
+            f"{task}: the split {split} is not on the hub, {', '.join(hub.files)} are; give --data DIR"
         )
     repo, revision = _parse(data, hub)
-    root = snapshot(repo, "dataset", patterns, f"{benchmark} also takes --data DIR", revision)
+    root = snapshot(repo, "dataset", patterns, f"{task} also takes --data DIR", revision)
     if not any(next(root.glob(pattern), None) for pattern in patterns):
         raise UserError(
-            f"{benchmark}: {repo} holds no {' or '.join(patterns)}; give a dataset laid out like {hub.repo}"
+            f"{task}: {repo} holds no {' or '.join(patterns)}; give a dataset laid out like {hub.repo}"
         )
     return Fetched(root, f"{PREFIX}:{repo}@{root.name}")  # the cache names a snapshot after its commit
 
@@ -74,14 +74,14 @@ def snapshot(repo: str, kind: str, patterns: Sequence[str], advice: str, revisio
         )
     except Exception as error:  # the hub, the network and the disk have no common exception
         raise UserError(
-            f"{repo} is not in the cache and cannot be had from the hub ({first_line(error)}); {advice}"
+            f"{repo} is not in the cache and cannot be fetched from the hub ({first_line(error)}); {advice}"
         ) from error
     return Path(folder)
 
 
 def _parse(data: str, hub: HubData) -> tuple[str, str | None]:
-    place, _, revision = data.partition("@")
-    repo = place.partition(":")[2] if ":" in place else hub.repo
+    name, _, revision = data.partition("@")
+    repo = name.partition(":")[2] if ":" in name else hub.repo
     if repo.count("/") != 1 or not all(repo.split("/")) or (not revision and "@" in data):
         raise UserError(f"--data {data} names no dataset; write hub, hub@REVISION or hub:ORG/NAME[@REVISION]")
     return repo, revision or None

@@ -14,7 +14,7 @@ from ...mllm.conversation.collation import IGNORE
 
 
 class AnswerLikelihood(NamedTuple):
-    """Of an answer's tokens, its end included: summed log-probability, and whether each is the likeliest."""
+    """Of an answer's tokens with its end: summed log-probability, and whether each is the most likely one."""
 
     log_probability: float
     is_greedy: bool
@@ -24,7 +24,7 @@ class AnswerLikelihood(NamedTuple):
 def answer_likelihoods(
     pipeline: DualTokenPipeline, conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[AnswerLikelihood]:
-    """The likelihood of what the assistant says in each conversation, given all that stands before it."""
+    """The likelihood of the assistant's turn of each conversation, given all that comes before it."""
     processor = pipeline.processor
     batch = processor.collate([processor.encode_record(messages) for messages in conversations])
     inputs = {name: value.to(pipeline.device) for name, value in batch.items()}

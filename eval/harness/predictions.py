@@ -1,8 +1,8 @@
 """Predictions on disk: append-only JSON lines, one file for each rank, then one for all.
 
 A line is {"id": ..., "prediction": ...}; the prediction of an item that could not be asked is null. Lines are
-written whole and at once; what a killed run left torn at the end of a file is dropped. The same id twice, or
-one that the task does not have, is refused.
+written completely and at once; a partial line that a killed run left at the end of a file is dropped. The
+same id twice, or one that the task does not have, is refused.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
         UserError: an id twice or unknown, or a line that is not a prediction; names file and line.
     """
     merged, parts = folder / MERGED, sorted(folder.glob("part-*.jsonl"))
-    whole = list(_lines(merged)) if merged.exists() else []
+    before = list(_lines(merged)) if merged.exists() else []
     try:
         added = [entry for path in parts for entry in _lines(path)]
-    except FileNotFoundError:  # another rank has put the parts together meanwhile
+    except FileNotFoundError:  # another rank has merged the parts meanwhile
         return read_predictions(folder, ids)
-    # A run that was killed while it put the parts together leaves the same predictions in both.
-    together = {key: json.dumps(prediction) for _, key, prediction in whole}
-    added = [entry for entry in added if together.get(entry[1]) != json.dumps(entry[2])]
+    # A run that was killed while it merged the parts leaves the same predictions in both.
+    merged_texts = {key: json.dumps(prediction) for _, key, prediction in before}
+    added = [entry for entry in added if merged_texts.get(entry[1]) != json.dumps(entry[2])]
     known, found = set(ids), dict[str, Any]()
-    for where, key, prediction in (*whole, *added):
+    for where, key, prediction in (*before, *added):
         if key not in known:
             raise UserError(f"{where}: the task has no item {shown(key)}; give another --output")
         if key in found:
@@ -121,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:
         if not path.exists():
             raise FileNotFoundError(path) from None
         raise
-    # What stands after the last line's end was torn by a kill, or is still being written by another rank.
+    # A line without an end was cut off by a kill, or is still being written by another rank.
     for number, line in enumerate_lines(text[: text.rfind("\n") + 1]):
         where = f"{path}, line {number}"
         try:
@@ -144,7 +144,7 @@ def _drop_torn_line(path: Path) -> None:
     if not path.exists():
         return
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
         with path.open("r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(complete)

@@ -44,7 +44,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def bar_chart(results: Sequence[Result]) -> Any:
-    """The headline metrics as bars, a group for each benchmark; a matplotlib Figure."""
+    """The headline metrics as bars, a group for each task; a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     rows = table(results)

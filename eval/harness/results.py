@@ -1,6 +1,6 @@
-"""Results on disk: metrics in `result.json`, and what every item scored in `samples.jsonl` beside it.
+"""Results on disk: metrics in `result.json`, and what every item scored in `samples.jsonl`.
 
-`samples.jsonl` has one line an item, in the task's order, with the fields
+`samples.jsonl`, in the same folder, has one line an item, in the task's order, with the fields
 
 * `id`, `prompt`, `target`: those of the item;
 * `prediction`: the model's answer, the choices' log-likelihoods, or the files of the generated images; null

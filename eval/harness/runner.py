@@ -102,7 +102,7 @@ def score(
 ) -> dict[str, Any]:
     """Score finished predictions, without the model that made them.
 
-    Writes `result.json`, which is returned, and `samples.jsonl` beside it (see `results`). A task with a
+    Writes `result.json`, which is returned, and `samples.jsonl` (see `results`). A task with a
     judge's part asks the judge of answers, where one is given, for verdicts not yet recorded.
 
     `loaded` is what `load_data` gave for these settings, where that was done before.
@@ -157,7 +157,7 @@ def _identity(task: Task, loaded: Loaded, settings: Settings, model: ModelIdenti
 
 
 def _no_answer(task: Task, item: Item) -> Any:
-    """The prediction that stands for none: the empty answer, or choices that are all alike."""
+    """The prediction that stands for none: the empty answer, or choices of equal likelihood."""
     return [0.0] * len(item.choices) if task.kind == "choose" else ""
 
 

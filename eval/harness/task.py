@@ -139,7 +139,7 @@ class Task(ABC):
         return f"images/{index:05}_{number:02}.png"
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
-        """Write what an official scorer expects beside the generated images. Nothing, unless overridden."""
+        """Write what an official scorer expects besides the generated images. Nothing, unless overridden."""
         return
 
     def split_or_default(self, split: str | None) -> str:
@@ -184,4 +184,4 @@ def _check_item(item: Item, root: Path | None) -> None:
             raise ValueError(f"{question}: {shown(str(path), 60)} is not the name of an image")
         # Compared by its words: what is linked in the folder belongs to it.
         if root is not None and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-            raise ValueError(f"{question}: image {shown(str(path), 60)} lies elsewhere")
+            raise ValueError(f"{question}: image {shown(str(path), 60)} is outside the folder of the data")

@@ -50,7 +50,7 @@ class LocalDetector:
         )
 
         if not folder.is_dir():
-            raise UserError(f"{str(folder)!r} is no folder; give a saved object detector of transformers")
+            raise UserError(f"{str(folder)!r} is not a folder; give a saved object detector of transformers")
         self.name = folder.name
         self._device = torch.device(device)
         try:
@@ -79,7 +79,7 @@ class LocalDetector:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """All objects of one RGB image surer than 0.3, GenEval's threshold."""
+        """All objects of one RGB image above a confidence of 0.3, GenEval's threshold."""
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
         size = [(image.height, image.width)]

@@ -1,6 +1,6 @@
 """Tasks whose rule asks a language model, and how a local one is asked.
 
-Its replies go to the judge's file beside the predictions, and scores are made from that file only: they can
+Its replies go to a file in the folder of the predictions, and scores are made from that file only: they can
 be repeated without the model.
 """
 

@@ -1,4 +1,4 @@
-"""A judge's recorded replies, in a file beside the predictions: made elsewhere, or by the local judge."""
+"""A judge's recorded replies, in the folder of the predictions: made elsewhere, or by the local judge."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Verdicts:
         silent = sum(key in rows and rows[key].get(name) is None for key in wanted)
         file = self.path.name
         if absent and self.rows is None:
-            return f"{absent} answers need a judge and there is no {file} beside the predictions"
+            return f"{absent} answers need a judge and there is no {file} in the folder of the predictions"
         if absent:
             return f"{file} lacks {absent} of the {len(wanted)} answers that need a judge"
         if silent:

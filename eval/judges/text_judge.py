@@ -73,5 +73,5 @@ def _folder(where: Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or len(where.parts) != 2:
-        raise UserError(f"{str(where)!r} is no folder and no hub id; give a saved chat model as judge")
+        raise UserError(f"{str(where)!r} is neither a folder nor a hub id; give a saved chat model as judge")
     return snapshot(where.as_posix(), "model", _FILES, "give --judge local:FOLDER of a saved chat model")

@@ -1,4 +1,4 @@
-"""A judge from a local folder: how sure a model is of "Yes" to a question about an image."""
+"""A judge from a local folder: the probability of "Yes" to a question about an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LocalVqaJudge:
         from ... import mllm  # noqa: F401  (registers this package's own models, which can judge too)
 
         if not folder.is_dir():
-            raise UserError(f"{str(folder)!r} is no folder; give a saved model that answers about images")
+            raise UserError(f"{str(folder)!r} is not a folder; give a saved model that answers about images")
         self.name = folder.name
         try:
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -42,7 +42,7 @@ class LocalVqaJudge:
         self._model = model.to(device).eval()
         self._yes, self._no = (self._first_id(word) for word in ("Yes", "No"))
         if self._yes == self._no:
-            raise UserError(f"the judge {self.name} cannot tell Yes from No by their first token")
+            raise UserError(f"the judge {self.name} has the same first token for Yes and No")
 
     @torch.inference_mode()
     def probabilities(self, image: Image.Image, question: str) -> tuple[float, float]:
@@ -56,8 +56,8 @@ class LocalVqaJudge:
             return_tensors="pt",
         ).to(self._model.device)
         logits = self._model(**inputs).logits[0, -1].float()
-        chances = logits.softmax(dim=-1)
-        return float(chances[self._yes]), float(chances[self._no])
+        probabilities = logits.softmax(dim=-1)
+        return float(probabilities[self._yes]), float(probabilities[self._no])
 
     def _first_id(self, word: str) -> int:
         ids: list[int] = self._processor.tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -9,7 +9,7 @@ def image_score(answers: Mapping[int, bool], parents: Mapping[int, Sequence[int]
     """The score of one image, from 0 to 1.
 
     answers: question -> yes. parents: question -> those it depends on, in the official order; a question
-    scores 0 where one of them scored 0, as it stands when its turn comes.
+    scores 0 where one of them has 0 at that moment.
     """
     scores = {question: float(yes) for question, yes in answers.items()}
     for question, needed in parents.items():

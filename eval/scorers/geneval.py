@@ -14,7 +14,7 @@ import numpy as np
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-# What the official script takes for its options.
+# Defaults of the official script.
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
@@ -40,7 +40,7 @@ ColorNamer = Callable[[Sequence[Detection], str], Sequence[str]]
 
 
 def kept_objects(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
-    """The detections that count, by class, the surest first.
+    """The detections that count, by class, the most confident first.
 
     Above 0.3, or above 0.9 where objects are counted, and at most 16 of a class.
     """
@@ -53,7 +53,7 @@ def kept_objects(detections: Sequence[Detection], tag: str) -> dict[str, list[De
 
 
 def relative_position(one: Box, other: Box) -> set[str]:
-    """Where `one` lies as seen from `other`: of "left of", "right of", "above", "below", none or two.
+    """Where `one` is as seen from `other`: of "left of", "right of", "above", "below", none or two.
 
     The offset of the centres counts only as far as it exceeds a tenth of both sizes.
     """
@@ -73,10 +73,11 @@ def is_correct(
 ) -> bool:
     """Whether one image shows what its prompt's metadata demands.
 
-    objects: from `kept_objects`. metadata: a line of the official evaluation_metadata.jsonl. Only the surest
-    objects of a class are looked at, as many as the prompt asks for. Every demand is checked, also after one
-    failed, because later ones refer to the objects that earlier ones matched. name_colors: only for demands
-    of a colour.
+    objects: from `kept_objects`; of a class only the most confident ones are used, as many as the prompt asks
+    for. metadata: a line of the official evaluation_metadata.jsonl. name_colors: for demands of a colour.
+
+    Every demand is checked, also after one failed, because later ones refer to the objects that earlier ones
+    matched.
     """
     correct = True
     groups: list[Sequence[Detection] | None] = []

@@ -27,7 +27,7 @@ class MathProblem:
 def extract_quickly(response: str, problem: MathProblem) -> str | None:
     """The answer in a response as far as rules find it; None where the official script asks GPT-4.
 
-    The empty response; a response that is a choice word for word, or an integer or a float as a whole where
+    The empty response; a response that is a choice word for word, or nothing but an integer or a float where
     one is asked for; or the words `The answer is "…".` (the official option --quick_extract).
     """
     if response == "":
@@ -41,8 +41,8 @@ def extract_quickly(response: str, problem: MathProblem) -> str | None:
             return str(float(response))
     except ValueError:
         pass
-    said = re.search(r'The answer is "(.*)"\.', response)
-    return said[1] if said else None
+    stated = re.search(r'The answer is "(.*)"\.', response)
+    return stated[1] if stated else None
 
 
 _HINT = "Hint: Please answer the question"
@@ -121,9 +121,9 @@ def to_answer_type(extraction: str, problem: MathProblem) -> str | None:
 def _choice(text: str, choices: Sequence[str]) -> str | None:
     letters = re.findall(r"\(([a-zA-Z])\)", text)
     letter = letters[0].upper() if letters else text
-    place = ord(letter) - ord("A") if len(letter) == 1 else -1
-    if 0 <= place < len(choices):
-        return choices[place]
+    index = ord(letter) - ord("A") if len(letter) == 1 else -1
+    if 0 <= index < len(choices):
+        return choices[index]
     return min(choices, key=lambda choice: edit_distance(letter, choice), default=None)
 
 

@@ -43,7 +43,7 @@ def numbers_in(text: str) -> list[str]:
 def key_parts(answer: str) -> list[str]:
     """Where the answer is likely to be: of each line the shortest tail after a word such as "is" or "answer".
 
-    An equals sign counts in the last line. Without any tail it is the whole answer, lower-cased.
+    An equals sign counts in the last line. Without any tail it is the complete answer, lower-cased.
     """
     text = answer.strip().strip(".").lower()
     lines = _SENTENCE_END.split(text)
@@ -58,7 +58,7 @@ def key_parts(answer: str) -> list[str]:
 
 
 def _shortest(tails: Sequence[str]) -> str:
-    """The shortest tail, the first of equals; as officially, an empty one is replaced by the next."""
+    """The shortest tail, the first of equals; as in the official script, an empty one is replaced."""
     best = ""
     for tail in tails:
         if not best or len(tail) < len(best):

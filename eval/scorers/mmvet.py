@@ -1,4 +1,4 @@
-"""MM-Vet: a judge gives each answer 0 to 1; figures are means over items, and over items of each capability.
+"""MM-Vet: a judge gives each answer 0 to 1; metrics are means over items, and over items of each capability.
 
 Source: yuweihao/MM-Vet, mm-vet_evaluator.py (prompt, runs, export_result); Yu et al., arXiv 2308.02490.
 """
@@ -68,7 +68,7 @@ def grade_in(reply: str) -> float | None:
 def mmvet_scores(
     grades: Mapping[str, Sequence[float]], capabilities: Mapping[str, Sequence[str]]
 ) -> dict[str, float | None]:
-    """The figures of graded answers, in per cent: "total", its spread "std" over runs, and each capability.
+    """The metrics of graded answers, in per cent: "total", its spread "std" over runs, and each capability.
 
     `grades` are the judge's grades of each item, one for each run (the paper has five), as many for every
     item; `capabilities` are those each item needs. An item counts in full for each of its capabilities.

@@ -1,6 +1,6 @@
 """Which option a free answer picks: the rules of MMBench, ScienceQA, SEED-Bench and MMMU, each on its own.
 
-None means that the rule finds no option. Official scripts then ask GPT or draw at random; here the answer is
+None means that the rule finds no option. Official scripts then ask GPT or pick at random; here the answer is
 wrong and counted as unparsed, or (MMBench) a judge may be asked.
 """
 
@@ -66,11 +66,11 @@ def mmbench_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def mmbench_refuses(answer: str, options: Mapping[str, str]) -> bool:
-    """Whether an answer says that it picks nothing: such a one is wrong, and no judge is asked about it."""
+    """Whether an answer refuses to pick an option: it is wrong, and no judge is asked about it."""
     if any(refusal in answer for refusal in REFUSALS):
         return True
     words = answer.translate(_MMBENCH_BLANKS).split()
-    # "Z" is how MMBench's judge says that no option is meant.
+    # "Z" is the reply of MMBench's judge that no option is meant.
     return "Z" in words and not any(letter in words for letter in options)
 
 
@@ -125,9 +125,9 @@ def circular_accuracy(right: Mapping[str, bool], question_of: Mapping[str, str])
 def scienceqa_option(answer: str, count: int) -> str | None:
     """The letter of a ScienceQA answer with `count` choices.
 
-    The whole answer is a letter; or it starts with a letter, a full stop and a blank; or it says "The answer
-    is X". Line breaks count as ". ". Letters are capitals; one past the choices picks nothing. Source:
-    lupantech/ScienceQA, models/run_gpt3.py ("The answer is X."), as extended for chat models in
+    The answer is nothing but a letter; or it starts with a letter, a full stop and a blank; or it has the words
+    "The answer is X". Line breaks count as ". ". Letters are capitals; one past the choices picks nothing.
+    Source: lupantech/ScienceQA, models/run_gpt3.py ("The answer is X."), as extended for chat models in
     haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
     """
     text = answer.replace("\n", ". ")
@@ -136,10 +136,10 @@ def scienceqa_option(answer: str, count: int) -> str | None:
     elif re.match(r"[A-E]\. ", text):
         letter = text[0]
     else:
-        said = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
-        if said is None:
+        stated = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
+        if stated is None:
             return None
-        letter = said[1]
+        letter = stated[1]
     return letter if letter in LETTERS[:count] else None
 
 
@@ -157,19 +157,25 @@ def mmmu_option(answer: str, options: Mapping[str, str]) -> str | None:
     , . ! ? ; : ' are trimmed off the ends. Letters in brackets, "(B)", go before letters between blanks, " B
     "; only if there are neither, and the answer has more than five words, are the options' texts searched,
     without regard to case. Of several finds the one that occurs last wins. Source: MMMU-Benchmark/MMMU,
-    eval/eval_utils.py, parse_multi_choice_response, which draws at random where this gives None.
+    eval/eval_utils.py, parse_multi_choice_response, which picks at random where this gives None.
     """
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
     answer = f" {answer} "
     for pattern in ("({})", " {} "):
-        places = {letter: answer.rfind(pattern.format(letter)) for letter in options}
-        if max(places.values(), default=-1) >= 0:
-            return max(places, key=lambda letter: places[letter])
+        if (
+            letter := _last({letter: answer.rfind(pattern.format(letter)) for letter in options})
+        ) is not None:
+            return letter
     if len(answer.split()) <= 5:
         return None
-    places = {letter: answer.lower().rfind(text.lower()) for letter, text in options.items()}
-    return max(places, key=lambda letter: places[letter]) if max(places.values(), default=-1) >= 0 else None
+    return _last({letter: answer.lower().rfind(text.lower()) for letter, text in options.items()})
+
+
+def _last(positions: Mapping[str, int]) -> str | None:
+    """The letter that is found last; None where none is found (-1)."""
+    last = max(positions, key=lambda letter: positions[letter], default=None)
+    return None if last is None or positions[last] < 0 else last
 
 
 def likeliest(log_likelihoods: Sequence[float], options: Sequence[str] = LETTERS) -> str | None:

@@ -47,7 +47,7 @@ CONTRACTIONS = {
 
 
 def strip_punctuation(text: str) -> str:
-    """Remove punctuation, or put blanks in its place.
+    """Remove punctuation, or replace it by blanks.
 
     A mark vanishes if it is next to a blank anywhere in `text`, or if `text` holds a number with a comma,
     and becomes a blank otherwise ("red/blue" → "red blue"). Then full stops go, save those before a digit.
@@ -56,8 +56,8 @@ def strip_punctuation(text: str) -> str:
     number_with_comma = COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in PUNCTUATION:
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_blank or number_with_comma else " ")
+        by_blank = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if by_blank or number_with_comma else " ")
     return PERIOD.sub("", result, count=MOST_PERIODS)
 
 

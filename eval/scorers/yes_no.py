@@ -50,14 +50,14 @@ def binary_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, fl
     """
     pairs = list(zip(answers, labels, strict=True))
     true_yes = sum(answer == label == "yes" for answer, label in pairs)
-    said_yes = sum(answer == "yes" for answer, _ in pairs)
+    answered_yes = sum(answer == "yes" for answer, _ in pairs)
     is_yes = sum(label == "yes" for _, label in pairs)
     return {
         "accuracy": percent(answer == label for answer, label in pairs),
         "precision": percent(label == "yes" for answer, label in pairs if answer == "yes"),
         "recall": percent(answer == "yes" for answer, label in pairs if label == "yes"),
         # 2PR / (P + R), written so that it exists where P or R alone is 0.
-        "f1": 200 * true_yes / (said_yes + is_yes) if true_yes else None,
+        "f1": 200 * true_yes / (answered_yes + is_yes) if true_yes else None,
         "yes_ratio": percent(answer == "yes" for answer, _ in pairs),
     }
 

@@ -6,11 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import Graded, HubData, ImageSource, Item, Task, register
 from ..data.files import distinct, image_from_base64, image_rows, read_tsv
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded
-from ..harness.task import ImageSource, Item, Task
 from ..scorers.multiple_choice import LETTERS, letters_for, mmbench_option
 from .prompts import option_letter
 

@@ -1,8 +1,8 @@
 """DPG-Bench (arXiv 2403.05135): 1,065 long prompts, four images of each, judged by questions.
 
 The official judge is mPLUG-large; the own one is any local model and its score has its own name. The
-questions come from the official dpg_bench.csv beside the prompts. The output folder also gets the official
-layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
+questions come from the official dpg_bench.csv in the folder of the prompts. The output folder also gets the
+official layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json_lines, read_text
 from ...common.paths import single_name
-from ..harness.generated_images import GeneratedImage, ImageTask, item_means
-from ..harness.registry import register
-from ..harness.score import Score
-from ..harness.task import Item
+from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import percent
 from ..scorers.dpg import image_score
@@ -65,7 +62,9 @@ class DpgBench(ImageTask):
         judge = judges.vqa_judge()
         asked = [image for image in images if image.item.target["questions"]]
         if judge is None or not asked:
-            reason = missing("judge") if judge is None else "dpg_bench.csv does not lie beside the prompts"
+            reason = (
+                missing("judge") if judge is None else "dpg_bench.csv is not in the folder of the prompts"
+            )
             return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
         values: dict[str, list[float]] = {}
         parsed: dict[str, list[dict[str, bool]]] = {}

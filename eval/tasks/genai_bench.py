@@ -14,10 +14,7 @@ from typing import ClassVar
 from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
-from ..harness.generated_images import GeneratedImage, ImageTask, item_means
-from ..harness.registry import register
-from ..harness.score import Score
-from ..harness.task import Item
+from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import mean
 

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...common.json_files import read_json_lines
-from ..harness.generated_images import GeneratedImage, ImageTask, item_means
-from ..harness.registry import register
-from ..harness.score import Score
-from ..harness.task import Item
+from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.geneval import TAGS, is_correct, kept_objects, summary
 

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
+from .. import Graded, HubData, ImageSource, Item, Task, register
 from ..data.files import distinct, field, image_folder, image_rows, parquet_files, read_parquet
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded
-from ..harness.task import ImageSource, Item, Task
 from ..scorers.exact_match import gqa_answer
 from .prompts import short_answer
 

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
+from .. import (
+    Graded,
+    HubData,
+    ImageSource,
+    Item,
+    JudgedTask,
+    Score,
+    ScoringContext,
+    accuracy_score,
+    hidden_answers,
+    register,
+)
 from ..data.files import distinct, field, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score, accuracy_score, hidden_answers
-from ..harness.task import ImageSource, Item, ScoringContext
-from ..judges.judged import JudgedTask
 from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
 from ..scorers.multiple_choice import letters_for
 
@@ -54,7 +61,7 @@ class MathVista(JudgedTask):
         }
 
     def read_reply(self, reply: str) -> dict[str, Any] | None:
-        """The reply is the extraction; officially the empty one is none."""
+        """The reply is the extraction; by the official rule an empty one is not."""
         return {"extraction": reply} if reply else None
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:

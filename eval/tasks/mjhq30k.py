@@ -13,10 +13,7 @@ from typing import ClassVar
 from ...common.errors import UserError
 from ...common.json_files import read_json
 from ...common.paths import single_name
-from ..harness.generated_images import GeneratedImage, ImageTask
-from ..harness.registry import register
-from ..harness.score import Score
-from ..harness.task import Item
+from .. import GeneratedImage, ImageTask, Item, Score, register
 from ..judges.protocols import Judges, missing
 
 _NAME = "fid-torch-fidelity"
@@ -24,7 +21,7 @@ _NAME = "fid-torch-fidelity"
 
 @register
 class Mjhq30k(ImageTask):
-    """The official prompts; FID where the images and Inception's weights are at hand."""
+    """The official prompts; FID where the images and Inception's weights are given."""
 
     name: ClassVar[str] = "mjhq30k"
     summary: ClassVar[str] = "FID against 30,000 images of high quality"

@@ -6,12 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, hidden_answers, register
 from ..data.files import distinct, image_from_base64, image_rows, read_tsv
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score, hidden_answers
-from ..harness.task import ImageSource, Item, ScoringContext
-from ..judges.judged import JudgedTask
 from ..judges.replay import Verdicts
 from ..scorers.averages import percent, percent_by
 from ..scorers.multiple_choice import (

@@ -9,11 +9,8 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import enumerate_lines, read_text
+from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, register
 from ..data.files import distinct, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import ImageSource, Item, ScoringContext, Task
 from ..scorers.yes_no import MME_COGNITION, MME_PERCEPTION, MMERow, mme_answer, mme_scores
 
 RELEASE = "MME_Benchmark_release_version"
@@ -64,7 +61,7 @@ def _names(task: str) -> tuple[str, ...]:
 
 def _task_items(task: str, path: Path, root: Path) -> list[Item]:
     """The questions of one task: tab-separated lines of image, question, answer."""
-    # The release keeps the images of some tasks in a folder of their own, and those of others beside the
+    # The release keeps the images of some tasks in a folder of their own, and those of others with the
     # texts.
     images = image_folder(root, f"{RELEASE}/{task}/images", f"{RELEASE}/{task}", f"{task}/images", task)
     rows = []

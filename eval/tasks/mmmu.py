@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.errors import UserError
+from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
 from ..data.files import distinct, image_from_cell, parquet_files, read_parquet
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score, hidden_answers
-from ..harness.task import ImageSource, Item, ScoringContext, Task
 from ..scorers.averages import percent
 from ..scorers.mmmu_open import open_candidates, open_is_right
 from ..scorers.multiple_choice import letters_for, mmmu_option

@@ -8,12 +8,8 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_json
+from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, register
 from ..data.files import distinct, field, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import ImageSource, Item, ScoringContext
-from ..judges.judged import JudgedTask
 from ..scorers.averages import mean
 from ..scorers.mmvet import SECOND_REQUEST, grade_in, grading_prompt, mmvet_scores
 
@@ -26,7 +22,7 @@ class MMVet(JudgedTask):
     summary = "open questions of several capabilities (needs a judge)"
     splits: ClassVar[Mapping[str, int | None]] = {"test": 218}
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 512}
-    judge_tokens = 8  # officially 3 of GPT-4's; other vocabularies need more for "0.5"
+    judge_tokens = 8  # the official number is 3 of GPT-4's; other vocabularies need more for "0.5"
     source = "github.com/yuweihao/MM-Vet, mm-vet.zip"
     hub = HubData("lmms-lab-encoder/MMVet", {"test": ("data/test-*.parquet",)})
 

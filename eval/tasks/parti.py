@@ -12,9 +12,7 @@ from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_text
-from ..harness.generated_images import ImageTask
-from ..harness.registry import register
-from ..harness.task import Item
+from .. import ImageTask, Item, register
 
 
 @register

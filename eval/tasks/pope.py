@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json_lines
+from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
 from ..data.files import distinct, field, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import Item, ScoringContext, Task
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 
 

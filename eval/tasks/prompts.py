@@ -17,7 +17,7 @@ OPTION_LETTER = "Answer with the option's letter from the given choices directly
 def as_text(value: Any) -> str:
     """A value of a file as a text; a number is written out. TypeError for null and what has no words."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise TypeError(f"{shown(value)} stands where a text is meant")
+        raise TypeError(f"{shown(value)} is given where a text is expected")
     return str(value)
 
 

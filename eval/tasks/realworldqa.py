@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import Graded, HubData, Item, Task, register
 from ..data.files import distinct, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded
-from ..harness.task import Item, Task
 from ..scorers.exact_match import realworldqa_answer
 
 

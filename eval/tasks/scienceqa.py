@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
+from .. import Graded, HubData, ImageSource, Item, Task, register
 from ..data.files import distinct, field, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded
-from ..harness.task import ImageSource, Item, Task
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
 from .prompts import OPTION_LETTER, as_text
 

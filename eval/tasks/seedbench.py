@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
+from .. import Graded, HubData, ImageSource, Item, Task, register
 from ..data.files import distinct, field, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded
-from ..harness.task import ImageSource, Item, Task
 from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
 from .prompts import as_text, option_letter
 
@@ -85,7 +82,7 @@ def _parquet_rows(folder: Path) -> Iterator[_Row]:
 
 @register
 class SeedBenchLikelihood(_SeedBench):
-    """The official way: the option whose text the model finds likeliest as the answer."""
+    """The official way: the option whose text is the most likely answer of the model."""
 
     name = "seedbench"
     summary = "multiple choice by the likelihood of the options' texts, the official way"

@@ -14,9 +14,7 @@ from typing import ClassVar
 
 from ...common.json_files import read_text
 from ...common.paths import single_name
-from ..harness.generated_images import ImageTask
-from ..harness.registry import register
-from ..harness.task import Item
+from .. import ImageTask, Item, register
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
 

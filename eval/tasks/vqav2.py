@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
+from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
 from ..data.files import distinct, field, image_folder, image_rows
-from ..data.hub import HubData
-from ..harness.registry import register
-from ..harness.score import Graded, Score, hidden_answers
-from ..harness.task import ImageSource, Item, ScoringContext, Task
 from ..scorers.vqa_accuracy import vqa_accuracy, vqa_answer
 from .prompts import as_text, short_answer
 

@@ -1,4 +1,4 @@
-"""`dualtoken eval`: from predictions to a report, mistakes told in one line."""
+"""`dualtoken eval`: from predictions to a report, mistakes are one line."""
 
 import json
 import shutil
@@ -30,8 +30,8 @@ def test_run_and_report(tmp_path, capsys):
     )
     assert evaluate("run", *given) == 0
     assert "4 of 150 items: no headline metric" in capsys.readouterr().out
-    drawn = sorted((tmp_path / "nano" / "scenes-t2i" / "test" / "images").iterdir())
-    assert [path.name for path in drawn] == [f"0000{n}_00.png" for n in range(4)]
+    images = sorted((tmp_path / "nano" / "scenes-t2i" / "test" / "images").iterdir())
+    assert [path.name for path in images] == [f"0000{n}_00.png" for n in range(4)]
     assert evaluate("report", tmp_path / "nano", "--output", tmp_path / "report") == 0
     assert "| benchmark | nano |" in (tmp_path / "report" / "report.md").read_text()
     assert len(json.loads((tmp_path / "report" / "report.json").read_text())["results"]) == 2
@@ -119,7 +119,7 @@ def test_check_looks_at_every_split_that_is_there(tmp_path, capsys):
         (("report", "x"), "no result.json"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert evaluate(*arguments) == 2
     assert message in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_a_class_or_template_without_end_is_refused_before_it_is_read_by_a_model
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
-def test_a_damaged_file_of_a_tokenizer_is_told_and_not_passed_over(tmp_path, name):
+def test_a_damaged_file_of_a_tokenizer_is_reported_and_not_ignored(tmp_path, name):
     from dualtoken.common.loading.model_source import PRETRAINED_FOLDER
     from dualtoken.scripts.evaluate_tokenizer import image_processor, text_tokenizer
 

@@ -107,24 +107,24 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def places(value: Any, before: tuple = ()) -> Iterator[tuple]:
+def positions(value: Any, before: tuple = ()) -> Iterator[tuple]:
     """The way to every value in a JSON document; of a list, the first entry stands for all."""
     yield before
     entries = list(value.items()) if isinstance(value, dict) else []
     if isinstance(value, list):
         entries = list(enumerate(value))[:1]
     for key, inner in entries:
-        yield from places(inner, (*before, key))
+        yield from positions(inner, (*before, key))
 
 
-def replaced(document: Any, place: tuple, value: Any) -> Any:
-    if not place:
+def replaced(document: Any, position: tuple, value: Any) -> Any:
+    if not position:
         return value
     document = copy.deepcopy(document)
     inner = document
-    for key in place[:-1]:
+    for key in position[:-1]:
         inner = inner[key]
-    inner[place[-1]] = value
+    inner[position[-1]] = value
     return document
 
 
@@ -135,9 +135,9 @@ def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Pat
         (tmp_path / file).write_text(json.dumps(document))
     assert len(load_data(task, Settings(data=tmp_path)).items) == 1
     for file, document in PUBLISHED[name].items():
-        for place in places(document):
+        for position in positions(document):
             for value in ODD:
-                (tmp_path / file).write_text(json.dumps(replaced(document, place, value)))
+                (tmp_path / file).write_text(json.dumps(replaced(document, position, value)))
                 try:
                     items = load_data(task, Settings(data=tmp_path)).items
                 except UserError:
@@ -167,7 +167,7 @@ def test_images_outside_the_folder_of_the_data_are_refused(tmp_path: Path, name:
     root.mkdir()
     line = {"question_id": 1, "image": name, "text": "Dog?", "label": "yes"}
     (root / "coco_pope_random.json").write_text(json.dumps(line) + "\n")
-    with pytest.raises(UserError, match="lies elsewhere"):
+    with pytest.raises(UserError, match="is outside the folder of the data"):
         load_data(get_task("pope"), Settings(data=root, split="random"))
     row = {"category": "../..", "prompt": "a cat"}
     (root / "meta_data.json").write_text(json.dumps({"outside": row}))

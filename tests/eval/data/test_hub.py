@@ -1,4 +1,4 @@
-"""The hub's tables give the questions of the official files; what cannot be had is told in one line."""
+"""The hub's tables give the questions of the official files; what cannot be fetched is one clear line."""
 
 import base64
 import json
@@ -56,9 +56,9 @@ def cache(tmp_path, monkeypatch):
         folder = tmp_path / "cache" / f"datasets--{repo.replace('/', '--')}"
         (folder / "refs").mkdir(parents=True, exist_ok=True)
         (folder / "refs" / "main").write_text(commit)
-        place = folder / "snapshots" / commit
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        snapshot = folder / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        return snapshot
 
     return snapshot
 
@@ -278,12 +278,12 @@ def test_what_means_the_hub():
         (
             "hub",
             "test",
-            "lmms-lab-encoder/MME is not in the cache and cannot be had .* mme also takes --data DIR",
+            "lmms-lab-encoder/MME is not in the cache and cannot be fetched .* mme also takes --data DIR",
         ),
         ("hub:name", "test", "names no dataset"),
         ("hub:a/b@", "test", "names no dataset"),
         ("hub:a/", "test", "names no dataset"),
-        ("hub:lmms lab/MME", "test", "cannot be had"),
+        ("hub:lmms lab/MME", "test", "cannot be fetched"),
     ],
 )
 def test_mistakes_are_one_line(data, split, message, cache):

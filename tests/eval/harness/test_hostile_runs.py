@@ -30,7 +30,7 @@ def finished(numbers, calculator, tmp_path):
     return predict(numbers, calculator(), tmp_path, SETTINGS)
 
 
-def test_a_shortened_file_of_predictions_is_made_whole_again(numbers, calculator, tmp_path, finished):
+def test_a_shortened_file_of_predictions_is_completed_again(numbers, calculator, tmp_path, finished):
     whole = (finished / MERGED).read_bytes()
     (finished / MERGED).write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
     with pytest.raises(KeyboardInterrupt):
@@ -41,7 +41,7 @@ def test_a_shortened_file_of_predictions_is_made_whole_again(numbers, calculator
     assert (finished / MERGED).read_bytes() == whole
 
 
-def test_a_run_killed_while_it_put_the_parts_together_is_whole(numbers, calculator, tmp_path, finished):
+def test_a_run_killed_while_it_merged_the_parts_is_completed(numbers, calculator, tmp_path, finished):
     whole = (finished / MERGED).read_bytes()
     (finished / "part-00000-of-00001.jsonl").write_bytes(whole)  # not yet deleted
     again = calculator()
@@ -132,7 +132,7 @@ def test_broken_images_cost_their_own_items_only(numbers, calculator, tmp_path, 
     assert result["headline"] is None
 
 
-def test_a_second_run_into_the_same_folder_is_told_who_holds_it(numbers, calculator, tmp_path, finished):
+def test_a_second_run_into_the_same_folder_names_who_uses_it(numbers, calculator, tmp_path, finished):
     before = (finished / MERGED).read_bytes()
     with (
         only_process(finished, "--output"),

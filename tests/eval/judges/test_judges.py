@@ -22,7 +22,7 @@ TEMPLATE = (
 
 
 class StubJudge:
-    """Says what it was told to say, and keeps what it was asked."""
+    """Gives the replies that it was made with, and records what it was asked."""
 
     name = "stub sha256:0"
 
@@ -325,9 +325,9 @@ def test_no_judge_in_a_folder(llm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="no folder and no hub id"):
+    with pytest.raises(UserError, match="neither a folder nor a hub id"):
         LocalTextJudge(Path("/nowhere/at/all"))
-    with pytest.raises(UserError, match="cannot be had from the hub"):
+    with pytest.raises(UserError, match="cannot be fetched from the hub"):
         LocalTextJudge(Path("org/name"))
     with pytest.raises(UserError, match="no language model"):
         LocalTextJudge(tmp_path)

@@ -28,7 +28,7 @@ def test_without_human_answers_the_score_is_zero():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("red/blue", "red blue"),  # no blank beside the mark: a blank takes its place
+        ("red/blue", "red blue"),  # no blank next to the mark: a blank replaces it
         ("red / blue", "red  blue"),  # a blank beside it: it vanishes
         ("t-shirt", "t shirt"),
         ("1,000", "1000"),  # a comma in a number
@@ -106,7 +106,7 @@ def test_equal_human_answers_are_people_and_not_one_answer():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("McDonald's", "mcdonald 's"),  # the possessive is parted
+        ("McDonald's", "mcdonald 's"),  # the possessive is separated
         ("1,000", "1000"),
         ("Coca-Cola", "coca cola"),
         ("What?", "what"),

@@ -46,7 +46,7 @@ def test_one_answer_by_both_rules(text, pope, mme):
     assert mme_answer(text) == mme
 
 
-def test_answers_with_neither_word_are_told_apart():
+def test_answers_with_neither_word_are_counted():
     assert pope_says_either("Yes, it is")
     assert pope_says_either("No")
     assert pope_says_either("It is not there")
@@ -65,7 +65,7 @@ def test_binary_scores_by_hand():
     assert scores["yes_ratio"] == pytest.approx(60)
 
 
-def test_figures_that_do_not_exist_are_none():
+def test_metrics_that_do_not_exist_are_none():
     scores = binary_scores(["no", "no"], ["yes", "no"])
     assert (scores["precision"], scores["recall"], scores["f1"]) == (None, 0, None)
     assert all(value is None for value in binary_scores([], []).values())

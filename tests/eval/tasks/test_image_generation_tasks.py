@@ -170,7 +170,7 @@ def test_dpg_grids_and_own_judge(tmp_path: Path) -> None:
 
     context = ScoringContext(output, judges=Judges(vqa_judge=Judge))
     note = task.score(items, predictions, context).notes[0]
-    assert "dpg_bench.csv does not lie" in note
+    assert "dpg_bench.csv is not in the folder" in note
     (tmp_path / "dpg_bench.csv").write_text(DPG_QUESTIONS)
     items = task.load(tmp_path, "test")
     assert [question["id"] for question in items[0].target["questions"]] == [
@@ -354,5 +354,5 @@ def test_the_packaged_model_can_judge() -> None:
     yes, no = judge.probabilities(Image.new("RGB", (64, 64), "red"), "Is there a red circle?")
     assert 0 < yes < 1
     assert 0 < no < 1
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         LocalVqaJudge(PRETRAINED_FOLDER / "none")

@@ -327,7 +327,7 @@ def test_mmmu(tmp_path):
         == score.metrics["subject/Art"]
         == 100
     )
-    # No letter in 30 of 60 answers: 25 in 100 expected of drawing one of two.
+    # No letter in 30 of 60 answers: 25 in 100 expected of picking one of two.
     lost = scored("mmmu", items, ["no idea", "1000.001"] * 30)
     assert (lost.metrics["accuracy"], lost.metrics["accuracy_random_expected"], lost.unparsed) == (50, 75, 30)
 
