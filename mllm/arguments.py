@@ -1,4 +1,4 @@
-"""What users pass to the pipeline: taken where its meaning is plain, else one line that says what to call."""
+"""What users pass to the pipeline: accepted where its meaning is clear, else refused in one line."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from ..common.values import flag, refuse_unknown
 from .conversation.messages import text_problem
 from .generation.sampling import ImageSamplingConfig
 
-#: Images of one prompt in one call: all of them are kept until the last one is drawn.
+#: Images of one prompt in one call: all of them are kept until the last one is generated.
 MOST_IMAGES = 1_000_000
-#: Options of `chat` beside those of image sampling and of transformers' generation.
+#: Options of `chat` besides those of image sampling and of transformers' generation.
 CHAT_OPTIONS = (
     "compile",
     "generator",
@@ -49,14 +49,14 @@ def given_text(text: Any, name: str, instead: str = "") -> str:
 
 
 def given_prompts(prompts: Any) -> list[str]:
-    """A list of texts to draw. UserError for a single text, or anything else."""
+    """Prompts of images. UserError for a single text, or anything else than a list of texts."""
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
         raise UserError(f"prompts is {shown(prompts)}; give a list of texts, or call generate_images for one")
     return [given_text(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
 
 
 def question(images: ImageSource | Sequence[ImageSource] | None, text: Any) -> list[dict[str, Any]]:
-    """A user's turn: images first, then the text. Where the two are swapped it is mended or said."""
+    """A user's turn: images first, then the text. If swapped, they are put in order where that is certain."""
     if isinstance(images, str | bytes) and not isinstance(text, str | bytes | list | tuple | None):
         images, text = text, images
     if isinstance(images, str) and isinstance(text, str) and _is_file(text) and not _is_file(images):
@@ -87,7 +87,7 @@ def conversation(messages: Any) -> Any:
 
 
 def check_chat_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for an option of `chat` that nothing knows, or that is none."""
+    """Raise UserError for an unknown option of `chat`, or a `do_sample` that is not a flag."""
     generation = GenerationConfig().to_dict()
     refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingConfig.names(), *generation}, "option of chat")
     if options.get("do_sample") is not None:

@@ -1,8 +1,9 @@
-"""The few-lines face of the unified model: questions, chats, drawings and reconstructions."""
+"""The unified model in a few lines: answers, chats, generated images and reconstructions."""
 
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,10 +21,12 @@ from .assembly.model_folder import resolve_model
 from .assembly.placement import DTYPES, resolve_device, resolve_dtype
 from .assembly.publish import push_model
 from .assembly.quantization import quantized_loading, require_quantization
+from .conversation.messages import add_part
 from .conversation.processing import DualTokenProcessor
 from .generation.progress import Progress, shown_progress
 from .generation.sampling import prompt_seeds
 from .generation.streaming import stream_parts
+from .language_model import context_length
 from .modeling import DualTokenForConditionalGeneration
 
 
@@ -66,10 +69,10 @@ class DualTokenPipeline:
                 `subfolder` of a folder or hub id; `attn_implementation` of the language model.
 
         Raises:
-            UserError: no such model or device, a folder that is no model, an unknown option, or quantization
-                that does not work here.
+            UserError: no such model or device, a folder that is not a model, an unknown option, or a
+                quantization that is not available here.
         """
-        # transformers' own words: torch_dtype is the older name, and no code of a folder is ever run.
+        # transformers' own names: torch_dtype is the older one, and no code of a folder is ever run.
         dtype = options.pop("torch_dtype", dtype)
         options.pop("trust_remote_code", None)
         device = options.pop("device_map", device)
@@ -109,7 +112,7 @@ class DualTokenPipeline:
         """Move the model to a device, a dtype or both, in place; returns the pipeline itself.
 
         Raises:
-            UserError: no such device or dtype, or a quantized model, which stays as it was loaded.
+            UserError: no such device or dtype, or a quantized model, which cannot be moved.
         """
         for one in where:
             if isinstance(one, torch.dtype) or (isinstance(one, str) and one in DTYPES):
@@ -117,9 +120,7 @@ class DualTokenPipeline:
             else:
                 device = one
         if getattr(self.model, "is_quantized", False):
-            raise UserError(
-                "a quantized model stays where it was loaded; load it with the device it is to have"
-            )
+            raise UserError("a quantized model cannot be moved; load it with the device it is to have")
         if device is not None:
             self.model.to(resolve_device(device))
         if dtype is not None:
@@ -146,10 +147,10 @@ class DualTokenPipeline:
         commit_message: str = "Upload a DualToken model",
         create_pr: bool = False,
     ) -> Any:
-        """Save the model to a repository of the hub, which is made if need be; returns the hub's answer.
+        """Save the model to a repository of the hub, created if needed; returns the hub's answer.
 
         Raises:
-            UserError: a name that is no hub id, or a hub that refuses.
+            UserError: a name that is not a hub id, or a hub that refuses.
         """
         return push_model(
             self.model,
@@ -224,19 +225,25 @@ class DualTokenPipeline:
         arguments.check_chat_options(options)
         inputs = self._inputs([arguments.conversation(messages)])
         options = {"do_sample": False, "max_new_tokens": self._at_most(max_new_tokens, inputs), **options}
-        parts = self._stream(inputs, **options)
-        return parts if stream else _joined(parts)
+        tokenizer = self.processor.tokenizer
+        parts = stream_parts(self.model.generate, tokenizer, self._decode, **inputs, **options)
+        if stream:
+            return parts
+        answer: list[dict[str, Any]] = []
+        for part in parts:
+            add_part(answer, part)
+        return answer
 
     def generate_images(
         self, prompt: str, num_images: int = 1, seed: int | None = None, batch_size: int = 16, **options: Any
     ) -> list[Image.Image]:
-        """Draw a text prompt.
+        """Images for a text prompt.
 
         Args:
-            prompt: what to draw; not empty.
-            num_images: how many; image i of a seed is the same however many are drawn.
-            seed: of the random numbers; None draws one.
-            batch_size: images drawn side by side.
+            prompt: what they show; not empty.
+            num_images: how many; image i of a seed is the same however many are generated.
+            seed: of the random numbers; None takes a random one.
+            batch_size: images generated side by side.
             **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingConfig` (what is
                 left out is the model's own default); `progress`, True for a bar or a function, and `compile`
                 as in the model's `generate`.
@@ -256,24 +263,36 @@ class DualTokenPipeline:
         progress: Progress | bool | None = None,
         **options: Any,
     ) -> list[list[Image.Image]]:
-        """`num_images` drawings of every prompt; the same as `generate_images` on each, in batches.
+        """`num_images` images for every prompt; the same as `generate_images` on each, in batches.
 
         `seed`: one for all prompts, or one per prompt. `progress`: as in `generate_images`; a bar counts the
         positions of all batches, a function those of each.
         """
+        return list(self.iter_images(prompts, num_images, seed, batch_size, progress, **options))
+
+    def iter_images(
+        self,
+        prompts: Sequence[str],
+        num_images: int = 1,
+        seed: int | Sequence[int] | None = None,
+        batch_size: int = 16,
+        progress: Progress | bool | None = None,
+        **options: Any,
+    ) -> Iterator[list[Image.Image]]:
+        """As `generate_images_many`, yielding the images of each prompt when they are finished."""
         prompts = arguments.given_prompts(prompts)
         num_images = whole_number(num_images, "num_images", 1, arguments.MOST_IMAGES)
         batch_size = whole_number(batch_size, "batch_size", 1)
         seeds = prompt_seeds(seed, len(prompts))
-        images: list[list[Image.Image]] = [[] for _ in prompts]
         together = max(1, batch_size // num_images)
-        groups = [range(len(prompts))[start : start + together] for start in range(0, len(prompts), together)]
-        firsts = range(0, num_images, batch_size)
+        starts, firsts = range(0, len(prompts), together), range(0, num_images, batch_size)
         # The image itself, and the tokens that open and close it.
         room = self.model.config.num_positions + 2
-        with shown_progress(progress, len(groups) * len(firsts)) as tell:
-            for chosen in groups:
-                inputs = self._inputs([arguments.question(None, prompts[index]) for index in chosen], room)
+        with shown_progress(progress, len(starts) * len(firsts)) as report:
+            for start in starts:
+                chosen = prompts[start : start + together]
+                inputs = self._inputs([arguments.question(None, prompt) for prompt in chosen], room)
+                images: list[list[Image.Image]] = [[] for _ in chosen]
                 for first in firsts:
                     count = min(batch_size, num_images - first)
                     tokens = self.model.generate(
@@ -281,14 +300,14 @@ class DualTokenPipeline:
                         generation_mode="image",
                         num_return_sequences=count,
                         first_image_index=first,
-                        seed=[seeds[index] for index in chosen],
-                        progress=tell,
+                        seed=seeds[start : start + together],
+                        progress=report,
                         **options,
                     )
-                    drawn = self._decode(tokens)
-                    for place, index in enumerate(chosen):
-                        images[index].extend(drawn[place * count : (place + 1) * count])
-        return images
+                    generated = iter(self._decode(tokens))
+                    for of_prompt in images:
+                        of_prompt.extend(islice(generated, count))
+                yield from images
 
     @overload
     def reconstruct(self, image: list[Any] | tuple[Any, ...]) -> list[Image.Image]: ...
@@ -327,21 +346,7 @@ class DualTokenPipeline:
 
     @property
     def _context_length(self) -> int:
-        return getattr(self.model.config.text_config, "max_position_embeddings", None) or sys.maxsize
+        return context_length(self.model.config.text_config) or sys.maxsize
 
     def _decode(self, tokens: torch.Tensor) -> list[Image.Image]:
         return self.processor.image_processor.to_images(self.model.decode_image_tokens(tokens))
-
-    def _stream(self, inputs: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
-        return stream_parts(self.model.generate, self.processor.tokenizer, self._decode, **inputs, **options)
-
-
-def _joined(parts: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Streamed parts with neighbouring texts put together."""
-    joined: list[dict[str, Any]] = []
-    for part in parts:
-        if part["type"] == "text" and joined and joined[-1]["type"] == "text":
-            joined[-1]["text"] += part["text"]
-        else:
-            joined.append(part)
-    return joined

@@ -1,9 +1,9 @@
-"""Talk with a model: ask about images, have it draw, in turns. With --question: one answer, nothing else.
+"""Chat with a model about images, and have it generate some. With --question: one answer, nothing else.
 
-In a conversation: /image PATH adds an image, words behind the path are asked about it; /draw PROMPT draws;
-/seed N, /save FOLDER, /reset, /help, /quit (or Ctrl-D). Ctrl-C stops an answer or a drawing. Drawings are
-saved in the folder of --output and stay part of the conversation. A line that only greets is answered in
-words. With --question the answer alone goes to the standard output.
+In a conversation: /image PATH adds an image, words after the path are asked about it; /draw PROMPT generates
+one; /seed N, /save FOLDER, /reset, /help, /quit (or Ctrl-D). Ctrl-C stops an answer or an image. Generated
+images are saved in the folder of --output and stay part of the conversation. A line that only greets is
+answered in words. With --question the answer alone goes to the standard output.
 
 Example:
   dualtoken chat
@@ -30,9 +30,9 @@ from .options import (
     resolve_device,
 )
 
-DRAWINGS = Path("drawings")
+IMAGES = Path("drawings")
 LONGEST_LINE = 1_000_000  # characters
-#: So many times the longest line are read away before the input is taken for one that never ends.
+#: A line this many times the longest one counts as an input that never ends.
 MOST_PIECES = 100
 
 
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=options.seed,
         default=0,
-        help="of the first drawing; each one takes the next (default: 0)",
+        help="of the first generated image; each one takes the next (default: 0)",
     )
     parser.add_argument(
-        "--output", type=options.path, metavar="DIR", help=f"folder of drawings (default: ./{DRAWINGS})"
+        "--output", type=options.path, metavar="DIR", help=f"folder of generated images (default: ./{IMAGES})"
     )
     add_model_argument(parser)
     add_device_argument(parser)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.question is not None:
         print(pipeline.answer(images or None, args.question, max_new_tokens=args.max_new_tokens))
         return 0
-    session = ChatSession(pipeline, args.output or DRAWINGS, args.max_new_tokens, args.seed)
+    session = ChatSession(pipeline, args.output or IMAGES, args.max_new_tokens, args.seed)
     session.attached.extend(images)
     print(f"model {args.model} on {pipeline.device}; /help lists the commands")
     converse(session)
@@ -81,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def converse(session: ChatSession) -> None:
-    """Hand lines to the session until /quit, the end of the input, or Ctrl-C twice; a mistake costs only its
-    line.
-    """
+    """Hand lines to the session until /quit, the end of the input, or Ctrl-C twice."""
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (gives input() line editing and history)
@@ -108,7 +106,7 @@ def converse(session: ChatSession) -> None:
 
 
 def take_turn(session: ChatSession, line: str) -> None:
-    """Do what a line says; a mistake in it is told, and Ctrl-C ends it."""
+    """Do what a line says; a mistake in it is printed, and Ctrl-C ends it."""
     try:
         if not is_encodable(line):
             raise UserError("that line is not UTF-8 text, and was left out")
@@ -129,7 +127,7 @@ def take_turn(session: ChatSession, line: str) -> None:
 def read_line() -> str:
     """The next line. EOFError at the end of the input, UserError for a line without end.
 
-    Of a line that is too long a little more than LONGEST_LINE characters come back; the rest is read away.
+    Of a line that is too long a little more than LONGEST_LINE characters come back; the rest is discarded.
     """
     if sys.stdin.isatty():
         return input("> ")

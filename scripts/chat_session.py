@@ -1,10 +1,11 @@
-"""One conversation of `dualtoken chat`: what each line does, and what is kept of it."""
+"""One conversation of `dualtoken chat`: what each line does, and its history."""
 
 import io
 import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,24 +18,25 @@ from ..common.files import atomic_file, atomic_folder
 from ..common.outputs import examining, require_writable
 from ..common.paths import user_path
 from ..common.values import LARGEST_SEED, seed_number
+from ..mllm.conversation.messages import add_part
 from .options import text_argument
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
 
 HELP = """\
-  /image PATH   add an image to the next question; words behind the path are the question
-  /draw PROMPT  draw an image
-  /seed N       seed of the next drawing
+  /image PATH   add an image to the next question; words after the path are the question
+  /draw PROMPT  generate an image
+  /seed N       seed of the next image
   /save FOLDER  write the conversation and its images
   /reset        forget the conversation
   /help         this list
   /quit         leave (as does Ctrl-D)
-Anything else is said to the model, with the images that /image PATH in it names. A path with spaces may stand
-in quotes. Ctrl-C stops an answer or a drawing; what was said until then is kept."""
+Anything else goes to the model, with the images that /image PATH in it names. A path with spaces may be in
+quotes. Ctrl-C stops an answer or an image; the text until then is kept."""
 COMMANDS = ("/image", "/draw", "/seed", "/save", "/reset", "/help", "/quit")
 DIALOGUE = "dialogue.json"
-#: A line of nothing but these words is answered in words: a model that knows only drawings would draw it.
+#: A line of nothing but these words is answered in words, also by a model that answers prompts with images.
 _GREETING = (
     "hello hi hey hallo howdy greetings welcome good morning afternoon evening night day there you how are "
     "thanks thank bye goodbye again everyone all"
@@ -44,7 +46,7 @@ MOST_WORDS_OF_A_PATH = 64
 
 
 class ChatSession:
-    """A conversation: its messages, the images waiting for the next question, and where drawings go."""
+    """A conversation: its messages, images waiting for the next question, and the folder of new images."""
 
     def __init__(
         self, pipeline: "DualTokenPipeline", folder: Path, max_new_tokens: int = 128, seed: int = 0
@@ -57,9 +59,7 @@ class ChatSession:
         self.attached: list[Image.Image] = []
 
     def handle(self, line: str) -> None:
-        """Do what one line says. An error, or Ctrl-C before anything was said, leaves the conversation as it
-        was.
-        """
+        """Do what one line says; an error, or Ctrl-C before any answer, leaves the conversation as it was."""
         name, _, rest = line.partition(" ")
         if not line:
             return
@@ -100,23 +100,22 @@ class ChatSession:
         question = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
         options: dict[str, Any] = {"max_images": 0} if is_greeting(text) else {}
         answer: list[dict[str, Any]] = []
-        with closing(DrawingBar()) as bar:
-            parts: Any = self.pipeline.chat(
-                [*self.messages, question],
-                stream=True,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-                progress=bar,
-                **options,
-            )
-            with closing(parts):
-                try:
-                    for part in self.show(parts):
-                        add_part(answer, part)
-                except KeyboardInterrupt:
-                    print("\n(stopped)")
-                    if not answer:
-                        return
+        parts: Any = self.pipeline.chat(
+            [*self.messages, question],
+            stream=True,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+        with closing(parts):
+            try:
+                for part in self.show(parts):
+                    add_part(answer, part)
+            except KeyboardInterrupt:
+                print("\n(stopped)")
+                if not answer:
+                    return
         self.messages += [
             question,
             {"role": "assistant", "content": answer or [{"type": "text", "text": ""}]},
@@ -127,25 +126,25 @@ class ChatSession:
         """The parts, printed as they arrive; images are saved."""
         for part in parts:
             if part["type"] == "image":
-                print(f"\n(drawn: {self.save(part['image'])})", flush=True)
+                print(f"\n(image: {self.save(part['image'])})", flush=True)
             else:
                 print(part["text"], end="", flush=True)
             yield part
         print()
 
     def draw(self, prompt: str) -> None:
-        """Draw from the prompt alone, as the model was trained to, and keep both in the conversation."""
+        """An image from the prompt alone, as the model was trained to; both stay in the conversation."""
         prompt = text_argument(prompt, "/draw")
-        with closing(DrawingBar()) as bar:
-            (image,) = self.pipeline.generate_images(prompt, num_images=1, seed=self.seed, progress=bar)
-        print(f"(drawn: {self.save(image)})")
+        bar = sys.stderr.isatty()
+        (image,) = self.pipeline.generate_images(prompt, num_images=1, seed=self.seed, progress=bar)
+        print(f"(image: {self.save(image)})")
         self.messages += [
             {"role": "user", "content": [{"type": "text", "text": prompt}]},
             {"role": "assistant", "content": [{"type": "image", "image": image}]},
         ]
 
     def set_seed(self, text: str) -> None:
-        """The seed of the next drawing; later ones take the numbers behind it."""
+        """The seed of the next image; later ones take the numbers after it."""
         try:
             self.seed = seed_number(int(text), "/seed")
         except ValueError as error:
@@ -155,7 +154,7 @@ class ChatSession:
         print(f"(seed {self.seed})")
 
     def save(self, image: Image.Image) -> Path:
-        """Write a drawing under the next free number; each drawing of a session takes a seed of its own."""
+        """Write an image under the next free number; each image of a session has a seed of its own."""
         number = 0
         while os.path.lexists(path := self.folder / f"drawing_{number:03}.png"):
             number += 1
@@ -177,49 +176,19 @@ class ChatSession:
             images = 0
             messages = [{**message, "content": list(message["content"])} for message in self.messages]
             for content in (message["content"] for message in messages):
-                for place, part in enumerate(content):
+                for index, part in enumerate(content):
                     if part["type"] == "image":
                         name = f"image_{images:03}.png"
                         part["image"].save(partial / name)
-                        content[place] = {"type": "image", "image": name}
+                        content[index] = {"type": "image", "image": name}
                         images += 1
             written = json.dumps({"messages": messages}, indent=2, ensure_ascii=False)
             (partial / DIALOGUE).write_text(written + "\n", encoding="utf-8")
         print(f"({len(messages)} turns and {images} images in {folder})")
 
 
-class DrawingBar:
-    """A bar of the image that is being drawn, on a terminal; called after each position."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            self.bar = tqdm(total=total, unit="position", leave=False, disable=None)
-        self.bar.update(1)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-def add_part(answer: list[dict[str, Any]], part: dict[str, Any]) -> None:
-    """Add a part to an answer, neighbouring texts joined."""
-    if part["type"] == "text" and answer and answer[-1]["type"] == "text":
-        answer[-1]["text"] += part["text"]
-    else:
-        answer.append(dict(part))
-
-
 def is_greeting(text: str) -> bool:
-    """Whether a line only greets or thanks, so that there is nothing to draw."""
+    """Whether a line only greets or thanks, so that no image is asked for."""
     words = re.findall(r"\w+", text.lower())
     return bool(words) and GREETING.issuperset(words)
 
@@ -236,7 +205,7 @@ def words_and_images(line: str) -> tuple[str, list[str]]:
 
 
 def leading_path(text: str) -> tuple[str, str]:
-    """The path that a text begins with, and what stands behind it.
+    """The path that a text begins with, and what follows it.
 
     A path that exists is taken as it is written, the longest one; otherwise one in quotes, or the first word.
     """

@@ -66,9 +66,9 @@ def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def model_name(text: str) -> str:
-    """An argparse type: what `--model` may be, as far as it can be told without looking."""
+    """An argparse type: what `--model` may be, without looking whether it exists."""
     if not text.strip() or "\0" in text or len(text) > 4096:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no model: give nano, a folder, or a hub id")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a model: give nano, a folder, or a hub id")
     return text
 
 
@@ -85,7 +85,7 @@ def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualT
 
     from ..mllm import DualTokenPipeline
 
-    # Its remarks are about choices that are not the user's; its bar is for weights that take a while.
+    # Its warnings are about choices that are not the user's; its bar is for weights that take a while.
     transformers.logging.set_verbosity_error()
     if model == "nano" or not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
@@ -104,7 +104,7 @@ def text_argument(value: str, option: str) -> str:
     """The text of an option without surrounding white space. UserError if nothing is left."""
     stripped = _read_as_utf8(value).strip()
     if not stripped:
-        raise UserError(f"{option} is empty; say in words what is wanted")
+        raise UserError(f"{option} is empty; give at least one word")
     if not is_encodable(stripped):
         raise UserError(f"{option} is {shown(stripped)}, which is not UTF-8 text")
     if len(stripped) > LONGEST_TEXT:

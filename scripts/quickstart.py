@@ -1,6 +1,6 @@
-"""Let the small model that comes with the package answer a question about a picture, and draw. No download.
+"""Let the small model that comes with the package answer questions and generate images. No download.
 
-Writes the picture it is asked about and the drawings into a folder.
+Writes the picture it is asked about and the generated images into a folder.
 
 Example:
   dualtoken quickstart
@@ -21,13 +21,16 @@ SCENE = "scene.png"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--prompt", type=options.words, default="a red circle", help="what to draw (default: a red circle)"
+        "--prompt",
+        type=options.words,
+        default="a red circle",
+        help="what the images show (default: a red circle)",
     )
     parser.add_argument(
-        "--num-images", type=options.num_images, default=4, help="how many drawings (default: 4)"
+        "--num-images", type=options.num_images, default=4, help="how many images (default: 4)"
     )
     parser.add_argument(
-        "--seed", type=options.seed, default=0, help="another seed, other drawings (default: 0)"
+        "--seed", type=options.seed, default=0, help="another seed, other images (default: 0)"
     )
     parser.add_argument(
         "--output",
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     names = [f"drawing_{index}.png" for index in range(args.num_images)]
     check_files(args.output, [SCENE, *names])
     device = resolve_device(args.device)
-    resolve_model(args.model)  # a wrong one is told before anything is said
+    resolve_model(args.model)  # a wrong one is named before anything is printed
     print(f"loading {args.model} on {device} …", flush=True)
     pipeline = load_pipeline(args.model, device)
     print(f"loaded in {time.perf_counter() - start:.1f} s")
@@ -67,15 +70,15 @@ def run(args: argparse.Namespace) -> int:
     for question in QUESTIONS:
         print(f"  {question} {pipeline.answer(image, question)}", flush=True)
 
-    drawing_start = time.perf_counter()
-    print(f"\ndrawing {args.prompt!r} {args.num_images} times …", flush=True)
+    generation_start = time.perf_counter()
+    print(f"\ngenerating {args.num_images} images of {args.prompt!r} …", flush=True)
     images = pipeline.generate_images(
         args.prompt, num_images=args.num_images, seed=args.seed, progress=sys.stderr.isatty()
     )
     with staged_files(args.output, "quickstart") as folder:
         for name, image in zip(names, images, strict=True):
             image.save(folder / name)
-    print(f"{len(images)} drawings in {time.perf_counter() - drawing_start:.1f} s:")
+    print(f"{len(images)} images in {time.perf_counter() - generation_start:.1f} s:")
     for name in names:
         print(f"  {args.output / name}")
 

@@ -16,7 +16,7 @@ Example:
 import argparse
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..mllm import DualTokenPipeline
-    from ..tokenizer import VisualCodes
 
 LEAST_HEIGHT = 256
 MOST_IMAGES = 10_000
@@ -47,11 +46,11 @@ MOST_ON_A_SHEET = 64
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An image before and after, and its codes."""
+    """An image before and after, and its codes (rows, columns, depth) as `pixel` and `semantic`."""
 
     before: Image.Image
     after: Image.Image
-    codes: "VisualCodes"
+    codes: dict[str, np.ndarray]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     sheet = png_path(args.output, "--output") if is_image_name(args.output.name) else None
     check_outputs(args, files, sheet)
     if not several:
-        load_image(files[0])  # a broken one is told before the model loads
+        load_image(files[0])  # a broken one is named before the model loads
     pipeline = load_pipeline(args.model, resolve_device(args.device))
     rows: list[Image.Image] = []
     ratios: list[float] = []
@@ -126,7 +125,7 @@ def image_files(given: list[Path]) -> list[Path]:
 
 
 def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | None) -> None:
-    """UserError for outputs that would replace an input or what somebody else made."""
+    """UserError for outputs that would replace an input or what another program made."""
     inputs = {"an image to reconstruct": files}
     if sheet is not None:
         whole_number(len(files), "the number of images on one PNG (give a folder)", 1, MOST_ON_A_SHEET)
@@ -147,7 +146,7 @@ def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | Non
 
 
 def output_name(number: int, file: Path, suffix: str) -> str:
-    """A name that tells the image and that no other image has."""
+    """A name that identifies the image and that no other image has."""
     return f"{number:04}_{file.stem[:48]}{suffix}"
 
 
@@ -164,14 +163,15 @@ def opened(files: list[Path]) -> Iterator[tuple[int, Path, Image.Image]]:
 
 def reconstruct(pipeline: "DualTokenPipeline", source: Image.Image) -> Reconstruction:
     """The image as the model sees it and as its pixel codes hold it."""
-    import torch
-
-    tokenizer, processor = pipeline.model.require_visual_tokenizer(), pipeline.processor.image_processor
-    with torch.inference_mode():
-        pixel_values = processor(source)["pixel_values"].to(tokenizer.device, tokenizer.dtype)
-        codes = tokenizer.encode(pixel_values)
-        decoded = tokenizer.decode(codes.pixel)
-    return Reconstruction(processor.to_images(pixel_values)[0], processor.to_images(decoded)[0], codes)
+    model, processor = pipeline.model, pipeline.processor.image_processor
+    pixel_values = processor(source)["pixel_values"]
+    codes = model.encode_images(pixel_values)
+    decoded = model.decode_pixel_codes(codes.pixel)
+    before, after = processor.to_images(pixel_values)[0], processor.to_images(decoded)[0]
+    grid = model.config.grid_size
+    return Reconstruction(
+        before, after, {"pixel": on_grid(codes.pixel, grid), "semantic": on_grid(codes.semantic, grid)}
+    )
 
 
 def psnr(before: Image.Image, after: Image.Image) -> float:
@@ -199,10 +199,10 @@ def below_each_other(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def write_codes(codes: "VisualCodes", path: Path) -> None:
-    """The first image's codes as `pixel` and `semantic`, (rows, columns, depth), in 16 bits if they fit."""
+def write_codes(codes: dict[str, np.ndarray], path: Path) -> None:
+    """Write codes as an .npz under exactly this name, to which numpy would add an ending."""
     with path.open("wb") as file:
-        np.savez_compressed(file, pixel=first_image(codes.pixel), semantic=first_image(codes.semantic))
+        np.savez_compressed(file, **codes)
 
 
 def is_our_codes(path: Path) -> bool:
@@ -214,9 +214,9 @@ def is_our_codes(path: Path) -> bool:
         return False
 
 
-def first_image(codes: "Tensor") -> np.ndarray:
-    """(B, rows, columns, depth) int64 -> (rows, columns, depth) uint16, or int64 for larger codebooks."""
-    array = codes[0].cpu().numpy()
+def on_grid(codes: "Tensor", grid_size: Sequence[int]) -> np.ndarray:
+    """Codes (1, P, D) int64 as (rows, columns, D) uint16, or int64 for larger codebooks."""
+    array = codes[0].unflatten(0, tuple(grid_size)).cpu().numpy()
     return array.astype(np.uint16) if array.max() <= np.iinfo(np.uint16).max else array
 
 

@@ -1,4 +1,4 @@
-"""Draw images for one prompt, several, or a file of prompts (one on each line).
+"""Generate images for one prompt, several, or a file of prompts (one on each line).
 
 Writes into a folder: the images (PROMPT_IMAGE.png, both counted from 0), grid.png with a row for each prompt,
 and samples.json with every setting, prompt, seed and version. The files appear together at the end; those of
@@ -49,7 +49,10 @@ LARGEST_PROMPTS_FILE = 64_000_000  # bytes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
-        "--prompt", type=options.words, action="append", help="what to draw; may be given several times"
+        "--prompt",
+        type=options.words,
+        action="append",
+        help="what the images show; may be given several times",
     )
     prompts.add_argument(
         "--prompts-file", type=options.path, metavar="FILE", help="a text file with a prompt on each line"
@@ -61,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=options.num_images, default=4, help="images for each prompt (default: 4)"
     )
     parser.add_argument(
-        "--batch-size", type=options.batch_size, default=16, help="images drawn at once (default: 16)"
+        "--batch-size", type=options.batch_size, default=16, help="images generated at once (default: 16)"
     )
     parser.add_argument(
         "--seed", type=options.seed, default=0, help="another seed, other images (default: 0)"
@@ -73,11 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance; 1 is none, more follows the prompt more closely",
     )
     parser.add_argument("--temperature", type=options.temperature, help="0 takes the likeliest codes")
-    parser.add_argument("--top-k", type=options.top_k, help="draw from the k likeliest codes; 0: from all")
+    parser.add_argument("--top-k", type=options.top_k, help="sample from the k likeliest codes; 0: from all")
     parser.add_argument(
         "--top-p",
         type=options.top_p,
-        help="draw from the likeliest codes of this joint probability; 1: from all",
+        help="sample from the likeliest codes of this joint probability; 1: from all",
     )
     parser.add_argument(
         "--guidance-schedule",
@@ -85,12 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the guidance, or let it rise from 1 at the first position to --guidance-scale at the last",
     )
     parser.add_argument(
-        "--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is drawn from its probabilities"
+        "--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is sampled from its probabilities"
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the drawing loop: a minute or more at the start, then faster (for many images)",
+        help="compile the image loop: a minute or more at the start, then faster (for many images)",
     )
     add_model_argument(parser)
     add_device_argument(parser)
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             "batch_size": args.batch_size,
             **sampling_options(pipeline, given),
         }
-        images = draw_all(pipeline, prompts, settings, folder, args.compile)
+        images = generate_all(pipeline, prompts, settings, folder, args.compile)
         description = {
             "model": args.model,
             "device": device,
@@ -153,30 +156,20 @@ def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> di
     return asdict(ImageSamplingConfig.of(pipeline.model.config.image_sampling, given))
 
 
-def draw_all(
+def generate_all(
     pipeline: "DualTokenPipeline", prompts: list[str], settings: dict[str, Any], folder: Path, compile: bool
 ) -> list[dict[str, Any]]:
-    """Draw every prompt's images and the contact sheet; returns what samples.json says of each image."""
-    from tqdm import tqdm
-
+    """Every prompt's images and the contact sheet; returns what samples.json holds of each image."""
     entries: list[dict[str, Any]] = []
     rows: list[tuple[str, list[Image.Image]]] = []
-    together = max(1, settings["batch_size"] // settings["num_images"])
-    batches = -(-len(prompts) // together) * -(-settings["num_images"] // settings["batch_size"])
-    positions = batches * pipeline.model.config.num_positions
-    with tqdm(total=positions, unit="position", mininterval=1.0) as bar:
-        for start in range(0, len(prompts), together):
-            some = prompts[start : start + together]
-            drawn = pipeline.generate_images_many(
-                some, **settings, compile=compile, progress=lambda done, total: bar.update()
-            )
-            for row, (prompt, images) in enumerate(zip(some, drawn, strict=True), start):
-                for index, image in enumerate(images):
-                    file = image_name(row, index)
-                    image.save(folder / file)
-                    entries.append({"file": file, "prompt": prompt, "seed": settings["seed"], "index": index})
-                if len(rows) < GRID_ROWS:
-                    rows.append((prompt, [thumbnail(image) for image in images[:GRID_COLUMNS]]))
+    generated = pipeline.iter_images(prompts, **settings, compile=compile, progress=True)
+    for row, (prompt, images) in enumerate(zip(prompts, generated, strict=True)):
+        for index, image in enumerate(images):
+            file = image_name(row, index)
+            image.save(folder / file)
+            entries.append({"file": file, "prompt": prompt, "seed": settings["seed"], "index": index})
+        if row < GRID_ROWS:
+            rows.append((prompt, [thumbnail(image) for image in images[:GRID_COLUMNS]]))
     contact_sheet(rows).save(folder / GRID)
     return entries
 

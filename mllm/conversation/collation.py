@@ -42,6 +42,10 @@ class EncodedRecord:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def __repr__(self) -> str:
+        targets = int((self.labels != IGNORE).sum())
+        return f"EncodedRecord({len(self)} tokens, {targets} targets, {len(self.images)} images)"
+
 
 def pad(records: Sequence[EncodedRecord], pad_id: int, padding_side: str) -> dict[str, Tensor]:
     """input_ids, attention_mask and labels (B, L), one record a row. UserError without any record."""

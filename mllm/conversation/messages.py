@@ -64,6 +64,14 @@ def is_list(value: Any) -> bool:
     return several and getattr(value, "ndim", 1) > 0
 
 
+def add_part(content: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
+    """Add a part to a message's content; a text after a text continues it."""
+    if part["type"] == "text" and content and content[-1]["type"] == "text":
+        content[-1]["text"] += part["text"]
+    else:
+        content.append(dict(part))
+
+
 def has_cached_codes(part: Mapping[str, Any]) -> bool:
     """Whether an image part carries codes instead of an image."""
     return part.get("pixel_codes") is not None

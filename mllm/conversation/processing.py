@@ -104,6 +104,13 @@ class DualTokenProcessor(ProcessorMixin):
             del settings["chat_format"]
         return settings
 
+    def __repr__(self) -> str:
+        chat_format = "own" if self.chat_format.is_own else "the language model's"
+        return (
+            f"{type(self).__name__}({self.num_positions} positions an image, {len(self.tokenizer)} tokens, "
+            f"{chat_format} chat format)"
+        )
+
     # ---- records
 
     def encode_record(self, messages: Iterable[Mapping[str, Any]]) -> EncodedRecord:

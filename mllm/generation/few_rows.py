@@ -1,4 +1,4 @@
-"""Linear layers of two to four rows on a CPU: what every step of drawing a guided image is made of."""
+"""Linear layers of two to four rows on a CPU: what every step of a guided image is made of."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 MOST_ROWS = 4
-SMALLEST_WEIGHT = 2**16  # below it the weight is in the cache, and both ways are alike
+SMALLEST_WEIGHT = 2**16  # below it the weight is in the cache, and both ways are equally fast
 
 
 class FewRows(TorchFunctionMode):
@@ -18,7 +18,7 @@ class FewRows(TorchFunctionMode):
 
     The library behind torch splits `rows @ weight.T` over its rows; with so few of them it neither uses all
     threads nor reads the weight at the memory's speed. The transposed product takes a fifth to a half of the
-    time. A single row is served well either way.
+    time. For a single row both ways take the same time.
     """
 
     def __torch_function__(

@@ -25,6 +25,10 @@ class InterleavedOutput:
     prompt_length: int = 0
     images: Tensor | None = None
 
+    def __repr__(self) -> str:
+        new = self.sequences.shape[1] - self.prompt_length
+        return f"InterleavedOutput({new} new tokens, {self.pixel_codes.shape[0]} images)"
+
 
 def image_tokens(codes: VisualCodes) -> Tensor:
     """Codes (B, P, Dp) and (B, P, Ds) as one row per image (B, P x (Dp + Ds)), what image mode returns."""

@@ -1,4 +1,4 @@
-"""Random numbers that belong to one call, whatever other threads draw meanwhile."""
+"""Random numbers that belong to one call, whatever other threads sample meanwhile."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,12 +1,36 @@
-"""How far a drawing is: a callback, or a bar on stderr."""
+"""Progress of image generation: a callback, or a bar on stderr."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any
 
 from ...common.errors import UserError, shown
 
-# Called after each position with (positions done, positions in all); False stops the drawing.
+# Called after each position with (positions done, positions in all); False stops the generation.
 Progress = Callable[[int, int], object]
+
+
+class ProgressBar:
+    """A bar of positions that appears with the first one and counts `rounds` image loops as one."""
+
+    def __init__(self, rounds: int = 1) -> None:
+        self.rounds = rounds
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.rounds * total, unit="position", leave=False)
+        self.bar.update()
+        if self.bar.n >= self.bar.total:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar; the next position opens a new one."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
 
 @contextmanager
@@ -15,22 +39,14 @@ def shown_progress(progress: Progress | bool | None, rounds: int = 1) -> Iterato
 
     The bar counts the positions of `rounds` loops, one after the other.
 
-    Errors:
-        UserError for anything else.
+    Raises:
+        UserError: `progress` is anything else.
     """
     if progress is None or progress is False:
         yield None
     elif progress is True:
-        from tqdm import tqdm
-
-        with tqdm(unit="position", leave=False) as bar:
-
-            def advance(done: int, total: int) -> None:
-                if bar.total is None:
-                    bar.reset(rounds * total)
-                bar.update()
-
-            yield advance
+        with closing(ProgressBar(rounds)) as bar:
+            yield bar
     elif callable(progress):
         yield progress
     else:

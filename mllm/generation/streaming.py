@@ -12,12 +12,13 @@ from transformers import TextStreamer
 from .progress import shown_progress
 
 Part = dict[str, Any]
+Decoder = Callable[[torch.Tensor], list[Image.Image]]
 
 
 def stream_parts(
     generate: Callable[..., object],
     text_tokenizer: Any,
-    decode: Callable[[torch.Tensor], list[Image.Image]],
+    decode: Decoder,
     progress: Any = None,
     **options: Any,
 ) -> Iterator[Part]:
@@ -39,16 +40,16 @@ def stream_parts(
 
     def work() -> None:
         try:
-            with shown_progress(progress) as tell:
+            with shown_progress(progress) as report:
 
-                def go_on(done: int, total: int) -> bool:
-                    return (tell is None or tell(done, total) is not False) and not closed.is_set()
+                def may_continue(done: int, total: int) -> bool:
+                    return (report is None or report(done, total) is not False) and not closed.is_set()
 
                 generate(
                     generation_mode="interleaved",
                     streamer=streamer,
                     stopping_criteria=[stopped],
-                    progress=go_on,
+                    progress=may_continue,
                     **options,
                 )
             parts.put(None)
@@ -63,7 +64,7 @@ def stream_parts(
                 raise part
             yield part
     finally:
-        # An error knows this frame, and would live on with all tensors of its traceback if the frame knew it.
+        # An error holds this frame, and would keep all tensors of its traceback if the frame held it.
         part = None
         closed.set()
         thread.join()
@@ -72,12 +73,7 @@ def stream_parts(
 class PartStreamer(TextStreamer):
     """Puts finished pieces of text, and images, as content parts into a queue."""
 
-    def __init__(
-        self,
-        text_tokenizer: Any,
-        decode: Callable[[torch.Tensor], list[Image.Image]],
-        parts: "queue.SimpleQueue[Any]",
-    ) -> None:
+    def __init__(self, text_tokenizer: Any, decode: Decoder, parts: "queue.SimpleQueue[Any]") -> None:
         super().__init__(text_tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.decode_images, self.parts = decode, parts
 
