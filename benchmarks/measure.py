@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
+from dualtoken.common.machine import describe_machine
 
 Candidate = Callable[[], Callable[[], Any]]
 
@@ -43,10 +44,9 @@ def repeats(text: str) -> int:
     return int(text)
 
 
-def machine() -> str:
-    if torch.cuda.is_available():
-        return f"one {torch.cuda.get_device_name(0)}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()}), torch {torch.__version__}"
+def default_device() -> str:
+    """Where benchmarks run: the GPU, where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def costs(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, Cost]:
@@ -86,7 +86,8 @@ def compare(case: str, ours: str, measured: Mapping[str, Cost]) -> list[dict[str
 
 def report(benchmark: str, cases: list[dict[str, Any]], **more: Any) -> None:
     """The result as one JSON object on the last line."""
-    print(json.dumps({"benchmark": benchmark, "machine": machine(), "cases": cases, **more}))
+    machine = describe_machine(default_device())
+    print(json.dumps({"benchmark": benchmark, "machine": machine, "cases": cases, **more}))
 
 
 def _timed(step: Callable[[], Any]) -> float:

@@ -24,7 +24,8 @@ from .options import add_device_argument, number, resolve_device
 from .processes import sigterm_interrupts
 
 if TYPE_CHECKING:
-    from .ablation.plan import Places, Plan
+    from .ablation.plan import Plan
+    from .ablation.recipes import Folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,17 +60,18 @@ def run(args: argparse.Namespace) -> int:
     """Run, measure, write. UserError for a mistake in the plan or the arguments, or a run that failed."""
     import transformers
 
-    from .ablation.plan import Places, load_plan
+    from .ablation.plan import load_plan
+    from .ablation.recipes import Folders
 
     # Its remarks are about choices that are not the user's, and its bars are of small models.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     plan = load_plan(args.plan)
-    places = Places(args.runs, args.inputs or Path(plan.inputs))
+    folders = Folders(args.runs, args.inputs or Path(plan.inputs))
     groups = chosen_groups(plan, args.only)
     seeds = chosen_seeds(plan, args.seeds)
     if args.list:
-        print("\n".join(listing(plan, places, groups, seeds, args.steps_scale)))
+        print("\n".join(listing(plan, folders, groups, seeds, args.steps_scale)))
         return 0
     from .ablation.document import check_document, write_document
 
@@ -81,13 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
         device = resolve_device(args.device)
         heldout = HeldOut(args.heldout or HELD_OUT)
-        runner = Runner(plan, places, args.steps_scale, device, heldout, args.measure_again)
+        runner = Runner(plan, folders, args.steps_scale, device, heldout, args.measure_again)
         with sigterm_interrupts():
             runner.run_all(groups, seeds)
     from .ablation.summary import Results
 
     command = shlex.join(["dualtoken", "ablate", *_told(args)])
-    written = write_document(Results.read(plan, places), document, command)
+    written = write_document(Results.read(plan, folders), document, command)
     print("\n".join(map(str, written)))
     return 0
 
@@ -113,7 +115,7 @@ def chosen_seeds(plan: Plan, given: str | None) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def listing(plan: Plan, places: Places, groups: list[str], seeds: list[int], scale: float) -> list[str]:
+def listing(plan: Plan, folders: Folders, groups: list[str], seeds: list[int], scale: float) -> list[str]:
     """What there is to do, with the plan's minutes; a run that several groups share is counted once."""
     from .ablation.runs import RESULT
 
@@ -121,7 +123,7 @@ def listing(plan: Plan, places: Places, groups: list[str], seeds: list[int], sca
     for group in groups:
         lines.append(f"{group}: {plan.groups[group].title}")
         for variant in plan.needed([group]):
-            done = sum((places.run(variant, seed) / RESULT).is_file() for seed in seeds)
+            done = sum((folders.run(variant, seed) / RESULT).is_file() for seed in seeds)
             minutes = plan.bases[plan.variants[variant].base].minutes * scale * (len(seeds) - done)
             again = variant in counted
             total += 0 if again else minutes

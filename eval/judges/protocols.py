@@ -64,8 +64,8 @@ class TextJudge(Protocol):
 class Ranker(Protocol):
     """A model that ranks texts by how well they fit an image."""
 
-    def ranks(self, images: Sequence[Image.Image], right: Sequence[int], texts: Sequence[str]) -> list[int]:
-        """For each image the rank, from 0, of `texts[right]` among all texts."""
+    def ranks(self, images: Sequence[Image.Image], correct: Sequence[int], texts: Sequence[str]) -> list[int]:
+        """For each image the rank, from 0, of `texts[correct]` among all texts."""
 
 
 def not_given() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class PairMean(Metric):
         self.count += len(finite)
         self.not_finite += len(values) - len(finite)
 
-    def compute(self) -> dict[str, float | int | None]:
+    def compute(self) -> dict[str, Any]:
         """ "mean" (None where no number was finite), "count" and "not_finite"."""
         count = int(self.count)
         mean = float(self.total) / count if count else None

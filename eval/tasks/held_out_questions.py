@@ -56,12 +56,15 @@ class HeldOutQuestions(Task):
 
 
 class SceneQuestions(HeldOutQuestions):
-    """The first question about each scene."""
+    """The first question about each of `count` scenes, by default as many as the split has."""
 
     reworded: ClassVar[bool] = False
 
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+
     def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:
-        count = next(iter(self.splits.values())) or 0
+        count = self.count or next(iter(self.splits.values())) or 0
         for record in data.scenes(count, self.reworded):
             yield record.id, next(single_questions(record))
 

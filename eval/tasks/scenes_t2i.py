@@ -23,13 +23,19 @@ COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in EXACT_SKIL
 
 @register
 class ScenesT2i(Task):
-    """Per cent of images that show exactly what was asked for; the headline is the mean over skills."""
+    """Per cent of images that show exactly what was asked for; the headline is the mean over skills.
+
+    counts: how many prompts of each skill.
+    """
 
     name = "scenes-t2i"
     summary = "generated scenes of reserved seeds, judged by an exact checker"
     kind = "image"
     splits: ClassVar[Mapping[str, int | None]] = {"test": sum(COUNTS.values())}
     generation: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, counts: Mapping[str, int] = COUNTS) -> None:
+        self.counts = counts
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The prompts of every skill."""
@@ -39,7 +45,7 @@ class ScenesT2i(Task):
                 prompt=record.texts()[0],
                 target={"skill": skill, "spec": record.metadata["spec"]},
             )
-            for skill, count in COUNTS.items()
+            for skill, count in self.counts.items()
             for number, record in enumerate(drawing_prompts(skill, count))
         ]
 

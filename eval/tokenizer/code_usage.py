@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...tokenizer import DualTokenizer
 from ..metrics.codebook import CodebookUsage
 from .batch import Batch
 from .family import Family, Subject, Values
-
-BRANCHES = ("pixel", "semantic")
 
 
 def codebook_usages(tokenizer: DualTokenizer) -> dict[str, CodebookUsage]:
@@ -29,7 +29,7 @@ class CodebookFamily(Family):
             usage.update(getattr(batch.codes, branch))
 
     def compute(self) -> Values:
-        found: Values = {}
+        found: dict[str, Any] = {}
         for branch, usage in self._usages.items():
             values = usage.compute()
             found |= {f"{branch}_{name}": values[name] for name in ("usage", "perplexity")}

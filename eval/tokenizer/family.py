@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..metrics.zero_shot import Template
 from .batch import Batch
 
 #: Metrics by name: a number, one for each depth, or None where it cannot be computed.
-Values = dict[str, float | list[float] | None]
+Values = Mapping[str, float | list[float] | None]
 
 
 @dataclass(frozen=True)

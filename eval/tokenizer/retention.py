@@ -27,15 +27,6 @@ _BACKGROUND = 0
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images of a named set, and for each the text that fits it among the texts of all."""
-
-    name: str
-    images: Sequence[Image.Image]
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Features:
     """Of N images with P positions: semantic and pixel features (N, P, ·), pooled (N, E), all fp32.
 

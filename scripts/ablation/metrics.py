@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Metric:
     """label: heading of its column. digits: after the point. better: +1 if more is better, -1 if less is, 0
-    where neither is. unit: behind differences."""
+    where neither is. unit: after differences."""
 
     label: str
     digits: int = 1
     better: int = 1
     unit: str = ""
 
+
+#: A run's values; None where one has no meaning. "NAME/PART" is the metric NAME of one set, skill or kind.
+Metrics = dict[str, float | None]
 
 METRICS: dict[str, Metric] = {
     # tokenizers
@@ -52,4 +55,4 @@ def metric_of(name: str) -> Metric:
     metric = METRICS[base]
     if not part:
         return metric
-    return Metric(f"{metric.label}: {part.replace('_', ' ')}", metric.digits, metric.better, metric.unit)
+    return replace(metric, label=f"{metric.label}: {part.replace('_', ' ')}")

@@ -2,34 +2,30 @@
 
 Overrides are dotted keys with the value that replaces what the recipe says (`data.sources: {…}` replaces all
 sources, `run.steps: 300` one number). Texts in them may hold `{data:NAME}` (a set of the plan's section
-`data`). `{tokenizer}` and `{codes:NAME}` are the folder of a tokenizer and such a set as its codes; which one
-it is the base says, or for a variant with `tokenizer: OTHER` it is that of OTHER's run of the same seed.
+`data`). `{tokenizer}` and `{codes:NAME}` are the folder of a tokenizer and such a set as its codes: those
+that the base names, or for a variant with `tokenizer: OTHER` those of OTHER's run of the same seed.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...common.errors import UserError, shown
+from ...common.limits import in_range, limited, problems
 from ...common.paths import plain_name
-from ...common.values import finite_number, seed_number, whole_number
+from ...common.values import LARGEST_SEED
 from ...common.yaml_files import read_yaml
-from ...train.config.compose import composed
 from .metrics import METRICS
 
 PLACEHOLDER = re.compile(r"\{(tokenizer|data|codes)(?::([^{}]+))?\}")
-# What shrinks together with the number of steps.
-SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
 KINDS = ("tokenizer", "mllm")
+_MOST = 1_000_000
 Part = TypeVar("Part")
 
 
@@ -44,7 +40,7 @@ class Base:
     recipe: str
     kind: str
     overrides: dict[str, Any] = field(default_factory=dict)
-    minutes: float = 0.0
+    minutes: float = limited(0.0, least=0, most=_MOST)
     tokenizer: str | None = None
 
 
@@ -81,27 +77,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How much is measured: scenes (questions, reconstructions, probes), drawings of one object (other
-    skills a half each), records for the held-out losses, and the held-out sets beside the scenes. grid: of
-    the drawings among those records, as trained on."""
+    """How much is measured: scenes (questions, reconstructions, probes), generated images of one object
+    (other skills a half each), records for the held-out losses, and the held-out sets beside the scenes.
+    grid: of the generated images among those records, as trained on."""
 
-    scenes: int = 300
-    drawings: int = 60
-    records: int = 200
+    scenes: int = limited(300, least=0, most=_MOST)
+    drawings: int = limited(60, least=0, most=_MOST)
+    records: int = limited(200, least=0, most=_MOST)
     sets: list[str] = field(default_factory=lambda: ["easyvqa", "nlvr", "emoji", "clothing", "caltech"])
     skills: list[str] | None = None
-    grid: int | None = None
+    grid: int | None = limited(None, least=0, most=_MOST)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan. inputs: the beginning of paths in the recipes that `--inputs` replaces."""
+    """The plan. inputs: the beginning of paths in the recipes that `--inputs` replaces."""
 
     name: str
     bases: dict[str, Base]
     variants: dict[str, Variant]
     groups: dict[str, Group]
-    seeds: list[int]
+    seeds: list[int] = field(metadata=in_range(least=0, most=LARGEST_SEED))
     inputs: str = "runs/nano"
     about: str = ""
     data: dict[str, list[str]] = field(default_factory=dict)
@@ -109,55 +105,33 @@ class Plan:
 
     def needed(self, groups: list[str]) -> list[str]:
         """The variants of these groups in an order in which tokenizers come before their users."""
-        ordered: list[str] = []
-        for group in groups:
-            for name in self.groups[group].variants:
-                for one in (self.variants[name].tokenizer, name):
-                    if one is not None and one not in ordered:
-                        ordered.append(one)
-        return ordered
+        variants = [name for group in groups for name in self.groups[group].variants]
+        ordered = [one for name in variants for one in (self.variants[name].tokenizer, name)]
+        return list(dict.fromkeys(one for one in ordered if one is not None))
 
-    def kind(self, variant: str) -> str:
-        """ "tokenizer" or "mllm"."""
-        return self.bases[self.variants[variant].base].kind
+    def base(self, variant: str) -> Base:
+        """The base of a variant."""
+        return self.bases[self.variants[variant].base]
+
+    def used_sets(self, variant: str, what: str) -> list[str]:
+        """Names of the plan's data sets that a variant reads as images ("data") or as codes ("codes")."""
+        names: set[str] = set()
+
+        def note(text: str) -> str:
+            names.update(name for kind, name in PLACEHOLDER.findall(text) if kind == what)
+            return text
+
+        map_texts([self.base(variant).overrides, self.variants[variant].overrides], note)
+        return sorted(names)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where everything of a run of the plan lies."""
-
-    runs: Path
-    inputs: Path
-
-    def run(self, variant: str, seed: int) -> Path:
-        return self.runs / variant / f"seed-{seed}"
-
-    def data(self, plan: Plan, name: str) -> Path:
-        """Named by how it is made, so that a changed plan never reads old data."""
-        digest = hashlib.sha256(json.dumps(plan.data[name]).encode()).hexdigest()
-        return self.runs / "data" / f"{name}-{digest[:8]}"
-
-    def moved(self, plan: Plan, text: str) -> str:
-        """A text of a recipe; of a path in the plan's inputs the beginning is replaced."""
-        if text == plan.inputs or text.startswith(plan.inputs + "/"):
-            return str(self.inputs) + text.removeprefix(plan.inputs)
-        return text
-
-    def tokenizer(self, plan: Plan, variant: str, seed: int) -> Path:
-        """The folder of the tokenizer whose codes a variant reads."""
-        chosen = plan.variants[variant]
-        if chosen.tokenizer is not None:
-            return self.run(chosen.tokenizer, seed) / "model"
-        given = plan.bases[chosen.base].tokenizer
-        assert given is not None  # load_plan has seen to it
-        return Path(self.moved(plan, given))
-
-    def codes(self, plan: Plan, variant: str, seed: int, name: str) -> Path:
-        """A set as codes of that tokenizer: the same folder for all variants that read the same codes."""
-        chosen = plan.variants[variant]
-        if chosen.tokenizer is not None:
-            return self.run(chosen.tokenizer, seed) / "codes" / name
-        return self.runs / "codes" / chosen.base / self.data(plan, name).name
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A nested value with `change` applied to every text in it."""
+    if isinstance(value, dict):
+        return {key: map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def load_plan(path: Path) -> Plan:
@@ -171,83 +145,17 @@ def load_plan(path: Path) -> Plan:
             plain_name(name, f"{section}: the name"): _part(kind, entry, f"{section}.{name}")
             for name, entry in entries.items()
         }
+    for name, base in given["bases"].items():
+        given["bases"][name] = replace(base, recipe=str(_recipe_path(path, base.recipe)))
     for name, group in given["groups"].items():
         claims = [_part(Claim, claim, f"groups.{name}.claims") for claim in group.claims]
-        given["groups"][name] = Group(**{**vars(group), "claims": claims})
+        given["groups"][name] = replace(group, claims=claims)
     evaluation = given.get("evaluation")
     given["evaluation"] = _part(Evaluation, {} if evaluation is None else evaluation, "evaluation")
-    bases = {
-        name: Base(**{**vars(base), "recipe": str(_recipe_path(path, base.recipe))})
-        for name, base in given["bases"].items()
-    }
-    plan = _part(Plan, {**given, "bases": bases}, "the plan")
-    _check(plan)
+    plan = _part(Plan, given, "the plan")
+    if mistakes := list(_problems(plan)):
+        raise UserError(f"plan {plan.name}: " + "; ".join(mistakes))
     return plan
-
-
-def resolve(plan: Plan, places: Places, variant: str, seed: int, scale: float = 1.0) -> dict[str, Any]:
-    """The whole recipe of one run, as a mapping for YAML."""
-    chosen = plan.variants[variant]
-    base = plan.bases[chosen.base]
-    recipe = composed([base.recipe])
-    for key, value in {**base.overrides, **chosen.overrides}.items():
-        set_key(recipe, key, copy.deepcopy(value))
-    for key in SCALED:
-        value = get_key(recipe, key)
-        if value:
-            set_key(recipe, key, max(1, round(value * scale)))
-
-    def place(found: re.Match[str]) -> str:
-        what, name = found.groups()
-        if what == "tokenizer":
-            return str(places.tokenizer(plan, variant, seed))
-        return str(places.data(plan, name) if what == "data" else places.codes(plan, variant, seed, name))
-
-    def fill(text: str) -> str:
-        return PLACEHOLDER.sub(place, places.moved(plan, text))
-
-    recipe = map_texts(recipe, fill)
-    return {**recipe, "output": str(places.run(variant, seed)), "seed": seed}
-
-
-def used_sets(plan: Plan, variant: str, what: str) -> list[str]:
-    """Names of the plan's data sets that a variant reads as images ("data") or as codes ("codes")."""
-    chosen = plan.variants[variant]
-    names: list[str] = []
-
-    def note(text: str) -> str:
-        names.extend(name for kind, name in PLACEHOLDER.findall(text) if kind == what)
-        return text
-
-    map_texts([plan.bases[chosen.base].overrides, chosen.overrides], note)
-    return sorted(set(names))
-
-
-def map_texts(value: Any, change: Any) -> Any:
-    """A nested value with `change` applied to every text in it."""
-    if isinstance(value, dict):
-        return {key: map_texts(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [map_texts(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def get_key(recipe: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key, None where there is none."""
-    value: Any = recipe
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, making the sections on the way."""
-    *path, last = key.split(".")
-    for part in path:
-        if not isinstance(recipe.get(part), dict):
-            recipe[part] = {}
-        recipe = recipe[part]
-    recipe[last] = value
 
 
 def _recipe_path(plan: Path, recipe: str) -> Path:
@@ -303,16 +211,10 @@ def _in_words(hint: Any) -> str:
     return "names with values" if origin is dict else words.get(hint, "names with values")
 
 
-def _check(plan: Plan) -> None:
-    problems = list(_problems(plan))
-    if problems:
-        raise UserError(f"plan {plan.name}: " + "; ".join(problems))
-
-
 def _problems(plan: Plan) -> Iterator[str]:
     if not plan.seeds:
         yield "seeds is empty; give at least one"
-    yield from _wrong_numbers(plan)
+    yield from problems(plan)
     for name in (*plan.data, *(plan.evaluation.skills or []), *plan.evaluation.sets):
         plain_name(name, "the name")
     for name, base in plan.bases.items():
@@ -325,34 +227,10 @@ def _problems(plan: Plan) -> Iterator[str]:
         for one in {*group.variants, *claimed} - set(plan.variants):
             yield f"groups.{name} names the variant {one!r}, which is not in variants"
         for one in set(claimed) & set(plan.variants) - set(group.variants):
-            yield f"groups.{name} claims something of {one!r}, which is not among its variants"
+            yield f"groups.{name} has a claim about {one!r}, which is not among its variants"
         for metric in (*group.metrics, *(claim.metric for claim in group.claims)):
             if metric.split("/")[0] not in METRICS:
                 yield f"groups.{name}: metric {metric!r} is unknown; there are {', '.join(METRICS)}"
-
-
-def _wrong_numbers(plan: Plan) -> Iterator[str]:
-    numbers: list[tuple[Callable[[Any, str], float], Any, str]] = [
-        (seed_number, seed, "seeds") for seed in plan.seeds
-    ]
-    numbers += [(_minutes, base.minutes, f"bases.{name}.minutes") for name, base in plan.bases.items()]
-    for name in ("scenes", "drawings", "records", "grid"):
-        value = getattr(plan.evaluation, name)
-        if value is not None:
-            numbers.append((_amount, value, f"evaluation.{name}"))
-    for check, value, name in numbers:
-        try:
-            check(value, name)
-        except UserError as error:
-            yield str(error)
-
-
-def _minutes(value: Any, name: str) -> float:
-    return finite_number(value, name, 0, 1_000_000)
-
-
-def _amount(value: Any, name: str) -> int:
-    return whole_number(value, name, 0, 1_000_000)
 
 
 def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:
@@ -360,14 +238,14 @@ def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:
         yield f"variants.{name}.base {variant.base!r} is not in bases"
         return
     for what in ("data", "codes"):
-        for one in set(used_sets(plan, name, what)) - set(plan.data):
+        for one in set(plan.used_sets(name, what)) - set(plan.data):
             yield f"variants.{name} reads {{{what}:{one}}}, which is not in the section data"
     other = variant.tokenizer
     if other is None:
-        reads = used_sets(plan, name, "codes") or used_sets(plan, name, "tokenizer")
-        if reads and plan.bases[variant.base].tokenizer is None:
+        reads = plan.used_sets(name, "codes") or plan.used_sets(name, "tokenizer")
+        if reads and plan.base(name).tokenizer is None:
             yield f"variants.{name} reads codes, and neither it nor its base names the tokenizer"
     elif other not in plan.variants:
         yield f"variants.{name}.tokenizer {other!r} is not in variants"
-    elif plan.variants[other].base in plan.bases and plan.kind(other) != "tokenizer":
+    elif plan.variants[other].base in plan.bases and plan.base(other).kind != "tokenizer":
         yield f"variants.{name}.tokenizer {other!r} trains no tokenizer"

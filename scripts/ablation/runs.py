@@ -1,14 +1,13 @@
-"""Doing what a plan says: data, training, codes and evaluation of every variant and seed.
+"""Carrying out a plan: data, training, codes and evaluation of every variant and seed.
 
-Everything that takes long is a process of its own, and each result is written whole or not at all, so that
-the same command goes on where it was stopped.
+Everything that takes long is a process of its own, and results are written atomically, so that the same
+command resumes where it was stopped.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,16 @@ from ... import __version__
 from ...common.errors import UserError
 from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
+from ...common.machine import describe_machine
 from ...common.values import finite_number
 from ...common.yaml_files import read_yaml
 from ...eval.data.held_out import HeldOut
 from ..processes import run_process
-from .figures import measure
-from .plan import Places, Plan, resolve, used_sets
+from .metrics import Metrics
+from .model_metrics import model_metrics
+from .plan import Evaluation, Plan
+from .recipes import Folders, resolve
+from .tokenizer_metrics import tokenizer_metrics
 
 #: Module of this package's scripts, its arguments, and the file that takes its output.
 Launch = Callable[[str, Sequence[str], Path], None]
@@ -54,7 +57,7 @@ class Runner:
     there. say: for lines to the user."""
 
     plan: Plan
-    places: Places
+    folders: Folders
     scale: float = 1.0
     device: str = "cpu"
     heldout: HeldOut = field(default_factory=HeldOut)
@@ -67,7 +70,7 @@ class Runner:
         runs = [Run(variant, seed) for seed in seeds for variant in self.plan.needed(groups)]
         with self._alone():
             for number, run in enumerate(runs, 1):
-                folder = self.places.run(run.variant, run.seed)
+                folder = self.folders.run(run.variant, run.seed)
                 if self.is_done(run):
                     self.say(f"[{number}/{len(runs)}] {run}: done before")
                     continue
@@ -80,14 +83,14 @@ class Runner:
 
         UserError if the model was trained by another recipe; only the evaluation is done again by itself.
         """
-        folder = self.places.run(run.variant, run.seed)
+        folder = self.folders.run(run.variant, run.seed)
         self._check_same(folder, self._recipe(run))
         if self.again and (folder / "model").is_dir():
             return False
         return bool(_result(folder).get("evaluation") == asdict(self.plan.evaluation))
 
     def _do(self, run: Run) -> dict[str, Any]:
-        folder, settings = self.places.run(run.variant, run.seed), self._recipe(run)
+        folder, settings = self.folders.run(run.variant, run.seed), self._recipe(run)
         minutes: dict[str, float] = dict(_result(folder).get("minutes", {}))
         if not (folder / "model").is_dir():
             self._prepare_sets(run, minutes)
@@ -95,13 +98,13 @@ class Runner:
         with atomic_file(folder / "given.yaml") as partial:
             partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         recipe = folder / "train.yaml"
-        own = resolve(self.plan, self.places, run.variant, run.seed, self.scale)
+        own = resolve(self.plan, self.folders, run.variant, run.seed, self.scale)
         recipe.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
         if not (folder / "model").is_dir():
             with _timed(minutes, "training"):
                 self._launch("train", [str(recipe)], folder / "train.log")
         with _timed(minutes, "evaluation"):
-            kind = self.plan.kind(run.variant)
+            kind = self.plan.base(run.variant).kind
             found = measure(kind, folder / "model", self.plan.evaluation, self.device, self.heldout)
         result = {
             "plan": self.plan.name,
@@ -110,7 +113,7 @@ class Runner:
             "steps": settings["run"]["steps"],
             **found,
             "minutes": {name: round(value, 2) for name, value in minutes.items()},
-            "machine": machine(self.device),
+            "machine": describe_machine(self.device),
             "version": __version__,
             "evaluation": asdict(self.plan.evaluation),
         }
@@ -120,37 +123,37 @@ class Runner:
         return result
 
     def _prepare_sets(self, run: Run, minutes: dict[str, float]) -> None:
-        for name in used_sets(self.plan, run.variant, "data"):
+        for name in self.plan.used_sets(run.variant, "data"):
             self._prepare(name)
-        for name in used_sets(self.plan, run.variant, "codes"):
-            if not self.places.codes(self.plan, run.variant, run.seed, name).is_dir():
+        for name in self.plan.used_sets(run.variant, "codes"):
+            if not self.folders.codes(self.plan, run.variant, run.seed, name).is_dir():
                 with _timed(minutes, f"codes of {name}"):
                     self._tokenize(run, name)
 
     def _prepare(self, name: str) -> None:
-        folder = self.places.data(self.plan, name)
+        folder = self.folders.data(self.plan, name)
         if not folder.is_dir():
             words = [*self.plan.data[name], "--output", str(folder), "--no-progress"]
             self._launch("prepare", words, folder.with_suffix(".log"))
 
     def _tokenize(self, run: Run, name: str) -> None:
         self._prepare(name)
-        output = self.places.codes(self.plan, run.variant, run.seed, name)
-        tokenizer = self.places.tokenizer(self.plan, run.variant, run.seed)
-        words = ["--tokenizer", str(tokenizer), "--input", str(self.places.data(self.plan, name))]
+        output = self.folders.codes(self.plan, run.variant, run.seed, name)
+        tokenizer = self.folders.tokenizer(self.plan, run.variant, run.seed)
+        words = ["--tokenizer", str(tokenizer), "--input", str(self.folders.data(self.plan, name))]
         words += ["--output", str(output), "--device", self.device, "--no-progress"]
         self._launch("tokenize", words, output.with_suffix(".log"))
 
     def _recipe(self, run: Run) -> dict[str, Any]:
-        """Without the places of this machine: a folder that was moved is still the same."""
-        nowhere = Places(Path("RUNS"), Path("INPUTS"))
+        """Without the paths of this machine: a folder that was moved is still the same."""
+        nowhere = Folders(Path("RUNS"), Path("INPUTS"))
         return resolve(self.plan, nowhere, run.variant, run.seed, self.scale)
 
     def _check_same(self, folder: Path, recipe: dict[str, Any]) -> None:
         given = folder / "given.yaml"
         if given.is_file() and read_yaml(given) != recipe:
             raise UserError(
-                f"{folder} was made by other settings (its given.yaml is not what the plan says now); delete "
+                f"{folder} was made by other settings (its given.yaml differs from the plan); delete "
                 "it, or give another --runs"
             )
 
@@ -159,12 +162,12 @@ class Runner:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        self.places.runs.mkdir(parents=True, exist_ok=True)
+        self.folders.runs.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.places.runs / ".lock", timeout=0):
+            with FileLock(self.folders.runs / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise UserError(f"another `dualtoken ablate` works in {self.places.runs}; wait for it") from None
+            raise UserError(f"another `dualtoken ablate` works in {self.folders.runs}; wait for it") from None
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -189,11 +192,25 @@ def read_result(path: Path) -> dict[str, Any]:
     return {"figures": {}, "minutes": {}, "steps": None, **found}
 
 
-def machine(device: str) -> str:
-    """The class of machine, in words."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
+def measure(kind: str, model: Path, evaluation: Evaluation, device: str, data: HeldOut) -> dict[str, Metrics]:
+    """ "figures": the metrics of a trained model's folder; "reference": those of the tokenizer's teacher.
+
+    None stands for what is not a finite number, which JSON cannot hold.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "tokenizer":
+            metrics, reference = tokenizer_metrics(model, evaluation, device, data)
+        else:
+            metrics, reference = model_metrics(model, evaluation, device, data), {}
+    return {"figures": _finite(metrics), "reference": _finite(reference)}
+
+
+def _finite(metrics: Metrics) -> Metrics:
+    return {
+        name: float(value) if value is not None and math.isfinite(value) else None
+        for name, value in metrics.items()
+    }
 
 
 @contextmanager

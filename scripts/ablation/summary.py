@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .metrics import metric_of
-from .plan import Claim, Group, Places, Plan
+from .plan import Claim, Group, Plan
+from .recipes import Folders
 from .runs import RESULT, read_result
 
 
@@ -53,11 +54,11 @@ class Results:
     found: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, plan: Plan, places: Places) -> Results:
+    def read(cls, plan: Plan, folders: Folders) -> Results:
         """All that there are, whatever seeds were asked for. UserError for a broken file."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in plan.variants:
-            for path in sorted(places.runs.glob(f"{variant}/seed-*/{RESULT}")):
+            for path in sorted(folders.runs.glob(f"{variant}/seed-*/{RESULT}")):
                 result = read_result(path)
                 found.setdefault(variant, {})[result["seed"]] = result
         return cls(plan, {name: dict(sorted(seeds.items())) for name, seeds in found.items()})

@@ -1,7 +1,7 @@
-"""Drawings, dialogues, reconstructions and mistakes of a model from fixed seeds: a page with pictures.
+"""A page with pictures of what a model makes: scenes, dialogues, reconstructions, mistakes, from fixed seeds.
 
-Nothing is picked out: prompts and talks are the first of their held-out lists, images and mistakes are evenly
-spread over theirs. Drawings carry the verdict of `data_pipelines.scenes.checker`.
+Nothing is picked by hand: prompts and dialogues are the first of their held-out lists, images and mistakes
+are evenly spread over theirs. Generated scenes carry the verdict of `data_pipelines.scenes.checker`.
 
 Example:
   python -m dualtoken.scripts.nano.gallery --model nano --output docs/gallery
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...common.files import atomic_file
+from ...common.images.reading import load_image
 from ...eval.data.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
 from ..options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
 from .contact_sheet import card_sheet, contact_sheet, thumbnail
@@ -56,16 +58,16 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(args.model, resolve_device(args.device))
     data = HeldOut(args.heldout)
     pictures = {
-        "drawings": drawings(pipeline),
+        "drawings": generated_scenes(pipeline, data),
         "reconstructions": reconstructions(pipeline, data),
         "mistakes": mistakes(pipeline, data),
     }
-    talks, shown = dialogues(pipeline, args.dialogues)
+    told, shown = dialogues(pipeline, args.dialogues)
     for name, image in {**pictures, **shown}.items():
         with atomic_file(args.output / f"{name}.png") as partial:
             image.save(partial, optimize=True)
     with atomic_file(args.output / "README.md") as partial:
-        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(talks)))
+        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(told)))
     if args.overview:
         with atomic_file(args.overview) as partial:
             overview(pipeline, data).save(partial)
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """One picture of all: drawings of seed 0 in the order they came, answers, and reconstructions."""
+    """One picture of all: generated images of seed 0 in their order, answers, and reconstructions."""
     from ...data_pipelines.scenes.scene import HELD_OUT_SEED, random_scene, render
 
     rows = [
@@ -86,22 +88,25 @@ def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
     ]
     scenes = [render(random_scene(np.random.default_rng(HELD_OUT_SEED + n)), 64) for n in range(COLUMNS)]
     answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
-    told = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
-    rows.append((told, [thumbnail(scene, CELL) for scene in scenes]))
+    text = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
+    rows.append((text, [thumbnail(scene, CELL) for scene in scenes]))
     rows += [row for name in ("emoji", "clothing") for row in _before_and_after(pipeline, data, name)]
     return contact_sheet(rows, CELL)
 
 
-def drawings(pipeline: DualTokenPipeline) -> Image.Image:
-    """Of every skill the first held-out prompts, each drawn once, with the checker's verdict."""
+def generated_scenes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
+    """The first held-out prompts of every skill, one image of each, with the checker's verdict."""
     from ...data_pipelines.scenes.language import EXACT_SKILLS
-    from .evaluate import drawn_and_checked
+    from ...eval.tasks.scenes_t2i import ScenesT2i
+    from .tasks import run_task
 
-    cards = [
-        (f"{record.texts()[0]}\n{'right' if verdict.correct else verdict.reason}", [image])
-        for skill in EXACT_SKILLS
-        for record, image, verdict in drawn_and_checked(pipeline, skill, COLUMNS)
-    ]
+    with TemporaryDirectory() as output:
+        run = run_task(pipeline, ScenesT2i(dict.fromkeys(EXACT_SKILLS, COLUMNS)), Path(output), data)
+        cards = [
+            (f"{item.prompt}\n{sample['parsed'][0]['reason'] or 'right'}", [load_image(run.folder / file)])
+            for item, sample in run.samples
+            for file in sample["prediction"]
+        ]
     return card_sheet(cards, COLUMNS, CELL)
 
 
@@ -112,25 +117,28 @@ def reconstructions(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
 
 
 def mistakes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """Of every set of questions some that are answered wrongly, evenly spread."""
-    from .evaluate import QUESTION_SETS, answered, asked_questions
+    """Some wrong answers of every set of questions, evenly spread."""
+    from .tasks import question_tasks, run_task
 
     cards = []
-    for name in QUESTION_SETS:
-        asked = evenly_spread(asked_questions(data, name, ASKED), ASKED)
-        wrong = [
-            (f"{one.question}\nanswer: {answer}\nright: {one.answer}", list(one.images))
-            for one, answer, is_right in answered(pipeline, asked)
-            if not is_right
-        ]
-        cards += evenly_spread(wrong, COLUMNS)
+    with TemporaryDirectory() as output:
+        for task in question_tasks(ASKED):
+            wrong = [
+                (
+                    f"{item.prompt}\nanswer: {sample['prediction']}\nright: {item.target['answer']}",
+                    list(map(load_image, item.images)),
+                )
+                for item, sample in run_task(pipeline, task, Path(output), data, most=ASKED).samples
+                if not sample["score"]
+            ]
+            cards += evenly_spread(wrong, COLUMNS)
     return card_sheet(cards, COLUMNS, CELL)
 
 
 def dialogues(pipeline: DualTokenPipeline, count: int) -> tuple[list[str], dict[str, Image.Image]]:
-    """The first held-out talks as Markdown tables, and the images they name.
+    """The first held-out dialogues as Markdown tables, and the images they name.
 
-    The user's turns are those of the talk; the history holds the model's own turns, not the right ones.
+    The user's turns are those of the dialogue; the history holds the model's own turns, not the reference's.
     """
     from ...data_pipelines.scenes.convert import SceneOptions, scene_record
 

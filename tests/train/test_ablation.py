@@ -23,7 +23,8 @@ from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.samples import OutputOptions
 from dualtoken.data_pipelines.scenes.convert import SceneConverter, SceneOptions
 from dualtoken.scripts.ablation.document import write_document
-from dualtoken.scripts.ablation.plan import Places, load_plan
+from dualtoken.scripts.ablation.plan import load_plan
+from dualtoken.scripts.ablation.recipes import Folders
 from dualtoken.scripts.ablation.runs import Runner
 from dualtoken.scripts.ablation.summary import Results
 from dualtoken.scripts.cli import run_command
@@ -128,15 +129,15 @@ class InThisProcess:
 
 
 def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_path: Path) -> None:
-    plan, places = load_plan(plan_file), Places(tmp_path / "runs", tmp_path)
+    plan, folders = load_plan(plan_file), Folders(tmp_path / "runs", tmp_path)
     launch, said = InThisProcess(), list[str]()
-    runner = Runner(plan, places, say=said.append, launch=launch)
+    runner = Runner(plan, folders, say=said.append, launch=launch)
     runner.run_all(["tokenizers", "models"], plan.seeds)
     assert launch.started.count("train") == 8
     assert launch.started.count("prepare") == 1
     assert launch.started.count("tokenize") == 3  # of the given tokenizer once, for both seeds
 
-    results = Results.read(plan, places)
+    results = Results.read(plan, folders)
     for variant, seeds in results.found.items():
         assert list(seeds) == [0, 1], variant
     shared, alone = (results.found[name][0]["figures"] for name in TOKENIZERS)
@@ -152,22 +153,22 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
     assert 0 <= own["drawings/single_object"] <= 100
 
     # Another time: nothing is started, unless a result is missing, and then no training.
-    (places.run("shared", 1) / "result.json").unlink()
+    (folders.run("shared", 1) / "result.json").unlink()
     runner.run_all(["tokenizers", "models"], plan.seeds)
     assert launch.started.count("train") == 8
-    again = Results.read(plan, places).found["shared"][1]["figures"]
+    again = Results.read(plan, folders).found["shared"][1]["figures"]
     assert again == results.found["shared"][1]["figures"]
     assert sum("done before" in line for line in said) == 7
 
     # All can be measured again; of what has lost its model the result stays.
-    lost, kept = places.run("alone", 0), places.run("shared", 0)
+    lost, kept = folders.run("alone", 0), folders.run("shared", 0)
     shutil.rmtree(lost / "model")
     for folder in (lost, kept):
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps({**result, "figures": {}}))
-    Runner(plan, places, again=True, say=said.append, launch=launch).run_all(["tokenizers"], [0])
+    Runner(plan, folders, again=True, say=said.append, launch=launch).run_all(["tokenizers"], [0])
     assert launch.started.count("train") == 8
-    found = Results.read(plan, places).found
+    found = Results.read(plan, folders).found
     assert found["shared"][0] | {"minutes": 0} == results.found["shared"][0] | {"minutes": 0}
     assert found["alone"][0]["figures"] == {}
     (lost / "result.json").unlink()
@@ -176,9 +177,9 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
 
     # Another evaluation measures the same models again.
     more = replace(plan, evaluation=replace(plan.evaluation, scenes=7))
-    Runner(more, places, say=said.append, launch=launch).run_all(["tokenizers"], [0])
+    Runner(more, folders, say=said.append, launch=launch).run_all(["tokenizers"], [0])
     assert launch.started.count("train") == 9
-    assert Results.read(plan, places).found["alone"][0]["evaluation"]["scenes"] == 7
+    assert Results.read(plan, folders).found["alone"][0]["evaluation"]["scenes"] == 7
 
     document = tmp_path / "ablations.md"
     written = write_document(results, document, "dualtoken ablate plan.yaml --runs runs")
@@ -194,7 +195,7 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
 
     # Other settings in the same folder are refused.
     with pytest.raises(UserError, match=r"other settings.*--runs"):
-        Runner(plan, places, scale=0.5, launch=launch, say=said.append).run_all(["tokenizers"], [0])
+        Runner(plan, folders, scale=0.5, launch=launch, say=said.append).run_all(["tokenizers"], [0])
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import statistics
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualtoken.common.errors import UserError
-from dualtoken.scripts.ablation.document import document, table
-from dualtoken.scripts.ablation.plan import Claim, Places, Plan, load_plan, resolve, used_sets
+from dualtoken.scripts.ablation.document import document, table, write_document
+from dualtoken.scripts.ablation.plan import Claim, Plan, load_plan
+from dualtoken.scripts.ablation.recipes import Folders, resolve
 from dualtoken.scripts.ablation.summary import Results, Spread, judge
 from dualtoken.scripts.cli import run_command
 from dualtoken.train.config.reading import parse_recipe
@@ -23,7 +26,7 @@ from dualtoken.train.config.reading import parse_recipe
 ROOT = Path(__file__).parents[3]
 NANO = ROOT / "ablations" / "nano.yaml"
 RESULTS = ROOT / "ablations" / "results"
-PLACES = Places(Path("elsewhere"), Path("inputs"))
+FOLDERS = Folders(Path("elsewhere"), Path("inputs"))
 
 
 def tiny_plan(folder: Path, **changes: Any) -> Path:
@@ -58,15 +61,15 @@ def tiny_plan(folder: Path, **changes: Any) -> Path:
     return folder / "plan.yaml"
 
 
-def write_results(plan: Plan, places: Places, figures: dict[str, list[dict[str, float | None]]]) -> Results:
+def write_results(plan: Plan, folders: Folders, figures: dict[str, list[dict[str, float | None]]]) -> Results:
     for variant, runs in figures.items():
         for seed, values in enumerate(runs):
-            folder = places.run(variant, seed)
+            folder = folders.run(variant, seed)
             folder.mkdir(parents=True)
             result = {"seed": seed, "figures": values, "reference": {"zero_shot/scenes": 99.5}, "steps": 7}
             more = {"minutes": {"training": 1.0}, "machine": "a machine", "evaluation": {"scenes": 3}}
             (folder / "result.json").write_text(json.dumps(result | more))
-    return Results.read(plan, places)
+    return Results.read(plan, folders)
 
 
 PSNR = {"one": [20.11, 21.32, 20.53], "two": [25.04, 24.25, 26.66]}
@@ -79,7 +82,7 @@ def results(tmp_path: Path) -> Results:
         name: [{"psnr_photos": value, "teacher_frechet": None, "zero_shot/scenes": 50.0} for value in values]
         for name, values in PSNR.items()
     }
-    return write_results(plan, Places(tmp_path / "runs", tmp_path), figures)
+    return write_results(plan, Folders(tmp_path / "runs", tmp_path), figures)
 
 
 def test_tables_hold_mean_and_sample_deviation(results: Results) -> None:
@@ -134,7 +137,7 @@ def test_where_less_is_better(one: list[float], two: list[float], word: str, tmp
     figures = {
         name: [{"teacher_frechet": v} for v in values] for name, values in (("one", one), ("two", two))
     }
-    found = write_results(plan, Places(tmp_path / "runs", tmp_path), figures)
+    found = write_results(plan, Folders(tmp_path / "runs", tmp_path), figures)
     assert judge(found, Claim("", "teacher_frechet", "two", "one")).word == word
 
 
@@ -147,9 +150,9 @@ def test_remarks_are_kept_and_nothing_else(results: Results) -> None:
     assert document(results, "command", {}, second) == second
 
 
-def test_a_recipe_is_the_base_with_overrides_places_seed_and_scale(tmp_path: Path) -> None:
+def test_a_recipe_is_the_base_with_overrides_folders_seed_and_scale(tmp_path: Path) -> None:
     plan = load_plan(tiny_plan(tmp_path))
-    recipe = resolve(plan, PLACES, "two", 3, scale=0.1)
+    recipe = resolve(plan, FOLDERS, "two", 3, scale=0.1)
     assert recipe["run"]["steps"] == 10
     assert recipe["schedule"]["warmup_steps"] == 1
     assert recipe["seed"] == 3
@@ -158,7 +161,7 @@ def test_a_recipe_is_the_base_with_overrides_places_seed_and_scale(tmp_path: Pat
 
 
 def test_the_tables_of_the_docs_are_what_the_committed_results_say() -> None:
-    results = Results.read(load_plan(NANO), Places(RESULTS, RESULTS))
+    results = Results.read(load_plan(NANO), Folders(RESULTS, RESULTS))
     text = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
     for group in results.plan.groups.values():
         assert set(group.variants) <= set(results.found), "every group has results"
@@ -167,10 +170,23 @@ def test_the_tables_of_the_docs_are_what_the_committed_results_say() -> None:
             assert f"- {claim.text}: **{judge(results, claim).word}**." in text
 
 
+def test_the_document_made_again_of_the_committed_results_is_the_committed_one(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    committed = ROOT / "docs" / "ablations.md"
+    again = Path(shutil.copy(committed, tmp_path))
+    command = re.search(r"^- command: `(.+)`$", committed.read_text(encoding="utf-8"), re.MULTILINE)
+    assert command is not None
+    written = write_document(
+        Results.read(load_plan(NANO), Folders(RESULTS, RESULTS)), again, command.group(1)
+    )
+    assert again.read_bytes() == committed.read_bytes()
+    assert all(committed.with_name(path.name).is_file() for path in written)
+
+
 @pytest.mark.parametrize("variant", list(load_plan(NANO).variants))
-def test_the_recipes_of_nano_are_whole_and_differ_only_as_said(variant: str, tmp_path: Path) -> None:
+def test_the_recipes_of_nano_are_complete_and_differ_only_as_said(variant: str, tmp_path: Path) -> None:
     plan = load_plan(NANO)
-    recipe = resolve(plan, PLACES, variant, 1)
+    recipe = resolve(plan, FOLDERS, variant, 1)
     assert "{" not in json.dumps(recipe["data"]).replace('{"', "").replace(": {", "")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     parsed = parse_recipe([str(tmp_path / "recipe.yaml")])
@@ -182,20 +198,20 @@ def test_the_recipes_of_nano_are_whole_and_differ_only_as_said(variant: str, tmp
     other = plan.variants[variant].tokenizer
     tokenizer = f"elsewhere/{other}/seed-1/model" if other else "inputs/refinement/model"
     assert parsed.mllm.visual_tokenizer == tokenizer
-    assert used_sets(plan, variant, "codes") == ["t2i", "vqa"]
+    assert plan.used_sets(variant, "codes") == ["t2i", "vqa"]
     codes = parsed.data.sources["t2i"].path
     if other:
         assert codes == f"elsewhere/{other}/seed-1/codes/t2i"
     else:
         base = plan.variants[variant].base
-        assert codes == f"elsewhere/codes/{base}/{PLACES.data(plan, 't2i').name}"
+        assert codes == f"elsewhere/codes/{base}/{FOLDERS.data(plan, 't2i').name}"
 
 
 def test_codes_of_one_tokenizer_are_made_once_and_those_of_different_ones_lie_apart() -> None:
     plan = load_plan(NANO)
 
     def codes(variant: str, seed: int) -> Path:
-        return PLACES.codes(plan, variant, seed, "t2i")
+        return FOLDERS.codes(plan, variant, seed, "t2i")
 
     assert codes("both", 0) == codes("pixel_only", 1)
     others = {codes(name, seed) for name in ("model_one_tokenizer", "model_two_encoders") for seed in (0, 1)}
@@ -205,7 +221,7 @@ def test_codes_of_one_tokenizer_are_made_once_and_those_of_different_ones_lie_ap
 def test_variants_of_a_group_have_the_same_steps_and_data() -> None:
     plan = load_plan(NANO)
     for name, group in plan.groups.items():
-        recipes = [resolve(plan, PLACES, variant, 0) for variant in group.variants]
+        recipes = [resolve(plan, FOLDERS, variant, 0) for variant in group.variants]
         assert len({recipe["run"]["steps"] for recipe in recipes}) == 1, name
         assert len({tuple(recipe["data"]["sources"]) for recipe in recipes}) == 1, name
 
@@ -262,7 +278,7 @@ WRONG = st.one_of(
     st.lists(st.integers() | st.text(max_size=5), max_size=3),
     st.dictionaries(st.text(max_size=5) | st.integers(), st.integers() | st.text(max_size=5), max_size=3),
 )
-PLACES_OF_A_PLAN = [
+KEYS_OF_A_PLAN = [
     *[
         (key,)
         for key in ("name", "inputs", "seeds", "bases", "variants", "groups", "evaluation", "data", "about")
@@ -277,7 +293,7 @@ PLACES_OF_A_PLAN = [
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(place=st.sampled_from(PLACES_OF_A_PLAN), value=WRONG)
+@given(place=st.sampled_from(KEYS_OF_A_PLAN), value=WRONG)
 def test_a_plan_of_anything_is_read_or_refused_in_one_line(place, value, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "plan-of-anything"
     folder.mkdir(exist_ok=True)
@@ -290,7 +306,7 @@ def test_a_plan_of_anything_is_read_or_refused_in_one_line(place, value, tmp_pat
     try:
         found = load_plan(folder / "plan.yaml")
         for variant in found.variants:
-            resolve(found, PLACES, variant, found.seeds[0])
+            resolve(found, FOLDERS, variant, found.seeds[0])
     except UserError:
         return
 
@@ -325,8 +341,8 @@ def test_yaml_that_is_no_plan_is_one_line(text: str, tmp_path: Path, capsys: pyt
 )
 def test_a_result_that_is_none_is_one_line(result: str, tmp_path: Path):
     plan = load_plan(tiny_plan(tmp_path))
-    folder = Places(tmp_path / "runs", tmp_path).run("one", 0)
+    folder = Folders(tmp_path / "runs", tmp_path).run("one", 0)
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(result)
     with pytest.raises(UserError, match=r"result\.json"):
-        Results.read(plan, Places(tmp_path / "runs", tmp_path))
+        Results.read(plan, Folders(tmp_path / "runs", tmp_path))

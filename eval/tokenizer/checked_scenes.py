@@ -1,0 +1,27 @@
+"""What the checker of generated scenes says of reconstructions: the ceiling of its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from ...data_pipelines.records import Record
+from ...data_pipelines.scenes.checker import check
+from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
+from ..data.held_out import images_of
+from .batch import pixel_batches
+
+
+@torch.inference_mode()
+def checked_reconstructions(
+    tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor, scenes: Sequence[Record]
+) -> float:
+    """Per cent of true scenes in which the checker finds, after reconstruction, exactly what they show."""
+    images: list[Image.Image] = []
+    for pixels in pixel_batches(processor, images_of(scenes)):
+        codes = tokenizer.encode(pixels.to(tokenizer.device))
+        images += processor.to_images(tokenizer.decode(codes.pixel))
+    verdicts = [check(scene.metadata["spec"], image) for scene, image in zip(scenes, images, strict=True)]
+    return 100 * sum(verdict.correct for verdict in verdicts) / len(verdicts)
