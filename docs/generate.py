@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,29 +97,25 @@ def _section(kind: type, prefix: str, seen: list[type]) -> list[str]:
     texts = {one.arg_name: one.description or "" for one in described.params}
     hints = typing.get_type_hints(kind)
     rows, inner = ["| key | type | default | meaning |", "|---|---|---|---|"], []
-    for field in dataclasses.fields(kind):
-        if not field.init:
-            continue
-        name = f"{prefix}{field.name}"
-        rows.append(
-            "| "
-            + " | ".join(
-                [
-                    f"`{name}`",
-                    f"`{_type_name(hints[field.name])}`".replace("|", "\\|"),
-                    _default(field),
-                    " ".join(texts.get(field.name, "").split()).replace("|", "\\|"),
-                ]
-            )
-            + " |"
-        )
-        for part in _dataclasses_in(hints[field.name]):
+    for field in (one for one in dataclasses.fields(kind) if one.init):
+        hint, path = hints[field.name], f"{prefix}{field.name}"
+        if typing.get_origin(hint) is dict:
+            path += ".NAME"
+        text = " ".join(texts.get(field.name, "").split())
+        for part in _dataclasses_in(hint):
+            text = " ".join(filter(None, (text, f"See [`{path}`](#{_anchor(path)}).")))
             if part not in seen:
-                many = typing.get_origin(hints[field.name]) is dict
-                inner += _section(part, f"{name}.NAME." if many else f"{name}.", seen)
-    title = f"## `{prefix.rstrip('.')}`" if prefix else "## The sections"
+                inner += _section(part, f"{path}.", seen)
+        cells = (f"`{field.name}`", _type_name(hint), _default(field), text)
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    path = prefix.rstrip(".")
+    title = f"## `{path}` {{ #{_anchor(path)} }}" if path else "## The sections"
     text = "\n\n".join(filter(None, (described.short_description, described.long_description)))
     return [title, text, "\n".join(rows), *inner]
+
+
+def _anchor(path: str) -> str:
+    return path.replace(".", "-").lower()
 
 
 def _dataclasses_in(hint: Any) -> Iterator[type]:
@@ -129,9 +126,17 @@ def _dataclasses_in(hint: Any) -> Iterator[type]:
 
 
 def _type_name(hint: Any) -> str:
-    if isinstance(hint, type) and not typing.get_args(hint):
-        return "null" if hint is type(None) else hint.__name__
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(hint)).replace("NoneType", "null").replace("None", "null")
+    """A type in a few words; generic types as Python spells them."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in parts)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in parts)
+    if any(_dataclasses_in(hint)):
+        return "sections by name" if typing.get_origin(hint) is dict else "section"
+    if isinstance(hint, type) and not parts:
+        return "null" if hint is type(None) else f"`{hint.__name__}`"
+    return f"`{re.sub(r'(?:[a-zA-Z_]+[.])+', '', str(hint))}`"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
