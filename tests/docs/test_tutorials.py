@@ -19,19 +19,24 @@ def run_printed(block: str, folder: Path) -> dict[str, str]:
     """Run every line of a block; returns what the lines with a comment "prints: …" promise and print."""
     promises = {}
     for line in block.splitlines():
-        arguments = shlex.split(line.removeprefix("dualtoken "), comments=True)
-        # Processes of their own: training makes the one it runs in a member of a process group.
-        done = subprocess.run(
-            [sys.executable, "-m", "dualtoken.scripts.cli", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        printed = run_line(line, folder)
         if promise := re.search(r"# prints: (.+)$", line):
-            promises[promise[1]] = done.stdout.strip()
+            promises[promise[1]] = printed
     return promises
+
+
+def run_line(line: str, folder: Path) -> str:
+    """Run one command line in a process of its own, as training needs it; returns what it prints."""
+    arguments = shlex.split(line.removeprefix("dualtoken "), comments=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dualtoken.scripts.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, f"{line}: {done.stderr}"
+    return done.stdout.strip()
 
 
 def clone(folder: Path) -> None:
@@ -40,15 +45,20 @@ def clone(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
+def commands(page: str, heading: str) -> str:
+    """The block of commands in a section of a tutorial."""
+    section = (TUTORIALS / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return block
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_your_own_data_teaches_nano_what_its_records_say(tmp_path):
     for package in ("deepspeed", "peft", "tensorboard", "matplotlib"):
         pytest.importorskip(package)
     clone(tmp_path)
-    section = (TUTORIALS / "own_data.md").read_text(encoding="utf-8").split("\n## The commands\n")[1]
-    (block,) = re.findall(r"^```\n(.*?)^```", section.split("\n## ")[0], re.MULTILINE | re.DOTALL)
-    assert run_printed(block, tmp_path) == {"a wug": "a wug"}
+    assert run_printed(commands("own_data.md", "The commands"), tmp_path) == {"a wug": "a wug"}
     assert (tmp_path / "runs/own/curves.png").is_file()
 
     from dualtoken.data_pipelines.scenes.checker import find_objects
@@ -73,6 +83,19 @@ def test_the_example_has_what_the_tutorial_says():
     files = {path.name for path in (ROOT / "examples/llava/images").iterdir()}
     assert {name for names in images for name in names} == files
     assert "new.png" not in files
+
+
+@pytest.mark.slow
+def test_your_own_benchmark_is_its_example_and_its_command_prints_what_it_says(tmp_path):
+    page = (TUTORIALS / "own_benchmark.md").read_text(encoding="utf-8")
+    (task,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert task in (ROOT / "examples/colours/colours.py").read_text(encoding="utf-8")
+    clone(tmp_path)
+    (line,) = commands("own_benchmark.md", "3. Run it").splitlines()
+    (printed,) = re.findall(r"is `(colours .*?)`", page)
+    assert run_line(line, tmp_path).splitlines()[-1] == printed
+    samples = (tmp_path / "results/colours/colours/test/samples.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["score"] for line in samples.splitlines()] == [1.0] * 6
 
 
 def test_the_notebook_has_outputs_and_no_errors():

@@ -1,0 +1,30 @@
+"""A task outside the package: `dualtoken eval run --include-path examples/colours --benchmarks colours …`"""
+
+import json
+from pathlib import Path
+
+from dualtoken.eval import Graded, Item, Task, register
+
+
+@register
+class Colours(Task):
+    """The colour of the only object in an image, named in one word."""
+
+    name = "colours"
+    summary = "the colour of one object"
+    splits = {"test": 6}  # the number of items; None where any number will do
+    generation = {"max_new_tokens": 8}
+
+    def load(self, root: Path | None, split: str) -> list[Item]:
+        """One question for each line of questions.jsonl."""
+        lines = self.need_file(root, "questions.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [
+            Item(str(number), row["question"], (root / "images" / row["image"],), {"answer": row["answer"]})
+            for number, row in enumerate(rows)
+        ]
+
+    def grade(self, item: Item, prediction: str) -> Graded:
+        """Equal to the key, after lower-casing and without a full stop."""
+        word = prediction.strip().strip(".").lower()
+        return Graded(word or None, float(word == item.target["answer"]))
