@@ -25,12 +25,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "train": frozenset({"common", "tokenizer", "mllm", "data_pipelines"}),
     "eval": frozenset({"common", "tokenizer", "mllm", "data_pipelines"}),
     "benchmarks": LIBRARY,
+    "examples": LIBRARY,
     "scripts": LIBRARY,
 }
 # The root's own files: setup.py runs without the package, __init__.py imports nothing.
 ROOT_FILES_MAY_IMPORT: frozenset[str] = frozenset()
-# Run as files (python benchmarks/quantizer.py), which have no package to be relative to.
-RUN_AS_FILES = {"benchmarks"}
+# Run or loaded as files (python benchmarks/quantizer.py), which have no package to be relative to.
+RUN_AS_FILES = {"benchmarks", "examples"}
 NOT_PACKAGE = {"tests", "docs", "build", "dist", "pretrained"}
 
 

@@ -17,10 +17,11 @@ class Colours(Task):
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """One question for each line of questions.jsonl."""
-        lines = self.need_file(root, "questions.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        file = self.need_file(root, "questions.jsonl")
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        images = file.parent / "images"
         return [
-            Item(str(number), row["question"], (root / "images" / row["image"],), {"answer": row["answer"]})
+            Item(str(number), row["question"], (images / row["image"],), {"answer": row["answer"]})
             for number, row in enumerate(rows)
         ]
 
