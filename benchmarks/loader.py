@@ -3,8 +3,8 @@
 Cases: samples with cached codes against decoding and tokenizing the same images on the fly with nano; decoded
 images out of our shards in random order against plain webdataset over the same tars in sequence, with the
 same decoding and as many workers; and the share of the positions that packing fills on a mixture as for
-fine-tuning (questions, captions, drawings, plain conversations), with the share of nano's training step that
-is spent waiting for data without any worker.
+fine-tuning (questions, captions, image generation, plain conversations), with the share of nano's training
+step that is spent waiting for data without any worker.
 
 Examples:
   python benchmarks/loader.py
@@ -68,7 +68,7 @@ SIZES = {"small": Size(192, 1024, 128, 64, 2), "full": Size(4096, 8192, 512, 204
 
 def write_data(folder: Path, size: Size) -> None:
     """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds with
-    codes made up, which are as long and as much to compute."""
+    made-up codes, which are as long and as much to compute."""
     rng = np.random.default_rng(0)
     small, large = partial(photo, side=size.side), partial(photo, side=2 * size.side)
     write(folder / "raw", size.raw, lambda: conversation("t2i", rng, small), size.raw // (2 * WORKERS))
@@ -201,27 +201,27 @@ def read_webdataset(folder: Path) -> Callable[[], None]:
 # --- packing and waiting ----------------------------------------
 
 
-def packing_figures(folder: Path, steps: int) -> dict[str, float]:
+def packing_metrics(folder: Path, steps: int) -> dict[str, float]:
     """What packing fills, and what share of nano's training step the data takes.
 
-    The rows of many steps are timed by themselves, whole windows and all, and the steps on some of them.
+    The rows of many steps are timed by themselves, complete windows of them, and the steps on some of them.
     """
     processor = DualTokenProcessor.from_pretrained(NANO)
     statistics = StreamStatistics(list(WEIGHTS))
     stream = statistics.timed(packed_batches(folder, processor, statistics))
     batches = [next(stream).inputs for _ in range(STREAMED)]
-    figures = statistics.read()
+    metrics = statistics.read()
     start = time.perf_counter()
     for _ in islice(stream, STREAMED):
         pass
     waiting = (time.perf_counter() - start) / STREAMED
     step = median_step(batches[: steps + 1])
     return {
-        "fill_share": round(figures["fill_share"], 4),
+        "fill_share": round(metrics["fill_share"], 4),
         "wait_share": round(waiting / (waiting + step), 5),
         "step_seconds": round(step, 3),
-        "length_mean": round(figures["length_mean"], 1),
-        "length_p95": round(figures["length_p95"], 1),
+        "length_mean": round(metrics["length_mean"], 1),
+        "length_p95": round(metrics["length_p95"], 1),
     }
 
 
@@ -285,8 +285,8 @@ def main() -> None:
         # Its memory is that of the workers, which are the same library's on both sides.
         ours = {"speed": speed, "memory": None, "seconds": round(seconds["dualtoken"], 4)}
         cases.append({"name": name, "against": "webdataset", **ours})
-        figures = packing_figures(folder, size.steps)
-    report("loader", cases, packing={"pack_length": PACK_LENGTH, **figures})
+        metrics = packing_metrics(folder, size.steps)
+    report("loader", cases, packing={"pack_length": PACK_LENGTH, **metrics})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ A record is what every converter writes, every shard stores and every training o
     ], metadata={"task": "vqa"})
 
 An image part holds either "image" (a PIL image, a path, or an `EncodedImage`) or cached codes of the visual
-tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). What else messages may be says
-`mllm.conversation.messages`: records are held to the same schema as the messages of a chat.
+tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). For what else messages may be see
+`mllm.conversation.messages`: records have the same schema as the messages of a chat.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Record:
         )
 
     def task(self) -> str:
-        """ "t2i" where an image is drawn, "vqa" where images are only looked at, else "text"; or as its
-        metadata says.
+        """ "t2i" where an image is generated, "vqa" where images are only input, else "text"; or the task
+        of its metadata.
         """
         if isinstance(named := self.metadata.get("task"), str):
             return named
@@ -100,7 +100,7 @@ class Record:
         """Return the record itself, its messages and metadata in the form in which they are stored.
 
         Raises:
-            RecordError: says which part breaks the schema, and how.
+            RecordError: names the part that breaks the schema, and how.
         """
         self.check_messages()
         self.metadata = _plain_json(self.metadata, self.id)

@@ -83,7 +83,7 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker process when its parent is gone: a killed one cannot tell it, and it would wait."""
+    """End this worker process when its parent is gone: a killed one cannot end it, and it would wait."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -47,7 +47,7 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
 
 def run(args: argparse.Namespace) -> int:
     """Make the zips that are missing and print how many images each holds."""
-    clones = {name: user_path(place) for name, place in _named(args.clone, "--clone", "PATH").items()}
+    clones = {name: user_path(clone) for name, clone in _named(args.clone, "--clone", "PATH").items()}
     options = SourceOptions(
         args.output,
         clones,

@@ -1,8 +1,8 @@
 """Replace the images of shards by their codes, once, so that training need not run the tokenizer.
 
 Codes belong to the tokenizer that made them: the manifest names it, and training with another one is refused.
-Under torchrun every process takes whole shards, on a GPU of its own. A killed run leaves OUTPUT.partial; the
-same command goes on from there and writes the same bytes.
+Under torchrun every process takes complete shards, on a GPU of its own. A killed run leaves OUTPUT.partial;
+the same command resumes there and writes the same bytes.
 
 Examples:
   dualtoken tokenize --tokenizer runs/tokenizer/export --input data/scenes-vqa --output data/scenes-vqa-codes
@@ -106,11 +106,13 @@ def run(args: argparse.Namespace) -> int:
         reads={"--tokenizer": args.tokenizer},
         decoders=args.decoders,
     )
-    if manifest is None:  # the main process speaks for all
+    if manifest is None:  # the main process reports for all
         return 0
     counts = manifest["counts"]
     if not counts["records"]:
-        raise UserError(f"no record of {args.input} could be used; {args.output}/manifest.json says why")
+        raise UserError(
+            f"no record of {args.input} could be used; {args.output}/manifest.json names the reasons"
+        )
     print(f"{counts['records']} records, {counts['images']} images as codes in {args.output}")
     if counts["rejected"]:
         print(f"{counts['rejected']} records rejected; the manifest names them", file=sys.stderr)

@@ -54,7 +54,7 @@ def check_codes_belong(
     preprocessing: str | None = None,
 ) -> None:
     """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
-    images prepared otherwise than this `preprocessing_checksum` says (where both are known).
+    images prepared otherwise than for this `preprocessing_checksum` (where both are known).
 
     Shards of images pass.
     """

@@ -20,13 +20,13 @@ MOST_CROPS = 1000
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Which views of a record are tokenized beside the record itself.
+    """Which views of a record are tokenized in addition to the record itself.
 
     Args:
         crops: random crops of the images, ids with "-crop1", "-crop2", …
         crop_scale: least share of the image's area in a crop; its shape is that of the image.
-        flips: a mirror image of the record and of each crop, ids with "-flip". Only for records that are as
-            true when left and right change places: no text in the image, no "left of" in the words.
+        flips: a mirror image of the record and of each crop, ids with "-flip". Only for records that stay
+            true when left and right are swapped: no text in the image, no "left of" in the words.
         seed: of the crops; the same seed and id make the same crops.
     """
 

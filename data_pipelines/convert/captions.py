@@ -33,12 +33,12 @@ class CaptionOptions:
             raise UserError(f"--task {self.task} is unknown: allowed are {', '.join(TASKS)}.")
         if not self.question.strip():
             raise UserError(
-                "--question is empty: say what is asked about an image, e.g. 'Describe the image.'"
+                "--question is empty: give the question about an image, e.g. 'Describe the image.'"
             )
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser, column: str) -> None:
-        """Add these options; `column` says in words where captions stand."""
+        """Add these options; `column` describes where captions are."""
         ImageOptions.add_arguments(parser)
         parser.add_argument(
             "--task",

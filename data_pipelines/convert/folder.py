@@ -1,6 +1,6 @@
 """A folder of images with captions to shards.
 
-The captions stand beside the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in one list
+The captions are next to the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in one list
 that names the files: CSV, TSV, JSON lines or a JSON list.
 """
 
@@ -40,12 +40,12 @@ class FolderConverter(Converter):
     """The images of `folder` and of the folders in it.
 
     captions: a list that names the images relative to `folder`; None takes `metadata.jsonl`, `metadata.csv`
-    or `metadata.tsv` in the folder, and without one of these the files beside the images. `image_field` and
+    or `metadata.tsv` in the folder, and without one of these the files next to the images. `image_field` and
     `caption_field` name the columns of the list (None: the usual names).
     """
 
     kind = "folder"
-    summary = "images with captions beside them or in a CSV, TSV or JSON lines file"
+    summary = "images with captions next to them or in a CSV, TSV or JSON lines file"
     example = """dualtoken prepare folder --input photos --output data/photos --task all
   dualtoken prepare folder --input coco/train2017 --captions captions.jsonl --output data/coco --task t2i"""
 
@@ -159,7 +159,7 @@ class FolderConverter(Converter):
                 return find_caption(parse_json(text), self.caption_field)
             except JsonError as error:
                 raise RecordError(f"its .json is not JSON ({error})") from None
-        raise RecordError("no caption beside it (.txt, .caption or .json)")
+        raise RecordError("no caption next to it (.txt, .caption or .json)")
 
     def _image_name(self, row: Any) -> str | None:
         if not isinstance(row, dict):

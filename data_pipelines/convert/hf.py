@@ -102,8 +102,8 @@ class Folders:
 
     def of(self, path: str) -> Path:
         """The folder in which a path is allowed, if in any; `images` otherwise."""
-        whole = Path(os.path.abspath(path))
-        return next((one for one in self.data if whole.is_relative_to(one.absolute())), self.images)
+        absolute = Path(os.path.abspath(path))
+        return next((one for one in self.data if absolute.is_relative_to(one.absolute())), self.images)
 
 
 @dataclass
@@ -217,8 +217,8 @@ class HuggingFaceConverter(Converter):
             raise
         except Exception as error:  # Arrow, the hub and the file systems have no common exception
             raise UserError(
-                f"{self.path} cannot be read behind row {number} ({type(error).__name__}: "
-                f"{first_line(error)}): finished shards are kept, give the same command again to go on."
+                f"{self.path} cannot be read after row {number} ({type(error).__name__}: "
+                f"{first_line(error)}): finished shards are kept, give the same command again to continue."
             ) from error
 
     def records(self, payload: tuple[int, dict[str, Any]]) -> Iterator[tuple[Record, str]]:
@@ -281,7 +281,7 @@ def stored_value(value: Any, name: str, folders: Folders, options: ImageOptions)
     if isinstance(value, str):
         return read_image(folders.images, value, options)
     if value is not None or not isinstance(path, str | None):
-        raise RecordError(f"its image is {shown(value if path is None else path)}, no bytes and no name")
+        raise RecordError(f"its image is {shown(value if path is None else path)}, neither bytes nor a name")
     if path is None:
         raise RecordError("it has no image")
     if path.startswith(_REPOSITORY) or f"::{_REPOSITORY}" in path:

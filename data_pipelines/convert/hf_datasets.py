@@ -1,6 +1,6 @@
 """Opening one split of a data set: on the hub or saved by `datasets`, or files of parquet, JSON or CSV.
 
-No script of a data set is ever run. A split that is not there is never made up of others.
+No script of a data set is ever run. A missing split is never replaced by another.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SPLIT_WORDS = (
 )
 _SHARD_NAME = re.compile(r"(?:^|/)([^/]+)-\d{5}-of-\d{5}\.parquet$")
 _TABLES = (".csv", ".tsv")
-#: Seconds in which the hub has to answer.
+#: Seconds within which the hub has to answer.
 _PATIENCE = 5.0
-_FIRST_ROWS = 100  # of JSON, that tell the columns
+_FIRST_ROWS = 100  # of JSON, which show the columns
 _PARQUET_ROWS = 64  # read at once; a row may hold images
 
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ def open_dataset(path: str, config: str | None, split: str, revision: str | None
 
 
 def _notice_offline() -> None:
-    """Where the hub cannot be reached, have the libraries use what they have kept, instead of trying on."""
+    """Where the hub cannot be reached, let the libraries use their caches, instead of trying again."""
     import datasets
     from huggingface_hub import constants
 
@@ -142,7 +142,7 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
 
 
 def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
-    """Those of the files at `path` whose names tell the split; all for "train" when no name tells any.
+    """Those of the files at `path` whose names contain the split; all for "train" when no name contains any.
 
     Raises UserError for a split that is not there. A single file that was given by its name may be "train".
     """
@@ -154,15 +154,15 @@ def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
     if named := [file for file in files if words[file] & wanted]:
         return named
     known = {word for group in _SPLIT_WORDS for word in group}
-    told = {word for found in words.values() for word in found & known}
-    told |= {found[1] for name in names.values() if (found := _SHARD_NAME.search(name))}
-    if not told and split == "train":
+    named_splits = {word for found in words.values() for word in found & known}
+    named_splits |= {found[1] for name in names.values() if (found := _SHARD_NAME.search(name))}
+    if not named_splits and split == "train":
         return list(files)
     raise UserError(
         f"{path} has no split {shown(split)}: "
         + (
-            f"its files are named {', '.join(sorted(told))}"
-            if told
+            f"its files are named {', '.join(sorted(named_splits))}"
+            if named_splits
             else "no file is named so, all are 'train'"
         )
     )
@@ -172,7 +172,7 @@ def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
     import pyarrow
     from pyarrow import parquet
 
-    whole: dict[Path, list[int]] = {}
+    readable: dict[Path, list[int]] = {}
     columns: dict[str, None] = {}
     damaged: list[Rejected] = []
     for file in files:
@@ -182,20 +182,20 @@ def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
             groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != about.num_rows:
                 raise OSError("its row groups do not add up")
-            whole[file] = groups
+            readable[file] = groups
         except (pyarrow.ArrowException, OSError) as error:
             damaged.append(Rejected(file.name, f"damaged parquet file ({one_line(error, 100)})"))
-    if not whole:
+    if not readable:
         raise UserError(f"No parquet file in {path} can be read: {damaged[0].sample}: {damaged[0].reason}.")
 
     def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
-        for file, groups in whole.items():
+        for file, groups in readable.items():
             for group, rows in enumerate(groups):
                 if start < rows:
                     yield from islice(parquet_rows(file, group, rows, used), start, None)
                 start = max(0, start - rows)
 
-    total = sum(map(sum, whole.values()))
+    total = sum(map(sum, readable.values()))
     return Dataset(list(columns), read, damaged, total, fingerprint=_file_facts(files, path))
 
 

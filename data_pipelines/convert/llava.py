@@ -2,7 +2,7 @@
 
 An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, …]}``
 with one image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a
-human turn it is input, in a gpt turn something to draw. Files are one JSON list or JSON lines. The other
+human turn it is input, in a gpt turn an image to generate. Files are one JSON list or JSON lines. The other
 usual spelling, "messages" with "role" and "content" and images under "images", is read as well; fields that
 are neither go to the metadata. An image is the name of a file, a data: URL or base64.
 """
@@ -29,9 +29,9 @@ from .samples import ImageOptions, Sample, read_file
 from .turns import check_marks, check_no_media, conversation, read_turns
 
 _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
-#: In place of a name, where the entry holds the image itself.
+#: Instead of a name, where the entry holds the image itself.
 _INLINE = "in the entry"
-#: A JSON list is read as a whole; JSON lines may be of any length.
+#: A JSON list is read at once; JSON lines may be of any length.
 LARGEST_LIST = 4_000_000_000
 
 
@@ -62,7 +62,7 @@ class LlavaConverter(Converter):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", type=arguments.path, required=True, help="the data set")
-        parser.add_argument("--image-folder", type=arguments.path, help="default: beside the JSON")
+        parser.add_argument("--image-folder", type=arguments.path, help="default: the folder of the JSON")
         ImageOptions.add_arguments(parser)
 
     @classmethod
@@ -80,7 +80,7 @@ class LlavaConverter(Converter):
 
     def total(self) -> int:
         if is_json_list(self.path):
-            self._entries = list(read_entries(self.path))  # parsed as a whole anyway
+            self._entries = list(read_entries(self.path))  # parsed at once anyway
             return len(self._entries)
         with self.path.open("rb") as file:
             return sum(bool(line.strip()) for line in file)
@@ -98,7 +98,7 @@ class LlavaConverter(Converter):
 
 
 def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list, or of JSON lines one by one; a JsonError in the place of a broken one.
+    """The entries of a JSON list, or of JSON lines one by one; a JsonError instead of a broken one.
 
     Errors:
         UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
@@ -117,7 +117,7 @@ def read_entries(path: Path) -> Iterator[Any]:
 
 
 def is_json_list(path: Path) -> bool:
-    """Whether the first character that is no white space opens a list."""
+    """Whether the first character that is not white space opens a list."""
     with path.open("rb") as file:
         start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
         while start and not start.strip():
@@ -140,7 +140,7 @@ def _entry_name(number: int, entry: Any) -> str:
 def llava_record(
     entry: Any, image_folder: Path, default_id: str, *, options: ImageOptions | None = None
 ) -> Record:
-    """One entry as a record. Raises RecordError that says what is wrong with it."""
+    """One entry as a record. Raises RecordError that names what is wrong with it."""
     if isinstance(entry, JsonError):
         raise RecordError(f"it is not JSON: {entry}")
     if not isinstance(entry, Mapping):
@@ -192,9 +192,9 @@ def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
 
 def _path_in(folder: Path, name: str) -> Path:
     """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
-    whole = folder.absolute()
-    if Path(name).is_absolute() and Path(name).is_relative_to(whole):
-        name = str(Path(name).relative_to(whole))
+    root = folder.absolute()
+    if Path(name).is_absolute() and Path(name).is_relative_to(root):
+        name = str(Path(name).relative_to(root))
     try:
         return inside(folder, name, "image", links=True)
     except UserError as error:

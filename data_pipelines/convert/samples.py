@@ -23,7 +23,7 @@ from ..workers import MOST_WORKERS
 
 #: Bound of what a user may set: Pillow's sizes are 31 bits.
 MOST_PIXELS = 2**31 - 1
-#: Captions and facts beside an image with more bytes are not read.
+#: Files of captions and facts with more bytes are not read.
 LARGEST_TEXT_FILE = 16_000_000
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def rejecting(sample: str, build: Callable[[], Iterable[T]]) -> Iterator[T | Rej
     """The items of `build()`, then one `Rejected` when it meets something it cannot use."""
     try:
         yield from build()
-    except UserError as error:  # a RecordError, or what a guard of `common` says of a path or a value
+    except UserError as error:  # a RecordError, or what a check of `common` finds
         yield Rejected(sample, one_line(error))
     except OSError as error:
         yield Rejected(sample, f"cannot be read ({error.strerror or one_line(error)})")

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files from anywhere: a quote that is never closed costs one line, not all behind it."""
+"""Rows of CSV and TSV files from anywhere: an unclosed quote costs one line, not all after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_LINES = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """A row by its columns; `problem` says why there is none. `line` is where it starts, from 1."""
+    """A row by its columns; `problem` is why there is none. `line` is where it starts, from 1."""
 
     line: int
     fields: dict[str, str]
@@ -83,7 +83,7 @@ class Table:
         try:
             return next(csv.reader(feed(), delimiter=self._delimiter, strict=True)), ""
         except csv.Error as error:
-            # Text behind a closing quote of the same line, which others write as well.
+            # Text after a closing quote of the same line, which others write as well.
             if len(taken) == 1 and "expected after" in str(error):
                 return next(csv.reader(iter(taken), delimiter=self._delimiter)), ""
             lines.put_back(taken[1:])

@@ -2,7 +2,7 @@
 
 A member's ending is what follows the last dot of its name, in lower case, and its key all before it: so
 `img.v1.jpg` and `img.v1.txt` are one sample. Names with several dots also serve for what belongs to another
-sample (`0.seg.png` beside `0.jpg` and `0.txt`): a key that is no whole sample by itself is passed over where
+sample (`0.seg.png` with `0.jpg` and `0.txt`): a key that is not a complete sample by itself is skipped where
 there is one with its name up to the first dot.
 """
 
@@ -33,7 +33,7 @@ TEXT_ENDINGS = ("txt", "json")
 _WINDOW_KEYS = 10_000
 _WINDOW_BYTES = 256_000_000
 _MOST_ENDINGS = 50  # that are counted by name
-_MOST_ZEROS = 1 << 26  # bytes behind the end mark, among which another tar is looked for
+_MOST_ZEROS = 1 << 26  # bytes after the end mark in which another tar is looked for
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _GZIP = b"\x1f\x8b"
 
@@ -52,7 +52,7 @@ def tar_samples(tar: Path, skipped: Counter[str]) -> Iterator[TarSample | Reject
 
     Of a plain tar only headers are read. Whatever is wrong (damage, a key that comes twice, members that are
     links or too big, names that are not UTF-8) is a Rejected that names it. `skipped` counts the members that
-    are not looked at, by what they are. Tars behind one another in one file are all read.
+    are not looked at, by what they are. Concatenated tars in one file are all read.
     """
     keys = _Keys(tar, skipped)
     members = _members(tar, skipped)
@@ -85,7 +85,7 @@ class _Member:
 
 
 def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
-    """The members of all tars in a file. Raises nearly anything at damage, UserError for what is no tar."""
+    """The members of all tars in a file. Raises nearly anything at damage, UserError for other files."""
     with _opened(tar) as (file, size):
         start: int | None = 0
         while start is not None:
@@ -147,7 +147,7 @@ def _count_ending(ending: str, skipped: Counter[str]) -> None:
 def _opened(tar: Path) -> Iterator[tuple[Any, int | None]]:
     """(the file, its size); the size is unknown where it is compressed. UserError where it is not read.
 
-    The file has what tarfile calls: read, seek and tell.
+    The file has the methods that tarfile calls: read, seek and tell.
     """
     size = regular_file(tar, "tar").stat().st_size
     with tar.open("rb") as file:
@@ -177,7 +177,7 @@ class _BoundedReads:
 
 
 def _next_tar(file: Any, end: int) -> int | None:
-    """Where the next tar in a file starts, behind the one that ends at `end`; None where there is none.
+    """Where the next tar in a file starts, after the one that ends at `end`; None where there is none.
 
     Raises tarfile.ReadError where that one has no end mark: tarfile takes a broken header for the end.
     """
@@ -210,7 +210,7 @@ class _Group:
     def images(self) -> list[str]:
         return [ending for ending in self.members if ending not in TEXT_ENDINGS]
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return 0 < len(self.images()) < len(self.members)
 
 
@@ -252,11 +252,11 @@ class _Keys:
             self._closed.popitem(last=False)
         name = f"{self._tar.name}: {key}"
         owner = sample_key(key)
-        if owner != key and not group.is_whole() and (owner in self._open or owner in self._closed):
+        if owner != key and not group.is_complete() and (owner in self._open or owner in self._closed):
             for ending in group.members:
                 _count_ending(f"{key[len(owner) + 1 :]}.{ending}", self._skipped)
         elif group.again:
-            yield Rejected(name, "its key comes a second time, far behind the first")
+            yield Rejected(name, "its key comes a second time, far after the first")
         elif not is_encodable(key):
             yield Rejected(name, "its name in the tar is not UTF-8")
         elif group.problem:

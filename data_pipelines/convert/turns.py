@@ -34,14 +34,14 @@ _MEDIA_MARK = re.compile(r"<(video|audio)>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ImageMark:
-    """Where an image stands: `source` says which, None stands for the next one of the entry's list."""
+    """Where an image stands: `source` names it, None is the next one of the entry's list."""
 
     source: Any = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: texts and images, in order."""
+    """The content of one side: texts and images, in order."""
 
     role: str
     pieces: list[str | ImageMark]
@@ -74,12 +74,12 @@ def check_marks(turns: Sequence[Turn], num_images: int) -> None:
 
 
 def mark_images(turns: Sequence[Turn], num_images: int) -> list[Turn]:
-    """The turns, with the images before the first question when no turn says where they belong."""
+    """The turns, with the images before the first question when no turn marks where they belong."""
     turns = list(turns)
     if num_images and not any(turn.num_marks for turn in turns):
         first = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
         if first is None:
-            raise RecordError("no turn of the user that its images could stand in")
+            raise RecordError("no user turn that its images could belong to")
         pieces = [*([ImageMark()] * num_images), *turns[first].pieces]
         turns[first] = replace(turns[first], pieces=pieces)
     check_marks(turns, num_images)

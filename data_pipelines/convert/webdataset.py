@@ -126,7 +126,7 @@ def find_tars(patterns: Sequence[str]) -> list[Path]:
         for name in _expanded(pattern if "://" in pattern else str(user_path(pattern))):
             found = _meant(name)
             if not found:
-                raise UserError(f"--input {name} is no tar, and no folder or pattern of tars.")
+                raise UserError(f"--input {name} is not a tar, nor a folder or pattern of tars.")
             tars.update(dict.fromkeys(found))
     return list(tars)
 
@@ -193,19 +193,19 @@ def _count(pattern: str) -> int:
     # Of every open brace: the names of its finished alternatives, those of the one at hand, where it starts.
     levels = [(0, 1, 0)]
     escaped = False
-    for place, character in enumerate(pattern):
+    for position, character in enumerate(pattern):
         if escaped or character == "\\":
             escaped = not escaped
             continue
         alternatives, names, start = levels[-1]
         if character == "{":
-            levels.append((0, 1, place + 1))
+            levels.append((0, 1, position + 1))
         elif character == "," and len(levels) > 1:
             levels[-1] = (alternatives + names, 1, start)
         elif character == "}" and len(levels) > 1:
             levels.pop()
             outer, before, first = levels[-1]
-            here = _range_size(pattern[start:place]) or alternatives + names
+            here = _range_size(pattern[start:position]) or alternatives + names
             levels[-1] = (outer, before * here, first)
         if len(levels) > _DEEPEST_BRACES or levels[-1][1] > MOST_TARS or levels[-1][0] > MOST_TARS:
             return MOST_TARS + 1

@@ -1,6 +1,6 @@
-"""A judge of drawn scenes by plain image processing: what does an image show, and does it fit a prompt?
+"""A judge of images of scenes by plain image processing: what does one show, and does it fit a prompt?
 
-It works on clean renders, on reconstructions and on generated drawings with soft edges, at 32 pixels and
+It works on clean renders, on reconstructions and on generated images with soft edges, at 32 pixels and
 more: the background is the commonest colour; a pixel belongs to an object when it has gone half of the way
 from the background to a palette colour; connected pixels make an object; its shape is the one whose template,
 at the object's own centre and area, overlaps best. Everything is relative to the palette of `scenes`.
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from ...common.errors import UserError
-from .language import DrawingSpec, plural
+from .language import ImageSpec, plural
 from .scene import COLOURS, SHAPES, draw_shape
 
 UNCLEAR = "unclear"
@@ -35,7 +35,7 @@ _MIN_OVERLAP = 0.7
 # Blurred templates too (standard deviation as a share of the image side): a soft star is not a circle.
 _SOFTNESS = (0.0, 0.012, 0.024)
 _DOMINANT = 0.75
-# How far apart, on the axis in question, two objects must be drawn.
+# How far apart, on the axis in question, two objects must be.
 _RELATION_DISTANCE = 0.1
 
 
@@ -56,7 +56,7 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The verdict on one drawing; `reason` says in words why it is not `correct`, and is empty if it is.
+    """The verdict on one image; `reason` is why it is not `correct`, and empty if it is.
 
     colour_correct, shape_correct and count_correct compare what is found with what is wanted, each by itself.
     """
@@ -220,14 +220,14 @@ def _template(shape: str, x: float, y: float, radius: float, size: tuple[int, ..
 # --- judging ----------------------------------------
 
 
-def check(spec: DrawingSpec | Mapping[str, Any], image: Image.Image) -> CheckResult:
+def check(spec: ImageSpec | Mapping[str, Any], image: Image.Image) -> CheckResult:
     """Does `image` show what `spec` asks for?
 
     All skills but "colors" want exactly the objects of the specification and no others; "position" wants
     their relation too; "colors" wants the shape to be there and every one of that shape to have the colour.
     """
-    if not isinstance(spec, DrawingSpec):
-        spec = DrawingSpec.from_dict(spec)
+    if not isinstance(spec, ImageSpec):
+        spec = ImageSpec.from_dict(spec)
     found = tuple(find_objects(image))
     wanted = Counter({(item.colour, item.shape): item.count for item in spec.objects})
     seen = Counter((item.colour, item.shape) for item in found)
@@ -259,7 +259,7 @@ def _difference(wanted: Counter[tuple[str, str]], seen: Counter[tuple[str, str]]
     return f"expected {missing}, found {extra} instead"
 
 
-def _colour_problem(spec: DrawingSpec, found: tuple[FoundObject, ...]) -> str:
+def _colour_problem(spec: ImageSpec, found: tuple[FoundObject, ...]) -> str:
     for item in spec.objects:
         colours = {other.colour for other in found if other.shape == item.shape}
         if not colours:
@@ -269,7 +269,7 @@ def _colour_problem(spec: DrawingSpec, found: tuple[FoundObject, ...]) -> str:
     return ""
 
 
-def _relation_problem(spec: DrawingSpec, found: tuple[FoundObject, ...]) -> str:
+def _relation_problem(spec: ImageSpec, found: tuple[FoundObject, ...]) -> str:
     first, second = (
         next(f for f in found if (f.colour, f.shape) == (item.colour, item.shape)) for item in spec.objects
     )

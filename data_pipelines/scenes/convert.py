@@ -1,4 +1,4 @@
-"""Shards of procedural scenes: questions, drawing prompts, captions or talks, with scenes in the metadata."""
+"""Shards of procedural scenes: questions, prompts, captions or dialogues, with scenes in the metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...common.values import finite_number, seed_number, whole_number
 from ..convert.converter import Converter
 from ..convert.samples import Sample
 from ..records import MOST_RECORDS, Message, Record, assistant, image_part, question_turns, user
-from .dialogues import Words, random_talk
+from .dialogues import Words, random_dialogue
 from .language import SKILLS, describe, scene_for_skill
 from .questions import Question, questions
 from .scene import HELD_OUT_SEED, MIN_GRID, Scene, choose, random_scene, render
@@ -37,11 +37,11 @@ MOST_TURNS = 1000
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What scenes to make. `skills` (weights) concern drawing prompts (task t2i) only.
+    """What scenes to make. `skills` (weights) concern prompts for images (task t2i) only.
 
     paraphrase: share of questions and prompts that are put in other words; the scenes, the answers and the
     other questions stay what they are without it. turns: the most turns of a record of the task "chat".
-    grid: cells a side of a layout for what is drawn (`place_objects`).
+    grid: cells a side of a layout for generated images (`place_objects`).
     """
 
     count: int = 10_000
@@ -67,7 +67,7 @@ class SceneOptions:
             whole_number(self.grid, "--grid", MIN_GRID, MOST_SIDE)
             if self.task not in ("t2i", "chat"):
                 raise UserError(
-                    f"--grid {self.grid} with --task {self.task}: a grid is for what is drawn, "
+                    f"--grid {self.grid} with --task {self.task}: a grid is for prompted images, "
                     "--task t2i or chat."
                 )
         for name, weight in self.skills.items():
@@ -95,9 +95,9 @@ def scene_record(options: SceneOptions, index: int) -> Record:
     rng, other_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
     record_id = f"scene-{options.task}-{options.seed}-{index}"
     if options.task == "t2i":
-        return _drawing_record(options, record_id, rng, other_rng)
+        return _prompt_record(options, record_id, rng, other_rng)
     if options.task == "chat":
-        return _talk_record(options, record_id, rng)
+        return _dialogue_record(options, record_id, rng)
     scene = random_scene(rng)
     image = image_part(render(scene, options.image_size))
     metadata: dict[str, Any] = {"task": options.task, "scene": scene.to_dict()}
@@ -113,23 +113,23 @@ def scene_record(options: SceneOptions, index: int) -> Record:
     return Record(record_id, question_turns([image], pairs), metadata)
 
 
-def _drawing_record(
+def _prompt_record(
     options: SceneOptions, record_id: str, rng: np.random.Generator, other_rng: np.random.Generator
 ) -> Record:
     names = list(options.skills)
     edges = np.cumsum([options.skills[name] for name in names])
     skill = names[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(names) - 1)]
-    drawn = scene_for_skill(rng, skill, options.grid)
-    metadata = {"task": "t2i", "skill": skill, "spec": drawn.spec.to_dict(), "scene": drawn.scene.to_dict()}
-    image = image_part(render(drawn.scene, options.image_size))
-    prompt = options.words.wish(drawn.prompt, drawn.spec, drawn.scene.background, other_rng)
+    target = scene_for_skill(rng, skill, options.grid)
+    metadata = {"task": "t2i", "skill": skill, "spec": target.spec.to_dict(), "scene": target.scene.to_dict()}
+    image = image_part(render(target.scene, options.image_size))
+    prompt = options.words.prompt(target.prompt, target.spec, target.scene.background, other_rng)
     return Record(record_id, [user(prompt), assistant(image)], metadata)
 
 
-def _talk_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
+def _dialogue_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
     """`metadata`: "scenes" of the images in order, "kinds" and "specs" (None for words) of the turns.
 
-    "ordered" says that the turns build on each other, so that nothing may shuffle them.
+    "ordered": the turns build on each other, so that nothing may shuffle them.
     """
 
     def image(scene: Scene) -> dict[str, Any]:
@@ -137,19 +137,19 @@ def _talk_record(options: SceneOptions, record_id: str, rng: np.random.Generator
         return image_part(render(scene, options.image_size))
 
     scenes: list[dict[str, Any]] = []
-    talk = random_talk(rng, options.turns, options.words, options.grid)
+    dialogue = random_dialogue(rng, options.turns, options.words, options.grid)
     messages: list[Message] = []
-    for turn in talk.turns:
-        first = [image(talk.shown)] if talk.shown and not messages else []
+    for turn in dialogue.turns:
+        first = [image(dialogue.shown)] if dialogue.shown and not messages else []
         answer = turn.answer if isinstance(turn.answer, str) else image(turn.answer)
         messages += [user(*first, turn.ask), assistant(answer)]
     metadata = {
         "task": "chat",
-        "form": talk.form,
+        "form": dialogue.form,
         "ordered": True,
-        "kinds": [turn.kind for turn in talk.turns],
+        "kinds": [turn.kind for turn in dialogue.turns],
         "scenes": scenes,
-        "specs": [turn.spec.to_dict() if turn.spec else None for turn in talk.turns],
+        "specs": [turn.spec.to_dict() if turn.spec else None for turn in dialogue.turns],
     }
     return Record(record_id, messages, metadata)
 

@@ -1,9 +1,9 @@
-"""Conversations about scenes in which a turn needs the turns before it: pronouns, short follow-ups, drawings.
+"""Dialogues about scenes in which a turn needs the turns before it: pronouns, short follow-ups, images.
 
-Three forms: "look" (several questions about a shown image), "draw_then_ask" (a drawing, questions about it,
-and the drawing again with a change), "ask_then_draw" (questions about a shown image, then a drawing of
-something in it). Every answer follows from the scenes and every drawing has a specification: both can be
-checked.
+Three forms: "look" (several questions about a shown image), "draw_then_ask" (a generated image,
+questions about it, and the image again with a change), "ask_then_draw" (questions about a shown image, then
+an image of something in it). Every answer follows from the scenes and every generated image has a
+specification: both can be checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from .language import (
     EXACT_SKILLS,
-    DrawingSpec,
+    ImageSpec,
     WantedObject,
     article,
     describe,
@@ -39,27 +39,27 @@ from .scene import (
     random_scene,
     relation,
 )
-from .wordings import RELATION_WORDS, reword_question, reword_wish
+from .wordings import RELATION_WORDS, reword_prompt, reword_question
 
 FORMS: tuple[str, ...] = ("look", "draw_then_ask", "ask_then_draw")
 _FORM_SHARES = (0.4, 0.35, 0.25)
 
 
 class Turn(NamedTuple):
-    """What the user says and what comes back: a text, or the scene that is drawn with its specification.
+    """What the user asks and the answer: a text, or the scene of an image with its specification.
 
-    kind: of a question, as in `scene_questions`; "caption"; "draw"; or "follow_up", which needs the turns
+    kind: of a question, as in `questions`; "caption"; "draw"; or "follow_up", which needs the turns
     before it.
     """
 
     ask: str
     answer: str | Scene
     kind: str
-    spec: DrawingSpec | None = None
+    spec: ImageSpec | None = None
 
 
-class Talk(NamedTuple):
-    """A conversation. `shown`: the scene that the user's first turn brings along, if any."""
+class Dialogue(NamedTuple):
+    """A dialogue. `shown`: the scene that the user's first turn brings along, if any."""
 
     form: str
     shown: Scene | None
@@ -67,7 +67,7 @@ class Talk(NamedTuple):
 
 
 class Words(NamedTuple):
-    """How often questions and wishes are put in other words, and whether in reserved ones."""
+    """How often questions and prompts are put in other words, and whether in reserved ones."""
 
     share: float = 0.0
     reserved: bool = False
@@ -77,28 +77,28 @@ class Words(NamedTuple):
             return reword_question(asked.question, asked.kind, rng, self.reserved)
         return asked.question
 
-    def wish(self, prompt: str, spec: DrawingSpec, background: str, rng: np.random.Generator) -> str:
+    def prompt(self, prompt: str, spec: ImageSpec, background: str, rng: np.random.Generator) -> str:
         if rng.random() < self.share:
-            return reword_wish(spec, rng, background, self.reserved)
+            return reword_prompt(spec, rng, background, self.reserved)
         return prompt
 
 
 PLAIN = Words()
 
 
-def random_talk(
+def random_dialogue(
     rng: np.random.Generator, count: int = 5, words: Words = PLAIN, grid: int | None = None
-) -> Talk:
-    """A conversation of two to `count` turns. `grid` lays out what is drawn, as `place_objects` tells."""
+) -> Dialogue:
+    """A dialogue of two to `count` turns. `grid` lays out generated images, see `place_objects`."""
     form = FORMS[int(np.searchsorted(np.cumsum(_FORM_SHARES), rng.random(), side="right"))]
     length = 2 + int(rng.random() * (count - 1))
     if form == "draw_then_ask":
-        return Talk(form, None, _draw_then_ask(rng, length, words, grid))
+        return Dialogue(form, None, _draw_then_ask(rng, length, words, grid))
     scene = random_scene(rng)
     if form == "look":
-        return Talk(form, scene, question_thread(scene, rng, length, words))
+        return Dialogue(form, scene, question_thread(scene, rng, length, words))
     asked = question_thread(scene, rng, length - 1, words)
-    return Talk(form, scene, [*asked, _draw_from(scene, rng, words, grid)])
+    return Dialogue(form, scene, [*asked, _draw_from(scene, rng, words, grid)])
 
 
 def question_thread(scene: Scene, rng: np.random.Generator, count: int, words: Words) -> list[Turn]:
@@ -139,19 +139,24 @@ def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _look_chain(
-    scene: Scene, rng: np.random.Generator, told: str, named_by: str, first: str, further: tuple[str, ...]
+    scene: Scene,
+    rng: np.random.Generator,
+    attribute: str,
+    named_by: str,
+    first: str,
+    further: tuple[str, ...],
 ) -> list[Turn]:
-    """What is `told` of an object ("colour" or "shape") that the other of the two names; more about it."""
+    """The `attribute` (colour or shape) of an object that the other of the two names; more about it."""
     named = _alone(scene, by_shape=named_by == "shape", rng=rng)
     if not named:
         return []
     item, *others = named
-    turns = [Turn(first.format(getattr(item, named_by)), getattr(item, told), told)]
+    turns = [Turn(first.format(getattr(item, named_by)), getattr(item, attribute), attribute)]
     if others and rng.random() < 0.6:
         item = others[0]
         ask = choose(rng, further).format(getattr(item, named_by))
-        turns.append(Turn(ask, getattr(item, told), "follow_up"))
-    return turns + _about(scene, item, told, rng)
+        turns.append(Turn(ask, getattr(item, attribute), "follow_up"))
+    return turns + _about(scene, item, attribute, rng)
 
 
 def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
@@ -202,9 +207,9 @@ _CHAINS: tuple[Callable[[Scene, np.random.Generator], list[Turn]], ...] = (
 )
 
 
-def _about(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> list[Turn]:
-    """Up to two questions in which "it" is `item`, whose colour or shape, `told`, the last answer was."""
-    asked = [_where(scene, item, rng), _whether(scene, item, rng), _likeness(scene, item, told, rng)]
+def _about(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Generator) -> list[Turn]:
+    """Up to two questions in which "it" is `item`, whose colour or shape the last answer was."""
+    asked = [_where(scene, item, rng), _whether(scene, item, rng), _likeness(scene, item, attribute, rng)]
     found = [turn for i in rng.permutation(len(asked)).tolist() if (turn := asked[i]) is not None]
     return found[: int(rng.random() * 3)]
 
@@ -227,14 +232,14 @@ def _whether(scene: Scene, item: SceneObject, rng: np.random.Generator) -> Turn 
     return Turn(f"Is it {claimed} the {other.colour} {other.shape}?", "yes" if holds else "no", "follow_up")
 
 
-def _likeness(scene: Scene, item: SceneObject, told: str, rng: np.random.Generator) -> Turn | None:
+def _likeness(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Generator) -> Turn | None:
     """How many others have the same colour or shape; of what `item` is named by the answer would be clear."""
-    others = sum(getattr(other, told) == getattr(item, told) for other in scene.objects) - 1
+    others = sum(getattr(other, attribute) == getattr(item, attribute) for other in scene.objects) - 1
     if others == 0 and rng.random() < 0.6:
         return None  # "no" would be too common
     if rng.random() < 0.5:
-        return Turn(f"How many other objects have the same {told}?", str(others), "follow_up")
-    return Turn(f"Does anything else have the same {told}?", "yes" if others else "no", "follow_up")
+        return Turn(f"How many other objects have the same {attribute}?", str(others), "follow_up")
+    return Turn(f"Does anything else have the same {attribute}?", "yes" if others else "no", "follow_up")
 
 
 def _companion(scene: Scene, item: SceneObject, rng: np.random.Generator) -> SceneObject | None:
@@ -255,20 +260,20 @@ def _alone(scene: Scene, by_shape: bool, rng: np.random.Generator) -> list[Scene
     return [named[i] for i in rng.permutation(len(named)).tolist()]
 
 
-# --- drawings ----------------------------------------
+# --- generated images ----------------------------------------
 
 
 def _draw_then_ask(rng: np.random.Generator, count: int, words: Words, grid: int | None) -> list[Turn]:
     skill = choose(rng, EXACT_SKILLS)
-    drawn = scene_for_skill(rng, skill, grid)
-    ask = words.wish(drawn.prompt, drawn.spec, drawn.scene.background, rng)
-    turns = [Turn(ask, drawn.scene, "draw", drawn.spec)]
-    change = _change(drawn.scene, rng, grid) if skill == "single_object" and rng.random() < 0.6 else None
+    target = scene_for_skill(rng, skill, grid)
+    ask = words.prompt(target.prompt, target.spec, target.scene.background, rng)
+    turns = [Turn(ask, target.scene, "draw", target.spec)]
+    change = _change(target.scene, rng, grid) if skill == "single_object" and rng.random() < 0.6 else None
     if change is not None:
-        # Asked only at the end: with two drawings, "it" would no longer be the first.
-        thread = question_thread(drawn.scene, rng, count - 2, words) if count > 2 else []
+        # Asked only at the end: with two images, "it" would no longer be the first.
+        thread = question_thread(target.scene, rng, count - 2, words) if count > 2 else []
         return [*turns, *thread, change]
-    return turns + question_thread(drawn.scene, rng, count - 1, words)
+    return turns + question_thread(target.scene, rng, count - 1, words)
 
 
 def _change(scene: Scene, rng: np.random.Generator, grid: int | None) -> Turn:
@@ -280,25 +285,25 @@ def _change(scene: Scene, rng: np.random.Generator, grid: int | None) -> Turn:
         wording = choose(
             rng, ("Now in {}.", "Make it {}.", "The same in {}, please.", "Can you draw it in {}?")
         )
-        return _drawing(wording.format(colour), Scene((replace(item, colour=colour),), scene.background))
+        return _image_turn(wording.format(colour), Scene((replace(item, colour=colour),), scene.background))
     if kind == "shape":
         shape = choose(rng, [shape for shape in SHAPES if shape != item.shape])
         wording = choose(
             rng, ("Now {} {}.", "Make it {} {}.", "The same as {} {}.", "{} {} instead, please.")
         )
         ask = wording.format(article(shape), f"{shape} in the same colour")
-        return _drawing(ask[0].upper() + ask[1:], Scene((replace(item, shape=shape),), scene.background))
+        return _image_turn(ask[0].upper() + ask[1:], Scene((replace(item, shape=shape),), scene.background))
     return _several(item, scene.background, rng, grid)
 
 
 def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int | None) -> Turn:
-    """A drawing that a shown scene gives rise to: one of its objects, alone or changed, or something else."""
+    """An image that follows from a shown scene: one of its objects, alone or changed, or something else."""
     looks = Counter((item.shape, item.colour) for item in scene.objects)
     named = [item for item in scene.objects if looks[item.shape, item.colour] == 1]
     if not named or rng.random() < 0.25:
-        drawn = scene_for_skill(rng, choose(rng, ("single_object", "two_object", "counting")), grid)
-        ask = words.wish(f"Now draw {_wanted(drawn.spec)}.", drawn.spec, drawn.scene.background, rng)
-        return Turn(ask, drawn.scene, "draw", drawn.spec)
+        target = scene_for_skill(rng, choose(rng, ("single_object", "two_object", "counting")), grid)
+        ask = words.prompt(f"Now draw {_wanted(target.spec)}.", target.spec, target.scene.background, rng)
+        return Turn(ask, target.scene, "draw", target.spec)
     item = choose(rng, named)
     (place,) = place_objects(rng, 1, grid)
     alone = replace(item, x=place.x, y=place.y, radius=place.radius)
@@ -309,28 +314,28 @@ def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int |
         colour = choose(rng, [colour for colour in COLOURS if colour != item.colour])
         wording = choose(rng, ("Draw the {} {} in {}.", "Now draw the {} {} again, but in {}."))
         ask = wording.format(item.colour, item.shape, colour)
-        return _drawing(ask, Scene((replace(alone, colour=colour),), scene.background))
+        return _image_turn(ask, Scene((replace(alone, colour=colour),), scene.background))
     wording = choose(rng, ("Draw only the {}.", "Now draw just the {}.", "Can you draw the {} alone?"))
-    return _drawing(wording.format(f"{item.colour} {item.shape}"), Scene((alone,), scene.background))
+    return _image_turn(wording.format(f"{item.colour} {item.shape}"), Scene((alone,), scene.background))
 
 
 def _several(
     item: SceneObject, background: str, rng: np.random.Generator, grid: int | None, which: str = ""
 ) -> Turn:
-    """Two to four of `item`. `which`: says of what, where "of them" would not be clear."""
+    """Two to four of `item`. `which`: of what, where "of them" would not be clear."""
     count = 2 + int(rng.random() * 3)
     objects = [replace(item, x=p.x, y=p.y, radius=p.radius) for p in place_objects(rng, count, grid)]
     number = ("two", "three", "four")[count - 2]
     wording = choose(rng, ("Now draw {}{}.", "Draw {}{}, please."))
     what = f"{number} {plural(item.shape)}" if which else f"{number} of them"
-    return _drawing(wording.format(what, which), Scene(tuple(objects), background))
+    return _image_turn(wording.format(what, which), Scene(tuple(objects), background))
 
 
-def _drawing(ask: str, scene: Scene) -> Turn:
+def _image_turn(ask: str, scene: Scene) -> Turn:
     return Turn(ask, scene, "draw", spec_for_scene(scene))
 
 
-def _wanted(spec: DrawingSpec) -> str:
+def _wanted(spec: ImageSpec) -> str:
     return " and ".join(_phrase(wanted) for wanted in spec.objects)
 
 

@@ -1,7 +1,7 @@
-"""What people say about scenes: captions, drawing prompts, and GenEval's six skills as scene + prompt + spec.
+"""Texts about scenes: captions, prompts for images, and GenEval's six skills as scene + prompt + spec.
 
 The skills carry the tags of GenEval (arXiv 2310.11513): a prompt names everything that its verdict depends
-on, and the specification says the same in a form a program can check (`scene_checker.check`).
+on, and the specification says the same in a form a program can check (`checker.check`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RELATION_PHRASES: dict[str, str] = {
     "above": "above",
     "below": "below",
 }
-#: Share of prompts in the bare form "a red circle"; the others are everyday wordings of the same wish.
+#: Share of prompts in the bare form "a red circle"; the others are everyday wordings of the same prompt.
 BARE_SHARE = 0.6
 _WORDINGS = (
     "draw {}",
@@ -49,13 +49,13 @@ _WORDINGS = (
     "generate an image of {}",
     "create a picture of {}",
 )
-# Less margin than this between the two axes and a relation looks diagonal in a drawing.
+# Less margin than this between the two axes and a relation looks diagonal in an image.
 _POSITION_MARGIN = 0.08
 
 
 @dataclass(frozen=True)
 class WantedObject:
-    """`count` objects of one colour and shape that a drawing must show."""
+    """`count` objects of one colour and shape that an image must show."""
 
     shape: str
     colour: str
@@ -63,10 +63,10 @@ class WantedObject:
 
 
 @dataclass(frozen=True)
-class DrawingSpec:
-    """What a drawing must show to satisfy its prompt.
+class ImageSpec:
+    """What an image must show to satisfy its prompt.
 
-    `relation` says where the first wanted object is relative to the second one (skill "position" only).
+    `relation` is where the first wanted object is relative to the second one (skill "position" only).
     """
 
     skill: str
@@ -77,16 +77,16 @@ class DrawingSpec:
         return {"skill": self.skill, "objects": [asdict(o) for o in self.objects], "relation": self.relation}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DrawingSpec:
+    def from_dict(cls, data: Mapping[str, Any]) -> ImageSpec:
         return cls(data["skill"], tuple(WantedObject(**o) for o in data["objects"]), data.get("relation"))
 
 
 class SkillScene(NamedTuple):
-    """A scene with a prompt that asks for it and the specification by which a drawing is checked."""
+    """A scene with a prompt that asks for it and the specification by which an image is checked."""
 
     scene: Scene
     prompt: str
-    spec: DrawingSpec
+    spec: ImageSpec
 
 
 # --- phrases ----------------------------------------
@@ -123,7 +123,7 @@ def scene_phrase(scene: Scene, rng: np.random.Generator, *, number: bool = False
 
 
 def word_prompt(phrase: str, background: str, rng: np.random.Generator) -> str:
-    """A drawing prompt around `phrase`: bare in 60 % of all cases, else an everyday wording."""
+    """A prompt around `phrase`: bare in 60 % of all cases, else an everyday wording."""
     if rng.random() < BARE_SHARE:
         return phrase
     if rng.random() < 0.3:
@@ -138,7 +138,7 @@ def word_prompt(phrase: str, background: str, rng: np.random.Generator) -> str:
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str]:
-    """`count` independent prompts that describe the whole scene, mostly in the bare form."""
+    """`count` independent prompts that describe the complete scene, mostly in the bare form."""
     results = []
     for _ in range(count):
         phrase = scene_phrase(scene, rng, number=rng.random() < 0.08)
@@ -175,7 +175,7 @@ def scene_for_skill(rng: np.random.Generator, skill: str, grid: int | None = Non
     single_object and colors: "a red circle" (they differ in the verdict: exactly one object, or the right
     colour of that shape); two_object: two shapes and two colours; counting: two to four identical objects;
     position: one object left or right of, above or below another; color_attr: two colours, half of the time
-    on the same shape. `grid` lays the objects out as `place_objects` tells.
+    on the same shape. `grid` lays the objects out see `place_objects`.
     """
     if skill not in SKILLS:
         raise UserError(f"Unknown skill '{skill}': allowed are {', '.join(SKILLS)}.")
@@ -197,18 +197,18 @@ def scene_for_skill(rng: np.random.Generator, skill: str, grid: int | None = Non
         number = len(looks) < 3 and rng.random() < 0.06
         phrase = join_phrases([noun_phrase(o.shape, o.colour, o.count, number=number) for o in wanted])
     scene = Scene(tuple(objects), random_background(rng))
-    return SkillScene(scene, word_prompt(phrase, scene.background, rng), DrawingSpec(skill, wanted, where))
+    return SkillScene(scene, word_prompt(phrase, scene.background, rng), ImageSpec(skill, wanted, where))
 
 
-def spec_for_scene(scene: Scene) -> DrawingSpec:
-    """The specification of a drawing that shows exactly the objects of `scene`, wherever they are."""
+def spec_for_scene(scene: Scene) -> ImageSpec:
+    """The specification of an image that shows exactly the objects of `scene`, wherever they are."""
     groups = Counter((item.shape, item.colour) for item in scene.objects)
     wanted = tuple(WantedObject(shape, colour, count) for (shape, colour), count in groups.items())
     if len(scene.objects) == 1:
         skill = "single_object"
     else:
         skill = "counting" if len(wanted) == 1 else "two_object"
-    return DrawingSpec(skill, wanted)
+    return ImageSpec(skill, wanted)
 
 
 def _two_different(rng: np.random.Generator, same_shape: bool) -> tuple[WantedObject, WantedObject]:

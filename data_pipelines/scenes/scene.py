@@ -1,6 +1,6 @@
 """Procedural scenes: a few simple shapes on a plain background, with everything about them known.
 
-A scene is the toy world of this package. It is drawn at any size, it can be described, asked about and
+A scene is the toy world of this package. It is rendered at any size, it can be described, asked about and
 checked without any annotation, and its dense patch labels are exact. Coordinates are fractions of the image
 side, with (0, 0) the upper left corner and y growing downwards.
 
@@ -113,7 +113,7 @@ class Placement:
     radius: float
 
 
-# --- chance ----------------------------------------
+# --- random scenes ----------------------------------------
 
 
 def place_objects(rng: np.random.Generator, count: int, grid: int | None = None) -> list[Placement]:
@@ -167,7 +167,7 @@ def _place_in_quadrants(rng: np.random.Generator, count: int, radius: float) -> 
 
 
 def _place_on_grid(rng: np.random.Generator, count: int, grid: int) -> list[Placement]:
-    """Corners of 3 × 3 cells, drawn until they are apart; each in a quadrant of its own for three or more."""
+    """Corners of 3 × 3 cells, sampled until they are apart; three or more each in a quadrant of its own."""
     if grid < MIN_GRID:
         raise UserError(f"A grid for scenes has at least {MIN_GRID} cells a side, got {grid}.")
     half = grid // 2
@@ -201,7 +201,7 @@ def random_scene(
     repetition: float = 0.3,
     background: str | None = None,
 ) -> Scene:
-    """A scene of `num_objects` (default: one to four, by chance).
+    """A scene of `num_objects` (default: one to four, at random).
 
     With probability `repetition` an object repeats the shape, the colour or both of an earlier one, so that
     counting questions have answers above one and colour and shape do not identify each other.
@@ -237,7 +237,7 @@ def relation(a: SceneObject, b: SceneObject) -> str | None:
 
 @cache
 def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """Corners of a polygon inside the square [-1, 1]² (the circle is drawn as an ellipse instead)."""
+    """Corners of a polygon inside the square [-1, 1]² (the circle is an ellipse instead)."""
     if shape == "square":
         return ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86))
     if shape == "triangle":

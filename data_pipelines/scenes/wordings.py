@@ -1,6 +1,6 @@
-"""Other words for the questions and drawing prompts about scenes: what the generator asks, as users say it.
+"""Other words for the questions and prompts about scenes: what the generator asks, as users put it.
 
-A wording says no more and no less than the original, so that its answer stays the same. The last wording of
+A wording means no more and no less than the original, so that its answer stays the same. The last wording of
 every list is reserved: records of held-out seeds use these only, all others never, so that what a model does
 with words it was never trained on can be measured.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .language import RELATION_PHRASES, DrawingSpec, WantedObject, join_phrases, noun_phrase, plural
+from .language import RELATION_PHRASES, ImageSpec, WantedObject, join_phrases, noun_phrase, plural
 
 RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "left of", "on the left of", "on the left side of"),
@@ -23,7 +23,7 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 _RELATIONS = {phrase: where for where, phrase in RELATION_PHRASES.items()}
 _ANY_RELATION = "|".join(_RELATIONS)
 
-# What the generator asks, by kind, and what users may say instead.
+# What the generator asks, by kind, and what users may ask instead.
 _QUESTIONS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "colour": [
         (
@@ -154,7 +154,7 @@ _CAPTION_REQUESTS = (
     "Please describe what you see.",
     "Describe what is shown.",
 )
-_WISHES = (
+_PROMPTS = (
     "draw {}",
     "please paint {}",
     "can you make {}?",
@@ -199,20 +199,20 @@ def reword_question(question: str, kind: str, rng: np.random.Generator, reserved
     raise ValueError(f"no question of kind {kind}: {question}")
 
 
-def reword_wish(
-    spec: DrawingSpec, rng: np.random.Generator, background: str | None = None, reserved: bool = False
+def reword_prompt(
+    spec: ImageSpec, rng: np.random.Generator, background: str | None = None, reserved: bool = False
 ) -> str:
-    """A drawing prompt in a user's words that asks for exactly what `spec` says.
+    """A prompt in a user's words that asks for exactly what `spec` wants.
 
     background: named in one prompt of four.
     """
-    phrase = wish_phrase(spec, rng, reserved)
+    phrase = prompt_phrase(spec, rng, reserved)
     if background is not None and rng.random() < 0.25:
         phrase = _pick(_GROUNDS, rng, reserved).format(phrase, background)
-    return _casual(_capital(_pick(_WISHES, rng, reserved).format(phrase)), rng)
+    return _casual(_capital(_pick(_PROMPTS, rng, reserved).format(phrase)), rng)
 
 
-def wish_phrase(spec: DrawingSpec, rng: np.random.Generator, reserved: bool = False) -> str:
+def prompt_phrase(spec: ImageSpec, rng: np.random.Generator, reserved: bool = False) -> str:
     """The wanted objects in words: "a red circle", "a circle in red", "3 blue stars", …"""
     phrases = [_object_phrase(wanted, rng) for wanted in spec.objects]
     if spec.relation is None:
@@ -222,14 +222,14 @@ def wish_phrase(spec: DrawingSpec, rng: np.random.Generator, reserved: bool = Fa
 
 def _object_phrase(wanted: WantedObject, rng: np.random.Generator) -> str:
     shape, colour, count = wanted.shape, wanted.colour, wanted.count
-    chance = rng.random()
-    if chance < 0.7:
+    sample = rng.random()
+    if sample < 0.7:
         return noun_phrase(shape, colour, count)
     if count > 1:
         return (
-            f"{count} {colour} {plural(shape)}" if chance < 0.85 else f"{count} {plural(shape)} in {colour}"
+            f"{count} {colour} {plural(shape)}" if sample < 0.85 else f"{count} {plural(shape)} in {colour}"
         )
-    return f"one {colour} {shape}" if chance < 0.8 else f"a {shape} in {colour}"
+    return f"one {colour} {shape}" if sample < 0.8 else f"a {shape} in {colour}"
 
 
 def _reword_claim(claim: str, rng: np.random.Generator, reserved: bool) -> str:

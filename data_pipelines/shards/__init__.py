@@ -1,1 +1,1 @@
-"""Shards: webdataset tars with a manifest, written whole, read by index, checked and counted."""
+"""Shards: webdataset tars with a manifest, written atomically, read by index, checked and counted."""

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong: in which file, in which record (None: the file as a whole), and what."""
+    """Something wrong: in which file, in which record (None: the file itself), and what."""
 
     file: str
     record: str | None
@@ -86,7 +86,7 @@ def check_shard(
     faults: list[Fault] = []
     try:
         if (size := path.stat().st_size) != shard["bytes"]:
-            faults.append(Fault(path.name, None, f"has {size} bytes, the manifest says {shard['bytes']}"))
+            faults.append(Fault(path.name, None, f"has {size} bytes, the manifest states {shard['bytes']}"))
         elif file_checksum(path) != shard["sha256"]:
             faults.append(Fault(path.name, None, "its SHA-256 differs from the manifest's"))
         index, damage = scan_tar(path)
@@ -103,9 +103,9 @@ def check_shard(
                 )
                 faults += [Fault(path.name, name, reason) for reason in reasons]
         if damage is not None:
-            faults.append(Fault(path.name, f"behind {len(index)} records", f"damaged tar ({damage})"))
+            faults.append(Fault(path.name, f"after {len(index)} records", f"damaged tar ({damage})"))
         elif len(index) != shard["records"]:
-            reason = f"has {len(index)} records, the manifest says {shard['records']}"
+            reason = f"has {len(index)} records, the manifest states {shard['records']}"
             faults.append(Fault(path.name, None, reason))
         if (stored := stored_index(path)) is not None and stored != index:
             reason = f"does not fit {path.name}: delete it, it is made again"

@@ -49,7 +49,7 @@ def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
     """The manifest of a folder of shards, local or behind a URL.
 
     Every field that this package uses is there and has the right type and a possible value, and no two shards
-    have one file; `settings` and `plan` are any JSON. What it says about the shards may still be wrong.
+    have one file; `settings` and `plan` are any JSON. Its statements about the shards may still be wrong.
 
     Errors:
         UserError when there is no manifest, it cannot be read, it is of another format, or a field is wrong.

@@ -46,7 +46,7 @@ class ShardDataset:
 
     With `tolerant`, shards of a folder that are missing or damaged are named in the log, and their lost
     records raise RecordError when read, so that a run that met the damage on its way can also start again.
-    The same holds for a single tar where `records` says how many it should have, however many are lost.
+    The same holds for a single tar where `records` is how many it should have, however many are lost.
 
     Errors:
         UserError for a source that is not there or is neither, a split that is not there, a manifest with
@@ -127,19 +127,19 @@ class ShardDataset:
             raise RecordError(f"Record {index} of '{path.name}' cannot be used: {reason}") from error
 
     def texts(self) -> Iterator[str]:
-        """Every text of every record, in order; unreadable records are passed over."""
+        """Every text of every record, in order; unreadable records are skipped."""
         for index in range(len(self)):
             try:
                 yield from self.record(index, load_images=False).texts()
             except RecordError:
                 continue
 
-    def _read(self, number: int, place: int) -> bytes:
-        """The bytes of the sample at a place of a shard. Raises OSError."""
+    def _read(self, number: int, position: int) -> bytes:
+        """The bytes of the sample at a position of a shard. Raises OSError."""
         shard, index = self.shards[number], self._indexes[number]
-        if place >= len(index):
+        if position >= len(index):
             raise OSError("the shard was missing or damaged when it was opened")
-        offset, length = int(index.offsets[place]), int(index.lengths[place])
+        offset, length = int(index.offsets[position]), int(index.lengths[position])
         if isinstance(shard, Location):
             require_readable(length)
             span = shard.read(offset, length)

@@ -148,7 +148,7 @@ def decode_record(
     """The valid record of a sample's members. Images are opened (they decode at first use), codes become
     arrays.
 
-    Without `load_images` the image parts keep the names of their members, and nothing is said of these. With
+    Without `load_images` the image parts keep the names of their members, and these are not checked. With
     `shape` codes must fit it.
 
     Errors:
@@ -160,9 +160,9 @@ def decode_record(
     try:
         data = parse_json(members["json"])
     except JsonError as error:
-        raise RecordError(f"its .json is no record ({error})") from None
+        raise RecordError(f"its .json is not a record ({error})") from None
     if not isinstance(data, dict):
-        raise RecordError(f"its .json is no record: {shown(data)} is not an object")
+        raise RecordError(f"its .json is not a record: {shown(data)} is not an object")
     record = Record(data.get("id"), data.get("messages"), data.get("metadata")).check_messages()  # type: ignore[arg-type]
     if load_images:
         for part in record.image_parts():
@@ -176,7 +176,7 @@ def _require_size(text: bytes) -> None:
 
 
 def load_part(part: Part, members: Mapping[str, bytes], shape: CodeShape | None = None) -> None:
-    """Put the image, or the codes, in place of the names of their members; errors as in `decode_record`."""
+    """Replace the names of members by the image, or the codes; errors as in `decode_record`."""
     for field in ("image", *CODE_PARTS):
         if field not in part:
             continue

@@ -104,7 +104,7 @@ def read_many(locations: Sequence[Location]) -> list[bytes | None]:
     together = len(paths) > 1 and all(other is system for other, _ in opened)
     try:
         found: dict[str, Any] = system.cat(paths, on_error="return") if together else {}
-    except Exception:  # some protocols refuse the whole list for one file
+    except Exception:  # some protocols refuse the complete list for one file
         found = {}
     return [
         _bytes_or_none(found.get(path), location) for path, location in zip(paths, locations, strict=True)

@@ -18,9 +18,9 @@ _JPEG_QUALITY = 95
 def stored_image(
     data: bytes, name: str, max_size: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> EncodedImage:
-    """An image file for a shard: decoded once to be sure it is whole, and made smaller when it is too big.
+    """An image file for a shard: decoded once to be sure it is intact, and made smaller when it is too big.
 
-    The shorter side becomes at most `max_size` pixels, and the whole at most MAX_PIXELS. An image that is
+    The shorter side becomes at most `max_size` pixels, and the image at most MAX_PIXELS. An image that is
     small enough keeps its own bytes; of several pictures in one file it keeps the first. More than
     `max_pixels` pixels are refused before anything is decoded. Raises RecordError with the reason.
     """

@@ -3,7 +3,7 @@
 A sample is a run of members whose names share everything up to the first dot. The index holds one (offset,
 length) pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of
 a million samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of
-the time. Neither tars nor indexes are trusted: what they say is checked against the size of the file.
+the time. Neither tars nor indexes are trusted: they are checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FINGERPRINT_BYTES = 65536
 _REGULAR = (b"0", b"\0")
 _PAX = (b"x", b"g")
 _SIZE = re.compile(rb"[0-7]*")
-#: A sample of more bytes, or more members, is not read: it would be held in memory as a whole.
+#: A sample of more bytes, or more members, is not read: it would be held in memory at once.
 LARGEST_SAMPLE = 1 << 29
 _MOST_MEMBERS = 10_000
 
@@ -61,12 +61,12 @@ class _DamagedTar(ValueError):
 
 
 def index_path(tar: Path) -> Path:
-    """Where the index of `tar` is kept: `train-00000.index.json` beside `train-00000.tar`."""
+    """Where the index of `tar` is kept: `train-00000.index.json` next to `train-00000.tar`."""
     return tar.with_suffix(".index.json")
 
 
 def load_index(tar: Path) -> TarIndex:
-    """The index of a whole tar. UserError for one that is missing or damaged."""
+    """The index of an intact tar. UserError for one that is missing or damaged."""
     index, damage = surviving_index(tar)
     if damage is not None:
         raise UserError(damage)
@@ -76,8 +76,8 @@ def load_index(tar: Path) -> TarIndex:
 def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
     """The index of all samples of `tar` before any damage, and what is wrong with it: None if nothing is.
 
-    The index comes from the file beside the tar if that belongs to it; else it is built, and kept there if
-    the tar is whole and the folder can be written to.
+    The index comes from the file next to the tar if that belongs to it; else it is built, and kept there if
+    the tar is intact and the folder can be written to.
     """
     try:
         if not tar.exists():
@@ -97,7 +97,7 @@ def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
 
 
 def stored_index(tar: Path) -> TarIndex | None:
-    """The index from the file beside `tar`; None where there is none, or it does not fit the tar."""
+    """The index from the file next to `tar`; None where there is none, or it does not fit the tar."""
     path, size = index_path(tar), tar.stat().st_size
     # An index is smaller than its tar, whose samples have a kilobyte or more.
     if not path.is_file() or path.stat().st_size > min(size + _FINGERPRINT_BYTES, LARGEST_FILE):
@@ -106,7 +106,7 @@ def stored_index(tar: Path) -> TarIndex | None:
 
 
 def scan_tar(tar: Path) -> tuple[TarIndex, str | None]:
-    """What the headers of `tar` say: as `surviving_index`, but nothing is stored. Raises OSError."""
+    """The index by the headers of `tar`: as `surviving_index`, but nothing is stored. Raises OSError."""
     with tar.open("rb") as file:
         return _scan(file, tar.stat().st_size, str(tar))
 
@@ -120,7 +120,7 @@ def build_index(tar: Path) -> TarIndex:
 
 
 def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | None]]:
-    """As `surviving_index`, for tars behind URLs: the index files beside them, which their writer made and
+    """As `surviving_index`, for tars behind URLs: the index files next to them, which their writer made and
     only their own numbers check; a tar without one is read through once."""
     files = read_many([tar.with_suffix(".index.json") for tar in tars])
     stored = (None if data is None else _parse_index(data) for data in files)
@@ -130,7 +130,7 @@ def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | 
 
 
 def _scan_remote(tar: Location) -> tuple[TarIndex, str | None]:
-    logger.warning("%s has no index beside it and is read through once", tar)
+    logger.warning("%s has no index next to it and is read through once", tar)
     try:
         size = tar.size()
         with tar.open() as file:
@@ -170,7 +170,7 @@ def _is_counts(values: Any) -> TypeGuard[list[int]]:
 
 
 def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
-    """Keep `index` beside `tar`; a read-only folder is left alone."""
+    """Keep `index` next to `tar`; a read-only folder is left alone."""
     data = {
         "fingerprint": fingerprint or _fingerprint(tar),
         "offsets": index.offsets.tolist(),
@@ -214,7 +214,7 @@ def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
 
 
 def _next_header(header: bytes, position: int, size: int, tar: str) -> tuple[bytes, str, int]:
-    """(type flag, name, end of the member) of a header that is whole, and whose member lies in the file."""
+    """(type flag, name, end of the member) of a header that is intact, and whose member lies in the file."""
     if len(header) < _BLOCK:
         raise _DamagedTar(f"Shard {tar} is cut short: it ends within a header.")
     kind, name, length = _parse_header(header, tar)

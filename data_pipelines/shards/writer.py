@@ -53,7 +53,7 @@ class OpenShard:
         self._tar.close()
 
     def finish(self) -> dict[str, Any]:
-        """Close the tar, keep its index beside it and return its entry of the manifest."""
+        """Close the tar, keep its index next to it and return its entry of the manifest."""
         self.close()
         save_index(self.path, build_index(self.path))
         return {

@@ -125,7 +125,7 @@ def _easyvqa_phrase(pairs: list[tuple[str, str]]) -> str:
         if certain and named_colour and named_colour.group(1) not in ("a", "the", "what"):
             colour = named_colour.group(1)
     if colour is None or shape is None:
-        raise RecordError("its questions do not tell both colour and shape")
+        raise RecordError("its questions do not name both colour and shape")
     return f"{article(colour)} {colour} {shape}"
 
 

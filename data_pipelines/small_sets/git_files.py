@@ -72,15 +72,15 @@ class GitFiles:
     def _contents(self, objects: list[str]) -> Iterator[bytes]:
         names = "".join(f"{name}\n" for name in objects)
         output = _run(self.folder, ("cat-file", "--batch"), names.encode()).stdout
-        place = 0
+        position = 0
         for name in objects:
-            end = output.find(b"\n", place)
-            header = output[place:end].split()
+            end = output.find(b"\n", position)
+            header = output[position:end].split()
             if len(header) != 3:
-                raise UserError(f"{self.folder}: the object {name} cannot be read; is the clone whole?")
-            place = end + 1 + int(header[2])
-            yield output[end + 1 : place]
-            place += 1
+                raise UserError(f"{self.folder}: the object {name} cannot be read; is the clone complete?")
+            position = end + 1 + int(header[2])
+            yield output[end + 1 : position]
+            position += 1
 
     def read_one(self, path: str) -> bytes:
         """The content of one file."""
@@ -96,10 +96,10 @@ class GitFiles:
 def local_files(clone: Path, revision: str) -> GitFiles:
     """The files at `revision` of a clone on the disk.
 
-    Raises UserError when `clone` is no repository or does not have the revision.
+    Raises UserError when `clone` is not a repository or does not have the revision.
     """
     _require_git()
-    # A prefix: the folder is no clone itself but lies in one.
+    # A prefix: the folder is not a clone itself but lies in one.
     if not clone.is_dir() or _try_git(clone, "rev-parse", "--show-prefix") != "\n":
         raise UserError(f"--clone {clone} is not a clone of a git repository.")
     commit = _try_git(clone, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
@@ -112,16 +112,16 @@ def local_files(clone: Path, revision: str) -> GitFiles:
 
 
 def downloaded_files(url: str, revision: str, folder: Path) -> GitFiles:
-    """The files at `revision` of the repository at `url`, with `folder` as the place for what is downloaded.
+    """The files at `revision` of the repository at `url`, with `folder` for what is downloaded.
 
-    A folder that an interrupted download left is used again. Of a revision that is no branch and no full
-    name, such as `69b0092a7^`, the commits alone are fetched first, to find out its full name.
+    A folder that an interrupted download left is used again. Of a revision that is neither a branch nor a
+    full name, such as `69b0092a7^`, the commits alone are fetched first, to find out its full name.
     Raises UserError when `url` cannot be reached or has no such revision.
     """
     _require_git()
     folder.mkdir(parents=True, exist_ok=True)
     _git(folder, "init", "--quiet", "--bare")
-    # A promisor remote: git then knows that missing contents are no damage.
+    # A promisor remote: git then knows that missing contents are not damage.
     settings = {"url": url, "promisor": "true", "partialclonefilter": "blob:none"}
     for key, value in settings.items():
         _git(folder, "config", f"remote.origin.{key}", value)

@@ -53,7 +53,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set: its zip, what it takes, and how its rows and image files come of that.
+    """A set: its zip, what it takes, and how its rows and image files are made of that.
 
     images: how many there were when the small model was trained.
     """
@@ -70,9 +70,9 @@ class PublicSet:
 
 def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     """Every emoji that has a name: {file, style, emoji, name, group, keywords}, 128 × 128 on white."""
-    told = parse_json(files["names"].read_one("data-by-emoji.json"))
+    facts_of = parse_json(files["names"].read_one("data-by-emoji.json"))
     keywords = parse_json(files["keywords"].read_one("dist/emoji-en-US.json"))
-    named = {_code_points(emoji): emoji for emoji, facts in told.items() if facts.get("name")}
+    named = {_code_points(emoji): emoji for emoji, facts in facts_of.items() if facts.get("name")}
     for style in ("noto", "blob", "flag"):
         commit = files["noto" if style == "flag" else style]
         images = _emoji_images(commit, style, named)
@@ -84,8 +84,8 @@ def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
                 "file": f"{style}/{code}.png",
                 "style": style,
                 "emoji": emoji,
-                "name": told[emoji]["name"],
-                "group": told[emoji].get("group"),
+                "name": facts_of[emoji]["name"],
+                "group": facts_of[emoji].get("group"),
                 "keywords": [word.replace("_", " ") for word in keywords.get(emoji, [])],
             }
             yield row, _on_white(data, path)
@@ -112,7 +112,7 @@ def _emoji_images(commit: GitFiles, style: str, named: Mapping[str, str]) -> dic
 
 
 def _region(emoji: str) -> str:
-    """'CH' for the flag of Switzerland, an empty text for what is no flag of a region."""
+    """'CH' for the flag of Switzerland, an empty text for what is not a flag of a region."""
     letters = [ord(character) - 0x1F1E6 for character in emoji]
     if len(letters) != 2 or not all(0 <= letter < 26 for letter in letters):
         return ""
@@ -132,7 +132,7 @@ def _on_white(data: bytes, name: str) -> bytes:
 
 
 def _nlvr(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """Drawings as palette PNGs: {file, split, id, perm, sentence, label, structured_rep (not of train1000)}.
+    """Images as palette PNGs: {file, split, id, perm, sentence, label, structured_rep (not of train1000)}.
 
     train1000 are the examples that the repository shows of its training set; of dev and hidden all six orders
     of an example's boxes are taken.
@@ -214,7 +214,7 @@ def _nlvr_split(commit: GitFiles, split: str) -> Iterator[tuple[str, dict[str, A
 
 
 def _easyvqa(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """The training drawings in their own bytes: {file, split, qa}; qa: pairs of question and answer."""
+    """The training images in their own bytes: {file, split, qa}; qa: pairs of question and answer."""
     commit = files["easy-VQA"]
     folder = "easy_vqa/data/train"
     pairs: dict[int, list[list[str]]] = {}
@@ -240,7 +240,7 @@ def _clothing(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
 
 
 def _caltech(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """Photos of 100 kinds of things as centre squares: {file, label, split}, split as `test.txt` says."""
+    """Photos of 100 kinds of things as centre squares: {file, label, split}, split by `test.txt`."""
     commit = files["caltech"]
     lists = [path for path in commit.paths() if PurePosixPath(path).name == "test.txt"]
     if not lists:
@@ -281,7 +281,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
             image = open_image(data)
             image.load()
     except ImageError as error:
-        raise UserError(f"{name} is no whole image: it {error}") from error
+        raise UserError(f"{name} is not an intact image: it {error}") from error
     return image
 
 

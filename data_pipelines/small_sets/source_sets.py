@@ -36,7 +36,7 @@ class SourceOptions:
     """Where sets are put and what their repositories are read from.
 
     clones: path of a clone by the repository's name; the others are downloaded from `host`. revisions: a
-    commit or branch by the repository's name, in place of the newest.
+    commit or branch by the repository's name, instead of the newest.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ def _check_replaced(sets: Iterable[PublicSet], options: SourceOptions) -> None:
     for one in sets:
         if options.overwrite and (options.folder / one.file).exists() and one.name not in notes:
             raise UserError(
-                f"{options.folder / one.file} is not named in {SOURCES} beside it, so it is not replaced: "
+                f"{options.folder / one.file} is not named in {SOURCES} next to it, so it is not replaced: "
                 "move it away, or give another folder"
             )
 
@@ -176,12 +176,12 @@ def _notes(path: Path) -> dict[str, Any]:
     """Where each set came from. UserError for a file that holds something else."""
     notes = read_json_object(path) if os.path.lexists(path) else {}
     if not all(isinstance(entry, dict) and "file" in entry for entry in notes.values()):
-        raise UserError(f"{path} does not tell of sets: move it away, or give another folder")
+        raise UserError(f"{path} does not describe sets: move it away, or give another folder")
     return notes
 
 
 def _count(path: Path) -> int:
-    """Images of a zip that is there. Raises UserError when it is no whole zip."""
+    """Images of a zip that is there. Raises UserError when it is not an intact zip."""
     try:
         return len(ImageList(path).rows)
     except UserError as error:

@@ -1,7 +1,7 @@
 """From a batch plan to tensors: records are read, turned into model input, and collated, one record a row.
 
 All of it happens in worker processes if asked. A record that cannot be used is counted and named, and another
-one is taken in its place. Which one follows from the draw alone, so that a resumed run skips and takes the
+one replaces it. Which one follows from the draw alone, so that a resumed run skips and takes the
 same records.
 """
 
@@ -24,7 +24,7 @@ from ..records import Record
 from .mixture import BatchPlan, Draw
 from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
 
-_ATTEMPTS = 32  # other records of the same source that are tried in place of an unusable one
+_ATTEMPTS = 32  # other records of the same source that are tried instead of an unusable one
 #: What a record that cannot be used raises.
 UNUSABLE = (OSError, ValueError)
 
@@ -64,7 +64,7 @@ class StreamBatch:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """The example of a draw, None where no record could be used in its place, and the records skipped."""
+    """The example of a draw, None where no record could replace it, and the records skipped."""
 
     example: Example | None
     skips: list[Skip]
@@ -133,7 +133,7 @@ def example_batches(
             named in the log.
 
     Errors:
-        UserError where no record can be used in place of a draw, of dozens of every source.
+        UserError where no record of dozens of every source can be used.
     """
     statistics = statistics or unnamed_statistics(sources)
     loader = DataLoader(
@@ -168,7 +168,7 @@ def ignore_stop_signals(worker: int) -> None:
 @atexit.register
 def _kill_workers() -> None:
     """At the end of a process multiprocessing sends SIGTERM to workers still there, and waits for them; these
-    would let it wait for ever.
+    ignore it.
     """
     for child in multiprocessing.active_children():
         if child.daemon:

@@ -20,7 +20,7 @@ _BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a bloc
 
 @dataclass(frozen=True)
 class Draw:
-    """One place in the stream: ``number`` (global, from 0), the source, and the record's index within it."""
+    """One position in the stream: ``number`` (global, from 0), the source, and the record's index in it."""
 
     number: int
     source: int
@@ -84,8 +84,8 @@ class Mixture:
         if block != self._block:
             self._load_block(block)
         source = int(self._sources[offset])
-        epoch, place = divmod(int(self._ordinals[offset]), self.lengths[source])
-        return Draw(number, source, int(self._order(source, epoch)[place]))
+        epoch, position = divmod(int(self._ordinals[offset]), self.lengths[source])
+        return Draw(number, source, int(self._order(source, epoch)[position]))
 
     def _choose(self, block: int) -> np.ndarray:
         """The sources of a block's draws; needs the counts of all blocks before it."""
@@ -133,9 +133,9 @@ def _first_end(chosen: np.ndarray, room: Sequence[int | None], ended: set[int]) 
     ends = []
     for source, left in enumerate(room):
         if left is not None and source not in ended:
-            places = np.flatnonzero(chosen == source)
-            if len(places) > left:
-                ends.append((int(places[left - 1]) + 1, source))
+            indices = np.flatnonzero(chosen == source)
+            if len(indices) > left:
+                ends.append((int(indices[left - 1]) + 1, source))
     if not ends:
         return None
     after, source = min(ends)

@@ -1,7 +1,7 @@
-"""Several records behind one another in rows of a fixed length, so that hardly a position is padding.
+"""Several records one after another in rows of a fixed length, so that hardly a position is padding.
 
 A *window* is a fixed number of draws, packed independently of all others. What a window holds is a pure
-function of its number, so the place in the stream is two numbers, (window, row), whatever the number of
+function of its number, so the position in the stream is two numbers, (window, row), whatever the number of
 workers; the windows are dealt to the ranks in turn.
 """
 
@@ -24,17 +24,17 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Deterministic; the items of a row keep their order. Raises ValueError for a length above the capacity.
     """
     rows: list[list[int]] = []
-    space: list[tuple[int, int]] = []  # (free places, row), ascending
+    space: list[tuple[int, int]] = []  # (free positions, row), ascending
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         need = lengths[item]
         if need > capacity:
             raise ValueError(f"length {need} does not fit a row of {capacity}")
-        place = bisect.bisect_left(space, (need, -1))
-        if place == len(space):
+        position = bisect.bisect_left(space, (need, -1))
+        if position == len(space):
             free, row = capacity, len(rows)
             rows.append([])
         else:
-            free, row = space.pop(place)
+            free, row = space.pop(position)
         rows[row].append(item)
         bisect.insort(space, (free - need, row))
     return [sorted(row) for row in rows]
@@ -85,15 +85,15 @@ def plan_state(plan: WindowPlan, cursors: Sequence[tuple[int, int]]) -> dict[str
 
 
 def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[WindowPlan, tuple[int, int]]:
-    """The plan and cursor with which a rank goes on from `plan_state`.
+    """The plan and cursor with which a rank resumes from `plan_state`.
 
-    With as many ranks as then, every rank goes on in its own windows. With another number the rows that were
-    not delivered are dealt anew: none comes twice, none is lost.
+    With as many ranks as then, every rank continues in its own windows. With another number the rows that
+    were not delivered are dealt anew: none comes twice, none is lost.
 
     Errors:
         UserError for what `plan_state` has not made.
     """
-    where = "the checkpoint's place in the data"
+    where = "the checkpoint's position in the data"
     leftovers, cursors = (_pairs(state, name, where) for name in ("leftovers", "cursors"))
     first = take_count(state, "first", where)
     if take_count(state, "world_size", where) != len(cursors) or not cursors:

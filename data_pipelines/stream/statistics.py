@@ -20,7 +20,7 @@ _BUCKETS = 24 * _STEPS_PER_DOUBLING  # of the histogram of lengths, up to 2^24 t
 
 @dataclass(frozen=True)
 class Skip:
-    """A record that could not be used: the place of its source in the recipe, its number there, why."""
+    """A record that could not be used: the number of its source in the recipe, its index there, why."""
 
     source: int
     index: int
@@ -38,22 +38,22 @@ class BatchFacts:
 
 
 def example_length(example: Any) -> int:
-    """Tokens of a model-ready example; 0 for one that is no token sequence."""
+    """Tokens of a model-ready example; 0 for one that is not a token sequence."""
     return len(example.input_ids) if hasattr(example, "input_ids") else 0
 
 
 def batch_positions(batch: Any) -> int:
-    """Places of a batch's token sequences, padding included."""
+    """Positions of a batch's token sequences, padding included."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return ids.numel() if isinstance(ids, torch.Tensor) else 0
 
 
 class StreamStatistics:
-    """Adds up facts of the batches of one rank; `read` gives the figures since the last reading.
+    """Adds up facts of the batches of one rank; `read` gives the metrics since the last reading.
 
     Args:
         names: of the sources, in the mixture's order.
-        on_skip: is told of every skipped record, beside the log.
+        on_skip: is called with every skipped record, which the log names too.
     """
 
     def __init__(self, names: Sequence[str], on_skip: Callable[[Skip], None] | None = None) -> None:
@@ -106,7 +106,7 @@ class StreamStatistics:
             yield batch
 
     def read(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> dict[str, float]:
-        """The figures since the last reading, over all ranks if `total` sums over them.
+        """The metrics since the last reading, over all ranks if `total` sums over them.
 
         fill_share and padding_share of all positions, length_mean, length_p50 and length_p95 in tokens (the
         percentiles to 9 %), share/NAME of the records, token_share/NAME of the tokens, skipped (records since
@@ -125,24 +125,24 @@ class StreamStatistics:
         self._reset()
         positions, waited, elapsed, skipped = numbers[:4].tolist()
         records, tokens, histogram = np.split(numbers[4:], [len(self.names), 2 * len(self.names)])
-        figures = {"skipped": skipped, "wait_share": waited / max(elapsed, 1e-9)}
+        metrics = {"skipped": skipped, "wait_share": waited / max(elapsed, 1e-9)}
         if records.sum():
-            figures |= {
+            metrics |= {
                 f"share/{name}": n / records.sum() for name, n in zip(self.names, records, strict=True)
             }
         if tokens.sum():
-            figures |= {
+            metrics |= {
                 "length_mean": tokens.sum() / records.sum(),
                 "length_p50": _percentile(histogram, 0.5),
                 "length_p95": _percentile(histogram, 0.95),
             }
-            figures |= {
+            metrics |= {
                 f"token_share/{name}": n / tokens.sum() for name, n in zip(self.names, tokens, strict=True)
             }
         if positions and tokens.sum():
             fill = tokens.sum() / positions
-            figures |= {"fill_share": fill, "padding_share": 1.0 - fill}
-        return {name: float(value) for name, value in figures.items()}
+            metrics |= {"fill_share": fill, "padding_share": 1.0 - fill}
+        return {name: float(value) for name, value in metrics.items()}
 
 
 def _percentile(histogram: np.ndarray, share: float) -> float:

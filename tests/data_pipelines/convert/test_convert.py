@@ -16,7 +16,7 @@ from dualtoken.data_pipelines.convert.llava import LlavaConverter, llava_record
 from dualtoken.data_pipelines.convert.samples import OutputOptions, stable_fraction
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.scenes.convert import SceneConverter, SceneOptions, scene_record
-from dualtoken.data_pipelines.scenes.language import DrawingSpec
+from dualtoken.data_pipelines.scenes.language import ImageSpec
 from dualtoken.data_pipelines.scenes.scene import HELD_OUT_SEED, Scene, render
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.stored_image import stored_image
@@ -72,7 +72,7 @@ def test_scene_shards_hold_their_scenes(output, task):
         first = record.messages[0]["content"]
         if task == "t2i":
             assert record.messages[1]["content"] == [part]
-            assert DrawingSpec.from_dict(record.metadata["spec"]).skill == record.metadata["skill"]
+            assert ImageSpec.from_dict(record.metadata["spec"]).skill == record.metadata["skill"]
         else:
             assert first[0] is part
             assert first[1]["type"] == "text"

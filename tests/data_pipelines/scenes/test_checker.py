@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.scenes.checker import check, find_objects
-from dualtoken.data_pipelines.scenes.language import SKILLS, DrawingSpec, WantedObject, scene_for_skill
+from dualtoken.data_pipelines.scenes.language import SKILLS, ImageSpec, WantedObject, scene_for_skill
 from dualtoken.data_pipelines.scenes.scene import COLOURS, SHAPES, Scene, SceneObject, random_scene, render
 
 
@@ -97,20 +97,20 @@ BLUE_SQUARE = WantedObject("square", "blue")
 @pytest.mark.parametrize(
     ("spec", "objects", "colour", "shape"),
     [
-        (DrawingSpec("single_object", (RED_CIRCLE,)), [], False, False),
-        (DrawingSpec("single_object", (RED_CIRCLE,)), [one(), one(x=0.8, y=0.8, radius=0.13)], False, False),
-        (DrawingSpec("single_object", (RED_CIRCLE,)), [one(colour="orange")], False, True),
-        (DrawingSpec("single_object", (RED_CIRCLE,)), [one(shape="star")], True, False),
-        (DrawingSpec("colors", (RED_CIRCLE,)), [one(colour="purple")], False, True),
-        (DrawingSpec("counting", (WantedObject("circle", "red", 2),)), [one()], False, False),
+        (ImageSpec("single_object", (RED_CIRCLE,)), [], False, False),
+        (ImageSpec("single_object", (RED_CIRCLE,)), [one(), one(x=0.8, y=0.8, radius=0.13)], False, False),
+        (ImageSpec("single_object", (RED_CIRCLE,)), [one(colour="orange")], False, True),
+        (ImageSpec("single_object", (RED_CIRCLE,)), [one(shape="star")], True, False),
+        (ImageSpec("colors", (RED_CIRCLE,)), [one(colour="purple")], False, True),
+        (ImageSpec("counting", (WantedObject("circle", "red", 2),)), [one()], False, False),
         (
-            DrawingSpec("two_object", (RED_CIRCLE, BLUE_SQUARE)),
+            ImageSpec("two_object", (RED_CIRCLE, BLUE_SQUARE)),
             [one("circle", "blue", 0.3), one("square", "red", 0.75)],
             True,
             True,
         ),
         (
-            DrawingSpec("position", (RED_CIRCLE, BLUE_SQUARE), "left"),
+            ImageSpec("position", (RED_CIRCLE, BLUE_SQUARE), "left"),
             [one("circle", "red", 0.75), one("square", "blue", 0.3)],
             True,
             True,
@@ -125,7 +125,7 @@ def test_a_wrong_drawing_is_refused_with_a_reason(spec, objects, colour, shape):
 
 
 def test_the_colour_skill_tolerates_company():
-    spec = DrawingSpec("colors", (RED_CIRCLE,))
+    spec = ImageSpec("colors", (RED_CIRCLE,))
     assert check(spec, image_of(one(x=0.3), one("star", "blue", 0.75))).correct
 
 

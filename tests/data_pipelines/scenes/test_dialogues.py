@@ -1,4 +1,4 @@
-"""Other words mean the same, and every turn of a talk has the answer that its scene gives."""
+"""Other words mean the same, and every turn of a dialogue has the answer that its scene gives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dualtoken.data_pipelines.scenes.scene import (
     relation,
     render,
 )
-from dualtoken.data_pipelines.scenes.wordings import RELATION_WORDS, reword_question, reword_wish
+from dualtoken.data_pipelines.scenes.wordings import RELATION_WORDS, reword_prompt, reword_question
 from dualtoken.eval.data.held_out import HeldOut, drawing_prompts, single_questions
 
 NUMBERS = {"one": 1, "a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "no": 0}
@@ -81,16 +81,16 @@ def test_reserved_wordings_are_never_trained_on():
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_a_wish_in_other_words_names_what_its_specification_wants(skill):
+def test_a_prompt_in_other_words_names_what_its_specification_wants(skill):
     for seed in range(150):
         rng = np.random.default_rng((4, seed))
         drawn = scene_for_skill(rng, skill)
-        wish = reword_wish(drawn.spec, rng, drawn.scene.background, reserved=bool(seed % 2))
+        prompt = reword_prompt(drawn.spec, rng, drawn.scene.background, reserved=bool(seed % 2))
         expected = Counter(word for wanted in drawn.spec.objects for word in (wanted.colour, wanted.shape))
-        assert things(wish) - Counter(["white"]) == expected, wish
-        assert wheres(wish) == ({drawn.spec.relation} if drawn.spec.relation else set()), wish
+        assert things(prompt) - Counter(["white"]) == expected, prompt
+        assert wheres(prompt) == ({drawn.spec.relation} if drawn.spec.relation else set()), prompt
         if drawn.spec.objects[0].count > 1:
-            assert re.search(rf"\b(two|three|four|{drawn.spec.objects[0].count})\b", wish)
+            assert re.search(rf"\b(two|three|four|{drawn.spec.objects[0].count})\b", prompt)
 
 
 # --- records ----------------------------------------
@@ -127,16 +127,16 @@ def test_wrong_shares_and_turns_are_a_users_mistake(bad):
         SceneOptions(**bad)
 
 
-# --- talks ----------------------------------------
+# --- dialogues ----------------------------------------
 
 
-def talks(count: int, **options: Any) -> list[Record]:
+def dialogues(count: int, **options: Any) -> list[Record]:
     settings = SceneOptions(task="chat", image_size=64, **options)
     return [scene_record(settings, number).validate() for number in range(count)]
 
 
 class Reader:
-    """Reads a talk as a person would, and says what the answer to each turn must be."""
+    """Reads a dialogue as a person would, and knows what the answer to each turn must be."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -186,9 +186,9 @@ class Reader:
 
 
 @pytest.mark.parametrize("paraphrase", [0.0, 0.5])
-def test_every_answer_of_a_talk_follows_from_its_scene(paraphrase):
+def test_every_answer_of_a_dialogue_follows_from_its_scene(paraphrase):
     follow_ups = Counter[str]()
-    for record in talks(400, seed=8, paraphrase=paraphrase):
+    for record in dialogues(400, seed=8, paraphrase=paraphrase):
         scenes = [Scene.from_dict(scene) for scene in record.metadata["scenes"]]
         reader = Reader(scenes[0])
         turns = zip(record.messages[::2], record.messages[1::2], record.metadata["kinds"], strict=True)
@@ -203,9 +203,9 @@ def test_every_answer_of_a_talk_follows_from_its_scene(paraphrase):
     assert {"yes", "no", "left", "above", "red", "star", "0", "2"} <= set(follow_ups)
 
 
-def test_every_drawing_of_a_talk_is_the_scene_that_is_specified():
+def test_every_image_of_a_dialogue_is_the_scene_that_is_specified():
     drawings = 0
-    for record in talks(150, seed=9):
+    for record in dialogues(150, seed=9):
         drawn = [part for role, part in record.parts() if part["type"] == "image" and role == "assistant"]
         specs = [spec for spec in record.metadata["specs"] if spec]
         assert len(drawn) == len(specs)
@@ -230,18 +230,18 @@ def test_every_drawing_of_a_talk_is_the_scene_that_is_specified():
     assert drawings > 80
 
 
-def test_talks_have_every_form_and_the_number_of_turns_that_is_allowed():
-    records = talks(200, seed=10, turns=4)
+def test_dialogues_have_every_form_and_the_number_of_turns_that_is_allowed():
+    records = dialogues(200, seed=10, turns=4)
     forms = Counter(record.metadata["form"] for record in records)
     assert set(forms) == set(FORMS)
     assert min(forms.values()) > 30
     lengths = {len(record.messages) // 2 for record in records}
     assert lengths == {2, 3, 4}
-    assert talks(3, seed=10, turns=4)[2].texts() == records[2].texts()
+    assert dialogues(3, seed=10, turns=4)[2].texts() == records[2].texts()
     held_out = SceneOptions(task="chat", seed=HELD_OUT_SEED, paraphrase=1.0, image_size=8)
     assert scene_record(held_out, 0).texts()
 
 
-def test_a_talk_says_that_its_turns_are_ordered():
-    record = next(record for record in talks(20, seed=11) if record.metadata["form"] == "look")
+def test_a_dialogue_states_that_its_turns_are_ordered():
+    record = next(record for record in dialogues(20, seed=11) if record.metadata["form"] == "look")
     assert record.metadata["ordered"]

@@ -11,7 +11,7 @@ from dualtoken.data_pipelines.scenes.language import (
     BARE_SHARE,
     NUMBER_WORDS,
     SKILLS,
-    DrawingSpec,
+    ImageSpec,
     captions,
     describe,
     noun_phrase,
@@ -141,7 +141,7 @@ def test_descriptions_name_everything():
 def test_a_skill_shows_what_its_specification_says(skill):
     for seed in range(150):
         scene, prompt, spec = scene_for_skill(np.random.default_rng(seed), skill)
-        assert DrawingSpec.from_dict(spec.to_dict()) == spec
+        assert ImageSpec.from_dict(spec.to_dict()) == spec
         looks = Counter((item.shape, item.colour) for item in scene.objects)
         assert looks == Counter({(o.shape, o.colour): o.count for o in spec.objects})
         assert all(o.colour in prompt.lower() and o.shape in prompt.lower() for o in spec.objects)

@@ -98,9 +98,9 @@ def test_percentiles_of_lengths_are_right_to_9_percent() -> None:
     lengths = np.random.default_rng(0).integers(1, 5000, 4000)
     statistics = StreamStatistics(["only"])
     statistics.add(BatchFacts(10_000_000, [0] * 4000, lengths.tolist()))
-    figures = statistics.read()
+    metrics = statistics.read()
     for name, share in (("length_p50", 50), ("length_p95", 95)):
-        assert 1.0 <= figures[name] / np.percentile(lengths, share) <= 1.1
+        assert 1.0 <= metrics[name] / np.percentile(lengths, share) <= 1.1
 
 
 def test_simplecache_keeps_whole_files_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,5 +148,5 @@ def test_a_place_that_no_stream_has_saved_is_refused(name: str, value: Any) -> N
     """It is read from a checkpoint, which may come from anybody."""
     state = plan_state(WindowPlan(0, 2), [(1, 2), (0, 3)])
     assert resumed_plan(state, 1, 2)[1] == (0, 3)
-    with pytest.raises(UserError, match="place in the data"):
+    with pytest.raises(UserError, match="position in the data"):
         resumed_plan({**state, name: value}, 0, 2)

@@ -162,14 +162,14 @@ def test_a_stream_without_usable_records_ends_with_a_reason() -> None:
         next(stream(sources=[Numbered(0, 50, broken=1)]))
 
 
-def test_figures_add_up() -> None:
+def test_metrics_add_up() -> None:
     statistics = StreamStatistics(["a", "b"])
     batches = rows_of(stream(statistics=statistics), 12)
-    figures = statistics.read()
+    metrics = statistics.read()
     names = [name for batch in batches for row in batch for name, _ in row]
-    assert figures["share/a"] == pytest.approx(sum(name.startswith("0") for name in names) / len(names))
+    assert metrics["share/a"] == pytest.approx(sum(name.startswith("0") for name in names) / len(names))
     lengths = [len(prepare(Record("x", []), draw).input_ids) for draw in delivered(batches)]
-    assert figures["length_mean"] == pytest.approx(np.mean(lengths))
-    assert figures["length_p50"] == pytest.approx(np.percentile(lengths, 50), rel=0.15)
-    assert figures["token_share/a"] + figures["token_share/b"] == pytest.approx(1.0)
+    assert metrics["length_mean"] == pytest.approx(np.mean(lengths))
+    assert metrics["length_p50"] == pytest.approx(np.percentile(lengths, 50), rel=0.15)
+    assert metrics["token_share/a"] + metrics["token_share/b"] == pytest.approx(1.0)
     assert "share/a" not in statistics.read()  # nothing since
