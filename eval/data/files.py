@@ -1,4 +1,4 @@
-"""Reading official benchmark files. Every mistake in them is one clear line that names the file."""
+"""Reading the official files of tasks. Every mistake in them is one clear line that names the file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import binascii
 import csv
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image
 from ...common.errors import ImageError, UserError, first_line, shown
 from ...common.packages import missing_package
 from ...common.paths import regular_file
-from ..harness.task import Item, MissingData
+from ..harness.task import MissingData
 from .encoded_image import EncodedImage
 
 # Images in base64 are fields of megabytes; csv's own limit is 128 KB.
@@ -129,18 +128,6 @@ def image_rows(
 def image_folder(root: Path, *names: str) -> Path:
     """The first of the folders `names` that exists below `root`, else the first (to be reported)."""
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
-
-
-def distinct(items: Sequence[Item], path: Path) -> list[Item]:
-    """The items as a list. UserError if two have the same id or there are none."""
-    twice = [key for key, count in Counter(item.id for item in items).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{path} holds {len(twice)} ids more than once, {twice[0]!r} first; use the official file"
-        )
-    if not items:
-        raise UserError(f"{path} holds no questions")
-    return list(items)
 
 
 def field(row: Mapping[str, Any], name: str, path: Path) -> Any:

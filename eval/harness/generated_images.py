@@ -5,7 +5,7 @@ Images are generated once; every scorer whose model is given then reads the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,19 +75,24 @@ def clip_score(images: Sequence[GeneratedImage], clip: Clip | None) -> Score:
 
     if clip is None:
         return Score("clip_score", {"clip_score": None}, notes=(f"clip_score is null: {missing('clip')}",))
-    values: dict[str, list[float]] = {}
+    graded: list[tuple[GeneratedImage, Graded]] = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         scores = clip_scores(clip, [image.open() for image in batch], [image.item.prompt for image in batch])
-        for image, score in zip(batch, scores, strict=True):
-            values.setdefault(image.item.id, []).append(score)
-    every = [score for scores in values.values() for score in scores]
+        graded += [(image, Graded(None, score)) for image, score in zip(batch, scores, strict=True)]
+    average = mean(one.score or 0.0 for _, one in graded)
     notes = (f"clip_score by {clip.name}",)
-    return Score("clip_score", {"clip_score": mean(every)}, notes=notes, items=item_means(values))
+    return Score("clip_score", {"clip_score": average}, notes=notes, items=item_means(graded))
 
 
-def item_means(
-    values: Mapping[str, Sequence[float]], parsed: Mapping[str, Any] | None = None
-) -> dict[str, Graded]:
-    """Each item with the mean of its images' scores; `parsed` is what was read out of them."""
-    return {name: Graded((parsed or {}).get(name), mean(found)) for name, found in values.items()}
+def item_means(graded: Iterable[tuple[GeneratedImage, Graded]]) -> dict[str, Graded]:
+    """Each item with the mean score of its images, and the list of what was read out of them."""
+    by_item: dict[str, list[Graded]] = {}
+    for image, one in graded:
+        by_item.setdefault(image.item.id, []).append(one)
+    means = {}
+    for key, found in by_item.items():
+        parsed = [one.parsed for one in found]
+        read = None if all(value is None for value in parsed) else parsed
+        means[key] = Graded(read, mean(one.score or 0.0 for one in found))
+    return means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,20 +120,25 @@ class Task(ABC):
 
         UserError for data that are not as they were published, whatever is wrong with them.
         """
+        where = "its data" if root is None else f"the files in {shown(str(root))}"
+        problem = f"{self.name} ({split}): {where} are not as they were published{self._where()}"
         try:
             items = self.load(root, split)
             for item in items:
                 _check_item(item, root)
-            return items
+            repeated = [key for key, count in Counter(item.id for item in items).items() if count > 1]
         except UserError:
             raise
         except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             # A field of the wrong kind may fail anywhere in what a task makes of its files.
-            where = "its data" if root is None else f"the files in {shown(str(root))}"
             raise UserError(
-                f"{self.name} ({split}): {where} are not as they were published"
-                f"{self._where()}; a value is of the wrong kind ({type(error).__name__}: {first_line(error)})"
+                f"{problem}; a value is of the wrong kind ({type(error).__name__}: {first_line(error)})"
             ) from error
+        if repeated:
+            raise UserError(f"{problem}; {len(repeated)} ids are there more than once, {repeated[0]!r} first")
+        if not items:
+            raise UserError(f"{problem}; they hold no items")
+        return items
 
     def image_name(self, index: int, number: int) -> str:
         """The file of generated image `number` of the item at `index`, below the output folder."""

@@ -125,7 +125,7 @@ def circular_accuracy(right: Mapping[str, bool], question_of: Mapping[str, str])
 def scienceqa_option(answer: str, count: int) -> str | None:
     """The letter of a ScienceQA answer with `count` choices.
 
-    The answer is nothing but a letter; or it starts with a letter, a full stop and a blank; or it has the words
+    The answer is only a letter; or it starts with a letter, a full stop and a blank; or it has the words
     "The answer is X". Line breaks count as ". ". Letters are capitals; one past the choices picks nothing.
     Source: lupantech/ScienceQA, models/run_gpt3.py ("The answer is X."), as extended for chat models in
     haotian-liu/LLaVA, llava/eval/eval_science_qa.py.

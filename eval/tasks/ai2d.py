@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import distinct, image_from_base64, image_rows, read_tsv
+from ..data.files import image_from_base64, image_rows, read_tsv
 from ..scorers.multiple_choice import LETTERS, letters_for, mmbench_option
 from .prompts import option_letter
 
@@ -35,7 +35,7 @@ class Ai2d(Task):
             options = letters_for(texts)
             target = {"answer": answer, "options": options}
             items.append(Item(key, option_letter(question, options), (image,), target))
-        return distinct(items, path)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The option, read as VLMEvalKit does without a judge."""

@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
@@ -19,7 +19,7 @@ from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json_lines, read_text
 from ...common.paths import single_name
-from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
+from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import percent
 from ..scorers.dpg import image_score
@@ -31,11 +31,11 @@ _NAME = "dpg-own-judge"
 class DpgBench(ImageTask):
     """The official prompts and grids; the questions are answered where a local judge is given."""
 
-    name: ClassVar[str] = "dpg"
-    summary: ClassVar[str] = "long prompts, judged by questions about the image"
+    name = "dpg"
+    summary = "long prompts, judged by questions about the image"
     splits = {"test": 1065}
-    images_per_prompt: ClassVar[int] = 4
-    source: ClassVar[str] = "github.com/TencentQQGYLab/ELLA, folder dpg_bench"
+    images_per_prompt = 4
+    source = "github.com/TencentQQGYLab/ELLA, folder dpg_bench"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         found = self.need_file(root, "prompts.jsonl", "prompts")
@@ -66,8 +66,7 @@ class DpgBench(ImageTask):
                 missing("judge") if judge is None else "dpg_bench.csv is not in the folder of the prompts"
             )
             return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
-        values: dict[str, list[float]] = {}
-        parsed: dict[str, list[dict[str, bool]]] = {}
+        graded = []
         for image in asked:
             picture, questions = image.open(), image.item.target["questions"]
             answers = {}
@@ -75,10 +74,10 @@ class DpgBench(ImageTask):
                 yes, no = judge.probabilities(picture, question["text"])
                 answers[question["id"]] = yes > no
             parents = {question["id"]: question["parents"] for question in questions}
-            values.setdefault(image.item.id, []).append(image_score(answers, parents))
-            parsed.setdefault(image.item.id, []).append({str(key): yes for key, yes in answers.items()})
-        items = item_means(values, parsed)
-        score = percent(graded.score or 0.0 for graded in items.values())
+            parsed = {str(key): yes for key, yes in answers.items()}
+            graded.append((image, Graded(parsed, image_score(answers, parents))))
+        items = item_means(graded)
+        score = percent(one.score or 0.0 for one in items.values())
         notes = [f"{_NAME}: questions answered by {judge.name}, not by the official mPLUG"]
         if len(asked) < len(images):
             notes.append(f"{_NAME} is null: {len(images) - len(asked)} images have no questions")

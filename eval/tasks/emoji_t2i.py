@@ -13,7 +13,7 @@ from ...common.errors import UserError
 from ..data.held_out import HELD_OUT, HeldOut, emoji_prompt, evenly_spread
 from ..harness.generated_images import find_images, item_means
 from ..harness.registry import register
-from ..harness.score import Score
+from ..harness.score import Graded, Score
 from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent
 
@@ -61,10 +61,8 @@ class EmojiT2i(Task):
             [image.open() for image in images], right, [emoji_prompt(name) for name in names]
         )
         metrics = {name: percent(rank < limit for rank in ranks) for name, limit in limits.items()}
-        parsed: dict[str, list[int]] = {}
-        scores: dict[str, list[float]] = {}
-        for image, rank in zip(images, ranks, strict=True):
-            parsed.setdefault(image.item.id, []).append(rank)
-            scores.setdefault(image.item.id, []).append(float(rank < LIMITS[-1]))
+        graded = [
+            (image, Graded(rank, float(rank < LIMITS[-1]))) for image, rank in zip(images, ranks, strict=True)
+        ]
         note = f"the rank of each name among {len(names)}"
-        return Score("top5", metrics, notes=(note,), items=item_means(scores, parsed))
+        return Score("top5", metrics, notes=(note,), items=item_means(graded))

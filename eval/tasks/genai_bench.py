@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
-from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
+from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import mean
 
@@ -26,10 +25,10 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 class GenAIBench(ImageTask):
     """The official prompts; VQAScore where a local judge is given."""
 
-    name: ClassVar[str] = "genai-bench"
-    summary: ClassVar[str] = "prompts by skill, scored by VQAScore"
+    name = "genai-bench"
+    summary = "prompts by skill, scored by VQAScore"
     splits = {"test": 1600}
-    source: ClassVar[str] = "genai_image.json and genai_skills.json of GenAI-Bench-1600"
+    source = "genai_image.json and genai_skills.json of GenAI-Bench-1600"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "genai_image.json")
@@ -61,14 +60,14 @@ class GenAIBench(ImageTask):
         judge = judges.vqa_judge()
         if judge is None:
             return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {missing('judge')}",))
-        values: dict[str, list[float]] = {}
+        graded = []
         by_skill: dict[str, list[float]] = {}
         for image in images:
             yes, _ = judge.probabilities(image.open(), QUESTION.format(image.item.prompt))
-            values.setdefault(image.item.id, []).append(yes)
+            graded.append((image, Graded(None, yes)))
             for skill in image.item.target["skills"]:
                 by_skill.setdefault(skill, []).append(yes)
-        metrics = {_NAME: mean(score for scores in values.values() for score in scores)}
+        metrics = {_NAME: mean(one.score or 0.0 for _, one in graded)}
         metrics |= {f"{_NAME}/{skill}": mean(scores) for skill, scores in by_skill.items()}
         note = f"{_NAME}: probability of Yes by {judge.name}, not by the official CLIP-FlanT5-XXL"
-        return Score(_NAME, metrics, notes=(note,), items=item_means(values))
+        return Score(_NAME, metrics, notes=(note,), items=item_means(graded))

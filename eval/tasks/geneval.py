@@ -10,10 +10,9 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from ...common.json_files import read_json_lines
-from .. import GeneratedImage, ImageTask, Item, Score, item_means, register
+from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
 from ..judges.protocols import Judges, missing
 from ..scorers.geneval import TAGS, is_correct, kept_objects, summary
 
@@ -24,11 +23,11 @@ _NAME = "geneval-own-detector"
 class GenEval(ImageTask):
     """The official prompts and layout; an own score where a local detector is given."""
 
-    name: ClassVar[str] = "geneval"
-    summary: ClassVar[str] = "objects, counts, colours and positions in images (official layout)"
+    name = "geneval"
+    summary = "objects, counts, colours and positions in images (official layout)"
     splits = {"test": 553}
-    images_per_prompt: ClassVar[int] = 4
-    source: ClassVar[str] = "github.com/djghosh13/geneval, folder prompts"
+    images_per_prompt = 4
+    source = "github.com/djghosh13/geneval, folder prompts"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
@@ -56,8 +55,7 @@ class GenEval(ImageTask):
         detector.require(sorted({demand["class"] for i in images for demand in i.item.target["include"]}))
         colors = None if clip is None else ColorNames(clip)
         by_tag: dict[str, list[bool]] = {}
-        by_item: dict[str, list[float]] = {}
-        parsed: dict[str, list[dict[str, int]]] = {}
+        graded = []
         colorless = set()
         for image in images:
             metadata = image.item.target
@@ -68,15 +66,14 @@ class GenEval(ImageTask):
             objects = kept_objects(detector(picture), metadata["tag"])
             right = is_correct(objects, metadata, None if colors is None else partial(colors, picture))
             by_tag.setdefault(metadata["tag"], []).append(right)
-            by_item.setdefault(image.item.id, []).append(float(right))
             counts = {name: len(found) for name, found in objects.items()}
-            parsed.setdefault(image.item.id, []).append(counts)
+            graded.append((image, Graded(counts, float(right))))
         notes = [f"{_NAME}: the official rule on detections of {detector.name}, not the official score"]
         if colorless:
             names, reason = ", ".join(sorted(colorless)), missing("clip")
             notes.append(f"{_NAME} and its parts {names} are null: colours are named by CLIP, {reason}")
         metrics = _metrics(by_tag, colorless)
-        return Score(_NAME, metrics, notes=tuple(notes), items=item_means(by_item, parsed))
+        return Score(_NAME, metrics, notes=tuple(notes), items=item_means(graded))
 
 
 def _metrics(by_tag: dict[str, list[bool]], colorless: set[str]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import distinct, field, image_folder, image_rows, parquet_files, read_parquet
+from ..data.files import field, image_folder, image_rows, parquet_files, read_parquet
 from ..scorers.exact_match import gqa_answer
 from .prompts import short_answer
 
@@ -43,7 +43,7 @@ class Gqa(Task):
             kind = "open" if (row.get("types") or {}).get("structural") == "query" else "binary"
             target = {"answer": field(row, "answer", path), "type": kind}
             items.append(Item(key, short_answer(row["question"]), (image,), target))
-        return distinct(items, path)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """Equality with the key."""

@@ -20,7 +20,7 @@ from .. import (
     hidden_answers,
     register,
 )
-from ..data.files import distinct, field, image_rows
+from ..data.files import field, image_rows
 from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
 from ..scorers.multiple_choice import letters_for
 
@@ -49,7 +49,7 @@ class MathVista(JudgedTask):
         for row, image in rows:
             query = row.get("query") or mathvista_query(row)
             items.append(Item(str(field(row, "pid", path)), query, (image,), _target(row)))
-        return distinct(items, path)
+        return items
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
         """The official request for an extraction, for the answers that rules cannot read."""

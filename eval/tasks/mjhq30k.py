@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_json
@@ -23,12 +22,10 @@ _NAME = "fid-torch-fidelity"
 class Mjhq30k(ImageTask):
     """The official prompts; FID where the images and Inception's weights are given."""
 
-    name: ClassVar[str] = "mjhq30k"
-    summary: ClassVar[str] = "FID against 30,000 images of high quality"
+    name = "mjhq30k"
+    summary = "FID against 30,000 images of high quality"
     splits = {"test": 30000}
-    source: ClassVar[str] = (
-        "huggingface.co/datasets/playgroundai/MJHQ-30K: meta_data.json, mjhq30k_imgs unpacked"
-    )
+    source = "huggingface.co/datasets/playgroundai/MJHQ-30K: meta_data.json, mjhq30k_imgs unpacked"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "meta_data.json")

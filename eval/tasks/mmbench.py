@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, hidden_answers, register
-from ..data.files import distinct, image_from_base64, image_rows, read_tsv
+from ..data.files import image_from_base64, image_rows, read_tsv
 from ..judges.replay import Verdicts
 from ..scorers.averages import percent, percent_by
 from ..scorers.multiple_choice import (
@@ -65,7 +65,7 @@ class MMBench(JudgedTask):
             options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
             prompt = mmbench_prompt(row["question"], row.get("hint", ""), options)
             items.append(Item(row["index"], prompt, (image,), _target(row, options)))
-        return distinct(items, path)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The option that rules read, of one row."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ...common.errors import UserError
 from ...common.json_files import enumerate_lines, read_text
 from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, register
-from ..data.files import distinct, image_folder, image_rows
+from ..data.files import image_folder, image_rows
 from ..scorers.yes_no import MME_COGNITION, MME_PERCEPTION, MMERow, mme_answer, mme_scores
 
 RELEASE = "MME_Benchmark_release_version"
@@ -30,13 +30,13 @@ class Mme(Task):
         """Questions word for word; each ends in "Please answer yes or no." already."""
         first = MME_PERCEPTION[0]
         if (found := self.need_file(root, *_names(first), "data")).name == "data":
-            return distinct(_parquet_items(found), found)
+            return _parquet_items(found)
         items: list[Item] = []
         for task in (*MME_PERCEPTION, *MME_COGNITION):
             path = self.need_file(root, *_names(task))
             assert root is not None  # need_file refused it
             items.extend(_task_items(task, path, root))
-        return distinct(items, path.parent)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """ "yes", "no", or neither, which is wrong."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError
 from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
-from ..data.files import distinct, image_from_cell, parquet_files, read_parquet
+from ..data.files import image_from_cell, parquet_files, read_parquet
 from ..scorers.averages import percent
 from ..scorers.mmmu_open import open_candidates, open_is_right
 from ..scorers.multiple_choice import letters_for, mmmu_option
@@ -62,7 +62,7 @@ class Mmmu(Task):
             for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed):
                 items.append(_item(row, subject, folder))
         assert root is not None  # need_file refused it
-        return distinct(items, root)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The letter of an option; of an open answer the candidates that are compared with the key."""

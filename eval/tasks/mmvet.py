@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ...common.errors import UserError
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.averages import mean
 from ..scorers.mmvet import SECOND_REQUEST, grade_in, grading_prompt, mmvet_scores
 
@@ -38,7 +38,7 @@ class MMVet(JudgedTask):
             )
             for key, row, image in (_parquet_rows(path) if path.is_dir() else _json_rows(path))
         ]
-        return distinct(items, path)
+        return items
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
         """The official request for a grade, for every item."""

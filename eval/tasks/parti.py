@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import ClassVar
 
 from ...common.errors import UserError
 from ...common.json_files import read_text
@@ -19,10 +18,10 @@ from .. import ImageTask, Item, register
 class PartiPrompts(ImageTask):
     """The official prompts with category and challenge."""
 
-    name: ClassVar[str] = "parti"
-    summary: ClassVar[str] = "PartiPrompts: CLIPScore of generated images"
+    name = "parti"
+    summary = "PartiPrompts: CLIPScore of generated images"
     splits = {"test": 1632}
-    source: ClassVar[str] = "github.com/google-research/parti, PartiPrompts.tsv"
+    source = "github.com/google-research/parti, PartiPrompts.tsv"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "PartiPrompts.tsv")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...common.json_files import read_json_lines
 from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 
 
@@ -40,7 +40,7 @@ class Pope(Task):
                 )
                 for row, image in rows
             ]
-            return distinct(items, path)
+            return items
         assert root is not None  # need_file refused it
         images = image_folder(root, "val2014", "images", "coco/val2014")
         items = [
@@ -52,7 +52,7 @@ class Pope(Task):
             )
             for row in read_json_lines(path)
         ]
-        return distinct(items, path)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """Every answer is a yes or a no by the rule; one without either word is unparsed, and a yes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import distinct, image_rows
+from ..data.files import image_rows
 from ..scorers.exact_match import realworldqa_answer
 
 
@@ -29,7 +29,7 @@ class RealWorldQa(Task):
             Item(str(number), row["question"], (image,), {"answer": row["answer"]})
             for number, (row, image) in enumerate(rows)
         ]
-        return distinct(items, folder)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """Equality, after case, full stops and number words."""

@@ -10,7 +10,7 @@ from ...data_pipelines.scenes.language import EXACT_SKILLS
 from ..data.held_out import drawing_prompts
 from ..harness.generated_images import find_images, item_means
 from ..harness.registry import register
-from ..harness.score import Score
+from ..harness.score import Graded, Score
 from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent
 
@@ -54,19 +54,18 @@ class ScenesT2i(Task):
         from ...data_pipelines.scenes.checker import check  # here, because it imports scipy
 
         verdicts: dict[str, list[CheckResult]] = {}
-        right: dict[str, list[float]] = {}
-        parsed: dict[str, list[dict[str, Any]]] = {}
+        graded = []
         for image in find_images(items, predictions, context.folder):
             verdict = check(image.item.target["spec"], image.open())
             verdicts.setdefault(image.item.target["skill"], []).append(verdict)
-            right.setdefault(image.item.id, []).append(float(verdict.correct))
             found = [f"{one.colour} {one.shape}" for one in verdict.found]
-            parsed.setdefault(image.item.id, []).append({"found": found, "reason": verdict.reason})
+            parsed = {"found": found, "reason": verdict.reason}
+            graded.append((image, Graded(parsed, float(verdict.correct))))
         metrics: dict[str, float | None] = {}
         for skill, checked in verdicts.items():
             label = skill.replace("_", " ")
             metrics[label] = percent(verdict.correct for verdict in checked)
             metrics[f"{label}: colours"] = percent(verdict.colour_correct for verdict in checked)
             metrics[f"{label}: empty"] = percent(not verdict.found for verdict in checked)
-        shares = (sum(verdict.correct for verdict in found) / len(found) for found in verdicts.values())
-        return Score("overall", {"overall": percent(shares), **metrics}, items=item_means(right, parsed))
+        shares = (sum(verdict.correct for verdict in checked) / len(checked) for checked in verdicts.values())
+        return Score("overall", {"overall": percent(shares), **metrics}, items=item_means(graded))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
 from .prompts import OPTION_LETTER, as_text
 
@@ -53,7 +53,7 @@ class ScienceQa(Task):
             for key, problem, image in rows
             if image is not None or not only_images
         ]
-        return distinct(items, path)
+        return items
 
     def _json_rows(self, path: Path, name: str) -> Iterator[_Row]:
         order = field(read_json(self.need_file(path.parent, "pid_splits.json")), name, path)

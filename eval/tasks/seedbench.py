@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
 from .prompts import as_text, option_letter
 
 COLUMNS = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
-class _SeedBench(Task):
-    """What both ways share: the file, its image questions (dimensions 1 to 9) and the table."""
+# question, name of its dimension, image
+_Row = tuple[Mapping[str, Any], str, ImageSource]
 
+
+@register
+class SeedBench(Task):
+    """The official way: the option whose text is the most likely answer of the model.
+
+    The image questions (dimensions 1 to 9) in the file's order; the questions on videos are left out.
+    """
+
+    name = "seedbench"
+    summary = "multiple choice by the likelihood of the options' texts, the official way"
+    kind = "choose"
     splits: ClassVar[Mapping[str, int | None]] = {"image": 14233}
     source = "huggingface.co/datasets/AILab-CVC/SEED-Bench: SEED-Bench.json, SEED-Bench-image.zip"
     hub = HubData("lmms-lab-encoder/SEED-Bench", {"image": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """The image questions in the file's order; the questions on videos are left out."""
+        """The questions as `ask` puts them."""
         path = self.need_file(root, "SEED-Bench.json", "data")
-        items = [
-            self.make_item(
+        items = []
+        for row, dimension, image in _parquet_rows(path) if path.is_dir() else _json_rows(path):
+            choices = tuple(as_text(field(row, column, path)) for column in COLUMNS)
+            item = self.ask(as_text(row["question"]), choices)
+            key, target = (
                 str(field(row, "question_id", path)),
-                as_text(row["question"]),
-                tuple(as_text(field(row, column, path)) for column in COLUMNS),
-                image,
                 {"answer": row["answer"], "dimension": dimension},
             )
-            for row, dimension, image in (_parquet_rows(path) if path.is_dir() else _json_rows(path))
-        ]
-        return distinct(items, path)
+            items.append(replace(item, id=key, images=(image,), target=target))
+        return items
 
-    @abstractmethod
-    def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
-    ) -> Item:
-        """One question, in the form in which this way asks it."""
+    def ask(self, question: str, choices: tuple[str, ...]) -> Item:
+        """The prompt of the official interface; the options are not in it."""
+        return Item("", f"Question: {question}\nAnswer:", choices=choices)
 
-    @abstractmethod
     def pick(self, prediction: Any) -> str | None:
-        """The option a prediction picks."""
+        """The option of the greatest log-likelihood."""
+        return likeliest(prediction)
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The option picked."""
@@ -58,8 +66,21 @@ class _SeedBench(Task):
         return {"dimension": [item.target["dimension"]]}
 
 
-# question, name of its dimension, image
-_Row = tuple[Mapping[str, Any], str, ImageSource]
+@register
+class SeedBenchLetter(SeedBench):
+    """The way of LLaVA-1.5 and its successors: the model reads the options and writes a letter."""
+
+    name = "seedbench-letter"
+    summary = "multiple choice by the letter written; not comparable with seedbench"
+    kind = "answer"
+
+    def ask(self, question: str, choices: tuple[str, ...]) -> Item:
+        """Question, options and the request for a letter."""
+        return Item("", option_letter(question, letters_for(choices)))
+
+    def pick(self, prediction: Any) -> str | None:
+        """The answer if it is one letter and nothing else."""
+        return exact_letter(str(prediction))
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:
@@ -78,40 +99,3 @@ def _parquet_rows(folder: Path) -> Iterator[_Row]:
     for row, image in image_rows(folder, "test-*.parquet", needed):
         if row["data_type"] == "image":
             yield row, str(row["question_type_id"]), image
-
-
-@register
-class SeedBenchLikelihood(_SeedBench):
-    """The official way: the option whose text is the most likely answer of the model."""
-
-    name = "seedbench"
-    summary = "multiple choice by the likelihood of the options' texts, the official way"
-    kind = "choose"
-
-    def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
-    ) -> Item:
-        """The prompt of the official interface; the options are not in it."""
-        return Item(key, f"Question: {question}\nAnswer:", (image,), target, choices)
-
-    def pick(self, prediction: Any) -> str | None:
-        """The option of the greatest log-likelihood."""
-        return likeliest(prediction)
-
-
-@register
-class SeedBenchLetter(_SeedBench):
-    """The way of LLaVA-1.5 and its successors: the model reads the options and writes a letter."""
-
-    name = "seedbench-letter"
-    summary = "multiple choice by the letter written; not comparable with seedbench"
-
-    def make_item(
-        self, key: str, question: str, choices: tuple[str, ...], image: ImageSource, target: Mapping[str, Any]
-    ) -> Item:
-        """Question, options and the request for a letter."""
-        return Item(key, option_letter(question, letters_for(choices)), (image,), target)
-
-    def pick(self, prediction: Any) -> str | None:
-        """The answer if it is one letter and nothing else."""
-        return exact_letter(str(prediction))

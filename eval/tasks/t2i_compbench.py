@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from ...common.json_files import read_text
 from ...common.paths import single_name
@@ -23,11 +22,11 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", 
 class T2ICompBench(ImageTask):
     """The official validation prompts, all or of one category."""
 
-    name: ClassVar[str] = "t2i-compbench"
-    summary: ClassVar[str] = "attributes, relations and numbers: CLIPScore of generated images"
+    name = "t2i-compbench"
+    summary = "attributes, relations and numbers: CLIPScore of generated images"
     splits = {"val": 2400, **{f"{category}_val": 300 for category in CATEGORIES}}
-    images_per_prompt: ClassVar[int] = 10
-    source: ClassVar[str] = "github.com/Karine-Huang/T2I-CompBench, examples/dataset"
+    images_per_prompt = 10
+    source = "github.com/Karine-Huang/T2I-CompBench, examples/dataset"
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         categories = CATEGORIES if split == "val" else (split.removesuffix("_val"),)

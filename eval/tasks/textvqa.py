@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.vqa_accuracy import evalai_answer, textvqa_accuracy
 from .prompts import as_text, short_answer
 
@@ -35,7 +35,7 @@ class TextVqa(Task):
             # The table of the hub fills the answers of test with empty texts.
             target = {"answers": [as_text(one) for one in answers]} if any(answers) else {}
             items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
-        return distinct(items, path)
+        return items
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """Accuracy by EvalAI's normalisation."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
-from ..data.files import distinct, field, image_folder, image_rows
+from ..data.files import field, image_folder, image_rows
 from ..scorers.vqa_accuracy import vqa_accuracy, vqa_answer
 from .prompts import as_text, short_answer
 
@@ -47,7 +47,7 @@ class VqaV2(Task):
                 answers = [as_text(given["answer"]) for given in known["answers"]]
                 target = {"answers": answers, "type": as_text(known["answer_type"])}
             items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
-        return distinct(items, path)
+        return items
 
     def _json_rows(self, path: Path, split: str) -> Iterator[_Row]:
         _, annotations, image_name = FILES[split]

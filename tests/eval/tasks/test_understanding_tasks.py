@@ -228,7 +228,7 @@ def test_tsv_with_mistakes(tmp_path):
     rows = mmbench_rows()
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [rows[0], rows[0]])
     with pytest.raises(UserError, match="more than once, '5'"):
-        get_task("mmbench").load(tmp_path, "dev-en")
+        get_task("mmbench").items(tmp_path, "dev-en")
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [{"index": 1, "question": "?"}])
     with pytest.raises(UserError, match="no column A, B, image"):
         get_task("mmbench").load(tmp_path, "dev-en")
