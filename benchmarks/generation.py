@@ -24,9 +24,8 @@ from measure import compare, costs, repeats, report
 from torch import Tensor
 
 from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingConfig
-from dualtoken.mllm.depth_transformer import DepthTransformer
+from dualtoken.mllm.branch import Branch
 from dualtoken.mllm.generation.sampling import guide, sample_codes
-from dualtoken.mllm.visual_embedding import FrozenCodebook
 
 PROMPT_LENGTH, GUIDANCE = 16, 2.0
 H100_BYTES_PER_SECOND = 3.35e12
@@ -90,14 +89,9 @@ def dualtoken_model(size: Size, device: str) -> DualTokenForConditionalGeneratio
     )
     with torch.device(device):
         model = DualTokenForConditionalGeneration(config)
-    for codebook in (model.pixel_codebook, model.semantic_codebook):
-        codebook.assign(torch.randn_like(codebook.vectors))
+    for _, branch in model.branches.items():
+        branch.codebook.assign(torch.randn_like(branch.codebook.vectors))
     return model.eval().to(size.dtype)
-
-
-def heads_of(model: DualTokenForConditionalGeneration) -> list[DepthTransformer]:
-    """The pixel and the semantic head; this model has both."""
-    return [head for head in (model.pixel_head, model.semantic_head) if head is not None]
 
 
 class PlainLoop:
@@ -113,24 +107,22 @@ class PlainLoop:
         prompt = input_ids.repeat_interleave(self.images, dim=0)
         rows = torch.cat([prompt, torch.full_like(prompt, model.config.unconditional_token_id)])
         embeds, cache, codes = model.get_input_embeddings()(rows), None, []
-        pixel_head, semantic_head = heads_of(model)
         for position in range(model.config.num_positions):
             output = model.language_model.base_model(
                 inputs_embeds=embeds, past_key_values=cache, use_cache=True
             )
             cache, state = output.past_key_values, output.last_hidden_state[:, -1]
-            pixel = self._draw(pixel_head, model.pixel_codebook, state, None)
-            condition = model.semantic_condition(torch.cat([pixel, pixel]))
-            semantic = self._draw(semantic_head, model.semantic_codebook, state, condition)
-            codes.append(torch.cat([pixel, semantic], dim=-1))
+            both: dict[str, Tensor] = {}
+            for name in model.config.sampling_order:
+                sampled = self._draw(model.branches[name], state, model.branches.condition(name, both))
+                both[name] = torch.cat([sampled, sampled])
+            codes.append(torch.cat([both[name][: self.images] for name in model.config.branches], dim=-1))
             index = torch.full((2 * self.images,), position, device=state.device)
-            both = model.embed_codes(torch.cat([pixel, pixel]), torch.cat([semantic, semantic]), index)
-            embeds = both.unsqueeze(1).to(model.dtype)
+            embeds = model.embed_codes(both, index).unsqueeze(1).to(model.dtype)
         return torch.stack(codes, dim=1)
 
-    def _draw(
-        self, head: DepthTransformer, codebook: FrozenCodebook, state: Tensor, condition: Tensor | None
-    ) -> Tensor:
+    def _draw(self, branch: Branch, state: Tensor, condition: Tensor | None) -> Tensor:
+        head, codebook = branch.depth_transformer, branch.codebook
         codes = torch.zeros(state.shape[0], 0, dtype=torch.long, device=state.device)
         for level in range(head.depth):
             x = head._first_input(state, condition).unsqueeze(1)
@@ -230,7 +222,7 @@ def weight_reading(name: str) -> dict[str, float]:
         model = dualtoken_model(size, "meta")
     llm: Any = model.language_model.base_model
     numbers = float(sum(p.numel() for p in llm.layers.parameters()))
-    for head in heads_of(model):
+    for head in (branch.depth_transformer for _, branch in model.branches.items()):
         layers = sum(p.numel() for p in head.layers.parameters())
         classifier = sum(p.numel() for p in head.classifiers.parameters()) / len(head.classifiers)
         numbers += head.depth * (layers + classifier)

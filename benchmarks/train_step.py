@@ -147,13 +147,10 @@ def plain_losses(
     if codes is None:
         return losses
     targets_of, at = labels[input_ids.eq(image)].eq(image), states[:, :-1][following.eq(image)]
-    for name, head, codebook in (
-        ("pixel", model.pixel_head, model.pixel_codebook),
-        ("semantic", model.semantic_head, model.semantic_codebook),
-    ):
-        assert head is not None  # neither branch is left out
+    for name, branch in model.branches.items():
+        head = branch.depth_transformer
         targets = getattr(codes, name).flatten(0, 1)[targets_of]
-        outputs = head(at, targets, codebook)
+        outputs = head(at, targets, branch.codebook)
         every = torch.stack([head.classify(outputs[:, d], d) for d in range(head.depth)], dim=1).float()
         losses[name] = functional.cross_entropy(every.flatten(0, 1), targets.flatten(), reduction="sum")
         losses[name] = losses[name] / head.depth

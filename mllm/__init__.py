@@ -7,8 +7,9 @@ from ..common.loading.auto_classes import register
 
 if TYPE_CHECKING:
     from .assembly.adapters import LoraSettings, add_lora, merge_adapters
-    from .assembly.assemble import build_model, build_processor, save_model
+    from .assembly.assemble import build_processor
     from .assembly.model_folder import resolve_model
+    from .assembly.storage import save_model
     from .configuration import DualTokenConfig
     from .conversation.chat_format import ChatFormat
     from .conversation.collation import CachedCodes, EncodedRecord
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from .conversation.text_tokenizer import train_text_tokenizer
     from .generation.image_loop import GenerationCancelled
     from .generation.sampling import ImageSamplingConfig
-    from .losses import LossTerms
-    from .modeling import DualTokenForConditionalGeneration, DualTokenOutput
+    from .modeling import DualTokenForConditionalGeneration, build_model
+    from .outputs import DualTokenOutput, LossTerms
     from .pipeline import DualTokenPipeline
     from .settings import CodebookConfig, DepthTransformerConfig, ModelSettings
 else:

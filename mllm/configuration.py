@@ -3,6 +3,8 @@
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -142,6 +144,18 @@ class DualTokenConfig(CheckedConfig):
     def loss_weights(self) -> dict[str, float]:
         """Factor of each loss that the model has, by name: text, pixel, semantic."""
         return {name: getattr(self, f"{name}_loss_weight") for name in ("text", *self.branches)}
+
+    @property
+    def softcap(self) -> float | None:
+        """The LLM's cap of its logits, if it has one."""
+        return getattr(self.text_config, "final_logit_softcapping", None)
+
+    def made_up_codes(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """By branch, valid codes (count, D) of positions that do not exist."""
+        return {
+            name: torch.zeros(count, book.depth, dtype=torch.long, device=device)
+            for name, book in self.codebooks.items()
+        }
 
     def _check_depth_weights(self) -> None:
         for name, weights in self.depth_weights.items():

@@ -1,28 +1,29 @@
-"""The depth transformer: the codes of one visual position, one depth after the other (arXiv 2503.14324,
-section 3.3).
+"""The depth transformer: the codes of one visual position, one depth after the other.
 
-Shapes: T visual positions (the batch of this module), D depths, W width, N codes, C code dimension, H LLM
-    hidden size.
+Source: DualToken, arXiv 2503.14324, section 3.3. Shapes: T visual positions (the batch of this module), D
+depths, W width, N codes, C code dimension, H hidden size of the LLM.
+
 The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the code vectors of the depths
 before d, projected to W. Attention is causal over depth, so every depth sees h through depth 1.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import Classifier
+from .settings import CodebookConfig, DepthTransformerConfig
 from .visual_embedding import FrozenCodebook
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention over depth: (T, heads, D, E) each -> (T, heads, D, E).
 
-    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is only
-        D x D.
+    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is
+    only D x D.
     """
     if q.device.type != "cpu":
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -58,7 +59,7 @@ class DepthBlock(nn.Module):
         return self._finish(x, causal_attention(q, k, v).transpose(1, 2))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
-        """One depth: (T, W) -> (T, W); writes place `depth` of the (T, heads, D, head width) caches."""
+        """One depth: (T, W) -> (T, W); writes index `depth` of the (T, heads, D, head width) caches."""
         q, k, v = self._heads(x).unbind(1)
         keys[:, :, depth], values[:, :, depth] = k, v
         return self._finish(x, attend_to_past(q, keys[:, :, : depth + 1], values[:, :, : depth + 1]))
@@ -83,59 +84,41 @@ class DepthCache:
         self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once
 
 
-class CodeClassifier(nn.Linear):
-    """A linear layer without bias that, given targets, returns their cross-entropy instead of the logits."""
-
-    def __init__(self, width: int, num_codes: int) -> None:
-        super().__init__(width, num_codes, bias=False)
-
-    # The loss goes through the module that owns the weight: ZeRO-3 has the weight whole only while this runs.
-    def forward(
-        self, input: Tensor, targets: Tensor | None = None, row_weights: Tensor | None = None
-    ) -> Any:  # Tensor, or tuple[Tensor, Tensor] with targets
-        """Logits (..., W) -> (..., N); or (T, W) and `targets` (T,) as `linear_cross_entropy`."""
-        if targets is None:
-            return super().forward(input)
-        return linear_cross_entropy(input, self.weight, targets, row_weights=row_weights)
-
-
 class DepthTransformer(nn.Module):
     """Predicts the D codes of a visual position from the LLM's state.
 
     Args:
-        hidden_size: H; code_dim: C; num_codes: N; depth: D.
-        width, num_layers, num_heads, intermediate_size: of this transformer.
+        sizes: of this transformer; its `hidden_size` is W.
+        codebook: sizes of the codes that it predicts.
+        state_dim: H, the LLM's hidden size.
         shared_classifier: one classifier for all depths, or one per depth.
-        condition_dim: code dimension of the other branch whose codes, already known at this position, are
-            added to the input of depth 1; None for a head without condition (the paper).
+        condition_dim: code dimension of the branch whose codes, already known at this position, are added to
+            the input of depth 1; None for a transformer without condition (the paper).
     """
 
     def __init__(
         self,
+        sizes: DepthTransformerConfig,
+        codebook: CodebookConfig,
         *,
-        hidden_size: int,
-        code_dim: int,
-        num_codes: int,
-        depth: int,
-        width: int,
-        num_layers: int,
-        num_heads: int,
-        intermediate_size: int,
+        state_dim: int,
         shared_classifier: bool,
         condition_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.depth, self.width, self.num_heads = depth, width, num_heads
-        self.from_state = nn.Linear(hidden_size, width)
-        self.from_code = nn.Linear(code_dim, width)
+        width = sizes.hidden_size
+        self.depth, self.width, self.num_heads = codebook.depth, width, sizes.num_heads
+        self.from_state = nn.Linear(state_dim, width)
+        self.from_code = nn.Linear(codebook.code_dim, width)
         self.from_condition = nn.Linear(condition_dim, width) if condition_dim is not None else None
-        self.position = nn.Embedding(depth, width)
+        self.position = nn.Embedding(codebook.depth, width)
         self.layers = nn.ModuleList(
-            DepthBlock(width, num_heads, intermediate_size) for _ in range(num_layers)
+            DepthBlock(width, sizes.num_heads, sizes.intermediate_size) for _ in range(sizes.num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.classifiers = nn.ModuleList(
-            CodeClassifier(width, num_codes) for _ in range(1 if shared_classifier else depth)
+            Classifier(width, codebook.num_codes, bias=False)
+            for _ in range(1 if shared_classifier else codebook.depth)
         )
 
     def forward(
@@ -157,7 +140,7 @@ class DepthTransformer(nn.Module):
         return self.classifiers[depth if len(self.classifiers) > 1 else 0](x)
 
     def new_cache(self, count: int) -> DepthCache:
-        """An empty cache for `count` positions decoded side by side; reusable for every next position."""
+        """An empty cache for `count` positions decoded in one batch; reusable for every next position."""
         head_width = self.width // self.num_heads
         return DepthCache(
             len(self.layers), count, self.num_heads, self.depth, head_width, self.from_state.weight
@@ -182,7 +165,8 @@ class DepthTransformer(nn.Module):
             return first
         if condition is None:
             raise ValueError(
-                "this head is conditioned on the other branch's codes; pass their features as `condition`"
+                "this depth transformer is conditioned on the other branch's codes; pass their features as "
+                "`condition`"
             )
         return first + self.from_condition(condition.to(self.from_condition.weight.dtype))
 

@@ -8,10 +8,11 @@ in the loss must be known beforehand: they are the argument `row_weights`.
 Shapes: T rows, W width, N classes.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -47,30 +48,67 @@ def linear_cross_entropy(
     Returns:
         The scalar sum and the detached losses (T,), in nats.
     """
-    rows = chunk_rows or _rows_at_once(weight, states.device)
+    rows = chunk_rows or rows_at_once(*weight.shape, on_gpu=states.device.type != "cpu")
+    task = _Task(targets, row_weights, softcap, rows)
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(states, weight, bias, targets, row_weights, softcap, rows)
-    losses, _ = _run(states, weight, bias, targets, row_weights, softcap, rows, (False, False, False))
-    return _total(losses, row_weights), losses
+        return _LinearCrossEntropy.apply(states, weight, bias, task)
+    losses, _ = _run(states, weight, bias, task, wanted=(False, False, False))
+    return task.total(losses), losses
+
+
+class Classifier(nn.Linear):
+    """A linear layer that, given targets, returns `linear_cross_entropy` instead of logits.
+
+    The loss goes through the module that owns the weight: ZeRO-3 gathers the weight only while this runs.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> nn.Module:
+        """A classifier with the very parameters of a plain linear layer; any other layer as it is."""
+        if type(layer) is not nn.Linear:
+            return layer
+        made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        made.weight, made.bias = layer.weight, layer.bias
+        # transformers' mark that the weights are trained, or were initialised already.
+        made._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)
+        return made.train(layer.training)
+
+    def forward(
+        self,
+        input: Tensor,
+        targets: Tensor | None = None,
+        row_weights: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Any:  # Tensor, or tuple[Tensor, Tensor] with targets
+        """Logits (..., W) -> (..., N); or (T, W) and `targets` (T,) as `linear_cross_entropy`."""
+        if targets is None:
+            return super().forward(input)
+        return linear_cross_entropy(
+            input, self.weight, targets, bias=self.bias, row_weights=row_weights, softcap=softcap
+        )
+
+
+class _Task(NamedTuple):
+    """What the loss of a row depends on beside the logits, and how many rows have logits at once."""
+
+    targets: Tensor
+    row_weights: Tensor | None
+    softcap: float | None
+    rows: int
+
+    def total(self, losses: Tensor) -> Tensor:
+        return (losses if self.row_weights is None else losses * self.row_weights).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        row_weights: Tensor | None,
-        softcap: float | None,
-        rows: int,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, task: _Task
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[:3]
-        losses, gradients = _run(states, weight, bias, targets, row_weights, softcap, rows, wanted)
+        losses, gradients = _run(states, weight, bias, task, wanted=ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
-        return _total(losses, row_weights), losses
+        return task.total(losses), losses
 
     @staticmethod
     @once_differentiable
@@ -78,44 +116,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place, as a copy of the weight's gradient would be the largest tensor of all. Autograd notices
         # the change and refuses a second backward pass.
         scaled = [None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None)
 
 
-def _rows_at_once(weight: Tensor, device: torch.device) -> int:
-    num_classes, width = weight.shape
-    limit = MAX_LOGITS if device.type == "cpu" else GPU_FACTOR * MAX_LOGITS
-    # A quarter of the width makes a chunk's logits a quarter of the weight: little beside its gradient.
+def rows_at_once(num_classes: int, width: int, on_gpu: bool = True) -> int:
+    """Rows whose logits are held at once, for a weight (N, W)."""
+    limit = GPU_FACTOR * MAX_LOGITS if on_gpu else MAX_LOGITS
+    # With a quarter of the width in rows the logits are a quarter of the weight: little next to its gradient.
     return max(limit // num_classes, width // 4, 1)
 
 
 def _run(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_weights: Tensor | None,
-    softcap: float | None,
-    rows: int,
-    wanted: tuple[bool, bool, bool],
+    states: Tensor, weight: Tensor, bias: Tensor | None, task: _Task, wanted: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses (T,) and the sum's gradients to states, weight and bias; None for those that are not wanted."""
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     precise = torch.promote_types(dtype, torch.float32)
     matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-    summed = precise if len(states) > rows else dtype  # a single product needs no more digits than it has
+    summed = precise if len(states) > task.rows else dtype  # one product needs no more digits than it has
     losses = states.new_empty(len(states), dtype=precise)
     to_states = torch.zeros_like(states) if wanted[0] else None
     to_weight = torch.zeros_like(weight, dtype=summed) if wanted[1] else None
     to_bias = torch.zeros_like(bias, dtype=summed) if wanted[2] and bias is not None else None
-    for start in range(0, len(states), rows):
-        chunk = slice(start, start + rows)
+    for start in range(0, len(states), task.rows):
+        chunk = slice(start, start + task.rows)
         inputs = states[chunk].to(dtype)
         losses[chunk], gradient = _rows_loss(
             functional.linear(inputs, matrix, offset).to(precise),
-            targets[chunk],
-            None if row_weights is None else row_weights[chunk].to(precise),
-            softcap,
+            task.targets[chunk],
+            None if task.row_weights is None else task.row_weights[chunk].to(precise),
+            task.softcap,
             any(wanted),
         )
         if gradient is None:
@@ -160,7 +191,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total.add_(left @ right)
-
-
-def _total(losses: Tensor, row_weights: Tensor | None) -> Tensor:
-    return (losses if row_weights is None else losses * row_weights).sum()

@@ -4,6 +4,9 @@ Every loss is a sum and a count, so that a trainer can divide by the count of *a
 The text count is the number of text targets. The count of a visual loss is the number of target positions;
 its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A mean of 1 thus means 1 nat
 per code in both kinds. Of the logits only a chunk is held at a time (linear_cross_entropy.py).
+
+Shapes: B sequences of length L, T targets, D depths, H hidden size of the LLM, W width of a depth
+transformer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,89 +17,172 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..tokenizer import VisualCodes
 from .assembly.liger import liger_cross_entropy
-from .depth_transformer import CodeClassifier, DepthTransformer
-from .linear_cross_entropy import linear_cross_entropy
-from .visual_embedding import FrozenCodebook
+from .branch import Branches
+from .conversation.collation import IGNORE
+from .depth_transformer import DepthTransformer
+from .linear_cross_entropy import Classifier
+from .outputs import DualTokenOutput, LossTerms, TargetLosses
+from .protocol import UnifiedModel
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """One scalar tensor for each of the three losses (a sum in nats, or a count)."""
+class VisualTargets:
+    """Where codes are predicted: `rows` index the flattened (B * (L-1)) states, `slots` the (I * P) codes."""
 
-    text: Tensor
-    pixel: Tensor
-    semantic: Tensor
+    rows: Tensor
+    slots: Tensor
 
-    def means(self, counts: "LossTerms") -> "LossTerms":
-        """These sums divided by `counts`; a loss without targets is 0."""
-        return LossTerms(
-            text=self.text / counts.text.clamp(min=1),
-            pixel=self.pixel / counts.pixel.clamp(min=1),
-            semantic=self.semantic / counts.semantic.clamp(min=1),
-        )
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Tensor, image_id: int) -> "VisualTargets":
+        """Those of a batch: ids and labels (B, L)."""
+        is_image = input_ids.eq(image_id)
+        order = (is_image.flatten().cumsum(0) - 1).view_as(input_ids)
+        rows = labels[:, 1:].eq(image_id).flatten().nonzero().squeeze(1)
+        return cls(rows=rows, slots=order[:, 1:].flatten()[rows])
 
-    def weighted(self, weights: Mapping[str, float]) -> Tensor:
-        """The scalar that adds up the losses named in `weights`, each times its weight."""
-        return torch.stack([getattr(self, name) * weight for name, weight in weights.items()]).sum()
+    def __len__(self) -> int:
+        return self.rows.numel()
+
+    def random_subset(self, fraction: float) -> "VisualTargets":
+        """A random share of the targets, at least one where there is any."""
+        if not len(self) or fraction >= 1.0:
+            return self
+        kept = torch.randperm(len(self), device=self.rows.device)[: max(1, round(len(self) * fraction))]
+        return VisualTargets(rows=self.rows[kept], slots=self.slots[kept])
+
+    def codes(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The targets' codes (T, D) of each branch, out of those of all images (I, P, D)."""
+        return {name: codes.flatten(0, 1)[self.slots] for name, codes in images.items()}
 
 
 @dataclass(frozen=True)
 class CodeLoss:
-    """Loss of one visual head: the differentiable `sum`, and detached each depth's cross-entropy sum (D,) and
-    each position's part of `sum` (T,)."""
+    """Loss of one branch: the differentiable `sum`, and detached each depth's cross-entropy sum (D,) and each
+    position's part of `sum` (T,).
+    """
 
     sum: Tensor
     per_depth: Tensor
     per_position: Tensor
 
 
-def text_loss(head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """Summed cross-entropy of the text head: states (T, H) and ids (T,) -> scalar."""
-    return text_losses(head, states, targets, softcap)[0]
+def model_losses(
+    model: UnifiedModel,
+    states: Tensor,
+    input_ids: Tensor,
+    labels: Tensor,
+    codes: VisualCodes | None,
+    reduction: str,
+) -> DualTokenOutput:
+    """All losses of a batch, from the LLM's states (B, L, H); other arguments as in the model's `forward`.
+
+    States and logits are gathered at targets only, never held for other positions.
+    """
+    config, image_id = model.config, model.config.image_token_id
+    flat, following = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    text_rows = ((following != IGNORE) & (following != image_id)).nonzero().squeeze(1)
+    text_sum, text_each = text_losses(
+        model.get_output_embeddings(), flat[text_rows], following[text_rows], config.softcap
+    )
+    targets = VisualTargets.of(input_ids, labels, image_id)
+    trained = targets.random_subset(config.visual_target_fraction) if model.training else targets
+    by_branch = _branch_losses(model, flat, trained, codes)
+    count, used = len(targets), len(trained)
+    scale = count / max(used, 1)
+    sums = LossTerms(text=text_sum, **{name: one.sum * scale for name, one in by_branch.items()})
+    visual_count = labels.new_tensor(count)
+    counts = LossTerms(labels.new_tensor(len(text_rows)), visual_count, visual_count)
+    means = sums.means(counts)
+    depth_losses = {name: one.per_depth * scale / max(count, 1) for name, one in by_branch.items()}
+    each = {name: TargetLosses(trained.rows, one.per_position[:used]) for name, one in by_branch.items()}
+    return DualTokenOutput(
+        loss=(means if reduction == "mean" else sums).weighted(config.loss_weights),
+        **{f"{name}_loss": mean for name, mean in vars(means).items()},
+        sums=sums,
+        counts=counts,
+        **{f"{name}_depth_losses": losses for name, losses in depth_losses.items()},
+        target_losses={"text": TargetLosses(text_rows, text_each), **each},
+    )
+
+
+def visual_log_likelihood(
+    model: UnifiedModel, states: Tensor, input_ids: Tensor, labels: Tensor, codes: VisualCodes
+) -> LossTerms:
+    """The model's `visual_log_likelihood`, from the LLM's states (B, L, H)."""
+    targets = VisualTargets.of(input_ids, labels, model.config.image_token_id)
+    at_targets, chosen = states[:, :-1].flatten(0, 1)[targets.rows], targets.codes(vars(codes))
+    empty = dict.fromkeys(("text", *chosen), at_targets[:0])
+    return LossTerms(**{**empty, **code_log_likelihoods(model.branches, at_targets, chosen)})
+
+
+def _branch_losses(
+    model: UnifiedModel, flat: Tensor, targets: VisualTargets, codes: VisualCodes | None
+) -> dict[str, CodeLoss]:
+    """The loss of each branch at its targets, from the states (B * (L-1), H)."""
+    if codes is not None and len(targets):
+        states, chosen = flat[targets.rows], targets.codes(vars(codes))
+    else:
+        # No visual target: one made-up position, whose loss then has the scale 0, so that every parameter
+        # still gets a gradient.
+        states = flat[:1] if model.touches_everything() else flat[:0]
+        chosen = model.config.made_up_codes(len(states), flat.device)
+    return code_losses(model.branches, states, chosen, model.config.depth_weights)
 
 
 def text_losses(
     head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """`text_loss` and, detached, each target's part of it (T,), which a fused loss does not tell (None)."""
-    if states.is_cuda and states.requires_grad and len(states) and _is_plain_linear(head):
+    """Summed cross-entropy of the LLM's output layer: states (T, H) and ids (T,) -> a scalar.
+
+    Also, detached, each target's part of it (T,), which a fused loss does not return (None).
+    """
+    if states.is_cuda and states.requires_grad and len(states) and _is_unhooked(head):
         fused = liger_cross_entropy(states.device)
         if fused is not None:
             return fused(states, head.weight, targets, head.bias, softcap), None
-    return _cross_entropy(head, states, targets, softcap=softcap)
+    return cross_entropy(head, states, targets, softcap=softcap)
+
+
+def code_losses(
+    branches: Branches,
+    states: Tensor,
+    codes: Mapping[str, Tensor],
+    depth_weights: Mapping[str, Sequence[float]],
+) -> dict[str, CodeLoss]:
+    """The weighted cross-entropy of each branch over T target positions (see the module's docstring).
+
+    States (T, H) of the LLM, codes (T, D) by branch; one that the model leaves out has the loss 0.
+    """
+    losses = {}
+    for name, targets in codes.items():
+        if name not in branches:
+            zeros = states.new_zeros(len(states), targets.shape[1])
+            losses[name] = CodeLoss(zeros.sum(), zeros.sum(dim=0), zeros.sum(dim=1))
+            continue
+        weights = torch.tensor(depth_weights[name], dtype=torch.float32, device=states.device)
+        weights = weights / weights.sum()
+        outputs = branches.predict(name, states, codes)
+        total, each = _code_cross_entropy(branches[name].depth_transformer, outputs, targets, weights)
+        losses[name] = CodeLoss(total, each.sum(dim=0), each @ weights.to(each.dtype))
+    return losses
 
 
 @torch.no_grad()
-def code_log_likelihood(
-    head: DepthTransformer,
-    states: Tensor,
-    codes: Tensor,
-    codebook: FrozenCodebook,
-    condition: Tensor | None = None,
-) -> Tensor:
+def code_log_likelihoods(
+    branches: Branches, states: Tensor, codes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """log P(code_d | code_<d, h) of given codes: (T, H) states and (T, D) codes -> (T, D), in fp32 nats.
 
-    For evaluation: without gradients.
+    By branch; for evaluation, without gradients.
     """
-    outputs = head(states, codes, codebook, condition)
-    return -_code_cross_entropy(head, outputs, codes, outputs.new_ones(head.depth))[1]
-
-
-def code_loss(
-    head: DepthTransformer,
-    states: Tensor,
-    codes: Tensor,
-    codebook: FrozenCodebook,
-    condition: Tensor | None = None,
-    depth_weights: Sequence[float] | None = None,
-) -> CodeLoss:
-    """Weighted cross-entropy of a visual head over its target positions (see the module's docstring)."""
-    weights = torch.tensor(depth_weights or [1.0] * head.depth, dtype=torch.float32, device=states.device)
-    outputs = head(states, codes, codebook, condition)
-    weights = weights / weights.sum()
-    total, losses = _code_cross_entropy(head, outputs, codes, weights)
-    return CodeLoss(sum=total, per_depth=losses.sum(dim=0), per_position=losses @ weights.to(losses.dtype))
+    found = {}
+    for name, branch in branches.items():
+        outputs = branches.predict(name, states, codes)
+        ones = outputs.new_ones(codes[name].shape[1])
+        found[name] = -_code_cross_entropy(branch.depth_transformer, outputs, codes[name], ones)[1]
+    return found
 
 
 def _code_cross_entropy(
@@ -105,55 +191,28 @@ def _code_cross_entropy(
     """The sum over all codes with their depth's weight, and each code's loss (T, D), detached."""
     if len(head.classifiers) == 1:
         weights = depth_weights.expand(codes.shape).flatten()
-        total, losses = _cross_entropy(head.classifiers[0], outputs.flatten(0, 1), codes.flatten(), weights)
+        total, losses = cross_entropy(head.classifiers[0], outputs.flatten(0, 1), codes.flatten(), weights)
         return total, losses.view(codes.shape)
     by_depth = [
-        _cross_entropy(
-            classifier, outputs[:, depth], codes[:, depth], depth_weights[depth].expand(len(codes))
-        )
+        cross_entropy(classifier, outputs[:, depth], codes[:, depth], depth_weights[depth].expand(len(codes)))
         for depth, classifier in enumerate(head.classifiers)
     ]
-    return torch.stack([total for total, _ in by_depth]).sum(), torch.stack(
-        [losses for _, losses in by_depth], dim=1
-    )
+    totals, losses = zip(*by_depth, strict=True)
+    return torch.stack(totals).sum(), torch.stack(losses, dim=1)
 
 
-def _cross_entropy(
+def cross_entropy(
     head: nn.Module,
     states: Tensor,
     targets: Tensor,
     row_weights: Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy` of whatever module makes the logits."""
-    if isinstance(head, CodeClassifier):
-        return head(states, targets, row_weights)
-    if _is_plain_linear(head):
-        return linear_cross_entropy(
-            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
-        )
-    if type(head) is nn.Linear and hasattr(head.weight, "ds_id") and "forward" not in vars(head):
-        return _within_forward(head, states, targets, row_weights, softcap)
-    logits = soft_capped(head(states), softcap).float()
-    losses = functional.cross_entropy(logits, targets, reduction="none")
+    """`linear_cross_entropy` of whatever module makes the logits; adapters and hooks are part of them."""
+    if _computes_losses(head):
+        return head(states, targets, row_weights, softcap)
+    losses = functional.cross_entropy(soft_capped(head(states), softcap).float(), targets, reduction="none")
     return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
-
-
-def _within_forward(
-    head: nn.Linear, states: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """The loss inside a call of the head: there its hooks hold the weight that ZeRO-3 has divided."""
-
-    def forward(states: Tensor) -> tuple[Tensor, Tensor]:
-        return linear_cross_entropy(
-            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
-        )
-
-    head.forward = forward  # type: ignore[method-assign, assignment]
-    try:
-        return head(states)
-    finally:
-        del head.forward
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
@@ -161,11 +220,12 @@ def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the module's weight says all about it.
+def _is_unhooked(head: nn.Module) -> TypeGuard[Classifier]:
+    """Whether the layer's weight is all there is to it; device maps and ZeRO-3 show as hooks."""
+    hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    return isinstance(head, Classifier) and not hooked
 
-    Adapters and quantized layers are other classes; ZeRO-3, which holds a weight only while its module runs,
-    and device maps show as hooks. These are called as they are.
-    """
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) is nn.Linear and not hooked
+
+def _computes_losses(head: nn.Module) -> TypeGuard[Classifier]:
+    """Whether the layer may be called for losses: ZeRO-3's hooks, unlike others, do not change its output."""
+    return _is_unhooked(head) or (isinstance(head, Classifier) and hasattr(head.weight, "ds_id"))

@@ -1,8 +1,7 @@
-"""From codes to LLM inputs: frozen codebooks and the two projectors (DualToken, arXiv 2503.14324, section
-3.3).
+"""From codes to LLM inputs: frozen codebooks, projectors, and embeddings of positions.
 
-Shapes: I images, P visual positions of an image, D depths, N codes, C code dimension, H hidden size of the
-    LLM.
+Source: DualToken, arXiv 2503.14324, section 3.3. Shapes: D depths, N codes, C code dimension, H hidden size
+of the LLM.
 """
 
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+
+from .settings import CodebookConfig
 
 
 class FrozenCodebook(nn.Module):
@@ -23,10 +24,11 @@ class FrozenCodebook(nn.Module):
     vectors: Tensor
     scale: Tensor
 
-    def __init__(self, num_codes: int, code_dim: int, depth: int, shared_codebook: bool) -> None:
+    def __init__(self, sizes: CodebookConfig) -> None:
         super().__init__()
-        self.num_codes, self.code_dim, self.depth = num_codes, code_dim, depth
-        self.register_buffer("vectors", torch.zeros(1 if shared_codebook else depth, num_codes, code_dim))
+        self.num_codes, self.depth = sizes.num_codes, sizes.depth
+        tables = 1 if sizes.shared_codebook else sizes.depth
+        self.register_buffer("vectors", torch.zeros(tables, sizes.num_codes, sizes.code_dim))
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
@@ -68,7 +70,7 @@ class FrozenCodebook(nn.Module):
 
 
 class CodeProjector(nn.Module):
-    """Two-layer MLP from a quantized feature to half an LLM embedding: (..., C) -> (..., width)."""
+    """Two-layer MLP from a quantized feature to part of an LLM embedding: (..., C) -> (..., width)."""
 
     def __init__(self, code_dim: int, width: int) -> None:
         super().__init__()
@@ -103,32 +105,3 @@ class GridPosition(nn.Module):
     def reset(self) -> None:
         init.zeros_(self.row.weight)
         init.zeros_(self.column.weight)
-
-
-class VisualEmbedding(nn.Module):
-    """One LLM embedding per visual position: pixel half and semantic half, concatenated.
-
-    A branch without a code dimension (None) is left out, and the other one fills the whole embedding.
-    """
-
-    def __init__(
-        self,
-        pixel_dim: int | None,
-        semantic_dim: int | None,
-        hidden_size: int,
-        grid_size: tuple[int, int],
-        learned_position: bool,
-    ) -> None:
-        super().__init__()
-        pixel_width = 0 if pixel_dim is None else hidden_size if semantic_dim is None else hidden_size // 2
-        self.pixel = None if pixel_dim is None else CodeProjector(pixel_dim, pixel_width)
-        self.semantic = (
-            None if semantic_dim is None else CodeProjector(semantic_dim, hidden_size - pixel_width)
-        )
-        self.position = GridPosition(*grid_size, hidden_size) if learned_position else None
-
-    def forward(self, pixel_features: Tensor, semantic_features: Tensor, positions: Tensor) -> Tensor:
-        """(..., C) quantized features of both branches and (...) position indices -> (..., H)."""
-        branches = ((self.pixel, pixel_features), (self.semantic, semantic_features))
-        embedding = torch.cat([project(x) for project, x in branches if project is not None], dim=-1)
-        return embedding if self.position is None else embedding + self.position(positions)

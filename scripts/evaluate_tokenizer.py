@@ -138,7 +138,7 @@ def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
 
 def text_tokenizer(source: str) -> Any:
     """The tokenizer of its text side, or None where the folder has none."""
-    from ..mllm.assembly.assemble import load_text_tokenizer
+    from ..mllm.assembly.tokenizers import load_text_tokenizer
 
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).exists() for name in TEXT_TOKENIZER_FILES):

@@ -7,7 +7,7 @@ depth transformers, and the embeddings of the special tokens. Sources: LoRA, arX
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,11 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from ...common.errors import UserError, first_line
 from ...common.limits import limited, problems
 from ...common.packages import missing_package
-
-if TYPE_CHECKING:
-    from ..modeling import DualTokenForConditionalGeneration
+from ..protocol import UnifiedModel
 
 ALL_LINEAR = "all-linear"
+Model = TypeVar("Model", bound=UnifiedModel)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class LoraSettings:
             )
 
 
-def add_lora(model: "DualTokenForConditionalGeneration", settings: LoraSettings | None = None) -> None:
+def add_lora(model: UnifiedModel, settings: LoraSettings | None = None) -> None:
     """Put new adapters into `model`, in place, and freeze its language model's own weights.
 
     Outputs do not change until the adapters are trained. Of the embeddings (and of the output layer) only the
@@ -72,7 +71,7 @@ def add_lora(model: "DualTokenForConditionalGeneration", settings: LoraSettings 
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError as error:
         raise UserError(f"for LoRA {missing_package('peft')}") from error
-    if has_adapters(model):
+    if model.adapters:
         raise UserError("the model has adapters already; call merge_adapters(model) before adding new ones")
     if getattr(model, "is_quantized", False):
         raise UserError(
@@ -96,33 +95,26 @@ def add_lora(model: "DualTokenForConditionalGeneration", settings: LoraSettings 
         raise UserError(
             f"peft refuses these lora settings for this language model: {first_line(error)}"
         ) from error
-    # Past nn.Module's registration: peft's tuner holds the language model, whose submodule it must not be.
-    llm.__dict__["_lora"] = lora
+    model.adapters.append(lora)
     llm.train(llm.training)  # new layers are in training mode: dropout would act in a model that is not
     if not rows:
         for embedding in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             embedding.requires_grad_(True)
 
 
-def merge_adapters(model: "DualTokenForConditionalGeneration") -> "DualTokenForConditionalGeneration":
+def merge_adapters(model: Model) -> Model:
     """Add the adapters to the weights they adapt and take them out, in place; returns `model`.
 
     Outputs stay as they were, up to rounding in the weights' dtype, and all weights can be trained again. A
     model without adapters is left as it is.
     """
-    lora = model.language_model.__dict__.pop("_lora", None)
-    if lora is not None:
-        lora.merge_and_unload(safe_merge=True)
+    while model.adapters:
+        model.adapters.pop().merge_and_unload(safe_merge=True)
         model.language_model.requires_grad_(True)
     return model
 
 
-def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether `add_lora` was called on the model, and `merge_adapters` was not yet."""
-    return "_lora" in model.language_model.__dict__
-
-
-def _special_token_rows(model: "DualTokenForConditionalGeneration") -> dict[str, list[int]]:
+def _special_token_rows(model: UnifiedModel) -> dict[str, list[int]]:
     """The rows to train by the name of their layer; nothing where peft cannot train single rows."""
     llm, config = model.language_model, model.config
     embedding, output = llm.get_input_embeddings(), llm.get_output_embeddings()

@@ -2,7 +2,7 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..modeling import DualTokenForConditionalGeneration
+from ..protocol import UnifiedModel
 
 TAGS = ["dualtoken", "image-text-to-text", "text-to-image"]
 TEXT = """
@@ -31,29 +31,30 @@ pipe.generate_images("a red circle", num_images=4, seed=0)
 """
 
 
-def model_card(model: DualTokenForConditionalGeneration) -> ModelCard:
+def model_card(model: UnifiedModel) -> ModelCard:
     """The card of a model, with a header for the hub; the licence is left to whoever publishes it."""
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=TAGS)
     rows = "\n".join(f"| {name} | {size} |" for name, size in _sizes(model).items())
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{TEXT.format(rows=rows)}")
 
 
-def _sizes(model: DualTokenForConditionalGeneration) -> dict[str, str]:
+def _sizes(model: UnifiedModel) -> dict[str, str]:
     config, llm = model.config, model.config.text_config
     rows, columns = config.grid_size
-    branches = config.branches
-    heads = "two depth transformers" if len(branches) == 2 else f"depth transformer ({branches[0]} codes)"
+    names, branches = config.branches, [branch for _, branch in model.branches.items()]
+    heads = "two depth transformers" if len(names) == 2 else f"depth transformer ({names[0]} codes)"
+    grid_position = [] if model.grid_position is None else [model.grid_position]
     sizes = {
         f"language model ({llm.model_type}, {llm.num_hidden_layers} layers of {llm.hidden_size})": _count(
             model.language_model
         ),
-        "visual embedding": _count(model.visual_embedding),
-        heads: _count(*(getattr(model, f"{name}_head") for name in branches)),
+        "visual embedding": _count(*(branch.projector for branch in branches), *grid_position),
+        heads: _count(*(branch.depth_transformer for branch in branches)),
     }
     if model.visual_tokenizer is not None:
         side = model.visual_tokenizer.config.image_size
         sizes[f"visual tokenizer ({side} x {side} pixels)"] = _count(model.visual_tokenizer)
-    for name in branches:
+    for name in names:
         codebook = config.codebooks[name]
         sizes[f"{name} codes of an image"] = (
             f"{rows} x {columns} positions x {codebook.depth}, of {codebook.num_codes:,}"

@@ -9,12 +9,12 @@ import huggingface_hub
 from ...common.errors import UserError, first_line, shown
 from ...common.loading.model_source import is_hub_id
 from ..conversation.processing import DualTokenProcessor
-from ..modeling import DualTokenForConditionalGeneration
-from .assemble import save_model
+from ..protocol import UnifiedModel
+from .storage import save_model
 
 
 def push_model(
-    model: DualTokenForConditionalGeneration,
+    model: UnifiedModel,
     processor: DualTokenProcessor,
     repo_id: str,
     *,

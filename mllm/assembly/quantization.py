@@ -16,7 +16,7 @@ from ...common.errors import UserError, first_line, shown
 from ..configuration import DualTokenConfig
 
 QUANTIZATIONS = ("none", "8bit", "4bit")
-UNQUANTIZED_PARTS = ("visual_embedding", "pixel_head", "semantic_head")
+UNQUANTIZED_PARTS = ("branches",)
 INT8_MATMUL_LOGGER = "bitsandbytes.autograd._functions"
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from ...common.errors import UserError, shown
 from ...common.machine import suitable_threads
 from ...common.values import whole_number
+from ..protocol import UnifiedModel
 from .image_generation import generate_image
 from .interleaved import generate_interleaved
-from .protocol import UnifiedModel
 from .text import IMAGE_INPUTS, generate_text
 
 GENERATORS: dict[str, Callable[..., Any]] = {
@@ -19,16 +19,43 @@ GENERATORS: dict[str, Callable[..., Any]] = {
 
 
 def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str, Any]) -> Any:
-    """Call the generator of a mode with the prompts' images as codes, on a suitable number of threads.
+    """Continue a batch of left-padded prompts (what the processor's `apply_chat_template` returns).
 
-    generation_mode: None is "text", but raises UserError where the model wants to answer with an image.
+    `options` are `input_ids`, `attention_mask` (B, L), images as `pixel_values` or codes, and:
+
+    Args:
+        generation_mode: "text": ids (B x num_return_sequences, L + new), by transformers' `generate`,
+            with all its options and streamers. None (default) is the same, but raises UserError where the
+            model wants to answer with an image: words alone would be nonsense there. "image": codes (B x
+            num_return_sequences, P x (pixel depth + semantic depth)), position by position and pixel
+            before semantic; `decode_image_tokens` turns them into pixels. "interleaved": an
+            `InterleavedOutput`, for one prompt; the processor's `post_process_multimodal_output` makes
+            content parts of it.
+        num_return_sequences: answers per prompt.
+        guidance_scale, temperature, top_k, top_p, ...: of images, the fields of `ImageSamplingConfig`;
+            the default is the model's own (`config.image_sampling`).
+        compile: of images: True compiles the steps of the image loop (`torch.compile`, with CUDA graphs
+            on CUDA); that takes a minute or more at the first image of a shape and is kept as long as the
+            model. A string names another backend.
+        progress: of images: True shows a bar on stderr; a function is called with (positions done,
+            positions in all) after each, and when it returns False the call ends with
+            `GenerationCancelled`.
+        seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
+            only. Of sampled text, one number. Random numbers of other threads change neither.
+        generator: a torch.Generator from which a missing `seed` is drawn.
+        first_image_index: index j of each prompt's first image, to generate many images in parts.
+        max_images: most images of an interleaved answer.
+
+    Raises:
+        UserError: an unknown mode or option, an image where text was to be generated, a value outside
+            its range, right-padded prompts.
     """
     mode = generation_mode or "text"
     if mode not in GENERATORS:
         raise UserError(f"generation_mode is {shown(mode)}; allowed: {', '.join(GENERATORS)}")
     with suitable_threads(model, _rows(options)):
         # Images are encoded once, before prompts are repeated or run in steps.
-        codes = model.given_codes(*(options.pop(name, None) for name in IMAGE_INPUTS))
+        codes = model.codec.given(*(options.pop(name, None) for name in IMAGE_INPUTS))
         if generation_mode is None:
             options["refuse_images"] = True
         return GENERATORS[mode](model, codes=codes, **options)

@@ -14,10 +14,10 @@ from ...common.errors import UserError, shown
 from ...common.values import whole_number
 from ...tokenizer import VisualCodes
 from ..configuration import DualTokenConfig
+from ..protocol import UnifiedModel
 from .image_loop import ImageLoop, ImagePrompt
 from .outputs import image_tokens
 from .progress import Progress, shown_progress
-from .protocol import UnifiedModel
 from .sampling import ImageSamplingConfig, prompt_seeds
 from .text import refuse_right_padding
 

@@ -11,16 +11,13 @@ be compiled as one graph.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...tokenizer import VisualCodes
-from ..depth_transformer import DepthCache, DepthTransformer
-from ..visual_embedding import FrozenCodebook
+from ..protocol import UnifiedModel
 from .progress import Progress
-from .protocol import UnifiedModel
 from .sampling import ImageSamplingConfig, guidance_scales, guide, image_uniforms, sample_codes
 from .step_decoder import StepDecoder
 
@@ -54,14 +51,6 @@ class ImagePrompt:
         return ImagePrompt(ids, mask, self.codes)
 
 
-class Branch(NamedTuple):
-    """What samples the codes of one branch; the cache serves one position after the other."""
-
-    head: DepthTransformer
-    codebook: FrozenCodebook
-    cache: DepthCache
-
-
 class ImageLoop:
     """Generates `rows` images side by side; a prompt and its image take at most `capacity` positions.
 
@@ -81,19 +70,9 @@ class ImageLoop:
         self.options, self.rows, self.config, self.compile = options, rows, model.config, compile
         self.all_rows = 2 * rows if options.guided else rows
         self.decoder = StepDecoder(model, self.all_rows, capacity, fixed_shape=bool(compile))
-        branches = {
-            "pixel": (model.pixel_head, model.pixel_codebook),
-            "semantic": (model.semantic_head, model.semantic_codebook),
+        self.caches = {
+            name: branch.depth_transformer.new_cache(self.all_rows) for name, branch in model.branches.items()
         }
-        self.branches = {
-            name: Branch(head, codebook, head.new_cache(self.all_rows))
-            for name, (head, codebook) in branches.items()
-            if head is not None
-        }
-        # A branch that sees the other one's codes comes second.
-        self.order = (
-            ("pixel", "semantic") if self.config.semantic_condition == "pixel" else ("semantic", "pixel")
-        )
         self._allocate(model.dtype, model.device)
         self._sample_step, self._advance_step = self._steps()
 
@@ -188,7 +167,7 @@ class ImageLoop:
         steps = ImageLoop.sample, ImageLoop.advance
         if not self.compile:
             return steps
-        caches = [branch.cache.states for branch in self.branches.values()]
+        caches = [cache.states for cache in self.caches.values()]
         for tensor in (*vars(self).values(), *self.codes.values(), *caches):
             if isinstance(tensor, Tensor):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs may then write to it
@@ -204,27 +183,27 @@ class ImageLoop:
         # The random numbers of each branch are its own, whichever comes first.
         noise = self.uniforms.index_select(0, self.position)[0].split(list(self.depths.values()), dim=-1)
         uniforms = dict(zip(self.depths, noise, strict=True))
-        first, second = self.order
-        known = self._sample_branch(first, None, uniforms[first])
-        condition = model.pixel_condition if second == "pixel" else model.semantic_condition
-        found = self._sample_branch(second, condition(known), uniforms[second])
-        for name, codes in ((first, known), (second, found)):
-            self.codes[name].index_copy_(1, self.position, codes.unsqueeze(1))
+        found: dict[str, Tensor] = {}
+        for name in self.config.sampling_order:
+            condition = model.branches.condition(name, found)
+            found[name] = self._sample_branch(model, name, condition, uniforms[name])
+            self.codes[name].index_copy_(1, self.position, found[name].unsqueeze(1))
 
     def advance(self, model: UnifiedModel) -> None:
         """Feed the present position's codes to the LLM: the states of the next one."""
-        pixel, semantic = (codes.index_select(1, self.position)[:, 0] for codes in self.codes.values())
-        embeds = model.embed_codes(pixel, semantic, self.position.expand(self.rows))
+        codes = {name: known.index_select(1, self.position)[:, 0] for name, known in self.codes.items()}
+        embeds = model.embed_codes(codes, self.position.expand(self.rows))
         self.states.copy_(self.decoder.advance(self._for_all_rows(embeds)))
         self.position.add_(1)
 
-    def _sample_branch(self, name: str, condition: Tensor | None, uniforms: Tensor) -> Tensor:
-        """The codes (R, D) of one branch, from uniforms (R, D) and the other branch's features (R, C), where
-        the head sees them. Zeros for a branch that the model does not have.
+    def _sample_branch(
+        self, model: UnifiedModel, name: str, condition: Tensor | None, uniforms: Tensor
+    ) -> Tensor:
+        """The codes (R, D) of a branch, from uniforms (R, D) and what it sees of the other one (R, C), if
+        anything.
         """
-        if name not in self.branches:
-            return torch.zeros_like(uniforms, dtype=torch.long)
-        head, codebook, cache = self.branches[name]
+        branch, cache = model.branches[name], self.caches[name]
+        head, codebook = branch.depth_transformer, branch.codebook
         condition = None if condition is None else self._for_all_rows(condition)
         scale = self.scales.index_select(0, self.position)
         logits = head.first_step(self.states, condition, cache)

@@ -9,10 +9,10 @@ from torch import Tensor
 from ...common.errors import UserError
 from ...common.values import whole_number
 from ...tokenizer import VisualCodes
+from ..protocol import UnifiedModel
 from .image_generation import check_compile, generate_image
 from .outputs import InterleavedOutput, split_image_tokens
 from .own_random import OwnRandom
-from .protocol import UnifiedModel
 from .sampling import ImageSamplingConfig, prompt_seeds
 from .text import code_inputs, has_room_for_image, never_in_text, transformers_generate
 

@@ -9,9 +9,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ...common.errors import UserError
 from ..language_model import CACHE_NAME, visible_positions
+from ..protocol import UnifiedModel
 from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
-from .protocol import UnifiedModel
 
 MASKED_ATTENTION = ("sdpa", "eager")
 FULL, SLIDING = "full_attention", "sliding_attention"

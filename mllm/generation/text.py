@@ -10,8 +10,8 @@ from ...common.errors import UserError
 from ...tokenizer import VisualCodes
 from ..configuration import DualTokenConfig
 from ..language_model import context_length
+from ..protocol import UnifiedModel
 from .own_random import OwnRandom
-from .protocol import UnifiedModel
 from .sampling import prompt_seeds
 
 IMAGE_INPUTS = ("pixel_values", "pixel_codes", "semantic_codes")

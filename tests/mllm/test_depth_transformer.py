@@ -4,27 +4,23 @@ import pytest
 import torch
 
 from dualtoken.mllm.depth_transformer import DepthTransformer, causal_attention
+from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
 
 T, D, N, C, H = 5, 4, 11, 6, 20
 
 
 def new_codebook(shared: bool) -> FrozenCodebook:
-    codebook = FrozenCodebook(N, C, D, shared)
+    codebook = FrozenCodebook(CodebookConfig(N, C, D, shared))
     codebook.assign(torch.randn(codebook.vectors.shape) * 4)
     return codebook
 
 
 def new_head(shared_classifier: bool = True, condition_dim: int | None = None) -> DepthTransformer:
     head = DepthTransformer(
-        hidden_size=H,
-        code_dim=C,
-        num_codes=N,
-        depth=D,
-        width=16,
-        num_layers=3,
-        num_heads=4,
-        intermediate_size=24,
+        DepthTransformerConfig(hidden_size=16, num_layers=3, num_heads=4, intermediate_size=24),
+        CodebookConfig(N, C, D),
+        state_dim=H,
         shared_classifier=shared_classifier,
         condition_dim=condition_dim,
     )

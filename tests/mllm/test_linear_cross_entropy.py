@@ -11,9 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dualtoken.mllm import losses
 from dualtoken.mllm.assembly import liger
-from dualtoken.mllm.depth_transformer import CodeClassifier
-from dualtoken.mllm.linear_cross_entropy import linear_cross_entropy
-from dualtoken.mllm.losses import soft_capped, text_loss
+from dualtoken.mllm.linear_cross_entropy import Classifier, linear_cross_entropy
+from dualtoken.mllm.losses import soft_capped, text_losses
 
 T, W, N = 23, 12, 31
 
@@ -177,7 +176,7 @@ def test_a_second_backward_pass_is_refused_not_wrong():
 
 
 def test_the_classifier_is_a_linear_layer_with_a_loss():
-    classifier = CodeClassifier(W, N)
+    classifier = Classifier(W, N, bias=False)
     assert list(classifier.state_dict()) == ["weight"]
     states, targets = torch.randn(T, W), torch.randint(N, (T,))
     assert torch.equal(classifier(states), functional.linear(states, classifier.weight))
@@ -197,9 +196,13 @@ def test_a_head_that_is_more_than_its_weight_is_called():
 
     adapter = Adapter(W, N)
     adapter.load_state_dict(head.state_dict())
-    torch.testing.assert_close(text_loss(adapter, states, targets), expected)
+    torch.testing.assert_close(text_losses(adapter, states, targets)[0], expected)
     head.register_forward_hook(lambda module, _, logits: logits + module.bias)
-    torch.testing.assert_close(text_loss(head, states, targets), expected)
+    torch.testing.assert_close(text_losses(head, states, targets)[0], expected)
+    classifier = Classifier.of(nn.Linear(W, N))
+    classifier.load_state_dict(adapter.state_dict())
+    classifier.register_forward_hook(lambda module, _, logits: logits + module.bias)
+    torch.testing.assert_close(text_losses(classifier, states, targets)[0], expected)
 
 
 @pytest.mark.parametrize("kinds", [["text", "drawing", "interleaved"], ["text"], ["image only"]])
@@ -228,7 +231,7 @@ def test_the_model_learns_as_with_plain_logits(
         return total, each.detach()
 
     output, learned = step()
-    monkeypatch.setattr(losses, "_cross_entropy", with_logits)
+    monkeypatch.setattr(losses, "cross_entropy", with_logits)
     expected, expected_gradients = step()
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.pixel_depth_losses, expected.pixel_depth_losses)

@@ -55,10 +55,11 @@ def test_losses_equal_a_plain_computation(make_model, processor, records):
     text_loss = torch.nn.functional.cross_entropy(logits, labels[text])
     pixel, semantic = batch["pixel_codes"][0], batch["semantic_codes"][0]
     states = hidden[[i - 1 for i in visual]]
-    outputs = model.pixel_head(states, pixel, model.pixel_codebook, model.semantic_codebook.embed(semantic))
+    head = model.branches["pixel"].depth_transformer
+    seen = model.branches["semantic"].codebook.embed(semantic)
+    outputs = head(states, pixel, model.branches["pixel"].codebook, seen)
     by_depth = [
-        torch.nn.functional.cross_entropy(model.pixel_head.classify(outputs[:, d], d), pixel[:, d])
-        for d in range(3)
+        torch.nn.functional.cross_entropy(head.classify(outputs[:, d], d), pixel[:, d]) for d in range(3)
     ]
     pixel_loss = sum(w * loss for w, loss in zip(weights, by_depth, strict=True)) / sum(weights)
     torch.testing.assert_close(output.text_loss, text_loss)

@@ -68,9 +68,7 @@ def assert_only_adapters_and_new_parts_moved(start: MllmObjective, weights: dict
     frozen = [name for name, _ in start.named_parameters() if name not in trained]
     assert {name.split(".")[1] for name in trained} == {
         "language_model",
-        "visual_embedding",
-        "pixel_head",
-        "semantic_head",
+        "branches",
     }
     assert any(BASE_LAYER in name for name in frozen)
     for name, before in start.state_dict().items():
@@ -167,7 +165,9 @@ def test_adapters_are_trained_by_adamw_and_whole_matrices_by_muon(
     groups = parameter_groups(objective, OptimizerConfig(muon_lr=0.02))
     owner = {id(p): group["use_muon"] for group in groups for p in group["params"]}
     by_muon = {name for name, p in objective.named_parameters() if owner.get(id(p))}
-    assert {name.split(".")[1] for name in by_muon} == {"pixel_head", "semantic_head"}
+    assert {tuple(name.split(".")[1:4]) for name in by_muon} == {
+        ("branches", branch, "depth_transformer") for branch in ("pixel", "semantic")
+    }
     assert len(owner) == sum(parameter.requires_grad for parameter in objective.parameters())
 
 

@@ -26,7 +26,7 @@ class MllmObjectiveConfig:
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
             records whose metadata say "ordered": true, because a turn builds on the one before.
         trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
-            ([visual_embedding, pixel_head, semantic_head] warms projectors and heads up); None trains all.
+            ([branches] warms projectors and depth transformers up); None trains all.
         lora: trains low-rank adapters instead of the LLM's weights, together with the projectors, the depth
             transformers and the special tokens; the exported model has them merged. None trains everything.
     """

@@ -26,9 +26,9 @@ from ...mllm import (
     merge_adapters,
     save_model,
 )
-from ...mllm.assembly.assemble import unconditional_prompt_ids
+from ...mllm.assembly.tokenizers import unconditional_prompt_ids
 from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
-from ...mllm.modeling import TargetLosses
+from ...mllm.outputs import TargetLosses
 from ...tokenizer import DualTokenizer, StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
@@ -124,11 +124,11 @@ class MllmObjective(Objective):
         check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
 
     def group_of(self, name: str, parameter: nn.Parameter) -> str:
-        part = name.removeprefix("model.").split(".")[0]
-        if part == "visual_embedding":
+        parts = name.removeprefix("model.").split(".")
+        if parts[0] == "branches":
+            return "heads" if parts[2] == "depth_transformer" else "projectors"
+        if parts[0] == "grid_position":
             return "projectors"
-        if part in ("pixel_head", "semantic_head"):
-            return "heads"
         layers = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         vocabulary = [one for layer in layers for one in layer.parameters()]
         return "embeddings" if any(parameter is one for one in vocabulary) else "llm"
@@ -180,7 +180,7 @@ class MllmObjective(Objective):
             targets = self._target_losses[name]
             if targets.losses is not None:  # the same terms on all ranks, whatever their batches hold
                 parts = torch.stack([targets.losses.double(), torch.ones_like(targets.losses).double()])
-                total.index_add_(1, by_place[targets.places], parts)
+                total.index_add_(1, by_place[targets.positions], parts)
             sums[name] = total
         return sums
 

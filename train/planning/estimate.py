@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ...common.errors import UserError, first_line
 from ...mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
-from ...mllm.linear_cross_entropy import GPU_FACTOR, MAX_LOGITS
+from ...mllm.linear_cross_entropy import rows_at_once
 from ...mllm.settings import CodebookConfig, DepthTransformerConfig
 from ...tokenizer import StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
@@ -242,11 +242,6 @@ def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> f
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     layer = width * (8 * hidden + 2 * inner)
     return depth * (sizes.num_layers * layer + 2 * width * hidden)
-
-
-def rows_at_once(num_classes: int, width: int) -> int:
-    """Rows of one chunk of logits on a GPU, see `mllm.linear_cross_entropy`."""
-    return max(GPU_FACTOR * MAX_LOGITS // num_classes, width // 4, 1)
 
 
 def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list[str]]:

@@ -72,13 +72,13 @@ class ModelFlops:
         vocabulary = {id(parameter) for parameter in layers}
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         attention_width = config.num_attention_heads * head_size
-        heads = [(head, head.depth) for head in (model.pixel_head, model.semantic_head) if head is not None]
+        heads = [branch.depth_transformer for _, branch in model.branches.items()]
         return cls(
             token=sum(_flops(p) for p in model.language_model.parameters() if id(p) not in vocabulary),
             # Two products, each 2 operations forward and 4 backward.
             token_pair=12.0 * config.num_hidden_layers * attention_width,
             text_target=sum(_flops(p) for p in model.get_output_embeddings().parameters()),
-            visual_target=sum(_head_flops(head, depth) for head, depth in heads),
+            visual_target=sum(_head_flops(head, head.depth) for head in heads),
         )
 
     def of_batch(self, lengths: list[int], text_targets: float, visual_targets: float) -> float:

@@ -207,11 +207,10 @@ def test_codes_alone_need_no_vision_tower(llm_folder, visual_folder, records, mo
     )
     processor = build_processor(visual_folder, llm_folder)
     assert model.visual_tokenizer is None
-    for branch in ("pixel_codebook", "semantic_codebook"):
+    for branch in ("pixel", "semantic"):
         for buffer in ("vectors", "scale"):
-            assert torch.equal(
-                getattr(getattr(model, branch), buffer), getattr(getattr(whole, branch), buffer)
-            )
+            found, expected = (getattr(one.branches[branch].codebook, buffer) for one in (model, whole))
+            assert torch.equal(found, expected)
     assert model(**batch_of(processor, records)).loss.isfinite()
     stored = StoredTokenizer.from_pretrained(visual_folder)
     assert (
@@ -239,7 +238,7 @@ def test_attention_is_a_setting(llm_folder, visual_folder, tmp_path, implementat
 
 @pytest.mark.parametrize("name", ["mistral"])
 def test_attention_mistakes_are_named(llm_folder, visual_folder, monkeypatch, name):
-    monkeypatch.setattr("dualtoken.mllm.assembly.storage.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("dualtoken.mllm.assembly.llm.is_flash_attn_2_available", lambda: False)
     for implementation, message in (("fast", "allowed: sdpa"), ("flash_attention_2", "flash-attn")):
         with pytest.raises(UserError, match=message):
             DualTokenForConditionalGeneration.from_llm(
@@ -250,11 +249,11 @@ def test_attention_mistakes_are_named(llm_folder, visual_folder, monkeypatch, na
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text"])
-def test_projectors_speak_at_the_volume_of_the_embeddings(built, records, name):
+def test_projectors_are_initialised_to_the_rms_of_the_embeddings(built, records, name):
     model, _ = built
     codes = torch.randint(16, (1, 16, 3))
     with torch.no_grad():
-        visual = model.embed_codes(codes, codes, torch.arange(16)[None]).std()
+        visual = model.embed_codes({"pixel": codes, "semantic": codes}, torch.arange(16)[None]).std()
         text = model.get_input_embeddings()(torch.arange(250)).std()
     assert 0.3 < float(visual / text) < 3
 

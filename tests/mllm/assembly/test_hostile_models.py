@@ -24,7 +24,7 @@ from dualtoken.mllm import (
     DualTokenPipeline,
     DualTokenProcessor,
 )
-from dualtoken.mllm.assembly.assemble import load_text_tokenizer
+from dualtoken.mllm.assembly.tokenizers import load_text_tokenizer
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig, DualTokenizerImageProcessor
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -334,7 +334,7 @@ def test_an_adapter_configuration_that_leads_to_another_model_is_refused(folder:
 
 def test_weights_with_a_shape_of_their_own_are_refused(folder: Path):
     weights = load_file(folder / "model.safetensors")
-    weights["pixel_head.norm.weight"] = torch.zeros(3)
+    weights["branches.pixel.depth_transformer.norm.weight"] = torch.zeros(3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     refused(lambda: DualTokenForConditionalGeneration.from_pretrained(folder))
 

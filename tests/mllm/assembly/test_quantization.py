@@ -52,9 +52,7 @@ def test_settings_of_both_kinds(saved, kind, other):
     assert not getattr(settings, f"load_in_{other}")
     assert settings.bnb_4bit_compute_dtype == torch.bfloat16
     assert settings.llm_int8_skip_modules == [
-        "visual_embedding",
-        "pixel_head",
-        "semantic_head",
+        "branches",
         "language_model.lm_head",
     ]
 
@@ -114,8 +112,8 @@ def test_a_quantized_model_answers_much_as_the_whole_one(make_model, processor, 
     assert quantized.visual_tokenizer.dtype == torch.float32
     assert not quantized_layers(quantized.visual_tokenizer)
     for name in ("pixel", "semantic"):
-        vectors = getattr(quantized, f"{name}_codebook").vectors
-        assert torch.equal(vectors.cpu(), getattr(model, f"{name}_codebook").vectors)
+        vectors = quantized.branches[name].codebook.vectors
+        assert torch.equal(vectors.cpu(), model.branches[name].codebook.vectors)
     prompt = processor.apply_chat_template([{"role": "user", "content": "a red circle"}])
     with torch.no_grad():
         expected = model(**prompt).logits

@@ -59,7 +59,7 @@ def test_a_model_takes_the_codebooks_of_a_tokenizer_of_an_ablation(
     model = build_model(llm, tmp_path, text_folder, load_visual_tokenizer=False)
     for name in ("pixel", "semantic"):
         stored = getattr(tokenizer, f"{name}_quantizer").codebook_tensor()
-        assert torch.equal(getattr(model, f"{name}_codebook").vectors, stored)
+        assert torch.equal(model.branches[name].codebook.vectors, stored)
 
 
 @pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16])
@@ -78,7 +78,7 @@ def test_codebooks_are_the_tokenizers_in_any_dtype(
     assert (loaded.visual_tokenizer is not None) == with_tokenizer
     for name in ("pixel", "semantic"):
         expected = getattr(visual_tokenizer, f"{name}_quantizer").codebook_tensor()
-        vectors = getattr(loaded, f"{name}_codebook").vectors
+        vectors = loaded.branches[name].codebook.vectors
         assert vectors.dtype == torch.float32
         assert torch.equal(vectors, expected)
     if with_tokenizer:
@@ -110,11 +110,12 @@ def test_weights_are_readable_for_all(saved):
 
 def test_missing_and_unexpected_weights_are_refused(saved):
     weights = load_file(saved / "model.safetensors")
-    first = weights.pop("pixel_head.norm.weight")
+    name = "branches.pixel.depth_transformer.norm.weight"
+    first = weights.pop(name)
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 parameters \(pixel_head.norm.weight\)"):
+    with pytest.raises(UserError, match=rf"lacks 1 parameters \({name}\)"):
         DualTokenForConditionalGeneration.from_pretrained(saved)
-    weights |= {"pixel_head.norm.weight": first, "stray.weight": first.clone()}
+    weights |= {name: first, "stray.weight": first.clone()}
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="unknown 1 parameters"):
         DualTokenForConditionalGeneration.from_pretrained(saved)

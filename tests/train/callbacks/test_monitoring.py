@@ -152,21 +152,22 @@ def test_groups_have_learning_rates_of_their_own(chain: Chain, tmp_path: Path) -
     rates = {"projectors": 4.0, "heads": 3.0, "embeddings": 2.0}
     groups = parameter_groups(objective, OptimizerConfig(lr=1.0, group_lr=rates))
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
-    expected = {"visual_embedding": 4.0, "pixel_head": 3.0, "semantic_head": 3.0, "language_model": 1.0}
+    expected = {"projector": 4.0, "depth_transformer": 3.0, "language_model": 1.0}
     embedding = objective.model.get_input_embeddings().weight
     for name, parameter in objective.model.named_parameters():
-        assert rate[id(parameter)] == (2.0 if parameter is embedding else expected[name.split(".")[0]]), name
+        part = next(part for part in expected if part in name.split("."))
+        assert rate[id(parameter)] == (2.0 if parameter is embedding else expected[part]), name
     with pytest.raises(UserError, match=r"group_lr names head; .* projectors, heads, embeddings, llm"):
         parameter_groups(objective, OptimizerConfig(group_lr={"head": 1.0}))
 
 
 def test_a_stage_trains_only_its_parts(chain: Chain, tmp_path: Path) -> None:
-    parts = ["visual_embedding", "pixel_head", "semantic_head"]
+    parts = ["branches"]
     objective = objective_of(chain, tmp_path, "--mllm.trained", json.dumps(parts))
     for name, parameter in objective.model.named_parameters():
         assert parameter.requires_grad == (name.split(".")[0] in parts)
     with pytest.raises(
-        UserError, match=r"mllm.trained \['heads'\] fits no parameter; its parts are language"
+        UserError, match=r"mllm.trained \['heads'\] fits no parameter; its parts are branches, language"
     ):
         objective_of(chain, tmp_path, "--mllm.trained", '["heads"]')
     (path,) = chain.recipe("mllm", tmp_path / "both")
@@ -180,7 +181,7 @@ def test_a_stage_trains_only_its_parts(chain: Chain, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_warm_up_of_projectors_and_heads_runs_at_every_stage(chain: Chain, tmp_path: Path) -> None:
-    parts = ["--mllm.trained", '["visual_embedding", "pixel_head", "semantic_head"]']
+    parts = ["--mllm.trained", '["branches"]']
     runs = []
     for stage in ("0", "2", "3"):
         recipe = chain.recipe("mllm", tmp_path / stage)

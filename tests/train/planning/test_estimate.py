@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dualtoken.common.errors import UserError
 from dualtoken.mllm import depth_transformer
 from dualtoken.mllm.depth_transformer import DepthTransformer
-from dualtoken.mllm.settings import DepthTransformerConfig
+from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
@@ -77,14 +77,13 @@ def test_activations_of_a_depth_transformer(dtype: torch.dtype, monkeypatch: pyt
     monkeypatch.setattr(
         depth_transformer, "causal_attention", lambda q, k, v: attention(q, k, v, is_causal=True)
     )
-    sizes = {"num_layers": 3, "num_heads": 4, "intermediate_size": 512}
-    head = DepthTransformer(
-        hidden_size=256, code_dim=32, num_codes=64, depth=8, width=128, shared_classifier=True, **sizes
-    ).to(dtype)
+    sizes = DepthTransformerConfig(hidden_size=128, num_layers=3, num_heads=4, intermediate_size=512)
+    codebook = CodebookConfig(num_codes=64, code_dim=32, depth=8)
+    head = DepthTransformer(sizes, codebook, state_dim=256, shared_classifier=True).to(dtype)
     states = torch.randn(100, 256, dtype=dtype, requires_grad=True)
     codes = torch.randint(0, 64, (100, 8))
-    kept = kept_bytes(head, lambda: head(states, codes, FrozenCodebook(64, 32, 8, True)))
-    expected = depth_head_bytes(DepthTransformerConfig(hidden_size=128, **sizes), 8, dtype.itemsize)
+    kept = kept_bytes(head, lambda: head(states, codes, FrozenCodebook(codebook)))
+    expected = depth_head_bytes(sizes, 8, dtype.itemsize)
     assert kept / 100 == pytest.approx(expected, rel=0.05)
 
 
@@ -94,7 +93,7 @@ def test_parameters_are_those_of_the_model_that_is_trained(chain: Chain, tmp_pat
     recipe = parse_recipe(path)
     model: Any = build_objective(recipe)
     vocabulary = ["--mllm.llm.vocab_size", str(model.model.config.text_config.vocab_size)]
-    for trained in ([], ["--mllm.trained", "[visual_embedding, pixel_head]"]):
+    for trained in ([], ["--mllm.trained", "[branches.pixel, branches.semantic.projector]"]):
         recipe = parse_recipe([*path, *vocabulary, *trained])
         objective = build_objective(recipe)
         sizes = Estimate.of(recipe).sizes

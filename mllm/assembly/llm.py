@@ -1,0 +1,118 @@
+"""The language model of a new unified model: loaded or configured, checked, and with room for more tokens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
+
+from ...common.errors import UserError, first_line, shown
+from ...common.loading.bounded_settings import ATTENTION, check_settings
+from ...common.loading.model_files import check_model_files
+from ...common.loading.quiet import LARGE, quiet, size_of
+from ...common.loading.strict import loading_reason
+
+LanguageModelSource = str | Path | Mapping[str, Any] | PreTrainedConfig | PreTrainedModel
+
+
+def open_llm(llm: LanguageModelSource) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
+    """The trained LLM that was given or named, in fp32, and its configuration; None for a new one."""
+    language_model = _trained(llm)
+    config = _configuration(llm) if language_model is None else language_model.config
+    _refuse_unsupported(config)
+    return language_model, config
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raise UserError for an attention that is unknown or not installed; None is transformers' choice."""
+    known = isinstance(implementation, str) and implementation in ATTENTION
+    if implementation is not None and not known:
+        raise UserError(f"attn_implementation is {shown(implementation)}; allowed: {', '.join(ATTENTION)}")
+    if implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UserError(
+            "attn_implementation 'flash_attention_2' needs a CUDA device and the package flash-attn (extra "
+            "'gpu'); install it, or use 'sdpa'"
+        )
+
+
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Give a model's layers another attention. UserError where its language model does not support it."""
+    try:
+        model.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"attn_implementation {implementation!r} is not for this language model: {first_line(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def fit_vocabulary(language_model: PreTrainedModel, num_tokens: int, new_ids: list[int]) -> None:
+    """Make room for `num_tokens` tokens; added rows, and those of `new_ids`, become the mean of the old rows.
+
+    Rows that the LLM has beyond its tokenizer (padding of the matrix) stay. transformers' own resizing
+    samples new rows around the mean, so that no two runs would start equal.
+    """
+    means = [_row_means(layer) for layer in _vocabulary_layers(language_model)]
+    old_size = language_model.config.vocab_size
+    if num_tokens > old_size:
+        language_model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    rows = sorted({*new_ids, *range(old_size, num_tokens)})
+    # A tied head shares its rows with the input embedding, and they get the same means.
+    for layer, mean in zip(_vocabulary_layers(language_model), means, strict=True):
+        for name, values in mean.items():
+            getattr(layer, name)[rows] = values
+
+
+def _vocabulary_layers(language_model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    return language_model.get_input_embeddings(), language_model.get_output_embeddings()
+
+
+def _row_means(layer: nn.Module) -> dict[str, Tensor]:
+    """Mean over the vocabulary of a layer's weight and, where it has one, bias."""
+    parameters = {name: getattr(layer, name, None) for name in ("weight", "bias")}
+    return {name: value.mean(dim=0) for name, value in parameters.items() if value is not None}
+
+
+def _trained(llm: LanguageModelSource) -> PreTrainedModel | None:
+    if isinstance(llm, (Mapping, PreTrainedConfig)):
+        return None
+    if isinstance(llm, PreTrainedModel):
+        return nn.Module.float(llm)
+    check_model_files(llm)
+    try:
+        with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):
+            return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere, read by the code of a hundred language models
+        raise UserError(
+            f"no causal language model at {llm}; give its folder or hub id ({loading_reason(error)})"
+        ) from error
+
+
+def _configuration(llm: Any) -> PreTrainedConfig:
+    fields = llm.to_dict() if isinstance(llm, PreTrainedConfig) else dict(llm)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise UserError("the language model's configuration needs 'model_type', for example 'llama'")
+    check_settings(fields, "the language model's configuration")
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # a hundred model types read their settings, and expect right ones
+        raise UserError(
+            f"language model configuration of type {model_type!r}: {first_line(error)}"
+        ) from error
+
+
+def _refuse_unsupported(text_config: PreTrainedConfig) -> None:
+    if text_config.get_text_config() is not text_config:
+        raise UserError(
+            f"a model of type {text_config.model_type!r} is more than a language model; give one for text "
+            "only"
+        )
+    for name in ("logit_scale", "logits_scaling"):
+        if getattr(text_config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"language models that scale their logits ({name}) are not supported; choose another one"
+            )
