@@ -36,6 +36,7 @@ test: $(DEV) lint
 # mypy checks the root as the package it is, so it needs a folder in which the root is called `dualtoken`.
 lint: $(DEV)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	@mkdir -p .lint && ln -sfn .. .lint/dualtoken
 	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
 

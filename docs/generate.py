@@ -87,28 +87,27 @@ def recipes_page() -> str:
         "(`--optimizer.lr 1e-4`); an unknown key is an error. "
         "`dualtoken train --recipe-help` prints them too.",
     ]
-    return "\n\n".join([*parts, *_section(Recipe, "", [])]) + "\n"
+    return "\n\n".join([*parts, *_section(Recipe, "", {})]) + "\n"
 
 
-def _section(kind: type, prefix: str, seen: list[type]) -> list[str]:
-    """Heading, text and table of one dataclass, then those of the dataclasses inside it."""
-    seen.append(kind)
+def _section(kind: type, prefix: str, seen: dict[type, str]) -> list[str]:
+    """Heading, text and table of one dataclass, then those inside it; `seen` has the path of each so far."""
+    path = seen[kind] = prefix.rstrip(".")
     described = parse(kind.__doc__ or "")
     texts = {one.arg_name: one.description or "" for one in described.params}
     hints = typing.get_type_hints(kind)
     rows, inner = ["| key | type | default | meaning |", "|---|---|---|---|"], []
     for field in (one for one in dataclasses.fields(kind) if one.init):
-        hint, path = hints[field.name], f"{prefix}{field.name}"
+        hint, inside = hints[field.name], f"{prefix}{field.name}"
         if typing.get_origin(hint) is dict:
-            path += ".NAME"
+            inside += ".NAME"
         text = " ".join(texts.get(field.name, "").split())
         for part in _dataclasses_in(hint):
-            text = " ".join(filter(None, (text, f"See [`{path}`](#{_anchor(path)}).")))
             if part not in seen:
-                inner += _section(part, f"{path}.", seen)
+                inner += _section(part, f"{inside}.", seen)
+            text = " ".join(filter(None, (text, f"See [`{seen[part]}`](#{_anchor(seen[part])}).")))
         cells = (f"`{field.name}`", _type_name(hint), _default(field), text)
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    path = prefix.rstrip(".")
     title = f"## `{path}` {{ #{_anchor(path)} }}" if path else "## The sections"
     text = "\n\n".join(filter(None, (described.short_description, described.long_description)))
     return [title, text, "\n".join(rows), *inner]
