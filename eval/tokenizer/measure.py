@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,35 @@ def measure_tokenizer(
             family.update(batch)
         count += len(samples)
     shares = _of_all_processes((count, skipped))
-    count = sum(share[0] for share in shares)
-    skipped = sorted(entry for share in shares for entry in share[1])
+    count, skipped = (
+        sum(share[0] for share in shares),
+        sorted(entry for share in shares for entry in share[1]),
+    )
     if not count:
         reason = f": {skipped[0][1]}" if skipped else ""
         raise UserError(f"no image of {sources.source} could be measured{reason}")
-    values: dict[str, Any] = {}
-    for family in families:
-        values |= family.compute()
-    notes = [note for family in families for note in family.notes]
-    notes += [f"{name} is null: {reason}" for name, reason in missing.items()]
+    values, notes = _values_and_notes(families, missing)
     if skipped:
         notes.append(f"{len(skipped)} of {len(sources)} images could not be read and are in no metric")
     return {
-        "figures": values | dict.fromkeys(missing),
+        "figures": values,
         "n": count,
         "n_expected": len(sources),
         "skipped": skipped,
         "notes": notes,
         "settings": _settings(tokenizer, sources, metrics, options, processor),
     }
+
+
+def _values_and_notes(
+    families: Sequence[Family], missing: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    values: dict[str, Any] = {}
+    for family in families:
+        values |= family.compute()
+    notes = [note for family in families for note in family.notes]
+    notes += [f"{name} is null: {reason}" for name, reason in missing.items()]
+    return values | dict.fromkeys(missing), notes
 
 
 def _check(metrics: Sequence[str], batch_size: int, options: MetricOptions) -> None:

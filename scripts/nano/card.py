@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write_card(model: Path, runs: Path, evaluation: dict[str, Any]) -> None:
         machine=f"{evaluation['machine']['device']}",
         minutes=sum(step["minutes"] for step in steps),
         training="\n".join(rows),
-        figures=figures_table(evaluation),
+        metrics=metrics_table(evaluation),
         sampling=", ".join(f"{key} {value}" for key, value in config["image_sampling"].items()),
         parameters=_parameters(model),
     )
@@ -48,7 +49,7 @@ def write_card(model: Path, runs: Path, evaluation: dict[str, Any]) -> None:
 
 def update_readme(readme: Path, evaluation: dict[str, Any]) -> None:
     """Put the rows `README_ROWS` of the evaluation's table between the README's two marks."""
-    head, rule, *rows = figures_table(evaluation).splitlines()
+    head, rule, *rows = metrics_table(evaluation).splitlines()
     table = "\n".join(
         [head, rule, *(row for row in rows if row.startswith(tuple(f"| {r}" for r in README_ROWS)))]
     )
@@ -59,7 +60,7 @@ def update_readme(readme: Path, evaluation: dict[str, Any]) -> None:
 
 
 def _step(run: Path, name: str) -> dict[str, Any]:
-    """What a finished run's own files say about it."""
+    """A finished run, by its own files."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     per_step = recipe["data"]["micro_batch_size"] * recipe["run"]["gradient_accumulation_steps"]
@@ -76,7 +77,7 @@ def _step(run: Path, name: str) -> dict[str, Any]:
     }
 
 
-def figures_table(evaluation: dict[str, Any]) -> str:
+def metrics_table(evaluation: dict[str, Any]) -> str:
     """The evaluation's JSON as one Markdown table."""
     rows = [
         f"| reconstruction, {name} | {value:.2f} dB |"
@@ -118,10 +119,6 @@ def _parameters(model: Path) -> str:
         total = 0
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118  (a safetensors handle is no dict)
-                    size = 1
-                    for side in file.get_slice(key).get_shape():
-                        size *= side
-                    total += size
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
         counts.append(f"{total / 1e6:.1f} M ({name})")
     return ", ".join(counts)

@@ -1,7 +1,7 @@
 """Make the nano model from data to folder: prepare, train in five steps, evaluate, write the model card.
 
 Data sets that are not in the folder of `--data` are fetched from their public repositories first. Every step
-is skipped when its result is there, and an interrupted training goes on from its newest checkpoint, so the
+is skipped when its result is there, and an interrupted training resumes from its newest checkpoint, so the
 command can simply be started again.
 
 Example:
@@ -11,10 +11,12 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +33,62 @@ RUNS = Path("runs/nano")
 SHIPPED = ROOT / "pretrained" / "nano"
 VOCABULARY = 2048
 
+# Three thousand photos are soon known by heart; crops and mirror images of them less so.
+VIEWS: dict[str, list[str]] = {"clothing_words": ["--crops", "2", "--crop-scale", "0.6", "--flips"]}
+# Objects in generated scenes lie on the patches of the tokenizer: the codes of an object are then the same at
+# every position, and it is learned from a tenth of the records.
+_ON_PATCHES = "--grid 8 --skills single_object=0.3,two_object=0.2,counting=0.15,position=0.2,color_attr=0.15"
+_CLOTHING = (
+    "labels --input INPUT/clothing_128.zip --max-image-size 64 --source clothing-dataset-small "
+    "--licence 'may be freely used for any purpose'"
+)
+_CALTECH = (
+    "labels --input INPUT/caltech101_128.zip --max-image-size 64 --source Caltech-101 --licence CC-BY-4.0"
+)
+
+
+def _prepared(commands: dict[str, str]) -> dict[str, list[str]]:
+    return {
+        name: shlex.split(words) + (["--workers", "2"] if words.startswith("scenes") else [])
+        for name, words in commands.items()
+    }
+
+
 # Arguments of `dualtoken prepare` for every set; INPUT stands for the folder of downloaded data sets.
-DATA: dict[str, list[str]] = {
-    "scenes_t2i": ["scenes", "--task", "t2i", "--count", "26000", "--seed", "1", "--workers", "2"],
-    "scenes_vqa": ["scenes", "--task", "vqa", "--count", "16000", "--seed", "2", "--workers", "2"],
-    "easyvqa": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "vqa"],
-    "easyvqa_t2i": ["easyvqa", "--input", "INPUT/easyvqa_64.zip", "--task", "t2i"],
-    "nlvr": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64", "--permutations", "1"],
-    "emoji": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "vqa", "--max-image-size", "64"],
-    "emoji_t2i": ["emoji", "--input", "INPUT/emoji_128.zip", "--task", "t2i", "--max-image-size", "64"],
-    "clothing": [
-        "labels",
-        "--input",
-        "INPUT/clothing_128.zip",
-        "--max-image-size",
-        "64",
-        "--source",
-        "clothing-dataset-small",
-        "--licence",
-        "may be freely used for any purpose",
-    ],
-    "caltech": [
-        "labels",
-        "--input",
-        "INPUT/caltech101_128.zip",
-        "--max-image-size",
-        "64",
-        "--source",
-        "Caltech-101",
-        "--licence",
-        "CC-BY-4.0",
-    ],
-}
-# Set, split and number of records that ship with the package, so that its figures can be checked anywhere.
+DATA = _prepared(
+    {
+        "scenes_t2i": "scenes --task t2i --count 26000 --seed 1",
+        "scenes_vqa": "scenes --task vqa --count 16000 --seed 2",
+        "easyvqa": "easyvqa --input INPUT/easyvqa_64.zip --task vqa",
+        "easyvqa_t2i": "easyvqa --input INPUT/easyvqa_64.zip --task t2i",
+        "nlvr": "nlvr --input INPUT/nlvr.zip --max-image-size 64 --permutations 1",
+        "emoji": "emoji --input INPUT/emoji_128.zip --task vqa --max-image-size 64",
+        "emoji_t2i": "emoji --input INPUT/emoji_128.zip --task t2i --max-image-size 64",
+        "clothing": _CLOTHING,
+        "caltech": _CALTECH,
+    }
+)
+# For the unified model alone: more scenes,
+MODEL_DATA = _prepared(
+    {
+        "scenes_drawn": f"scenes --task t2i --count 40000 --seed 4 {_ON_PATCHES}",
+        "nlvr_orders": "nlvr --input INPUT/nlvr.zip --max-image-size 64",
+        "scenes_vqa_more": "scenes --task vqa --count 32000 --seed 3",
+    }
+)
+# and the same in users' own words and in dialogues of several turns.
+WORDS_DATA = _prepared(
+    {
+        "scenes_vqa_words": "scenes --task vqa --count 16000 --seed 5 --paraphrase 0.8",
+        "scenes_drawn_words": f"scenes --task t2i --count 16000 --seed 6 --paraphrase 0.8 {_ON_PATCHES}",
+        "scenes_chat": "scenes --task chat --count 16000 --seed 7 --turns 5 --grid 8 --paraphrase 0.4",
+        "clothing_words": f"{_CLOTHING} --variants 2 --noun 'piece of clothing'",
+        "caltech_words": f"{_CALTECH} --variants 4",
+    }
+)
+ALL_DATA = DATA | MODEL_DATA | WORDS_DATA
+TOKENIZED = ("scenes_vqa", "easyvqa", "emoji", "emoji_t2i", *MODEL_DATA, *WORDS_DATA)
+# Set, split and number of records that ship with the package, so that its metrics can be checked anywhere.
 HELD_OUT = {
     "easyvqa": ("heldout", 400),
     "nlvr": ("heldout", 150),
@@ -71,54 +96,6 @@ HELD_OUT = {
     "clothing": ("test", 150),
     "caltech": ("test", 100),
 }
-# What the unified model draws lies on the patches of its tokenizer: the codes of an object are then the same
-# wherever it stands, and it is learned from a tenth of the records.
-DRAWINGS = (
-    *("--grid", "8"),
-    *("--skills", "single_object=0.3,two_object=0.2,counting=0.15,position=0.2,color_attr=0.15"),
-)
-# Scenes for the unified model alone.
-MODEL_DATA: dict[str, list[str]] = {
-    "scenes_drawn": [
-        "scenes",
-        "--task",
-        "t2i",
-        "--count",
-        "40000",
-        "--seed",
-        "4",
-        "--workers",
-        "2",
-        *DRAWINGS,
-    ],
-    "nlvr_orders": ["nlvr", "--input", "INPUT/nlvr.zip", "--max-image-size", "64"],
-    "scenes_vqa_more": ["scenes", "--task", "vqa", "--count", "32000", "--seed", "3", "--workers", "2"],
-}
-# For the unified model alone as well: the same in users' own words and in talks of several turns.
-WORDS_DATA: dict[str, list[str]] = {
-    "scenes_vqa_words": [
-        *("scenes", "--task", "vqa", "--count", "16000", "--seed", "5", "--workers", "2"),
-        *("--paraphrase", "0.8"),
-    ],
-    "scenes_drawn_words": [
-        *("scenes", "--task", "t2i", "--count", "16000", "--seed", "6", "--workers", "2"),
-        *("--paraphrase", "0.8", *DRAWINGS),
-    ],
-    "scenes_chat": [
-        *("scenes", "--task", "chat", "--count", "16000", "--seed", "7", "--workers", "2"),
-        *("--paraphrase", "0.4", "--turns", "5", "--grid", "8"),
-    ],
-    "clothing_words": [*DATA["clothing"], "--variants", "2", "--noun", "piece of clothing"],
-    "caltech_words": [*DATA["caltech"], "--variants", "4"],
-}
-ALL_DATA = DATA | MODEL_DATA | WORDS_DATA
-TOKENIZED = (
-    *("scenes_vqa", "easyvqa", "emoji", "emoji_t2i"),
-    *MODEL_DATA,
-    *WORDS_DATA,
-)
-# Three thousand photos are soon known by heart; crops and mirror images of them less so.
-VIEWS: dict[str, list[str]] = {"clothing_words": ["--crops", "2", "--crop-scale", "0.6", "--flips"]}
 
 
 @dataclass(frozen=True)
@@ -153,11 +130,8 @@ def run(args: argparse.Namespace) -> int:
         *_held_out_steps(args),
         _text_step(args),
         *(_train_step(args, name) for name in ("contrastive", "tokenizer", "refinement")),
-    ]
-    steps += [
         *_code_steps(args),
-        _train_step(args, "mllm"),
-        _train_step(args, "decoder"),
+        *(_train_step(args, name) for name in ("mllm", "decoder")),
         _model_step(args),
         _card_step(args),
     ]
@@ -174,40 +148,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _source_steps(args: argparse.Namespace) -> list[Step]:
-    def fetch(name: str) -> Callable[[], None]:
-        return lambda: run_process("prepare", ["sources", "--output", str(args.data), "--only", name])
+def _command(name: str, result: Path, module: str, *words: object) -> Step:
+    """A step that is one command."""
+    return Step(name, result, lambda: run_process(module, list(map(str, words))))
 
+
+def _source_steps(args: argparse.Namespace) -> list[Step]:
     def result(file: str) -> Path:
         """The zip; or, when it has been read already, what was made of it."""
         made = [args.runs / "data" / name for name, words in ALL_DATA.items() if f"INPUT/{file}" in words]
         return made[0] if all(path.exists() for path in made) else args.data / file
 
-    return [Step("sources", result(one.file), fetch(name)) for name, one in SETS.items()]
+    where = ("sources", "--output", args.data, "--only")
+    return [_command("sources", result(one.file), "prepare", *where, name) for name, one in SETS.items()]
 
 
 def _data_steps(args: argparse.Namespace) -> list[Step]:
-    def prepare(name: str) -> Callable[[], None]:
-        arguments = [word.replace("INPUT", str(args.data)) for word in ALL_DATA[name]]
-        return lambda: run_process("prepare", [*arguments, "--output", str(args.runs / "data" / name)])
-
-    return [Step("data", args.runs / "data" / name, prepare(name)) for name in ALL_DATA]
+    steps = []
+    for name, words in ALL_DATA.items():
+        given = [word.replace("INPUT", str(args.data)) for word in words]
+        folder = args.runs / "data" / name
+        steps.append(_command("data", folder, "prepare", *given, "--output", folder))
+    return steps
 
 
 def _held_out_steps(args: argparse.Namespace) -> list[Step]:
-    def select(name: str) -> Callable[[], None]:
-        def make() -> None:
-            from ...data_pipelines.shards.reader import ShardDataset
-            from ...data_pipelines.shards.writer import ShardWriter
+    def select(name: str) -> None:
+        from ...data_pipelines.shards.reader import ShardDataset
+        from ...data_pipelines.shards.writer import ShardWriter
 
-            split, count = HELD_OUT[name]
-            dataset = ShardDataset(args.runs / "data" / name, split=split)
-            source, licence = dataset.manifest["source"], dataset.manifest["licence"]
-            with ShardWriter(args.heldout / name, source=source, licence=licence) as writer:
-                for index in evenly_spread(range(len(dataset)), count):
-                    writer.write(dataset[index], split)
-
-        return make
+        split, count = HELD_OUT[name]
+        dataset = ShardDataset(args.runs / "data" / name, split=split)
+        source, licence = dataset.manifest["source"], dataset.manifest["licence"]
+        with ShardWriter(args.heldout / name, source=source, licence=licence) as writer:
+            for index in evenly_spread(range(len(dataset)), count):
+                writer.write(dataset[index], split)
 
     def write_names() -> None:
         from ...data_pipelines.shards.reader import ShardDataset
@@ -215,10 +190,10 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
         dataset = ShardDataset(args.runs / "data" / "emoji")
         records = (dataset.record(index, load_images=False) for index in range(len(dataset)))
         names = dict.fromkeys(record.texts()[-1] for record in records)
-        with atomic_file(args.heldout / EMOJI_NAMES) as partial:
-            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        with atomic_file(args.heldout / EMOJI_NAMES) as file:
+            file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
-    sets = [Step("heldout", args.heldout / name, select(name)) for name in HELD_OUT]
+    sets = [Step("heldout", args.heldout / name, partial(select, name)) for name in HELD_OUT]
     return [*sets, Step("heldout", args.heldout / EMOJI_NAMES, write_names)]
 
 
@@ -234,19 +209,16 @@ def _text_step(args: argparse.Namespace) -> Step:
         # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole
         # sentences.
         sources = [ShardDataset(args.runs / "data" / name) for name in (*DATA, *WORDS_DATA)]
-        with atomic_folder(folder) as partial:
-            train_text_tokenizer(
-                chain.from_iterable(islice(s.texts(), 20_000) for s in sources), VOCABULARY, partial
-            )
+        texts = chain.from_iterable(islice(source.texts(), 20_000) for source in sources)
+        with atomic_folder(folder) as unfinished:
+            train_text_tokenizer(texts, VOCABULARY, unfinished)
 
     return Step("text", folder, make)
 
 
 def _train_step(args: argparse.Namespace, name: str) -> Step:
     recipe = RECIPES / f"nano_{name}.yaml"
-    return Step(
-        name, args.runs / name / "model", lambda: run_process("train", [str(recipe), *_moved(args, name)])
-    )
+    return _command(name, args.runs / name / "model", "train", recipe, *_moved(args, name))
 
 
 def _moved(args: argparse.Namespace, name: str) -> list[str]:
@@ -271,21 +243,22 @@ def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _code_steps(args: argparse.Namespace) -> list[Step]:
-    def tokenize(name: str) -> Callable[[], None]:
-        words = ["--tokenizer", str(args.runs / "refinement" / "model")]
-        words += ["--input", str(args.runs / "data" / name), "--output", str(args.runs / "codes" / name)]
-        return lambda: run_process("tokenize", [*words, *VIEWS.get(name, ())])
-
-    return [Step("codes", args.runs / "codes" / name, tokenize(name)) for name in TOKENIZED]
+    steps = []
+    for name in TOKENIZED:
+        words = ["--tokenizer", args.runs / "refinement" / "model", "--input", args.runs / "data" / name]
+        codes = args.runs / "codes" / name
+        words += ["--output", codes, *VIEWS.get(name, ())]
+        steps.append(_command("codes", codes, "tokenize", *words))
+    return steps
 
 
 def _model_step(args: argparse.Namespace) -> Step:
     def make() -> None:
         """The trained folder as it ships: all in bf16, the tokenizer exactly the one that made the codes."""
-        with atomic_folder(args.output) as partial:
-            shutil.copytree(args.runs / "mllm" / "model", partial, dirs_exist_ok=True)
-            shutil.rmtree(partial / "visual_tokenizer")
-            shutil.copytree(args.runs / "decoder" / "model", partial / "visual_tokenizer")
+        with atomic_folder(args.output) as unfinished:
+            shutil.copytree(args.runs / "mllm" / "model", unfinished, dirs_exist_ok=True)
+            shutil.rmtree(unfinished / "visual_tokenizer")
+            shutil.copytree(args.runs / "decoder" / "model", unfinished / "visual_tokenizer")
 
     return Step("model", args.output, make)
 
@@ -304,10 +277,10 @@ def _card_step(args: argparse.Namespace) -> Step:
         judged = ("--teacher", str(teacher), "--emoji", str(emoji))
         model = ["--model", str(args.output)]
         run_process("nano.evaluate", [*model, *data, *judged, "--output", str(evaluation)])
-        figures = json.loads(evaluation.read_text())
-        write_card(args.output, args.runs, figures)
+        found = json.loads(evaluation.read_text())
+        write_card(args.output, args.runs, found)
         if shipped:
-            update_readme(ROOT / "README.md", figures)
+            update_readme(ROOT / "README.md", found)
         folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
         pictures = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
         run_process("nano.gallery", ["--model", "nano" if shipped else str(args.output), *data, *pictures])

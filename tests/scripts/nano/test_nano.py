@@ -149,7 +149,7 @@ def test_the_numbers_are_those_of_the_registered_tasks(nano: DualTokenPipeline, 
     assert (emoji["drawings"], emoji["names"]) == (4, len(names))
     assert 0 <= emoji["top1"] <= emoji["top5"] <= 100
     assert emoji["judge_on_true_images"] in (0.0, 100.0)
-    assert "4 emoji" in nano_card.figures_table({**METRICS, "emoji": emoji})
+    assert "4 emoji" in nano_card.metrics_table({**METRICS, "emoji": emoji})
 
 
 def test_what_codes_keep_of_the_teacher_is_reported() -> None:
@@ -158,7 +158,7 @@ def test_what_codes_keep_of_the_teacher_is_reported() -> None:
     named = evaluate_nano.naming_metrics(own, teacher, 6)
     assert named["from_codes"] == named["teacher"]
     assert named["kept"] == 100 or named["teacher"] == 0
-    assert f"kept {named['kept']} %" in nano_card.figures_table({**METRICS, "named": named})
+    assert f"kept {named['kept']} %" in nano_card.metrics_table({**METRICS, "named": named})
 
 
 def test_the_teacher_may_be_the_judge(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_evaluation_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -
     assert cli.run_module("nano.evaluate", "nano.evaluate", ["--scenes", "6", "--drawings", "4"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result["tokenizer"]["psnr_db"]) == {"scenes", *make_nano.HELD_OUT}
-    assert nano_card.figures_table(result).count("\n") > 20
+    assert nano_card.metrics_table(result).count("\n") > 20
 
 
 def test_the_readme_table_is_replaced_between_its_marks_only(tmp_path: Path) -> None:
