@@ -6,11 +6,8 @@ torch.distributed each process measures its own share and all return the metrics
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +20,7 @@ from .code_usage import CodebookFamily
 from .family import Family, MetricOptions, Subject, Unavailable
 from .reconstruction import LpipsFamily, PsnrFamily, RfidFamily, SsimFamily
 from .retrieval import RetrievalFamily
+from .settings import measure_settings
 from .zero_shot import ZeroShotFamily
 
 METRICS: dict[str, type[Family]] = {
@@ -34,7 +32,6 @@ METRICS: dict[str, type[Family]] = {
     "zero_shot": ZeroShotFamily,
     "retrieval": RetrievalFamily,
 }
-_PACKAGES = ("torch", "lpips", "torchmetrics", "torch-fidelity", "open_clip_torch")
 
 
 def measure_tokenizer(
@@ -70,18 +67,8 @@ def measure_tokenizer(
     sources = images if isinstance(images, ImageSet) else GivenImages(images)
     processor = processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
     families, missing = _build(Subject(tokenizer, sources, options), metrics)
-    needs = {
-        "reconstruct": any(family.needs_reconstruction for family in families),
-        "embed": any(family.needs_features for family in families),
-    }
-    skipped: list[list[str]] = []
-    count = 0
-    for samples in _batches(sources, batch_size, skipped, progress):
-        batch = run_tokenizer(tokenizer, processor, samples, options.crop, **needs)
-        for family in families:
-            family.update(batch)
-        count += len(samples)
-    shares = _of_all_processes((count, skipped))
+    share = _gather(families, tokenizer, processor, options.crop, _batches(sources, batch_size, progress))
+    shares = _of_all_processes(share)
     count, skipped = (
         sum(share[0] for share in shares),
         sorted(entry for share in shares for entry in share[1]),
@@ -98,8 +85,32 @@ def measure_tokenizer(
         "n_expected": len(sources),
         "skipped": skipped,
         "notes": notes,
-        "settings": _settings(tokenizer, sources, metrics, options, processor),
+        "settings": measure_settings(tokenizer, sources, metrics, options, processor),
     }
+
+
+def _gather(
+    families: Sequence[Family],
+    tokenizer: DualTokenizer,
+    processor: DualTokenizerImageProcessor,
+    crop: str,
+    batches: Iterable[list[Sample]],
+) -> tuple[int, list[list[str]]]:
+    """Feed this process's share to the families: how many images, and [name, reason] of unreadable ones."""
+    needs = {
+        "reconstruct": any(family.needs_reconstruction for family in families),
+        "embed": any(family.needs_features for family in families),
+    }
+    count, skipped = 0, list[list[str]]()
+    for samples in batches:
+        readable = [sample for sample in samples if sample.image is not None]
+        skipped += [[sample.name, sample.problem] for sample in samples if sample.image is None]
+        if readable:
+            batch = run_tokenizer(tokenizer, processor, readable, crop, **needs)
+            for family in families:
+                family.update(batch)
+        count += len(readable)
+    return count, skipped
 
 
 def _values_and_notes(
@@ -137,23 +148,22 @@ def _build(subject: Subject, metrics: Sequence[str]) -> tuple[list[Family], dict
     return families, missing
 
 
-def _batches(
-    sources: ImageSet, batch_size: int, skipped: list[list[str]], progress: bool
-) -> Iterator[list[Sample]]:
-    """This process's share in batches of readable images; the others are noted in `skipped`."""
+def _batches(sources: ImageSet, batch_size: int, progress: bool) -> Iterator[list[Sample]]:
+    """This process's share: up to `batch_size` readable images at a time, and the others among them."""
     rank, world = _rank_and_world()
     total = len(range(rank, len(sources), world))
     hidden = None if progress and rank == 0 else True  # None: shown on a terminal only
     batch: list[Sample] = []
+    readable = 0
     for sample in tqdm(sources.part(rank, world), total=total, unit="images", disable=hidden):
+        batch.append(sample)
         if sample.image is None:
-            skipped.append([sample.name, sample.problem])
             print(f"skipped {sample.name}: {sample.problem}", file=sys.stderr)
             continue
-        batch.append(sample)
-        if len(batch) == batch_size:
+        readable += 1
+        if readable == batch_size:
             yield batch
-            batch = []
+            batch, readable = [], 0
     if batch:
         yield batch
 
@@ -172,39 +182,3 @@ def _of_all_processes(share: Any) -> list[Any]:
     shares: list[Any] = [None] * world
     dist.all_gather_object(shares, share)
     return shares
-
-
-def _settings(
-    tokenizer: DualTokenizer,
-    sources: ImageSet,
-    metrics: Sequence[str],
-    options: MetricOptions,
-    processor: DualTokenizerImageProcessor,
-) -> dict[str, Any]:
-    """All that the metrics depend on."""
-    return {
-        "images": sources.source,
-        "metrics": list(metrics),
-        "image_size": processor.side,
-        "crop": options.crop,
-        "dtype": str(tokenizer.dtype).removeprefix("torch."),
-        "lpips_weights_sha256": _sha256(options.lpips_weights),
-        "fid_weights_sha256": _sha256(options.fid_weights),
-        "classes": len(options.classes or sources.classes or []) if "zero_shot" in metrics else None,
-        "templates": len(options.templates) if options.templates else "open_clip OPENAI_IMAGENET_TEMPLATES",
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
-
-
-def _sha256(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
