@@ -9,45 +9,52 @@ from pathlib import Path
 from ...common.errors import UserError
 from ..data.hub import is_hub
 from .task import MissingData, Task
-from .task_data import Settings, image_paths, load_data
+from .task_data import Loaded, Settings, image_paths, load_data
 
 _NAMED = 3  # missing images that are named
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The data of one split.
+    """The data of one split, or the reason why they cannot be loaded."""
 
-    `problem` is the reason why they cannot be loaded; `absent` is true where no files are there at all.
-    """
-
-    name: str
+    task: Task
     split: str
-    expected: int | None
-    found: int = 0
-    source: str = ""
-    images: int = 0
-    missing: tuple[Path, ...] = ()
-    problem: str = ""
-    absent: bool = False
+    loaded: Loaded | None
+    problem: UserError | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Whether no files are there at all."""
+        return isinstance(self.problem, MissingData)
+
+    @property
+    def expected(self) -> int | None:
+        """The official number of items; None where any number will do."""
+        return self.task.splits[self.split]
+
+    def images(self) -> tuple[list[Path], list[Path]]:
+        """The image files that the items name, and those of them that are missing."""
+        paths = list(dict.fromkeys(image_paths(self.loaded.items))) if self.loaded else []
+        return paths, [path for path in paths if not path.exists()]
 
     def is_complete(self, images: bool = True) -> bool:
         """Whether all items are there and, with `images`, all images."""
-        counted = self.expected in (None, self.found)
-        return not self.problem and counted and not (images and self.missing)
+        counted = self.loaded is not None and self.expected in (None, len(self.loaded.items))
+        return counted and not (images and self.images()[1])
 
     def lines(self) -> list[str]:
         """What to print."""
-        head = f"{self.name} ({self.split}):"
-        if self.problem:
+        head = f"{self.task.name} ({self.split}):"
+        if self.loaded is None:
             return [f"{head} {'not there' if self.absent else 'cannot be loaded'}: {self.problem}"]
-        right = "any number will do" if self.expected is None else f"{self.expected} expected"
-        verdict = "" if self.expected in (None, self.found) else "  WRONG NUMBER"
-        lines = [f"{head} {self.found} items, {right}{verdict}  [{self.source}]"]
-        if self.missing:
-            names = ", ".join(map(str, self.missing[:_NAMED]))
-            more = ", …" if len(self.missing) > _NAMED else ""
-            lines.append(f"  {len(self.missing)} of {self.images} image files are missing: {names}{more}")
+        count = "any number will do" if self.expected is None else f"{self.expected} expected"
+        verdict = "" if self.is_complete(images=False) else "  WRONG NUMBER"
+        lines = [f"{head} {len(self.loaded.items)} items, {count}{verdict}  [{self.loaded.source}]"]
+        paths, missing = self.images()
+        if missing:
+            names = ", ".join(map(str, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
+            lines.append(f"  {len(missing)} of {len(paths)} image files are missing: {names}")
         return lines
 
 
@@ -68,21 +75,8 @@ def check_splits(
 
 
 def check_split(task: Task, data: Path | str | None, split: str) -> SplitReport:
-    """Load one split and count its items and images."""
-    expected = task.splits[split]
+    """Load one split."""
     try:
-        loaded = load_data(task, Settings(data=data, split=split))
+        return SplitReport(task, split, load_data(task, Settings(data=data, split=split)))
     except UserError as error:
-        absent = isinstance(error, MissingData)
-        return SplitReport(task.name, split, expected, problem=str(error), absent=absent)
-    paths = list(dict.fromkeys(image_paths(loaded.items)))
-    missing = tuple(path for path in paths if not path.exists())
-    return SplitReport(
-        task.name,
-        split,
-        expected,
-        found=len(loaded.items),
-        source=loaded.source,
-        images=len(paths),
-        missing=missing,
-    )
+        return SplitReport(task, split, None, error)

@@ -40,8 +40,7 @@ class PredictionWriter:
 
     def write(self, predictions: Mapping[str, Any]) -> None:
         """Add predictions by id; they are on disk when this returns."""
-        lines = [json.dumps({"id": key, "prediction": value}) for key, value in predictions.items()]
-        self._file.write("".join(line + "\n" for line in lines))
+        self._file.write(_as_lines(predictions))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -103,15 +102,14 @@ def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
     if len(predictions) < len(ids):
         return False
     with atomic_file(folder / MERGED) as partial:
-        partial.write_text(
-            "".join(
-                json.dumps({"id": key, "prediction": value}) + "\n" for key, value in predictions.items()
-            ),
-            encoding="utf-8",
-        )
+        partial.write_text(_as_lines(predictions), encoding="utf-8")
     for part in folder.glob("part-*.jsonl"):
         part.unlink(missing_ok=True)
     return True
+
+
+def _as_lines(predictions: Mapping[str, Any]) -> str:
+    return "".join(json.dumps({"id": key, "prediction": one}) + "\n" for key, one in predictions.items())
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:

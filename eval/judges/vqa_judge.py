@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ... import mllm  # noqa: F401  (registers this package's own models, which can judge too)
 from ...common.errors import UserError, first_line
 
 
@@ -24,8 +25,6 @@ class LocalVqaJudge:
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
         import transformers
-
-        from ... import mllm  # noqa: F401  (registers this package's own models, which can judge too)
 
         if not folder.is_dir():
             raise UserError(f"{str(folder)!r} is not a folder; give a saved model that answers about images")

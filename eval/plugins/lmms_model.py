@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -52,12 +52,14 @@ class DualTokenLmms(lmms):
         return self.pipeline.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """An answer to each request, in their order; requests of like settings are answered together."""
+        """An answer to each request, in their order; requests of equal settings are answered together."""
         order = sorted(range(len(requests)), key=lambda index: _settings_key(requests[index]))
         results: dict[int, GenerationResult] = {}
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="DualToken", unit="answer")
         for _, alike in groupby(order, key=lambda index: _settings_key(requests[index])):
-            for chunk in _chunks(list(alike), self.batch_size):
+            indices = list(alike)
+            for start in range(0, len(indices), self.batch_size):
+                chunk = indices[start : start + self.batch_size]
                 for index, result in zip(chunk, self._answer([requests[n] for n in chunk]), strict=True):
                     results[index] = result
                 bar.update(len(chunk))
@@ -104,7 +106,3 @@ class DualTokenLmms(lmms):
 
 def _settings_key(request: Instance) -> str:
     return json.dumps(request.args[2], sort_keys=True, default=str)
-
-
-def _chunks(indices: list[int], size: int) -> Iterable[list[int]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
