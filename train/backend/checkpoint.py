@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,16 +26,15 @@ from .checkpoint_files import (
     STEP_NAME,
     Best,
     SavedState,
-    attempt,
     checksum,
     damage,
     fault,
     flush_to_disk,
     is_checkpoint,
-    not_written,
     read_extra,
     write_best,
     write_state,
+    writing,
 )
 from .deepspeed import recorded_writing
 from .distributed import World, is_lost_connection
@@ -51,14 +50,6 @@ class JudgedBy:
 
     loss: float
     data: Literal["training", "validation"]
-
-
-@dataclass
-class Written:
-    """What one process wrote of a checkpoint: the checksum of every file, by its path, or an error."""
-
-    checksums: dict[str, int] = field(default_factory=dict)
-    error: str | None = None
 
 
 class Checkpoints:
@@ -119,51 +110,41 @@ class Checkpoints:
         partial = final.with_name(final.name + _PARTIAL)
         if self.world.from_main(self._is_intact(step)):
             return
-        error = self._any_error(self._make_folder(partial))
-        parts = self.world.gather(Written() if error else self._write(engine, partial, extra or {}))
-        error = error or next((part.error for part in parts if part.error is not None), None)
-        if error is None and self.world.is_main:
-            checksums = {name: value for part in parts for name, value in part.checksums.items()}
+        try:
+            self.world.on_main(lambda: self._make_folder(partial))
+            written = self.world.everywhere(lambda: self._write(engine, partial, extra or {}))
             state = SavedState(
                 step,
                 self.world.size,
                 int(engine.train_batch_size()),
                 int(engine.zero_optimization_stage()),
-                checksums=checksums,
+                checksums={name: value for part in written for name, value in part.items()},
                 data=self.data,
             )
-            error = attempt(lambda: self._finish(partial, final, state, judged))
-        error = self._any_error(error)
-        if error is not None:
-            raise UserError(self._not_written(partial, step, error))
+            self.world.on_main(lambda: self._finish(partial, final, state, judged))
+        except UserError as error:
+            raise UserError(self._not_written(partial, step, str(error))) from error
         self._damaged.discard(step)
 
-    def _make_folder(self, partial: Path) -> str | None:
-        def make() -> None:
-            if _is_real_folder(partial):
-                shutil.rmtree(partial, ignore_errors=True)
-            _move_aside(partial)
-            partial.mkdir(parents=True)
+    @writing()
+    def _make_folder(self, partial: Path) -> None:
+        if _is_real_folder(partial):
+            shutil.rmtree(partial, ignore_errors=True)
+        _move_aside(partial)
+        partial.mkdir(parents=True)
 
-        return attempt(make) if self.world.is_main else None
-
-    def _write(self, engine: Any, partial: Path, extra: dict[str, Any]) -> Written:
-        """This rank's files of a checkpoint, on the disk."""
+    def _write(self, engine: Any, partial: Path, extra: dict[str, Any]) -> dict[str, int]:
+        """This rank's files of a checkpoint, on the disk; their checksums by path."""
         with recorded_writing(engine) as record:
             engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        if record.errors:
-            return Written(error=not_written(record.errors[0]))
-        written = Written()
-
-        def finish() -> None:
+        with writing():
+            if record.errors:
+                raise record.errors[0]
             if self.world.is_main:
                 record.paths.extend(self._write_extra(partial, extra))
             for path in record.paths:
-                written.checksums[path.relative_to(partial).as_posix()] = checksum(path)
                 flush_to_disk(path)
-
-        written.error = attempt(finish)
-        return written
+            return {path.relative_to(partial).as_posix(): checksum(path) for path in record.paths}
 
     def _write_extra(self, partial: Path, extra: dict[str, Any]) -> list[Path]:
         files = []
@@ -175,6 +156,7 @@ class Checkpoints:
             files.append(partial / EXTRA)
         return files
 
+    @writing()
     def _finish(self, partial: Path, final: Path, state: SavedState, judged: JudgedBy | None) -> None:
         """Describe the files of all ranks, give the folder its name, and remove what is not kept any more."""
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -298,7 +280,8 @@ class Checkpoints:
         wrong = self.world.from_main(fault(folder) if self.world.is_main else None)
         if wrong is not None:
             return str(wrong)
-        return self._any_error(damage(folder, self.world.rank, self.world.size))
+        found = self.world.gather(damage(folder, self.world.rank, self.world.size))
+        return next((wrong for wrong in found if wrong is not None), None)
 
     def _check_batch(self, folder: Path, state: SavedState, engine: Any) -> None:
         before, now = state.global_batch, int(engine.train_batch_size())
@@ -308,10 +291,6 @@ class Checkpoints:
                 f"(data.micro_batch_size x run.gradient_accumulation_steps x {self.world.size} processes); "
                 "set them so that the product stays, or give another output folder"
             )
-
-    def _any_error(self, error: str | None) -> str | None:
-        """The first error of any rank, on all of them."""
-        return next((found for found in self.world.gather(error) if found is not None), None)
 
 
 def _is_real_folder(path: Path) -> bool:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -183,20 +184,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def attempt(action: Callable[[], Any]) -> str | None:
-    """Do it; the first line of what a disk or torch's writer raised, if they did."""
+@contextmanager
+def writing() -> Iterator[None]:
+    """What a disk or torch's writer raises in the block becomes a UserError with its first line."""
     try:
-        action()
+        yield
     except (OSError, RuntimeError) as error:
-        return not_written(error)
-    return None
-
-
-def not_written(error: OSError | RuntimeError) -> str:
-    """Why a file could not be written, in one line."""
-    reason = first_line(error)
-    # How torch reports that fewer bytes arrived than it wrote.
-    return f"a file could not be written in full: {reason}" if "inline_container" in reason else reason
+        reason = first_line(error)
+        if "inline_container" in reason:  # how torch reports that fewer bytes arrived than it wrote
+            reason = f"a file could not be written in full: {reason}"
+        raise UserError(reason) from error
 
 
 def _optional_count(found: Mapping[str, Any], name: str, where: Path, most: int = 2**53) -> int | None:

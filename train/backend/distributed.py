@@ -52,19 +52,23 @@ class World:
         """The main rank's value, on all of them."""
         return self.gather(value)[0]
 
-    def on_main(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns on the main rank, or the UserError that it raises there, on all of them."""
+    def everywhere(self, action: Callable[[], T]) -> list[T]:
+        """What ``action`` returns on every rank, or the first UserError of any, on all of them."""
         value: Any = None
         error: str | None = None
-        if self.is_main:
-            try:
-                value = action()
-            except UserError as mistake:
-                error = str(mistake)
-        value, error = self.from_main((value, error))
-        if error is not None:
-            raise UserError(error)
-        return cast(T, value)
+        try:
+            value = action()
+        except UserError as mistake:
+            error = str(mistake)
+        results = self.gather((value, error))
+        for _, error in results:
+            if error is not None:
+                raise UserError(error)
+        return [value for value, _ in results]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns on the main rank, or the UserError that it raises there, on all of them."""
+        return cast(T, self.everywhere(action if self.is_main else lambda: None)[0])
 
 
 def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
