@@ -21,6 +21,7 @@ import torch
 from ..common.machine import LARGE_BATCH, suitable_threads
 from ..data_pipelines.stream.loader import StreamBatch
 from .backend.checkpoint import Checkpoints
+from .backend.checkpoint_files import RECIPE
 from .backend.deepspeed import build_engine, set_clipping
 from .backend.distributed import World, join_world, leave_world
 from .backend.export import export_trained
@@ -174,7 +175,7 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
     if world.is_main:
         for line in resuming_with(changed, start):
             print(line, file=sys.stderr)
-        save_resolved(recipe, folder / "recipe.yaml")
+        save_resolved(recipe, folder / RECIPE)
     threads = nullcontext() if run.threads else suitable_threads(objective, LARGE_BATCH)
     with threads, request:
         trainer.callbacks += _reporting(trainer, checkpoints)

@@ -7,12 +7,11 @@ run.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +31,6 @@ from .checkpoint_files import (
     flush_to_disk,
     is_checkpoint,
     read_extra,
-    write_best,
-    write_state,
     writing,
 )
 from .deepspeed import recorded_writing
@@ -161,7 +158,7 @@ class Checkpoints:
         """Describe the files of all ranks, give the folder its name, and remove what is not kept any more."""
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-        write_state(partial, dataclasses.replace(state, files=sizes))
+        replace(state, files=sizes).write(partial)
         flush_to_disk(partial)
         if _is_real_folder(final) and is_checkpoint(final):
             _remove(final)  # a damaged one, passed over at the start
@@ -170,7 +167,7 @@ class Checkpoints:
         self._damaged.discard(state.step)
         flush_to_disk(self.folder)
         if self.keep_best and judged is not None and self._is_best(judged):
-            write_best(self.folder, Best(state.step, judged.loss, judged.data))
+            Best(state.step, judged.loss, judged.data).write(self.folder)
         best = self.best() if self.keep_best else None
         kept = {*self.steps()[-self.keep :], *([best.step] if best else [])}
         for old in self._all_steps():

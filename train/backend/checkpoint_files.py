@@ -74,6 +74,9 @@ class SavedState:
             data=data,
         )
 
+    def write(self, folder: Path) -> None:
+        _write_json(folder / STATE, asdict(self))
+
 
 @dataclass(frozen=True)
 class Best:
@@ -96,6 +99,9 @@ class Best:
         if found.get("data") not in ("training", "validation"):
             return None
         return cls(step, loss, cast(Literal["training", "validation"], found["data"]))
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / BEST, asdict(self))
 
 
 def fault(folder: Path) -> str | None:
@@ -160,14 +166,6 @@ def checksum(path: Path) -> int:
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)
     return value
-
-
-def write_state(folder: Path, state: SavedState) -> None:
-    _write_json(folder / STATE, asdict(state))
-
-
-def write_best(folder: Path, best: Best) -> None:
-    _write_json(folder / BEST, asdict(best))
 
 
 def is_checkpoint(folder: Path) -> bool:

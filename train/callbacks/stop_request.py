@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import FrameType, TracebackType
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import torch
@@ -44,18 +45,11 @@ class StopRequest(Callback):
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        try:
+        with suppress(ValueError):  # handlers can only be set in the main thread
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        except ValueError:  # handlers can only be set in the main thread
-            self._previous = {}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
