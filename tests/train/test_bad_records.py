@@ -28,7 +28,7 @@ from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.train.config.data import SourceConfig
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.objectives import build_objective
-from dualtoken.train.objectives.mllm import RecordLimit
+from dualtoken.train.objectives.record_limit import RecordLimit
 from dualtoken.train.stream import Stream
 
 from .conftest import QUANTIZER, Chain

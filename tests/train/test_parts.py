@@ -24,8 +24,8 @@ from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.run import RunConfig
 from dualtoken.train.config.schedule import ScheduleConfig
 from dualtoken.train.metrics import Metrics
-from dualtoken.train.objectives.mllm import shuffle_question_turns
 from dualtoken.train.objectives.tokenizer.reconstruction import distillation_loss, gradient_loss
+from dualtoken.train.objectives.turn_shuffling import shuffle_question_turns
 from dualtoken.train.optimizers import learning_rate_factor, parameter_groups
 
 ALONE = World()

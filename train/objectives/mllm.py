@@ -1,11 +1,10 @@
-"""The unified model: text, pixel and semantic codes by next-token prediction, on records with cached
-codes."""
+"""The unified model: next-token prediction of text, pixel and semantic codes, on records with such codes."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...data_pipelines.codes.checksums import check_codes_belong, codes_checksum, preprocessing_checksum
-from ...data_pipelines.records import Record, RecordError, require_trainable, text_part
+from ...data_pipelines.records import Record, RecordError, require_trainable
 from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
@@ -33,9 +32,10 @@ from ...tokenizer import DualTokenizer, StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
+from .record_limit import RecordLimit
+from .turn_shuffling import shuffle_question_turns
 
 _CHARACTERS_PER_TOKEN = 4
-_UNSTATED_CONTEXT = 32_768  # tokens of a record, for a language model that states no context
 
 
 class MllmObjective(Objective):
@@ -152,7 +152,7 @@ class MllmObjective(Objective):
         return {name: LossTerm(getattr(sums, name), weight) for name, weight in weights.items()}
 
     def work(self, batch: Batch) -> Work:
-        if "position_ids" in batch:  # packed: positions begin anew at every record
+        if "position_ids" in batch:  # packed: positions start again at every record
             starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1).tolist()
             ends = [*starts[1:], batch["position_ids"].numel()]
             lengths = [end - start for start, end in zip(starts, ends, strict=True)]
@@ -200,7 +200,7 @@ class MllmObjective(Objective):
         self.model.generation_config.save_pretrained(folder)
 
     def extra_state(self) -> dict[str, Any]:
-        """The chat format: what a template computed (a date) must not change when the run goes on."""
+        """The chat format: what a template computed (a date) must not change when the run is resumed."""
         chat_format = self.processor.chat_format
         return {} if chat_format.is_own else {"chat_format": asdict(chat_format)}
 
@@ -220,68 +220,3 @@ class MllmObjective(Objective):
     def _add_adapters(self) -> None:
         if self.config.lora is not None:
             add_lora(self.model, self.config.lora)
-
-
-@dataclass(frozen=True)
-class RecordLimit:
-    """How long a record may be, in tokens.
-
-    setting: where that comes from, for messages.
-    characters: no token stands for more of them.
-    positions: tokens of one image.
-    """
-
-    tokens: int
-    setting: str
-    characters: int
-    positions: int
-
-    @classmethod
-    def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
-        """The language model's context, or `max_length` where that is smaller and not 0."""
-        context = getattr(model.config.text_config, "max_position_embeddings", None)
-        if not isinstance(context, int) or context < 1:  # as of models without positions
-            tokens, setting = max_length or _UNSTATED_CONTEXT, "data.max_length"
-        elif 0 < max_length < context:
-            tokens, setting = max_length, "data.max_length"
-        else:
-            tokens, setting = context, "the language model's context"
-        longest = max(map(len, processor.tokenizer.get_vocab()))
-        return cls(tokens, setting, longest, processor.num_positions)
-
-    def check_before(self, record: Record) -> None:
-        """Raise RecordError for a record that is too long at a glance: to tokenize a whole book would take
-        minutes and gigabytes."""
-        characters = sum(map(len, record.texts()))
-        self.check(record, len(record.image_parts()) * self.positions + characters // self.characters)
-
-    def check(self, record: Record, length: int) -> None:
-        """Raise RecordError for a record of this many tokens, or more, if they are too many."""
-        if length > self.tokens:
-            raise RecordError(
-                f"Record {shown(record.id)} has {length} tokens or more, {self.setting} is {self.tokens}"
-            )
-
-
-def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """The same question-answer pairs in another order, if the record asks several questions about its
-    first turn's images.
-
-    The images stay at the head of whatever question now comes first, a system turn before them. Records of
-    one turn, and records with images or roles elsewhere, come back as they are.
-    """
-    start = 1 if messages[0]["role"] == "system" else 0
-    turns = messages[start:]
-    if len(turns) < 4 or [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
-        return messages
-    images = [part for part in turns[0]["content"] if part["type"] == "image"]
-    everywhere = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
-    if not images or len(everywhere) > len(images):
-        return messages
-    pairs = [turns[i : i + 2] for i in range(0, len(turns), 2)]
-    first_question = [part for part in turns[0]["content"] if part["type"] != "image"] or [text_part("")]
-    pairs[0] = [{**turns[0], "content": first_question}, turns[1]]
-    rng.shuffle(pairs)
-    head = pairs[0][0]
-    pairs[0] = [{**head, "content": images + head["content"]}, pairs[0][1]]
-    return [*messages[:start], *(message for pair in pairs for message in pair)]

@@ -1,0 +1,53 @@
+"""How long a record may be: in tokens, and before it is tokenized in characters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...common.errors import shown
+from ...data_pipelines.records import Record, RecordError
+from ...mllm import DualTokenForConditionalGeneration
+
+_UNSTATED_CONTEXT = 32_768  # tokens of a record, for a language model that states no context
+
+
+@dataclass(frozen=True)
+class RecordLimit:
+    """How long a record may be, in tokens.
+
+    setting: where that comes from, for messages.
+    characters: no token stands for more of them.
+    positions: tokens of one image.
+    """
+
+    tokens: int
+    setting: str
+    characters: int
+    positions: int
+
+    @classmethod
+    def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
+        """The language model's context, or `max_length` where that is smaller and not 0."""
+        context = getattr(model.config.text_config, "max_position_embeddings", None)
+        if not isinstance(context, int) or context < 1:  # as of models without positions
+            tokens, setting = max_length or _UNSTATED_CONTEXT, "data.max_length"
+        elif 0 < max_length < context:
+            tokens, setting = max_length, "data.max_length"
+        else:
+            tokens, setting = context, "the language model's context"
+        longest = max(map(len, processor.tokenizer.get_vocab()))
+        return cls(tokens, setting, longest, processor.num_positions)
+
+    def check_before(self, record: Record) -> None:
+        """Raise RecordError for a record that is obviously too long: tokenizing a book would take minutes and
+        gigabytes."""
+        characters = sum(map(len, record.texts()))
+        self.check(record, len(record.image_parts()) * self.positions + characters // self.characters)
+
+    def check(self, record: Record, length: int) -> None:
+        """Raise RecordError for a record of this many tokens, or more, if they are too many."""
+        if length > self.tokens:
+            raise RecordError(
+                f"Record {shown(record.id)} has {length} tokens or more, {self.setting} is {self.tokens}"
+            )
