@@ -20,7 +20,7 @@ def whole_number(value: Any, name: str, least: int = 0, most: int | None = None)
     Errors:
         UserError for another type, and for one outside `least` to `most`.
     """
-    value = _scalar(value)
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise UserError(f"{name} is {shown(value)}; give a whole number{_range(least, most)}")
     number = int(value)
@@ -45,7 +45,7 @@ def finite_number(
         UserError for another type, and for one out of range.
     """
     limits = ",".join(filter(None, (_range(least, most), _open_range(above, below))))
-    value = _scalar(value)
+    value = scalar(value)
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     except OverflowError:  # a whole number of hundreds of digits
@@ -65,7 +65,7 @@ def seed_number(value: Any, name: str = "seed") -> int:
 
 def flag(value: Any, name: str) -> bool:
     """`value`, which must be True or False; numpy's and torch's are taken."""
-    value = _scalar(value)
+    value = scalar(value)
     if not isinstance(value, bool):
         raise UserError(f"{name} is {shown(value)}; give True or False")
     return value
@@ -92,7 +92,7 @@ def refuse_unknown(given: Iterable[str], allowed: Iterable[str], what: str) -> N
             raise UserError(f"unknown {what} {shown(name)}; {hint}")
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """The Python number of numpy's and torch's scalars; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 

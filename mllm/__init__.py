@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .conversation.messages import normalise_messages
     from .conversation.processing import DualTokenProcessor
     from .conversation.rendering import drop_prompt, is_text_to_image, render
-    from .conversation.text_tokenizer import train_text_tokenizer
+    from .conversation.tokenizer_training import train_text_tokenizer
     from .generation.image_loop import GenerationCancelled
     from .generation.sampling import ImageSamplingConfig
     from .modeling import DualTokenForConditionalGeneration, build_model

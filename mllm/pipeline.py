@@ -137,47 +137,21 @@ class DualTokenPipeline:
         """
         save_model(self.model, self.processor, folder, **options)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload a DualToken model",
-        create_pr: bool = False,
-    ) -> Any:
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Save the model to a repository of the hub, created if needed; returns the hub's answer.
+
+        `options`: `private`, `token`, `revision`, `commit_message` and `create_pr`, as of `push_model`.
 
         Raises:
             UserError: a name that is not a hub id, or a hub that refuses.
         """
-        return push_model(
-            self.model,
-            self.processor,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
+        return push_model(self.model, self.processor, repo_id, **options)
 
-    @overload
     def answer(
         self,
         image: ImageSource | Sequence[ImageSource] | None,
-        question: Sequence[str],
+        question: str | Sequence[str],
         max_new_tokens: int = 128,
-    ) -> list[str]: ...
-
-    @overload
-    def answer(
-        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
-    ) -> Any: ...
-
-    def answer(
-        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
     ) -> Any:
         """The model's answer, in words, to a question about one image, several, or none (greedy).
 

@@ -111,7 +111,7 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 
 def _with_system(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> ChatFormat:
-    """The format with what the template puts around a system turn; as it is where the template has none."""
+    """The format with what the template puts around a system turn; unchanged where it has no such role."""
     try:
         rendered = _apply(tokenizer, [QUESTION], system=SYSTEM)
         before, rest = _around(rendered, SYSTEM)

@@ -1,11 +1,12 @@
 """Images that are given apart from a text: which slot of the text, or of a conversation, each of them fills.
 
-Transformers' processors take `images=` beside messages with bare `{"type": "image"}` parts, and beside texts
-that a chat template has rendered already.
+Transformers' processors accept `images=` with messages that have bare `{"type": "image"}` parts, and with
+texts that a chat template has rendered already.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ...common.errors import UserError
@@ -38,45 +39,34 @@ def text_segments(
         UserError: images and slots do not fit.
     """
     starts = [start for start in (chat_format.start + chat_format.user_start, *starts) if start.strip()]
-    starts = [start for start in starts if start not in VISUAL_TOKENS]
-    rendered = [text is not None and text.lstrip().startswith(tuple(starts)) for text in texts]
-    counts = [sum(len(_slots(run, positions)) for run in _RUN.findall(text or "")) for text in texts]
+    begins = tuple(start for start in starts if start not in VISUAL_TOKENS)
+    rendered = [text is not None and text.lstrip().startswith(begins) for text in texts]
+    pieces = [[] if text is None else list(_pieces(text, positions)) for text in texts]
+    counts = [parts.count(None) for parts in pieces]
     slots = [count if done or count else None for done, count in zip(rendered, counts, strict=True)]
-    given = distribute(images, slots)
+    contents = map(_content, pieces, distribute(images, slots))
     return [
-        _rendered_segments(text, found, positions)
+        [segment for part in content for segment in _markup_segments(part)]
         if done
-        else render(_user_turn(text, found, positions), True, chat_format)
-        for text, found, done in zip(texts, given, rendered, strict=True)
+        else render([{"role": "user", "content": content}], True, chat_format)
+        for content, done in zip(contents, rendered, strict=True)
     ]
 
 
-def _rendered_segments(text: str | None, images: Sequence[Any], positions: int) -> list[Segment]:
-    """A text that a chat template has made, with its slots filled; there must be as many as images."""
-    segments: list[Segment] = []
-    rest = iter(images)
-    for piece in _pieces(text or "", positions):
-        if piece is not None:
-            segments += [Segment(markup=piece)] if piece else []
-            continue
-        image = Segment(image={"type": "image", "image": next(rest)})
-        segments += [Segment(special=IMAGE_START), image, Segment(special=IMAGE_END)]
-    return segments
+def _content(pieces: Sequence[str | None], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """The content of text around slots (None): images in the slots, or before the text where it has none."""
+    rest = iter([{"type": "image", "image": image} for image in images])
+    parts = [] if None in pieces else list(rest)
+    for piece in pieces:
+        if piece != "" or len(pieces) == 1:
+            parts.append(next(rest) if piece is None else {"type": "text", "text": piece})
+    return parts
 
 
-def _user_turn(text: str | None, images: Sequence[Any], positions: int) -> list[dict[str, Any]]:
-    """A plain text as one user's turn: images where its slots are, before it where it has none."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if text is not None and IMAGE in text:
-        rest = iter(parts)
-        parts = [
-            next(rest) if piece is None else {"type": "text", "text": piece}
-            for piece in _pieces(text, positions)
-            if piece != ""
-        ]
-    elif text is not None:
-        parts.append({"type": "text", "text": text})
-    return [{"role": "user", "content": parts}]
+def _markup_segments(part: dict[str, Any]) -> list[Segment]:
+    if part["type"] == "text":
+        return [Segment(markup=part["text"])]
+    return [Segment(special=IMAGE_START), Segment(image=part), Segment(special=IMAGE_END)]
 
 
 def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
@@ -84,7 +74,7 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
 
     images: None; for one text an image or a list; for several one entry per text (an image, a list, or None),
         or all images in a row.
-    slots: how many images each text has room for; None for one that takes whatever it is given.
+    slots: how many images each text has room for; None for one that accepts any number.
 
     Raises:
         UserError: they do not fit.
@@ -94,10 +84,10 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
     elif len(slots) == 1:
         given = [_flat(images)]
     else:
-        entries = list(images) if isinstance(images, list | tuple) else [images]
-        given = [_flat(entry) for entry in entries]
-        if not _fit(given, slots):
-            given = _in_a_row([image for entry in given for image in entry], slots)
+        given = [_flat(entry) for entry in (images if isinstance(images, list | tuple) else [images])]
+        pairs = zip(given, slots, strict=False)
+        if len(given) != len(slots) or any(room not in (None, len(found)) for found, room in pairs):
+            given = _in_a_row(_flat(given), slots)
     if len(given) != len(slots):
         raise UserError(f"{len(slots)} texts but images for {len(given)}; give one entry per text")
     for number, (found, room) in enumerate(zip(given, slots, strict=True), start=1):
@@ -157,22 +147,12 @@ def _flat(entry: Any) -> list[Any]:
     return [image for item in entry for image in _flat(item)]
 
 
-def _fit(given: Sequence[Sequence[Any]], slots: Sequence[int | None]) -> bool:
-    pairs = zip(given, slots, strict=False)
-    return len(given) == len(slots) and all(room in (None, len(found)) for found, room in pairs)
-
-
 def _in_a_row(images: list[Any], slots: Sequence[int | None]) -> list[list[Any]]:
-    """Images handed out by the slots, where that comes out even; otherwise one to each."""
+    """Images distributed by the slots, where the numbers agree; otherwise one for each text."""
     if None in slots or sum(room or 0 for room in slots) != len(images):
         return [[image] for image in images]
     rest = iter(images)
-    return [[next(rest) for _ in range(room or 0)] for room in slots]
-
-
-def _slots(run: str, positions: int) -> list[None]:
-    count = len(run) // len(IMAGE)
-    return [None] if count == positions else [None] * count
+    return [list(islice(rest, room)) for room in slots]
 
 
 def _pieces(text: str, positions: int) -> Iterator[str | None]:
@@ -180,7 +160,8 @@ def _pieces(text: str, positions: int) -> Iterator[str | None]:
     end = 0
     for run in _RUN.finditer(text):
         yield text[end : run.start()].removesuffix(IMAGE_START)
-        yield from _slots(run[0], positions)
+        count = len(run[0]) // len(IMAGE)
+        yield from [None] if count == positions else [None] * count
         end = run.end()
         if text.startswith(IMAGE_END, end):
             end += len(IMAGE_END)

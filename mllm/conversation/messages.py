@@ -7,8 +7,7 @@ content may also be a text. A part is a text, or one of
 * `{"type": "image", "image": whatever load_image takes}`, also as OpenAI and transformers write it:
   `image_url`, `url`, `path`, `base64`
 * `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}`, cached codes of the visual tokenizer
-* `{"type": "unconditional"}`, in a user's turn: the learned stand-in for "no prompt" of classifier-free
-  guidance
+* `{"type": "unconditional"}`, in a user's turn: "no prompt" of classifier-free guidance
 
 Roles may come in any order, also the same one twice; a text may be empty, content may not. null is the same
 as a key that is not there. Video and sound are refused by name.
@@ -34,7 +33,7 @@ _SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source"
 _CODES = ("pixel_codes", "semantic_codes")
 _NO_IMAGES = (bool, int, float, list, tuple, dict)
 _MEDIA = re.compile(r"(?:input_)?(?:video|audio|sound|speech)s?(?:_url|_path|_file)?", re.IGNORECASE)
-#: A mark that stands for a video or a sound begins a line or ends the text; elsewhere it is talked about.
+#: A placeholder of a video or a sound begins a line or ends the text; elsewhere the text is about it.
 _MARK = re.compile(r"(?:\A\s*|^[ \t]*)<(video|audio)>|<(video|audio)>\s*\Z", re.IGNORECASE | re.MULTILINE)
 
 
@@ -59,7 +58,7 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
 
 
 def is_list(value: Any) -> bool:
-    """Whether `value` holds several things, in any kind of list; an array without dimensions does not."""
+    """Whether `value` is any kind of list; an array without dimensions is not."""
     several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     return several and getattr(value, "ndim", 1) > 0
 
@@ -78,7 +77,7 @@ def has_cached_codes(part: Mapping[str, Any]) -> bool:
 
 
 def image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
-    """The image of a part, under whichever of `_SOURCE_KEYS` it stands; None where it has none.
+    """The image of a part, under whichever of `_SOURCE_KEYS` it is given; None where there is none.
 
     OpenAI writes {"image_url": {"url": ...}} or {"image_url": ...}, transformers {"url" | "path" | "base64"},
     datasets {"image": {"bytes": ...}}, others {"source": {"data": ...}}.
@@ -120,7 +119,7 @@ def text_problem(text: str) -> str | None:
 
 
 def _marked_media(text: str) -> str | None:
-    """ "video" or "audio" where a mark of it stands in the text; one that is closed again is HTML."""
+    """ "video" or "audio" where the text has a placeholder of it; one that is closed again is HTML."""
     kinds = {(first or second).lower() for first, second in _MARK.findall(text)}
     return next((kind for kind in sorted(kinds) if f"</{kind}>" not in text.lower()), None)
 
@@ -139,7 +138,7 @@ def _normalise_message(number: int, message: Mapping[str, Any]) -> Message:
         content = [content]
     elif not is_list(content):
         raise UserError(f"{where}: content is a text or a list of parts, not {type(content).__name__}")
-    parts = [_normalise_part(f"{where}, part {place}", part, role) for place, part in enumerate(content, 1)]
+    parts = [_normalise_part(f"{where}, part {index}", part, role) for index, part in enumerate(content, 1)]
     if not parts:
         raise UserError(f"{where}: content is an empty list; give a text or at least one part")
     return {"role": role, "content": parts}

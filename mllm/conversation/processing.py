@@ -42,7 +42,7 @@ class DualTokenProcessor(ProcessorMixin):
         image_processor: the visual tokenizer's `DualTokenizerImageProcessor`.
         tokenizer: text tokenizer that holds DualToken's special tokens.
         num_positions: visual positions of one image, the number of `<|image|>` slots it takes.
-        chat_format: what stands around turns, a `ChatFormat` or its fields; None is DualToken's own.
+        chat_format: the strings around turns, a `ChatFormat` or its fields; None is DualToken's own.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DualTokenProcessor(ProcessorMixin):
         chat_format: ChatFormat | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The file chat_template.jinja beside the tokenizer is for a tokenizer that is loaded by itself.
+        # The tokenizer's file chat_template.jinja is for a tokenizer that is loaded by itself.
         super().__init__(image_processor, tokenizer, **kwargs)
         if not isinstance(image_processor, DualTokenizerImageProcessor | None):
             kind = type(image_processor).__name__
@@ -86,7 +86,7 @@ class DualTokenProcessor(ProcessorMixin):
         """The processor of a saved model: a folder, a hub id, or "nano". No code of the folder is run.
 
         Raises:
-            UserError: there is no model, or no usable processor and text tokenizer beside it.
+            UserError: there is no model, or it has no usable processor and text tokenizer.
         """
         source = model_source(pretrained_model_name_or_path)
         check_model_files(source, kwargs.get("subfolder"))

@@ -1,6 +1,6 @@
-"""The one template that turns a conversation into a sequence (what a conversation is says `messages`).
+"""The one template that turns a conversation, as `messages` defines it, into a sequence.
 
-The template of one turn in DualToken's own format, `<|image|>` standing once per visual position:
+The template of one turn in DualToken's own format, with one `<|image|>` per visual position:
 
     <|user|> ... text and <|image_start|><|image|>...<|image_end|> ... <|end|>
     <|assistant|> ... <|end|>
@@ -9,10 +9,10 @@ with `<|bos|>` before the first turn. A language model that has a chat template 
 `ChatFormat` holds the strings around the turns. Trained on: the content of an assistant's turn and the token
 that ends it.
 
-A system turn at the start, before a user's, is framed as the language model's template does it. A template
-without a system role, and DualToken's own format, have it in front of the user's text, a blank line between.
-So has any other system turn: it goes in front of the user's turn that follows it, and is a user's turn of its
-own where none does.
+A system turn at the start, before a user's, is framed as the language model's template does it. Where the
+template has no system role, and in DualToken's own format, it precedes the user's text, a blank line between.
+So does any other system turn: it precedes the user's turn that follows it, and is a user's turn of its own
+where none does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ def render(
 ) -> list[Segment]:
     """The template: a conversation as segments, in order. Training, generation and evaluation all call this.
 
-    `add_generation_prompt` appends the opening of an assistant turn, for the model to go on from.
+    `add_generation_prompt` appends the opening of an assistant turn, for the model to continue.
     """
     turns = normalise_messages(messages)
     segments = [*_markup(chat_format.start)]
@@ -61,7 +61,7 @@ def render(
 
 
 def continue_last_message(segments: Sequence[Segment], chat_format: ChatFormat = OWN) -> list[Segment]:
-    """Segments without what ends the final turn, so that generation goes on inside it."""
+    """Segments without what ends the final turn, so that generation continues it."""
     answer_end = [*_markup(chat_format.end, True), *_markup(chat_format.assistant_end_rest)]
     suffix = _markup(chat_format.answer_suffix, True)
     for ending in ([*suffix, *answer_end], answer_end, [*_markup(chat_format.user_end)]):
@@ -81,7 +81,7 @@ def segments_text(segments: Iterable[Segment]) -> str:
 def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a record is one text prompt answered by images only; such a prompt may be dropped.
 
-    A system turn in front belongs to the prompt.
+    A system turn before it belongs to the prompt.
     """
     turns = normalise_messages(messages)
     if [turn["role"] for turn in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
@@ -94,7 +94,7 @@ def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
 def drop_prompt(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """A text-to-image record with its prompt replaced by `<|unconditional|>`, for classifier-free guidance.
 
-    Any other record comes back as it is: there is no guidance to learn from it.
+    Any other record is returned unchanged: there is no guidance to learn from it.
     """
     normalised = normalise_messages(messages)
     return [*unconditional_prompt(), normalised[-1]] if is_text_to_image(normalised) else normalised
@@ -106,7 +106,7 @@ def unconditional_prompt() -> list[Message]:
 
 
 def _without_system(turns: Sequence[Message]) -> list[Message]:
-    """The turns with what the system says in front of the next user's turn, or as one where none follows."""
+    """The turns with each system turn put before the next user's turn, or as one where none follows."""
     folded: list[Message] = []
     waiting: list[dict[str, Any]] = []
     for turn in turns:
@@ -135,7 +135,7 @@ def _joined(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[d
 
 
 def _render_system(system: list[Message], question: list[Message], chat_format: ChatFormat) -> list[Segment]:
-    """A system turn with the user's turn behind it, which some templates put into one frame."""
+    """A system turn with the user's turn that follows, which some templates put into one frame."""
     return [
         *_markup(chat_format.system_start or ""),
         *_render_content(system, False, chat_format.trim_system),

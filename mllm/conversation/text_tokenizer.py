@@ -1,59 +1,23 @@
-"""Text tokenizers: their special tokens, conversations as ids, and a small one trained with sentencepiece."""
+"""Text tokenizers with DualToken's special tokens, and conversations as ids."""
 
-import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 
-import sentencepiece
-from tokenizers import Tokenizer, decoders, normalizers
-from tokenizers.models import BPE
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import generate_merges
 
-from ...common.errors import UserError
 from .chat_format import OWN, ChatFormat
 from .chat_template import OWN_TEMPLATE
 from .rendering import Segment
 from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS, special_strings
-
-UNKNOWN = "<unk>"
-NUM_BYTES = 256
-SPACE = "▁"  # sentencepiece writes a space as this character
-
-
-def train_text_tokenizer(
-    texts: Iterable[str], vocab_size: int, folder: str | Path
-) -> PreTrainedTokenizerFast:
-    """Train a byte-fallback BPE on `texts` and save it to `folder`; `AutoTokenizer.from_pretrained(folder)`
-    loads it.
-
-    Text is never normalised and no space is put before it, so decoding gives back exactly what was encoded
-    (but for the character U+2581, which stands for a space). The vocabulary holds `<unk>`, 256 bytes, the
-    learned pieces and, last, `SPECIAL_TOKENS`; it is smaller than `vocab_size` where the texts do not offer
-    enough pieces.
-
-    Raises:
-        UserError: no text, or `vocab_size` too small for bytes and special tokens.
-    """
-    smallest = NUM_BYTES + 1 + len(SPECIAL_TOKENS)
-    if vocab_size <= smallest:
-        raise UserError(
-            f"vocab_size is {vocab_size}; it must be above {smallest} (bytes, <unk> and special tokens)"
-        )
-    pieces = _train_pieces(texts, vocab_size - len(SPECIAL_TOKENS))
-    tokenizer = build_tokenizer(pieces)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat = OWN) -> int:
     """Add DualToken's special tokens to any tokenizer (an LLM's own); returns how many were new.
 
     With a format of its own the tokenizer keeps its bos, pad and eos and gets the visual tokens only, and a
-    pad token where it has none. With DualToken's format all are added and take those places; a chat template
-    of the tokenizer, which would then be wrong, is replaced by DualToken's own.
+    pad token where it has none. With DualToken's format all are added and become its bos, pad and eos; a chat
+    template of the tokenizer, which would then be wrong, is replaced by DualToken's own.
     """
     wanted: tuple[str, ...] = SPECIAL_TOKENS
     if not chat_format.is_own:
@@ -116,7 +80,7 @@ def encode_markup(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens: bool) -> list[int]:
     """`tokenizer.encode` without what the tokenizer itself adds around a text.
 
-    A record has many short texts, of which the backend takes a quarter of the time that `encode` does.
+    A record has many short texts, for which the backend needs a quarter of the time that `encode` does.
     """
     kind = type(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or not (
@@ -125,7 +89,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens:
     ):
         return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
     backend = tokenizer.backend_tokenizer
-    # Settings of the backend that earlier calls, or its file, have left behind; `encode` does the same.
+    # Settings that earlier calls, or the tokenizer's file, have left; `encode` resets them too.
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
@@ -160,48 +124,3 @@ def _turn_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) ->
     markup += (chat_format.system_start or "") + chat_format.system_end
     added = (token for token in tokenizer.added_tokens_decoder.values() if not token.special)
     return [token.content for token in added if token.content.strip() and token.content in markup]
-
-
-def build_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer over sentencepiece BPE `pieces`, in id order (earlier pieces merge first)."""
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    # <unk> and the bytes are no text: merges must not spell them out of characters.
-    mergeable = {piece: index for piece, index in vocabulary.items() if index > NUM_BYTES}
-    model = BPE(vocabulary, generate_merges(mergeable), unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True)
-    backend = Tokenizer(model)
-    backend.normalizer = normalizers.Replace(" ", SPACE)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=UNKNOWN, clean_up_tokenization_spaces=False, padding_side="left"
-    )
-    add_special_tokens(tokenizer)
-    return tokenizer
-
-
-def _train_pieces(texts: Iterable[str], num_pieces: int) -> list[str]:
-    """Pieces of a sentencepiece BPE in id order; fewer than asked for where the texts are too few."""
-    sentences = [text for text in texts if text]
-    if not sentences:
-        raise UserError("no text to train the text tokenizer on")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=num_pieces,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]

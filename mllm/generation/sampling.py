@@ -6,18 +6,16 @@ Shapes: R images side by side, N codes, D depths.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...common.errors import UserError, shown
-from ...common.limits import limited, problems
-from ...common.values import refuse_unknown, seed_number
+from ...common.limits import limited, validate
+from ...common.values import refuse_unknown, scalar, seed_number
 
-GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
-SAMPLERS = ("inverse_cdf", "gumbel")
 _WORD = 0xFFFFFFFF
 #: Whatever torch's default dtype and device are, a seed gives the same image.
 _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -49,20 +47,16 @@ class ImageSamplingConfig:
     top_k: int = limited(0, least=0, most=1 << 24)
     top_p: float = limited(1.0, above=0.0, most=1.0)
     truncate_from_level: int = limited(0, least=0, most=64)
-    guidance_schedule: str = "constant"
-    sampler: str = "inverse_cdf"
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    sampler: Literal["inverse_cdf", "gumbel"] = "inverse_cdf"
 
     def __post_init__(self) -> None:
         for one in fields(self):  # numpy's and torch's numbers become Python's
-            value = _plain(getattr(self, one.name))
+            value = scalar(getattr(self, one.name))
             if value is None or isinstance(value, list | tuple | Mapping):
                 raise UserError(f"{one.name} is {shown(value)}; give one value")
             object.__setattr__(self, one.name, value)
-        for problem in problems(self):
-            raise UserError(problem)
-        for name, allowed in (("guidance_schedule", GUIDANCE_SCHEDULES), ("sampler", SAMPLERS)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} is {shown(getattr(self, name))}; give one of {', '.join(allowed)}")
+        validate(self)
 
     @classmethod
     def of(cls, *settings: "Mapping[str, Any] | ImageSamplingConfig | None") -> "ImageSamplingConfig":
@@ -192,7 +186,3 @@ def prompt_seeds(seed: Any, prompts: int, generator: torch.Generator | None = No
             raise UserError(f"{len(seeds)} seeds for {prompts} prompts; give one seed, or one per prompt")
         return seeds
     return [seed_number(seed)] * prompts
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
