@@ -25,8 +25,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = Path(__file__).with_name("tutorials") / "first_hour.ipynb"
-#: A page for the public names of each of these packages.
-PACKAGES = ("tokenizer", "mllm", "data_pipelines", "train", "eval")
+#: A page for the public names of each of these packages: those in its `__all__`, and these modules' contents.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "tokenizer": (),
+    "mllm": (),
+    "data_pipelines": ("convert.converter", "convert.registry"),
+    "train": ("trainer", "config.reading", "config.recipe", "objectives.base", "callbacks.base"),
+    "eval": (),
+}
 os.environ["COLUMNS"] = "100"  # the width of the help texts, whatever the terminal's is
 
 
@@ -152,7 +158,7 @@ def python_page(name: str) -> str:
     package = importlib.import_module(f"dualtoken.{name}")
     (first, *rest) = (package.__doc__ or "").strip().split("\n\n")
     parts = [f"# `dualtoken.{name}`", first, *rest]
-    parts += [f"::: dualtoken.{name}.{one}" for one in getattr(package, "__all__", ())]
+    parts += [f"::: dualtoken.{name}.{one}" for one in (*getattr(package, "__all__", ()), *PACKAGES[name])]
     return "\n\n".join(parts) + "\n"
 
 
