@@ -158,7 +158,9 @@ def python_page(name: str) -> str:
     package = importlib.import_module(f"dualtoken.{name}")
     (first, *rest) = (package.__doc__ or "").strip().split("\n\n")
     parts = [f"# `dualtoken.{name}`", first, *rest]
-    parts += [f"::: dualtoken.{name}.{one}" for one in (*getattr(package, "__all__", ()), *PACKAGES[name])]
+    parts += [f"::: dualtoken.{name}.{one}" for one in getattr(package, "__all__", ())]
+    full = "    options:\n      show_root_full_path: true"
+    parts += [f"::: dualtoken.{name}.{one}\n{full}" for one in PACKAGES[name]]
     return "\n\n".join(parts) + "\n"
 
 
