@@ -7,8 +7,6 @@ that names the files: CSV, TSV, JSON lines or a JSON list.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,15 +22,15 @@ from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .converter import Converter
-from .llava import read_entries, read_image
-from .samples import LARGEST_TEXT_FILE, Rejected, Sample, read_file, utf8_text
-from .table_rows import Table
+from .llava import read_image
+from .rows import TABLES, Table, is_table, read_rows
+from .samples import LARGEST_TEXT_FILE, Rejected, Sample, files_fingerprint, read_file, utf8_text
 
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
 #: Lists that are taken without being asked for, as Hugging Face's image folders name them.
 DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 _CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_LIST_SUFFIXES = (*TABLES, ".jsonl", ".json")
 
 
 @dataclass
@@ -103,10 +101,7 @@ class FolderConverter(Converter):
     def fingerprint(self) -> str:
         if self.captions is not None:
             return file_checksum(self.captions)
-        digest = hashlib.sha256()
-        for path in self._images():
-            digest.update(os.fsencode(f"{path.relative_to(self.folder).as_posix()} {_size(path)}\n"))
-        return digest.hexdigest()
+        return files_fingerprint(self._images(), self.folder)
 
     def total(self) -> int | None:
         return len(self._images()) if self.captions is None else None
@@ -120,12 +115,16 @@ class FolderConverter(Converter):
                 else:
                     yield Rejected(name, "its name is not UTF-8")
             return
-        for line, row, problem in self._rows(self.captions):
-            named = self._image_name(row)
-            if problem or named is None:
-                yield Rejected(f"line {line}", problem or "it names no image")
+        if is_table(self.captions):
+            columns = Table(self.captions).columns()
+            self._require(columns, "--image-column", self.image_field, FILE_FIELDS)
+            self._require(columns, "--caption-column", self.caption_field, CAPTION_FIELDS)
+        for row in read_rows(self.captions):
+            named = self._image_name(row.fields)
+            if row.problem or named is None:
+                yield Rejected(f"line {row.line}", row.problem or "it names no image")
             else:
-                yield Sample(named, (named, find_caption(row, self.caption_field)))
+                yield Sample(named, (named, find_caption(row.fields, self.caption_field)))
 
     def records(self, payload: tuple[str, Any]) -> Iterator[tuple[Record, str]]:
         name, caption = payload
@@ -161,23 +160,10 @@ class FolderConverter(Converter):
                 raise RecordError(f"its .json is not JSON ({error})") from None
         raise RecordError("no caption next to it (.txt, .caption or .json)")
 
-    def _image_name(self, row: Any) -> str | None:
-        if not isinstance(row, dict):
-            return None
+    def _image_name(self, row: Mapping[str, Any]) -> str | None:
         names: tuple[str, ...] = FILE_FIELDS if self.image_field is None else (self.image_field,)
         found = next((row[name] for name in names if row.get(name)), None)
         return found if isinstance(found, str) else None
-
-    def _rows(self, path: Path) -> Iterator[tuple[int, Any, str]]:
-        """(line, row, what is wrong with it) of every row of the list."""
-        if path.suffix.lower() in (".json", ".jsonl"):
-            for number, entry in enumerate(read_entries(path), start=1):
-                yield number, entry, f"it is not JSON: {entry}" if isinstance(entry, JsonError) else ""
-            return
-        table = Table(path)
-        self._require(table.columns(), "--image-column", self.image_field, FILE_FIELDS)
-        self._require(table.columns(), "--caption-column", self.caption_field, CAPTION_FIELDS)
-        yield from ((row.line, row.fields, row.problem) for row in table.rows())
 
     def _require(self, columns: list[str], option: str, name: str | None, usual: tuple[str, ...]) -> None:
         if not set(columns) & ({name} if name else set(usual)):
@@ -185,11 +171,3 @@ class FolderConverter(Converter):
             raise UserError(
                 f"{self.captions} has no column {wanted}: give {option} as one of {', '.join(columns)}."
             )
-
-
-def _size(path: Path) -> int:
-    """The size of a file in bytes, 0 for a broken link."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

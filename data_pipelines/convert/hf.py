@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +49,31 @@ class Columns:
 
     def resolve(self, known: Sequence[str]) -> Columns:
         """The same with names that `known` has. Raises UserError when none of the three tasks is possible."""
-        named = {key: value for key, value in asdict(self).items() if value is not None}
-        for key, value in named.items():
-            for name in value if key == "images" else (value,):
-                if name not in known:
-                    raise UserError(f"There is no column '{name}': the columns are {', '.join(known)}.")
+        for name in self.used():
+            if name not in known:
+                raise UserError(f"There is no column '{name}': the columns are {', '.join(known)}.")
 
         def usual(*names: str) -> str | None:
             return next((name for name in names if name in known), None)
 
-        found = dict(named)
-        if not {"conversations", "question", "answer", "caption"} & set(named):
-            found["conversations"] = usual(*CONVERSATION_COLUMNS)
-            if found["conversations"] is None and {"question", "answer"} <= set(known):
-                found.update(question="question", answer="answer")
-            elif found["conversations"] is None:
-                found["caption"] = usual(*CAPTION_FIELDS)
-        resolved = Columns(
-            **{
-                **found,
-                "id": self.id or usual("id"),
-                "images": self.images or tuple(filter(None, [usual(*IMAGE_COLUMNS)])),
-            }
+        found = replace(
+            self,
+            id=self.id or usual("id"),
+            images=self.images or tuple(filter(None, [usual(*IMAGE_COLUMNS)])),
         )
-        return resolved._checked(known)
+        if (self.conversations, self.question, self.answer, self.caption) == (None,) * 4:
+            if conversations := usual(*CONVERSATION_COLUMNS):
+                found = replace(found, conversations=conversations)
+            elif {"question", "answer"} <= set(known):
+                found = replace(found, question="question", answer="answer")
+            else:
+                found = replace(found, caption=usual(*CAPTION_FIELDS))
+        found._require_a_task(
+            f"the columns are {', '.join(known)}" if known else "the first rows show no columns"
+        )
+        return found
 
-    def _checked(self, known: Sequence[str]) -> Columns:
-        given = f"the columns are {', '.join(known)}" if known else "the first rows show no columns"
+    def _require_a_task(self, given: str) -> None:
         if (self.question is None) != (self.answer is None):
             raise UserError("--question-column and --answer-column belong together: give both.")
         if self.conversations is None and self.question is None and self.caption is None:
@@ -85,7 +83,6 @@ class Columns:
             )
         if self.caption is not None and len(self.images or ()) != 1:
             raise UserError(f"Captions need one --image-column, got {len(self.images or ())}; {given}.")
-        return self
 
     def used(self) -> list[str]:
         """The columns to read."""
@@ -149,13 +146,14 @@ class HuggingFaceConverter(Converter):
         parser.add_argument("--revision", help="commit, branch or tag on the hub")
         parser.add_argument("--no-streaming", action="store_true", help="download all of it first")
         CaptionOptions.add_arguments(parser, "column")
-        parser.add_argument("--image-column", help="with the image; several, by commas (default: usual)")
-        parser.add_argument("--question-column", help="column with a question about the image")
-        parser.add_argument("--answer-column", help="column with its answer")
-        parser.add_argument(
-            "--conversations-column", help="column with turns (from, value) or (role, content)"
-        )
-        parser.add_argument("--id-column", help="column with a name for the record")
+        for name, what in (
+            ("image", "with the image; several, by commas (default: usual)"),
+            ("question", "with a question about the image"),
+            ("answer", "with its answer"),
+            ("conversations", "with turns (from, value) or (role, content)"),
+            ("id", "with a name for the record"),
+        ):
+            parser.add_argument(f"--{name}-column", help=f"column {what}")
         parser.add_argument(
             "--image-folder",
             type=arguments.path,
@@ -165,14 +163,9 @@ class HuggingFaceConverter(Converter):
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> HuggingFaceConverter:
-        columns = Columns(
-            images=tuple(args.image_column.split(",")) if args.image_column else None,
-            conversations=args.conversations_column,
-            question=args.question_column,
-            answer=args.answer_column,
-            caption=args.caption_column,
-            id=args.id_column,
-        )
+        images = tuple(args.image_column.split(",")) if args.image_column else None
+        names = ("conversations", "question", "answer", "caption", "id")
+        columns = Columns(images, **{name: getattr(args, f"{name}_column") for name in names})
         return cls(
             args.input,
             args.config,

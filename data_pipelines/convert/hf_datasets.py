@@ -5,11 +5,10 @@ No script of a data set is ever run. A missing split is never replaced by anothe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
@@ -18,12 +17,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ...common.errors import UserError, first_line, one_line, shown
-from ...common.json_files import JsonError
 from ...common.packages import missing_package
 from ...common.paths import regular_file, user_path
-from .llava import read_entries
-from .samples import Rejected
-from .table_rows import Table
+from .rows import TABLES, read_rows
+from .samples import Rejected, files_fingerprint
 
 #: Words for a split in names of files; those of one line mean the same.
 _SPLIT_WORDS = (
@@ -32,7 +29,6 @@ _SPLIT_WORDS = (
     ("test", "testing", "eval", "evaluation"),
 )
 _SHARD_NAME = re.compile(r"(?:^|/)([^/]+)-\d{5}-of-\d{5}\.parquet$")
-_TABLES = (".csv", ".tsv")
 #: Seconds within which the hub has to answer.
 _PATIENCE = 5.0
 _FIRST_ROWS = 100  # of JSON, which show the columns
@@ -104,7 +100,7 @@ def _notice_offline() -> None:
 def _is_path(path: str) -> bool:
     """Whether this can only be meant as a path: hub ids have at most one / and no ending of a data file."""
     return (
-        path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in (*_TABLES, ".parquet")
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in (*TABLES, ".parquet")
     )
 
 
@@ -113,7 +109,7 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
         regular_file(path, "--input")
         if config is not None:
             raise UserError(f"--config {shown(config)} belongs to a hub id or a folder; {path} is a file")
-    if path.suffix.lower() in (".json", ".jsonl", *_TABLES):
+    if path.suffix.lower() in (".json", ".jsonl", *TABLES):
         split_files([path], path, split)
         return _open_text(path)
     if files := [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")):
@@ -126,7 +122,7 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
             if split not in saved:
                 raise UserError(f"{path} has no split {shown(split)}: it has {', '.join(saved)}")
             saved = saved[split]
-        facts = _file_facts([path], path)
+        facts = files_fingerprint(sorted(path.rglob("*")), path)
         return _of_library(saved, total=len(saved), licence=saved.info.license, fingerprint=facts)
     if path.is_file() and path.suffix != ".arrow":
         raise UserError(
@@ -134,11 +130,11 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
         )
     if path.is_dir():
         rows = datasets.load_dataset(str(path), config, split=split, streaming=True)
-        every = sorted(file for file in path.rglob("*") if file.is_file())
-        return _of_library(rows, licence=rows.info.license, fingerprint=_file_facts(every, path))
+        facts = files_fingerprint(sorted(path.rglob("*")), path)
+        return _of_library(rows, licence=rows.info.license, fingerprint=facts)
     kind = path.suffix.removeprefix(".")
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    return _of_library(rows, fingerprint=_file_facts([path], path.parent))
+    return _of_library(rows, fingerprint=files_fingerprint([path], path.parent))
 
 
 def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
@@ -196,7 +192,13 @@ def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
                 start = max(0, start - rows)
 
     total = sum(map(sum, readable.values()))
-    return Dataset(list(columns), read, damaged, total, fingerprint=_file_facts(files, path))
+    return Dataset(
+        list(columns),
+        read,
+        damaged,
+        total,
+        fingerprint=files_fingerprint(files, path if path.is_dir() else path.parent),
+    )
 
 
 # --- rows ----------------------------------------
@@ -247,31 +249,12 @@ def _of_library(rows: Any, **facts: Any) -> Dataset:
 def _open_text(path: Path) -> Dataset:
     """A file of JSON or CSV, whose broken rows cost themselves only, and whose columns may hold any types."""
 
-    def rows() -> Iterator[Row | str]:
-        if path.suffix.lower() in _TABLES:
-            return (row.problem or dict(row.fields) for row in Table(path).rows())
-        return _json_rows(read_entries(path))
-
     columns: dict[str, None] = {}
-    for row in islice(rows(), _FIRST_ROWS):
-        columns.update(dict.fromkeys(row) if isinstance(row, dict) else {})
+    for row in islice(read_rows(path), _FIRST_ROWS):
+        columns.update(dict.fromkeys(row.fields if not row.problem else ()))
 
     def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
-        for row in islice(rows(), start, None):
-            yield {name: row.get(name) for name in used} if isinstance(row, dict) else row
+        for row in islice(read_rows(path), start, None):
+            yield row.problem or {name: row.fields.get(name) for name in used}
 
-    return Dataset(list(columns), read, fingerprint=_file_facts([path], path.parent))
-
-
-def _json_rows(entries: Iterable[Any]) -> Iterator[Row | str]:
-    for entry in entries:
-        if isinstance(entry, JsonError):
-            yield f"it is not JSON: {entry}"
-        else:
-            yield entry if isinstance(entry, dict) else f"it is not a JSON object but {shown(entry)}"
-
-
-def _file_facts(files: Sequence[Path], root: Path) -> str:
-    every = [inner for file in files for inner in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    facts = "\n".join(f"{file.name} {file.stat().st_size}" for file in every if file.is_file())
-    return hashlib.sha256(f"{root.name}\n{facts}".encode("utf-8", "surrogateescape")).hexdigest()
+    return Dataset(list(columns), read, fingerprint=files_fingerprint([path], path.parent))

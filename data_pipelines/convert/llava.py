@@ -19,20 +19,19 @@ from ...common import arguments
 from ...common.errors import ImageError, UserError, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.sources import inline_image
-from ...common.json_files import JsonError, bounded_lines, json_list, parse_json
+from ...common.json_files import JsonError
 from ...common.outputs import Inputs
 from ...common.paths import inside, regular_file, user_path
 from ..records import EncodedImage, Record, RecordError, image_part
 from .converter import Converter
 from .foreign_values import as_list, first_given, optional_text
+from .rows import is_json_list, read_entries
 from .samples import ImageOptions, Sample, read_file
 from .turns import check_marks, check_no_media, conversation, read_turns
 
 _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
 #: Instead of a name, where the entry holds the image itself.
 _INLINE = "in the entry"
-#: A JSON list is read at once; JSON lines may be of any length.
-LARGEST_LIST = 4_000_000_000
 
 
 @dataclass
@@ -95,41 +94,6 @@ class LlavaConverter(Converter):
         default_id = f"{one_line(self.path.stem)}-{number}"
         record = llava_record(entry, self.folder, default_id, options=self.options)
         yield record, self.options.split(record.id)
-
-
-def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list, or of JSON lines one by one; a JsonError instead of a broken one.
-
-    Errors:
-        UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
-    """
-    if not is_json_list(path):
-        with path.open("rb") as file:
-            yield from (_parsed(line) for line in bounded_lines(file) if line is None or line.strip())
-        return
-    if (size := path.stat().st_size) > LARGEST_LIST:
-        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry a line (JSON lines)")
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    try:
-        yield from json_list(text)
-    except JsonError as error:
-        raise UserError(f"--input {path} is not valid JSON: {error}") from error
-
-
-def is_json_list(path: Path) -> bool:
-    """Whether the first character that is not white space opens a list."""
-    with path.open("rb") as file:
-        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
-        while start and not start.strip():
-            start = file.read(1 << 16)
-    return start.strip().startswith(b"[")
-
-
-def _parsed(line: bytes | None) -> Any:
-    try:
-        return JsonError("a line too long to be read") if line is None else parse_json(line)
-    except JsonError as error:
-        return JsonError(f"{error}; give one JSON list, or one entry a line")
 
 
 def _entry_name(number: int, entry: Any) -> str:

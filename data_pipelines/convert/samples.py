@@ -114,6 +114,15 @@ class ImageOptions:
         return "heldout" if stable_fraction(name) < self.held_out else "train"
 
 
+def files_fingerprint(files: Iterable[Path], root: Path) -> str:
+    """A checksum of the names (relative to `root`) and sizes of files; a missing one has no size."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size if path.is_file() else None
+        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {size}\n"))
+    return digest.hexdigest()
+
+
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
     """`--max-image-size`."""
     parser.add_argument(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import glob
-import hashlib
 import itertools
 import os
 import re
@@ -28,7 +27,7 @@ from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CaptionOptions, caption_list, find_caption
 from .converter import Converter
-from .samples import Rejected, Sample, utf8_text
+from .samples import Rejected, Sample, files_fingerprint, utf8_text
 from .tar_samples import TEXT_ENDINGS, Content, TarSample, tar_samples
 
 #: Facts of img2dataset's JSON that are kept as metadata.
@@ -81,10 +80,7 @@ class WebDatasetConverter(Converter):
         return {"--input": sorted({tar.parent for tar in self.tars} | linked)}
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for tar in self.tars:
-            digest.update(os.fsencode(f"{tar.name} {tar.stat().st_size if tar.is_file() else ''}\n"))
-        return digest.hexdigest()
+        return "".join(files_fingerprint([tar], tar.parent) for tar in self.tars)
 
     def skipped(self) -> Mapping[str, int]:
         return self._skipped

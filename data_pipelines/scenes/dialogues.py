@@ -18,7 +18,6 @@ import numpy as np
 from .language import (
     EXACT_SKILLS,
     ImageSpec,
-    WantedObject,
     article,
     describe,
     noun_phrase,
@@ -26,7 +25,7 @@ from .language import (
     scene_for_skill,
     spec_for_scene,
 )
-from .questions import Question, questions
+from .questions import Question, distinct_looks, identified, questions
 from .scene import (
     COLOURS,
     OPPOSITE,
@@ -147,7 +146,7 @@ def _look_chain(
     further: tuple[str, ...],
 ) -> list[Turn]:
     """The `attribute` (colour or shape) of an object that the other of the two names; more about it."""
-    named = _alone(scene, by_shape=named_by == "shape", rng=rng)
+    named = _shuffled(identified(scene, named_by), rng)
     if not named:
         return []
     item, *others = named
@@ -244,20 +243,14 @@ def _likeness(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Ge
 
 def _companion(scene: Scene, item: SceneObject, rng: np.random.Generator) -> SceneObject | None:
     """Another object with a name of its own whose relation to `item` is clear."""
-    looks = Counter((other.shape, other.colour) for other in scene.objects)
     fitting = [
-        other
-        for other in scene.objects
-        if other is not item and looks[other.shape, other.colour] == 1 and relation(item, other) in RELATIONS
+        other for other in distinct_looks(scene) if other is not item and relation(item, other) in RELATIONS
     ]
     return choose(rng, fitting) if fitting else None
 
 
-def _alone(scene: Scene, by_shape: bool, rng: np.random.Generator) -> list[SceneObject]:
-    """The objects that their shape (or their colour) alone names, in random order."""
-    counts = Counter(item.shape if by_shape else item.colour for item in scene.objects)
-    named = [item for item in scene.objects if counts[item.shape if by_shape else item.colour] == 1]
-    return [named[i] for i in rng.permutation(len(named)).tolist()]
+def _shuffled(items: list[SceneObject], rng: np.random.Generator) -> list[SceneObject]:
+    return [items[i] for i in rng.permutation(len(items)).tolist()]
 
 
 # --- generated images ----------------------------------------
@@ -298,8 +291,7 @@ def _change(scene: Scene, rng: np.random.Generator, grid: int | None) -> Turn:
 
 def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int | None) -> Turn:
     """An image that follows from a shown scene: one of its objects, alone or changed, or something else."""
-    looks = Counter((item.shape, item.colour) for item in scene.objects)
-    named = [item for item in scene.objects if looks[item.shape, item.colour] == 1]
+    named = distinct_looks(scene)
     if not named or rng.random() < 0.25:
         target = scene_for_skill(rng, choose(rng, ("single_object", "two_object", "counting")), grid)
         ask = words.prompt(f"Now draw {_wanted(target.spec)}.", target.spec, target.scene.background, rng)
@@ -336,8 +328,4 @@ def _image_turn(ask: str, scene: Scene) -> Turn:
 
 
 def _wanted(spec: ImageSpec) -> str:
-    return " and ".join(_phrase(wanted) for wanted in spec.objects)
-
-
-def _phrase(wanted: WantedObject) -> str:
-    return noun_phrase(wanted.shape, wanted.colour, wanted.count)
+    return " and ".join(noun_phrase(one.shape, one.colour, one.count) for one in spec.objects)

@@ -66,14 +66,16 @@ def statements(scene: Scene, rng: np.random.Generator) -> list[Question]:
 # --- names of objects ----------------------------------------
 
 
-def _unique_shapes(scene: Scene) -> list[SceneObject]:
-    counts = Counter(item.shape for item in scene.objects)
-    return [item for item in scene.objects if counts[item.shape] == 1]
+def identified(scene: Scene, attribute: str) -> list[SceneObject]:
+    """The objects that their `attribute` ("colour" or "shape") alone identifies."""
+    counts = Counter(getattr(item, attribute) for item in scene.objects)
+    return [item for item in scene.objects if counts[getattr(item, attribute)] == 1]
 
 
-def _unique_colours(scene: Scene) -> list[SceneObject]:
-    counts = Counter(item.colour for item in scene.objects)
-    return [item for item in scene.objects if counts[item.colour] == 1]
+def distinct_looks(scene: Scene) -> list[SceneObject]:
+    """The objects that colour and shape together identify."""
+    looks = Counter((item.shape, item.colour) for item in scene.objects)
+    return [item for item in scene.objects if looks[item.shape, item.colour] == 1]
 
 
 def _name(scene: Scene, item: SceneObject, rng: np.random.Generator) -> str:
@@ -85,9 +87,8 @@ def _name(scene: Scene, item: SceneObject, rng: np.random.Generator) -> str:
 
 def _related_pair(scene: Scene, rng: np.random.Generator) -> tuple[SceneObject, SceneObject, str] | None:
     """Two objects that have a name of their own and whose relation is clear."""
-    looks = Counter((item.shape, item.colour) for item in scene.objects)
-    named = [item for item in scene.objects if looks[item.shape, item.colour] == 1]
-    pairs = [(a, b, where) for a, b in permutations(named, 2) if (where := relation(a, b)) is not None]
+    named = permutations(distinct_looks(scene), 2)
+    pairs = [(a, b, where) for a, b in named if (where := relation(a, b)) is not None]
     return choose(rng, pairs) if pairs else None
 
 
@@ -129,21 +130,24 @@ _Asked = tuple[str, str] | None
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> _Asked:
-    candidates = _unique_shapes(scene)
-    if not candidates:
-        return None
-    item = choose(rng, candidates)
     wordings = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
-    return choose(rng, wordings).format(item.shape), item.colour
+    return _look(scene, rng, "colour", "shape", wordings)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> _Asked:
-    candidates = _unique_colours(scene)
+    wordings = ("What shape is the {} object?", "What is the {} shape?", "Which shape is {}?")
+    return _look(scene, rng, "shape", "colour", wordings)
+
+
+def _look(
+    scene: Scene, rng: np.random.Generator, asked: str, named_by: str, wordings: tuple[str, ...]
+) -> _Asked:
+    """The attribute `asked` of an object that `named_by` alone identifies."""
+    candidates = identified(scene, named_by)
     if not candidates:
         return None
     item = choose(rng, candidates)
-    wordings = ("What shape is the {} object?", "What is the {} shape?", "Which shape is {}?")
-    return choose(rng, wordings).format(item.colour), item.shape
+    return choose(rng, wordings).format(getattr(item, named_by)), getattr(item, asked)
 
 
 def _total_count(scene: Scene, rng: np.random.Generator) -> _Asked:
@@ -179,12 +183,8 @@ def _relation(scene: Scene, rng: np.random.Generator) -> _Asked:
 
 
 def _relation_yes_no(scene: Scene, rng: np.random.Generator) -> _Asked:
-    pair = _related_pair(scene, rng)
-    if pair is None:
-        return None
-    claimed, holds = _claimed_relation(pair, rng)
-    names = [_name(scene, item, rng) for item in pair[:2]]
-    return f"Is {names[0]} {RELATION_PHRASES[claimed]} {names[1]}?", "yes" if holds else "no"
+    claim = _relation_claim(scene, rng, "Is {} {} {}?")
+    return None if claim is None else (claim[0], "yes" if claim[1] else "no")
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> _Asked:
@@ -225,17 +225,17 @@ KINDS: tuple[str, ...] = tuple(kind for kind, _ in _KINDS)
 _Claim = tuple[str, bool] | None
 
 
-def _relation_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
+def _relation_claim(scene: Scene, rng: np.random.Generator, wording: str = "{} is {} {}") -> _Claim:
     pair = _related_pair(scene, rng)
     if pair is None:
         return None
     claimed, holds = _claimed_relation(pair, rng)
-    names = [_name(scene, item, rng) for item in pair[:2]]
-    return f"{names[0]} is {RELATION_PHRASES[claimed]} {names[1]}", holds
+    first, second = (_name(scene, item, rng) for item in pair[:2])
+    return wording.format(first, RELATION_PHRASES[claimed], second), holds
 
 
 def _colour_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
-    candidates = _unique_shapes(scene)
+    candidates = identified(scene, "shape")
     if not candidates:
         return None
     item = choose(rng, candidates)

@@ -18,6 +18,7 @@ from ...common.images.reading import load_image, open_image
 from ...common.images.sources import image_source
 from ...common.json_files import JsonError, parse_json
 from ..records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
+from .stored_image import encode_image
 from .tar_index import require_readable, stored_size
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
@@ -91,9 +92,7 @@ def _encode_image(image: Any, record_id: str) -> EncodedImage:
     except ImageError as error:
         name = shown(str(image)) if isinstance(image, str | os.PathLike) else "given"
         raise RecordError(f"Record '{record_id}': the image {name} cannot be read ({error}).") from error
-    buffer = io.BytesIO()
-    upright.save(buffer, format="PNG")
-    return EncodedImage(buffer.getvalue(), "png")
+    return encode_image(upright)
 
 
 def _encode_codes(codes: Any, record_id: str) -> bytes:

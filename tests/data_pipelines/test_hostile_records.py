@@ -18,7 +18,8 @@ from dualtoken.data_pipelines.convert.captions import caption_list
 from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.folder import FolderConverter
 from dualtoken.data_pipelines.convert.hf import HuggingFaceConverter
-from dualtoken.data_pipelines.convert.llava import LlavaConverter, llava_record, read_entries
+from dualtoken.data_pipelines.convert.llava import LlavaConverter, llava_record
+from dualtoken.data_pipelines.convert.rows import read_entries
 from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
 from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import Record, RecordError

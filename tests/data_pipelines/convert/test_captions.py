@@ -78,7 +78,7 @@ def reasons(output):
 # --- folders ---
 
 
-def test_captions_beside_the_images(tmp_path, output):
+def test_captions_next_to_the_images(tmp_path, output):
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "sub/c.png", "none.jpg", "empty.jpg", "cut.jpg", "big.png"):
@@ -102,7 +102,7 @@ def test_captions_beside_the_images(tmp_path, output):
     }
     left_out = reasons(output)
     assert manifest["counts"]["rejected"] == len(left_out) == 4
-    assert "no caption beside it" in left_out["none.jpg"]
+    assert "no caption next to it" in left_out["none.jpg"]
     assert "empty" in left_out["empty.jpg"]
     assert "truncated" in left_out["cut.jpg"]
     assert "10000 x 10000" in left_out["big.png"]

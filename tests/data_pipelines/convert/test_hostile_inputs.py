@@ -26,8 +26,8 @@ from dualtoken.data_pipelines.convert.captions import CaptionOptions
 from dualtoken.data_pipelines.convert.driver import write_shards
 from dualtoken.data_pipelines.convert.folder import FolderConverter
 from dualtoken.data_pipelines.convert.llava import LlavaConverter
+from dualtoken.data_pipelines.convert.rows import Table
 from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions, Rejected
-from dualtoken.data_pipelines.convert.table_rows import Table
 from dualtoken.data_pipelines.convert.tar_samples import TarSample, tar_samples
 from dualtoken.data_pipelines.convert.webdataset import WebDatasetConverter, find_tars
 from dualtoken.data_pipelines.records import RecordError
@@ -127,7 +127,7 @@ def test_keys_far_apart_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     manifest = convert(tmp_path, tar_bytes("9.jpg", "9.txt", *(f"{n}.jpg" for n in range(4)), "0.txt"))
     assert ids(tmp_path / "out") == ["t/9"]
     assert manifest["counts"]["rejected"] == 5
-    assert "far behind" in [item["reason"] for item in manifest["rejected"]["samples"]][-1]
+    assert "far after" in [item["reason"] for item in manifest["rejected"]["samples"]][-1]
 
 
 def special(name: str, kind: bytes) -> tarfile.TarInfo:
@@ -444,7 +444,7 @@ def test_lists_name_no_file_outside(tmp_path: Path, name: str):
 
 
 def test_rows_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dualtoken.data_pipelines.convert.table_rows._LONGEST_LINE", 100)
+    monkeypatch.setattr("dualtoken.data_pipelines.convert.rows._LONGEST_LINE", 100)
     (tmp_path / "a.csv").write_text("a,b\n" + "x" * 1000 + "\n1,2\n\n3\n4,5,6\n")
     rows = list(Table(tmp_path / "a.csv").rows())
     assert [(row.line, row.fields) for row in rows] == [

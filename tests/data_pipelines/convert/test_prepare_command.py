@@ -66,7 +66,9 @@ def test_weights_are_parsed():
         parse_weights("a=x")
 
 
-GUIDE = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).resolve().parents[3] / "docs" / "howto" / "prepare_data.md").read_text(
+    encoding="utf-8"
+)
 GUIDE_LINES = re.findall(r"^dualtoken (prepare .+)$", GUIDE, re.MULTILINE)
 
 

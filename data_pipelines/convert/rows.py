@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files from anywhere: an unclosed quote costs one line, not all after it."""
+"""Rows of JSON, JSON lines, CSV and TSV files from anywhere: a broken row costs itself only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from ...common.errors import UserError
-from ...common.json_files import is_encodable
+from ...common.errors import UserError, shown
+from ...common.json_files import JsonError, bounded_lines, is_encodable, json_list, parse_json
 
+TABLES = (".csv", ".tsv")
+#: A JSON list is read at once; JSON lines may be of any length.
+LARGEST_LIST = 4_000_000_000
 #: Characters of one line, and lines that one quoted field may go over.
 _LONGEST_LINE = 10_000_000
 _MOST_LINES = 1000
@@ -19,11 +22,68 @@ _MOST_LINES = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """A row by its columns; `problem` is why there is none. `line` is where it starts, from 1."""
+    """A row by its columns; `problem` is why there is none.
+
+    `line` is where it starts, from 1; in a JSON list it is the number of the entry.
+    """
 
     line: int
-    fields: dict[str, str]
+    fields: dict[str, Any]
     problem: str = ""
+
+
+def is_table(path: Path) -> bool:
+    """Whether the rows of a file are those of a table (CSV, TSV)."""
+    return path.suffix.lower() in TABLES
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a table, or the objects of a JSON list or of JSON lines."""
+    if is_table(path):
+        yield from Table(path).rows()
+        return
+    for number, entry in enumerate(read_entries(path), start=1):
+        if isinstance(entry, JsonError):
+            yield Row(number, {}, f"it is not JSON: {entry}")
+        elif not isinstance(entry, dict):
+            yield Row(number, {}, f"it is not a JSON object but {shown(entry)}")
+        else:
+            yield Row(number, entry)
+
+
+def read_entries(path: Path) -> Iterator[Any]:
+    """The entries of a JSON list, or of JSON lines one by one; a JsonError instead of a broken one.
+
+    Errors:
+        UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
+    """
+    if not is_json_list(path):
+        with path.open("rb") as file:
+            yield from (_parsed(line) for line in bounded_lines(file) if line is None or line.strip())
+        return
+    if (size := path.stat().st_size) > LARGEST_LIST:
+        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry a line (JSON lines)")
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    try:
+        yield from json_list(text)
+    except JsonError as error:
+        raise UserError(f"--input {path} is not valid JSON: {error}") from error
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether the first character that is not white space opens a list."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        while start and not start.strip():
+            start = file.read(1 << 16)
+    return start.strip().startswith(b"[")
+
+
+def _parsed(line: bytes | None) -> Any:
+    try:
+        return JsonError("a line too long to be read") if line is None else parse_json(line)
+    except JsonError as error:
+        return JsonError(f"{error}; give one JSON list, or one entry a line")
 
 
 class Table:
