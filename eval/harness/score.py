@@ -63,7 +63,7 @@ def accuracy_score(
     return Score("accuracy", metrics, unparsed, notes, items)
 
 
-def hidden_answers(split: str, where: str) -> Score:
-    """The score of a split whose answers are not public."""
-    reason = f"the answers of {split} are not public; send the predictions to {where}"
+def hidden_answers(server: str) -> Score:
+    """The score of a split whose answers are not public; `server` is where its predictions are scored."""
+    reason = f"the answers of this split are not public; send the predictions to {server}"
     return Score("accuracy", {"accuracy": None}, notes=(reason,))

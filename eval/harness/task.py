@@ -17,7 +17,7 @@ from ...common.json_files import is_encodable
 from ..data.hub import HubData
 from ..judges.protocols import Judges
 from ..judges.replay import Verdicts
-from .score import Graded, Score, accuracy_score
+from .score import Graded, Score, accuracy_score, hidden_answers
 
 ImageSource = Path | Image.Image
 
@@ -75,6 +75,7 @@ class Task(ABC):
         source: where its official files are, for the message when they are missing; empty for a task
             that comes with the package.
         hub: the dataset on the Hugging Face hub that `load` can read as it is; None for none.
+        server: where predictions are scored whose answers are not public; empty where all are.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class Task(ABC):
     images_per_prompt: ClassVar[int] = 1
     source: ClassVar[str] = ""
     hub: ClassVar[HubData | None] = None
+    server: ClassVar[str] = ""
 
     @abstractmethod
     def load(self, root: Path | None, split: str) -> list[Item]:
@@ -102,12 +104,22 @@ class Task(ABC):
         """The parts of the table that an item belongs to: {"subject": ["Art"]}."""
         return {}
 
+    def has_answer(self, item: Item) -> bool:
+        """Whether an item's answer is public; asked of tasks that have a `server`."""
+        return bool(item.target.get("answer") or item.target.get("answers"))
+
+    def is_hidden(self, items: Sequence[Item]) -> bool:
+        """Whether answers are lacking, so that only the server can score."""
+        return bool(self.server) and not all(map(self.has_answer, items))
+
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """The official score of `predictions` (item id -> prediction), all items having one.
 
         By default accuracy in per cent, over all items and over each of their groups. A function of its
         arguments only, without randomness.
         """
+        if self.is_hidden(items):
+            return hidden_answers(self.server)
         graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
         divisions: dict[str, dict[str, Sequence[str]]] = {}
         for item in items:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
 from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
@@ -38,13 +37,10 @@ class GenAIBench(ImageTask):
         for skill, numbers in (read_json(listed) if listed.is_file() else {}).items():
             for number in numbers:
                 skills.setdefault(int(number), []).append(skill)
-        try:
-            return [
-                Item(str(key), row["prompt"], target={"skills": skills.get(int(key), [])})
-                for key, row in rows.items()
-            ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not a prompt file of GenAI-Bench ({error!r})") from error
+        return [
+            Item(str(key), row["prompt"], target={"skills": skills.get(int(key), [])})
+            for key, row in rows.items()
+        ]
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
         """The JPEG files that the official genai_bench/evaluate.py reads, in `genai_bench/`."""

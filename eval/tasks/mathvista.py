@@ -37,6 +37,7 @@ class MathVista(JudgedTask):
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 512}
     judge_tokens = 256
     source = "huggingface.co/datasets/AI4Math/MathVista: data/*.parquet, or annot_*.json with images/"
+    server = "the MathVista leaderboard"
     hub = HubData(
         "AI4Math/MathVista", {split: (f"data/{split}-*.parquet",) for split in ("testmini", "test")}
     )
@@ -71,8 +72,8 @@ class MathVista(JudgedTask):
         judge's file, mathvista-judge.json, is the official output of extract_answer.py: {pid: {"extraction":
         …}}.
         """
-        if any(not item.target["answer"] for item in items):
-            return hidden_answers("test", "the MathVista leaderboard")
+        if self.is_hidden(items):
+            return hidden_answers(self.server)
         rules, judged = {}, {}
         for item in items:
             extraction = extract_quickly(str(predictions[item.id]), _problem(item.target))

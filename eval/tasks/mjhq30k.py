@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.errors import UserError
 from ...common.json_files import read_json
 from ...common.paths import single_name
 from .. import GeneratedImage, ImageTask, Item, Score, register
@@ -31,14 +30,11 @@ class Mjhq30k(ImageTask):
         path = self.need_file(root, "meta_data.json")
         images = path.parent / "mjhq30k_imgs"
         items = []
-        try:
-            for name, row in read_json(path).items():
-                category = single_name(row["category"], "category")
-                reference = images / category / f"{single_name(name, 'image')}.jpg"
-                target = {"category": row["category"], "reference": str(reference)}
-                items.append(Item(name, row["prompt"], target=target))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not the meta_data.json of MJHQ-30K ({error!r})") from error
+        for name, row in read_json(path).items():
+            category = single_name(row["category"], "category")
+            reference = images / category / f"{single_name(name, 'image')}.jpg"
+            target = {"category": row["category"], "reference": str(reference)}
+            items.append(Item(name, row["prompt"], target=target))
         return items
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:

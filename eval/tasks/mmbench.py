@@ -51,6 +51,7 @@ class MMBench(JudgedTask):
     }
     judge_tokens = 16
     source = "github.com/open-compass/MMBench, the TSV files"
+    server = "the MMBench evaluation server"
     hub = HubData(
         "lmms-lab-encoder/MMBench",
         {split: (f"{folder}/{name}-*.parquet",) for split, (folder, name) in ON_HUB.items()},
@@ -101,8 +102,8 @@ class MMBench(JudgedTask):
 
         These are by rule. "accuracy_with_judge" takes the judge's matches for what rules cannot read.
         """
-        if any(not item.target["answer"] for item in items):
-            return hidden_answers("test", "the MMBench evaluation server")
+        if self.is_hidden(items):
+            return hidden_answers(self.server)
         graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
         right = {key: one.score == 1 for key, one in graded.items()}
         circular = circular_accuracy(right, {item.id: item.target["question"] for item in items})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.errors import UserError
-from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, hidden_answers, register
+from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, register
 from ..data.files import image_from_cell, parquet_files, read_parquet
 from ..scorers.averages import percent
 from ..scorers.mmmu_open import open_candidates, open_is_right
@@ -51,6 +51,7 @@ class Mmmu(Task):
     splits: ClassVar[Mapping[str, int | None]] = {"validation": 900, "dev": 150, "test": 10500}
     generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 128}
     source = "huggingface.co/datasets/MMMU/MMMU, its folder of each subject"
+    server = "the EvalAI challenge of MMMU"
     hub = HubData("MMMU/MMMU", {split: (f"*/{split}-*.parquet",) for split in ("validation", "dev", "test")})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
@@ -63,6 +64,10 @@ class Mmmu(Task):
                 items.append(_item(row, subject, folder))
         assert root is not None  # need_file refused it
         return items
+
+    def has_answer(self, item: Item) -> bool:
+        """The table has "?" where the answer is not public."""
+        return item.target["answer"] not in ("", "?")
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The letter of an option; of an open answer the candidates that are compared with the key."""
@@ -85,9 +90,9 @@ class Mmmu(Task):
         The official script picks an option at random where an answer names none; here that is wrong, and
         "accuracy_random_expected" is what it would give on average.
         """
-        if any(item.target["answer"] in ("", "?") for item in items):
-            return hidden_answers("test", "the EvalAI challenge of MMMU")
         table = super().score(items, predictions, context)
+        if self.is_hidden(items):
+            return table
         expected = percent(_expected(item, table.items[item.id]) for item in items)
         return replace(table, metrics={**table.metrics, "accuracy_random_expected": expected})
 

@@ -9,7 +9,6 @@ import csv
 import io
 from pathlib import Path
 
-from ...common.errors import UserError
 from ...common.json_files import read_text
 from .. import ImageTask, Item, register
 
@@ -26,17 +25,13 @@ class PartiPrompts(ImageTask):
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "PartiPrompts.tsv")
         # Quotation marks belong to the prompts: some begin with one, and a CSV reader would take them away.
-        rows = csv.DictReader(
-            io.StringIO(read_text(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE
-        )
-        try:
-            return [
-                Item(
-                    id=f"{number:04}",
-                    prompt=row["Prompt"],
-                    target={"category": row["Category"], "challenge": row["Challenge"]},
-                )
-                for number, row in enumerate(rows)
-            ]
-        except KeyError as error:
-            raise UserError(f"{path} has no column {error}; it is not PartiPrompts.tsv") from error
+        text = io.StringIO(read_text(path), newline="")
+        rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [
+            Item(
+                id=f"{number:04}",
+                prompt=row["Prompt"],
+                target={"category": row["Category"], "challenge": row["Challenge"]},
+            )
+            for number, row in enumerate(rows)
+        ]
