@@ -1,8 +1,8 @@
-"""Small models beside processes that keep every core busy: what drawing and the quickstart take, and alone.
+"""Small models next to processes that keep every core busy, and alone: image generation and the quickstart.
 
 The package chooses threads by the size of the work, and its commands have them sleep while they wait. The
 reference of each case is the same call with torch's own choice: a thread for every core, spinning. With a
-core for every thread it may be faster; beside busy processes each operation waits for a time slice.
+core for every thread it may be faster; next to busy processes each operation waits for a time slice.
 
 Examples:
   python benchmarks/busy_machine.py
@@ -24,7 +24,7 @@ from typing import Any
 from measure import report
 
 IMAGES = {"small": 4, "full": 16}
-DRAW = """
+GENERATE = """
 import sys, time
 import torch
 from dualtoken.common import machine
@@ -52,16 +52,16 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what it says of threads: the benchmark is about the choice."""
+    """This process's, without its settings of threads: the benchmark is about the choice."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "GOMP_"))}
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def drawing(whose: str, images: int, limit: float) -> float | None:
+def image_generation(whose: str, images: int, limit: float) -> float | None:
     """Seconds for so many images of nano in a Python session; None where it takes longer than `limit`."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", DRAW, whose, str(images)],
+            [sys.executable, "-c", GENERATE, whose, str(images)],
             env=environment(),
             capture_output=True,
             text=True,
@@ -102,21 +102,21 @@ def main() -> None:
     args = parser.parse_args()
     cores, images = os.cpu_count() or 1, IMAGES[args.size]
     cases: list[dict[str, Any]] = []
-    for name, run in (("drawing", drawing), ("quickstart", quickstart)):
+    for name, run in (("image generation", image_generation), ("quickstart", quickstart)):
         for whose in ("package", "torch") if args.reference else ("package",):
             alone: list[float] = []
-            beside: list[float] = []
+            busy_seconds: list[float] = []
             for _ in range(args.repeats):  # in turns, so that other load hits both
                 alone.append(run(whose, images, args.limit) or args.limit)
                 with busy(cores):
-                    beside.append(run(whose, images, args.limit) or args.limit)
+                    busy_seconds.append(run(whose, images, args.limit) or args.limit)
             cases.append(
                 {
                     "name": f"{name}, {images} images, threads chosen by {whose}",
-                    "against": f"beside {cores} busy processes",
-                    "speed": round(min(beside) / min(alone), 3),
+                    "against": f"next to {cores} busy processes",
+                    "speed": round(min(busy_seconds) / min(alone), 3),
                     "seconds": round(min(alone), 3),
-                    "seconds_busy": round(min(beside), 3),
+                    "seconds_busy": round(min(busy_seconds), 3),
                 }
             )
     report("busy_machine", cases)

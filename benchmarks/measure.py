@@ -31,7 +31,7 @@ RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD
 
 @dataclass(frozen=True)
 class Cost:
-    """Median seconds of one step, and the bytes its peak lies above what was in use before it."""
+    """Median seconds of one step, and by how many bytes its peak exceeds what was in use before it."""
 
     seconds: float
     extra_bytes: int
@@ -109,7 +109,7 @@ def _peak_in_own_process(build: Candidate) -> int:
 def _peak(build: Candidate, threads: int) -> int:
     torch.set_num_threads(threads)
     step = build()
-    step()  # what a library sets up once is no cost of a step
+    step()  # what a library sets up once is not part of a step
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

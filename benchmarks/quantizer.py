@@ -27,7 +27,7 @@ POSITIONS = 27 * 27
 
 
 class DenseResidualQuantizer(nn.Module):
-    """The same arithmetic with every distance and every assignment held as a whole N x K matrix."""
+    """The same arithmetic with every distance and every assignment held as one N x K matrix."""
 
     book: Tensor
     counts: Tensor

@@ -1,8 +1,8 @@
 """Train and measure the variants of a plan, with several seeds each, and write tables and plots of them.
 
 The plan is one YAML file (see ablations/nano.yaml). Runs that have a result are skipped and an interrupted
-training goes on, so the same command can be started again. The document is made of the result files alone;
-text between its marks of remarks is kept.
+training is resumed, so the same command can be started again. The document is made of the result files
+alone; text between its marks of remarks is kept.
 
 Examples:
   dualtoken ablate ablations/nano.yaml --runs runs/ablations --list
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps-scale", type=number(0.0001, 1000), default=1.0, help="factor on all steps (default 1)"
     )
     parser.add_argument(
-        "--measure-again", action="store_true", help="measure models that are there anew, for new figures"
+        "--measure-again", action="store_true", help="measure existing models again, for new metrics"
     )
     parser.add_argument(
         "--document", type=options.path, help="the document (default: ablations.md in --runs)"
     )
     parser.add_argument("--heldout", type=options.path, help="held-out sets (default: those of the package)")
-    parser.add_argument("--list", action="store_true", help="show groups, runs and their minutes, and leave")
+    parser.add_argument("--list", action="store_true", help="only show groups, runs and their minutes")
     parser.add_argument("--report", action="store_true", help="only write the document of what is there")
     add_device_argument(parser)
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             runner.run_all(groups, seeds)
     from .ablation.summary import Results
 
-    command = shlex.join(["dualtoken", "ablate", *_told(args)])
+    command = shlex.join(["dualtoken", "ablate", *_shown_arguments(args)])
     written = write_document(Results.read(plan, folders), document, command)
     print("\n".join(map(str, written)))
     return 0
@@ -133,8 +133,8 @@ def listing(plan: Plan, folders: Folders, groups: list[str], seeds: list[int], s
     return [*lines, f"about {total:.0f} minutes in all, by the minutes that the plan names"]
 
 
-def _told(args: argparse.Namespace) -> list[str]:
-    """The arguments that say what was done; of absolute paths the end, for the rest is this machine's."""
+def _shown_arguments(args: argparse.Namespace) -> list[str]:
+    """The arguments for the document; absolute paths are cut to their ends, which are the same elsewhere."""
     plan, runs = (Path(*path.parts[-2:]) if path.is_absolute() else path for path in (args.plan, args.runs))
     words = [str(plan), "--runs", str(runs)]
     for group in args.only or ():

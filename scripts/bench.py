@@ -113,7 +113,7 @@ def imported(module: ast.Module) -> set[str]:
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Benchmark]) -> list[str]:
-    """The benchmarks that are meant, each once; "all" are those that can run.
+    """The named benchmarks, each once; "all" are those that can run.
 
     Errors:
         UserError for a name that there is not, and for one that needs a package that is not installed.

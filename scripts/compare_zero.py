@@ -1,7 +1,8 @@
 """Train the same tiny model at every ZeRO stage, with and without offloading, and compare the losses.
 
-Two processes on the CPU, micro-batches of one record (a drawing, a question or plain text), so that every
-head is at times without a target on one rank or both. Prints the table of docs/howto/train_on_a_cluster.md.
+Two processes on the CPU, micro-batches of one record (an image to generate, a question or plain text), so
+that every head is at times without a target on one rank or both. Prints the table of
+docs/howto/train_on_a_cluster.md.
 
 Example:
   python -m dualtoken.scripts.compare_zero --steps 50

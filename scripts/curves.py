@@ -1,4 +1,4 @@
-"""Draw the losses of one run or several, with a healthy run in grey behind them, and compare the last ones.
+"""Plot the losses of one run or several, over a healthy run in grey, and compare the last ones.
 
 A run is its folder, its log.jsonl, or a CSV that --csv wrote. Reference curves of nano's recipes are in
 docs/curves. A run need not have ended.
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", type=options.path, metavar="RUN", help="folder, log.jsonl or CSV of a run"
     )
     parser.add_argument(
-        "--reference", type=options.path, help="the same of a run to compare with, drawn in grey"
+        "--reference", type=options.path, help="the same of a run to compare with, plotted in grey"
     )
     parser.add_argument(
         "--smooth",
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and len(args.runs) > 1:
         raise UserError(f"--csv writes the losses of one run; {len(args.runs)} are given")
     if len(args.runs) > MOST_RUNS:
-        raise UserError(f"{len(args.runs)} runs are given; at most {MOST_RUNS} can be told apart")
+        raise UserError(f"{len(args.runs)} runs are given; at most {MOST_RUNS} can be plotted")
     output = png_path(args.output, "--output")
     given = [*args.runs, *([args.reference] if args.reference else [])]
     inputs = {"a run to read": [path / LOG if path.is_dir() else path for path in given]}
@@ -112,15 +112,15 @@ def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
     figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
     for number, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, columns, number)
-        drawn: list[tuple[LossCurves, dict[str, Any]]] = [
+        plotted: list[tuple[LossCurves, dict[str, Any]]] = [
             (curves, {"linewidth": 1.2, "label": label}) for label, curves in runs.items()
         ]
         if reference is not None:
-            drawn.insert(0, (reference, {"color": "0.7", "linewidth": 4, "label": "reference"}))
-        drawn = [(curves, style) for curves, style in drawn if name in curves.losses]
-        for curves, style in drawn:
+            plotted.insert(0, (reference, {"color": "0.7", "linewidth": 4, "label": "reference"}))
+        plotted = [(curves, style) for curves, style in plotted if name in curves.losses]
+        for curves, style in plotted:
             axes.plot(curves.steps, curves.losses[name], **style)
-        values = [value for curves, _ in drawn for value in curves.losses[name] if not math.isnan(value)]
+        values = [value for curves, _ in plotted for value in curves.losses[name] if not math.isnan(value)]
         if min(values, default=0) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5)))
@@ -131,7 +131,7 @@ def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
         if number == 1 and (reference is not None or len(runs) > 1):
             for text in axes.legend(frameon=False, fontsize=7).get_texts():
-                text.set_parse_math(False)  # names of folders are no formulas
+                text.set_parse_math(False)  # names of folders are not formulas
     figure.supxlabel("step", fontsize=8)
     return figure
 

@@ -1,14 +1,14 @@
 """Measure a visual tokenizer on images: reconstruction, codes, and what its embeddings know.
 
 Images come from a folder, a webdataset tar, shards, a HF dataset on disk, or the hub (hf:OWNER/NAME).
-Figures: psnr, ssim (both variants in use), lpips, rfid, codebook, zero_shot (for images with classes) and
-retrieval (for images with captions). Weights are never fetched: without its file LPIPS or rFID is null and
-the reason is told.
+Metrics: psnr, ssim (both variants in use), lpips, rfid, codebook, zero_shot (for images with classes) and
+retrieval (for images with captions). Weights are never fetched: without its file LPIPS or rFID is null, with
+the reason.
 
-Under torchrun every process measures its share; the figures are those of one process.
+Under torchrun every process measures its share; the metrics are those of one process.
 
 Example:
-  dualtoken eval tokenizer --model nano --images photos --output figures.json
+  dualtoken eval tokenizer --model nano --images photos --output metrics.json
   dualtoken eval tokenizer --model nano --images imagenet/val --crop center \\
     --fid-weights pt_inception-2015-12-05-6726825d.pth --lpips-weights lpips_vgg.pt
 """
@@ -33,7 +33,7 @@ from .options import add_device_argument, add_model_argument, resolve_device
 if TYPE_CHECKING:
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
-#: Either of them tells that a folder has a text tokenizer.
+#: A folder with either of them has a text tokenizer.
 TEXT_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 #: Of a class or a template; the text side reads a few dozen tokens.
 LONGEST_NAME = 1000
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", required=True, help="folder, tar, shards, HF dataset on disk, or hf:OWNER/NAME"
     )
     parser.add_argument("--split", help="split of shards or of a HF dataset (default: all, or the only one)")
-    parser.add_argument("--metrics", help="the figures wanted, separated by commas (default: all)")
+    parser.add_argument("--metrics", help="metrics to compute, separated by commas (default: all)")
     parser.add_argument("--output", type=options.path, help="also write the result here, as JSON")
     parser.add_argument(
         "--crop",
@@ -167,7 +167,7 @@ def templates(file: Path) -> list[Callable[[str], str]]:
     found = lines(file, "--templates")
     without = next((line for line in found if "{}" not in line), None)
     if without is not None:
-        raise UserError(f"--templates {file}: {shown(without)} has no {{}} where the class is to stand")
+        raise UserError(f"--templates {file}: {shown(without)} has no {{}} for the class")
     return [partial(_filled, line) for line in found]
 
 
@@ -208,7 +208,7 @@ def processes(device: str) -> Iterator[tuple[int, str]]:
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")  # what is exchanged lies on the CPU
+    dist.init_process_group("gloo")  # the metrics' states are on the CPU
     try:
         own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
         yield dist.get_rank(), own
@@ -217,7 +217,7 @@ def processes(device: str) -> Iterator[tuple[int, str]]:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """The figures for the console: one a line, then how many images, then the notes."""
+    """The metrics for the console: one a line, then how many images, then the notes."""
     shown = []
     for name, value in result["figures"].items():
         if isinstance(value, list):

@@ -1,8 +1,8 @@
 """Where to tap a backbone: how its layers resemble each other, and which should give pixels and meaning.
 
-Prints the suggested shortcut, pixel and semantic layer with the reasons, writes a picture of the
-similarities, and says how sure it is. Images are taken from a folder with its subfolders, as files or in
-shards; a hundred are enough.
+Prints the suggested shortcut, pixel and semantic layer with the reasons and the confidence, and writes a
+picture of the similarities. Images are taken from a folder with its subfolders, as files or in shards; a
+hundred are enough.
 
 Example:
   dualtoken layers --backbone google/siglip-base-patch16-256 --images photos --output layers.png
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, draw and print. UserError for a folder without images or a backbone that cannot be read."""
+    """Measure, plot and print. UserError for a folder without images or a backbone that cannot be read."""
     output = png_path(args.output, "--output")
     source = backbone_source(args.backbone)
     images = choose_images(args.images, args.num_images, args.seed)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose_images(folder: Path, count: int, seed: int) -> list[ImageSource]:
-    """At most `count` images of a folder, by chance. UserError if there is none."""
+    """At most `count` random images of a folder. UserError if there is none."""
     import random
 
     from ..data_pipelines.shards.format import MANIFEST
@@ -139,7 +139,7 @@ def load_backbone(source: str) -> TappedSiglip:
 
 
 def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> Iterator[torch.Tensor]:
-    """Normalised images, a few at a time, with a progress bar; what is no image is named and left out."""
+    """Normalised images, a few at a time, with a progress bar; what is not an image is named and left out."""
     import torch
     from tqdm import tqdm
 
@@ -159,7 +159,7 @@ def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> 
 
 
 def heat_map(split: LayerSplit, title: str) -> Any:
-    """Both similarities with the segments and taps drawn in, and the pixels' share below them; a Figure."""
+    """Both similarities with segments and taps marked, the pixels' share below them: a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     layers = len(split.pixel_share)

@@ -1,4 +1,4 @@
-"""Commands of this package in processes of their own, for the commands that are made of many others."""
+"""Commands of this package as processes of their own, for commands that consist of others."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def run_process(module: str, words: Sequence[str], log: Path | None = None) -> N
     with nullcontext() if log is None else log.open("ab") as out:
         status = _wait(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
     if status:
-        told = "see its message above"
+        reason = "see its message above"
         if log is not None:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            told = f"{lines[-1] if lines else 'without a word'} (all of it: {log})"
-        raise UserError(f"dualtoken.scripts.{module} ended with status {status}: {told}")
+            reason = f"{lines[-1] if lines else 'no output'} (log: {log})"
+        raise UserError(f"dualtoken.scripts.{module} ended with status {status}: {reason}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
     """The status at the end. The process has a session of its own, so Ctrl-C reaches it through here alone:
-    a training that is told to stop twice does not save."""
+    a training that gets two stop requests does not save."""
     try:
         return process.wait()
     except BaseException:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from ...data_pipelines.records import Record, RecordError
 from ...data_pipelines.shards.format import MANIFEST
 from ...data_pipelines.shards.reader import ShardDataset
 
-#: Endings of what may stand beside an image in a tar.
-_BESIDE = ("json", "cls", "txt")
+#: Endings of what a tar may hold about an image.
+_SIDECARS = ("json", "cls", "txt")
 _TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
-#: Where a member's content lies in its tar: (offset, length).
-_Place = tuple[int, int]
+#: Where a member's content is in its tar: (offset, length).
+_Slice = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,9 @@ class GivenImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """All images below a folder, also behind links; the folder an image lies in is its class, if there are
-    subfolders.
+    """All images below a folder, links followed; if there are subfolders, an image's folder is its class.
 
-    A text file of the same name beside an image holds its captions, one a line.
+    A text file of an image's name holds its captions, one a line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,16 +119,16 @@ class FolderImages(ImageSet):
 
 class TarImages(ImageSet):
     """A webdataset tar: every image in it, with `KEY.cls` (class number or name), `KEY.txt` (captions, one a
-    line) or `KEY.json` (fields "label", "caption") beside `KEY.jpg`.
+    line) or `KEY.json` (fields "label", "caption") for `KEY.jpg`.
 
-    The key of `a.b.jpg` is `a.b`, or `a` where nothing stands beside that.
+    The key of `a.b.jpg` is `a.b`, or `a` where nothing else has that key.
     """
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
         self._path = path
-        self._images: list[tuple[str, _Place]] = []
-        self._beside: dict[tuple[str, str], _Place] = {}
+        self._images: list[tuple[str, _Slice]] = []
+        self._sidecars: dict[tuple[str, str], _Slice] = {}
         try:
             with tarfile.open(path, "r:") as tar:
                 members = [(one.name, (one.offset_data, one.size)) for one in tar if one.isfile()]
@@ -137,23 +136,23 @@ class TarImages(ImageSet):
             raise UserError(
                 f"{path} cannot be read as a tar without compression ({first_line(error)})"
             ) from error
-        for name, place in members:
-            self._add(name, place)
+        for name, where in members:
+            self._add(name, where)
         if not self._images:
             raise UserError(f"{path} holds no image (.jpg, .png, .webp, … as Pillow knows them)")
 
-    def _add(self, name: str, place: _Place) -> None:
+    def _add(self, name: str, where: _Slice) -> None:
         stem, _, ending = name.rpartition(".")
         if is_image_name(name):
-            self._images.append((name, place))
-        elif ending.lower() in _BESIDE:
-            self._beside[stem, ending.lower()] = place
+            self._images.append((name, where))
+        elif ending.lower() in _SIDECARS:
+            self._sidecars[stem, ending.lower()] = where
 
     def __len__(self) -> int:
         return len(self._images)
 
     def read(self, index: int) -> Sample:
-        name, place = self._images[index]
+        name, where = self._images[index]
         key = name.rpartition(".")[0]
         try:
             fields = self._fields(key)
@@ -163,7 +162,7 @@ class TarImages(ImageSet):
             texts = _texts(fields.get("caption"))
             if (text := self._text(key, "txt")) is not None:
                 texts = _lines(text)
-            image = self._bytes(place)
+            image = self._bytes(where)
         except (OSError, ValueError) as error:  # cut short, not UTF-8, not JSON
             return Sample(key, None, problem=first_line(error))
         return _checked(key, image, label if isinstance(label, str | int) else None, texts)
@@ -174,24 +173,25 @@ class TarImages(ImageSet):
         return loaded if isinstance(loaded, dict) else {}
 
     def _text(self, key: str, ending: str) -> str | None:
-        """The text beside the image of `key`; None where there is none."""
+        """The text that belongs to the image of `key`; None where there is none."""
         folder, slash, file = key.rpartition("/")
         short = f"{folder}{slash}{file.partition('.')[0]}"
-        place = self._beside.get((key, ending)) or self._beside.get((short, ending))
-        return None if place is None else self._bytes(place).decode("utf-8-sig").strip()
+        where = self._sidecars.get((key, ending)) or self._sidecars.get((short, ending))
+        return None if where is None else self._bytes(where).decode("utf-8-sig").strip()
 
-    def _bytes(self, place: _Place) -> bytes:
-        if place[1] > LARGEST_IMAGE_FILE:
-            raise ValueError(f"it has {place[1]} bytes; at most {LARGEST_IMAGE_FILE} are read")
+    def _bytes(self, where: _Slice) -> bytes:
+        offset, length = where
+        if length > LARGEST_IMAGE_FILE:
+            raise ValueError(f"it has {length} bytes; at most {LARGEST_IMAGE_FILE} are read")
         with self._path.open("rb") as file:
-            file.seek(place[0])
-            return file.read(place[1])
+            file.seek(offset)
+            return file.read(length)
 
 
 class ShardImages(ImageSet):
     """The first image of every record of this package's shards; its label and caption are the record's.
 
-    The caption of a drawing is its prompt; an answer to a question is no caption.
+    The caption of an image to generate is its prompt; an answer to a question is not a caption.
     """
 
     def __init__(self, source: Path, split: str = "all") -> None:
@@ -264,42 +264,29 @@ def open_images(source: str | Path, split: str | None = None) -> ImageSet:
     its cache. `split` chooses among shards and in HF datasets. UserError for anything else.
     """
     if str(source).startswith("hf:"):
-        return HubImages(_load_hub(str(source)[3:], split), str(source))
+        load = optional_package("datasets").load_dataset
+        return HubImages(_one_split(partial(load, str(source)[3:]), str(source)[3:], split), str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return ShardImages(path, split or "all")
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            return HubImages(_load_saved(path, split), str(path))
+            load = optional_package("datasets").load_from_disk
+            return HubImages(_one_split(partial(load, str(path)), str(path), split), str(path))
         return FolderImages(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a folder, a tar, shards, or hf:OWNER/NAME")
     if path.suffix == ".tar":
         return TarImages(path)
-    raise UserError(f"{path} is no folder and no .tar; unpack it, or give hf:OWNER/NAME")
+    raise UserError(f"{path} is neither a folder nor a .tar; unpack it, or give hf:OWNER/NAME")
 
 
-def _load_hub(name: str, split: str | None) -> Any:
-    datasets = optional_package("datasets")
+def _one_split(load: Callable[[], Any], name: str, split: str | None) -> Any:
+    """What a loader of HF datasets gives, or the one split of it that is meant."""
     try:
-        return _one_split(datasets.load_dataset(name), name, split)
-    except UserError:
-        raise
+        dataset = load()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the dataset {name!r} cannot be loaded: {first_line(error)}") from error
-
-
-def _load_saved(path: Path, split: str | None) -> Any:
-    datasets = optional_package("datasets")
-    try:
-        return _one_split(datasets.load_from_disk(str(path)), str(path), split)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be loaded as a HF dataset: {first_line(error)}") from error
-
-
-def _one_split(dataset: Any, name: str, split: str | None) -> Any:
+        raise UserError(f"{name} cannot be loaded as a HF dataset: {first_line(error)}") from error
     if not isinstance(dataset, Mapping):
         return dataset
     if split is None and len(dataset) == 1:
@@ -317,9 +304,9 @@ def _checked(name: str, source: Any, label: str | int | None = None, texts: tupl
 
 
 def _caption(record: Record) -> tuple[str, ...]:
-    """The request for a drawing: the user's text before an image of the assistant's."""
-    drawn = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
-    if not drawn:
+    """The prompt of an image: the user's text before an image of the assistant's."""
+    generated = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
+    if not generated:
         return ()
     texts = (part["text"] for role, part in record.parts() if role == "user" and part["type"] == "text")
     return tuple(text for text in texts if text.strip())[:1]

@@ -1,6 +1,6 @@
 """The document of an ablation: tables, verdicts and plots from result files alone.
 
-Text between the marks of remarks is written by hand and kept; everything else is made anew.
+Text between the marks of remarks is written by hand and kept; everything else is made again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TEACHER = "the teacher itself"
 
 
 def check_document(path: Path) -> None:
-    """Raise UserError unless a document can be written there: nothing, or an earlier document, lies there."""
+    """Raise UserError unless a document can be written: the path is free, or an earlier document."""
     check_file(path, {}, lambda file: read_text(file).startswith(TITLE), "--document")
 
 
 def write_document(results: Results, path: Path, command: str) -> list[Path]:
-    """Write the document and a plot for every group that has results, beside it; returns their paths."""
+    """Write the document, and next to it a plot for every group that has results; returns their paths."""
     plan = results.plan
     check_document(path)
     before = read_text(path) if path.is_file() else ""
@@ -65,7 +65,7 @@ def document(results: Results, command: str, plots: dict[str, str], before: str 
 
 
 def table(results: Results, group: Group) -> str:
-    """Variants as rows, figures as columns: mean ± sample deviation over the seeds."""
+    """Variants as rows, metrics as columns: mean ± sample deviation over the seeds."""
     columns = results.metrics(group)
     rows = [["variant", "seeds", *(metric_of(name).label for name in columns)]]
     best = {name: _best(results, group, name) for name in columns}
@@ -88,7 +88,7 @@ def table(results: Results, group: Group) -> str:
 
 
 def plot(results: Results, group: Group) -> Any:
-    """A small chart for every column that has figures; a matplotlib Figure, or None without any."""
+    """A small chart for every column that has values; a matplotlib Figure, or None without any."""
     columns = [n for n in results.metrics(group) if any(results.values(v, n) for v in group.variants)]
     if not columns:
         return None

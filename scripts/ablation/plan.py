@@ -46,7 +46,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Variant:
-    """A base with further overrides; `tokenizer`: the variant whose codes it reads in place of the base's."""
+    """A base with further overrides; `tokenizer`: the variant whose codes it reads instead of the base's."""
 
     base: str
     title: str
@@ -66,7 +66,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Group:
-    """Variants side by side in one table. metrics: columns; "NAME/*" stands for all that begin so."""
+    """Variants side by side in one table. metrics: columns; "NAME/*" means all that begin so."""
 
     title: str
     variants: list[str]
@@ -78,7 +78,7 @@ class Group:
 @dataclass(frozen=True)
 class Evaluation:
     """How much is measured: scenes (questions, reconstructions, probes), generated images of one object
-    (other skills a half each), records for the held-out losses, and the held-out sets beside the scenes.
+    (other skills a half each), records for the held-out losses, and the held-out sets besides the scenes.
     grid: of the generated images among those records, as trained on."""
 
     scenes: int = limited(300, least=0, most=_MOST)

@@ -53,8 +53,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs of a plan in one folder. scale: of the numbers of steps. again: measure anew the models that are
-    there. say: for lines to the user."""
+    """Runs of a plan in one folder. scale: of the numbers of steps. again: also measure the models that
+    have a result. say: prints lines for the user."""
 
     plan: Plan
     folders: Folders

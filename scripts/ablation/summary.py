@@ -39,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say about a claim: "holds", "does not hold", "undecided" or "not measured"."""
+    """What the runs show about a claim: "holds", "does not hold", "undecided" or "not measured"."""
 
     claim: Claim
     word: str
@@ -64,16 +64,16 @@ class Results:
         return cls(plan, {name: dict(sorted(seeds.items())) for name, seeds in found.items()})
 
     def values(self, variant: str, metric: str) -> dict[int, float]:
-        """The figure by seed, where it was measured."""
+        """The metric by seed, where it was measured."""
         runs = self.found.get(variant, {})
-        figures = {seed: run["figures"].get(metric) for seed, run in runs.items()}
-        return {seed: float(value) for seed, value in figures.items() if value is not None}
+        values = {seed: run["figures"].get(metric) for seed, run in runs.items()}
+        return {seed: float(value) for seed, value in values.items() if value is not None}
 
     def spread(self, variant: str, metric: str) -> Spread | None:
         return Spread.of(list(self.values(variant, metric).values()))
 
     def reference(self, variants: Iterable[str], metric: str) -> float | None:
-        """The teacher's own figure; the same for all runs of one teacher."""
+        """The teacher's own value; the same for all runs of one teacher."""
         for variant in variants:
             for run in self.found.get(variant, {}).values():
                 value = run.get("reference", {}).get(metric)
@@ -82,7 +82,7 @@ class Results:
         return None
 
     def metrics(self, group: Group) -> list[str]:
-        """The columns of a group's table: "NAME/*" as the figures that there are."""
+        """The columns of a group's table: "NAME/*" as all that were measured."""
         runs = [run for variant in group.variants for run in self.found.get(variant, {}).values()]
         present = {name for run in runs for name, value in run["figures"].items() if value is not None}
         columns: list[str] = []

@@ -11,7 +11,7 @@ import yaml
 
 STEPS = ("contrastive", "tokenizer", "refinement", "mllm", "decoder")
 
-# Sets of the answers whose names say too little.
+# Labels of the sets whose names are too short to be understood.
 ANSWERS = {
     "clothing": "clothing, which of ten labels",
     "scenes_reworded": "scenes, in words that are in no training data",

@@ -32,7 +32,7 @@ def paste_framed(sheet: Image.Image, image: Image.Image, left: int, top: int) ->
 
 
 def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
-    """The image at the size of a cell: enlarged by a whole factor, each pixel a block, or reduced."""
+    """The image at the size of a cell: enlarged by an integer factor, each pixel a block, or reduced."""
     factor = cell // max(image.size)
     if factor > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -52,7 +52,7 @@ def shortened(text: str, width: int, font: Font) -> str:
 
 
 def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: int = CELL) -> Image.Image:
-    """Cards (text, images) in a grid: the first image as large as fits, up to three more beside each other
+    """Cards (text, images) in a grid: the first image as large as fits, up to three more in a row
     below, and the text wrapped under them; what does not fit is cut off with "…".
     """
     font = ImageFont.load_default(size=13)
@@ -67,8 +67,8 @@ def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: i
         pen.rectangle((left - 2, top - 2, left + cell + 1, top + height + 1), outline="lightgrey")
         if images:
             paste_framed(sheet, thumbnail(images[0], cell), left, top)
-        for place, image in enumerate(images[1:4]):
-            paste_framed(sheet, thumbnail(image, small - 3), left + place * small, top + cell + 2)
+        for column, image in enumerate(images[1:4]):
+            paste_framed(sheet, thumbnail(image, small - 3), left + column * small, top + cell + 2)
         text_top = top + (cell + small if len(images) > 1 else cell if images else 0)
         room = (top + height - text_top) // LINE
         for line, words in enumerate(wrapped(text, cell, room, font)):

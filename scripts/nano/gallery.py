@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
         "reconstructions": reconstructions(pipeline, data),
         "mistakes": mistakes(pipeline, data),
     }
-    told, shown = dialogues(pipeline, args.dialogues)
+    tables, shown = dialogues(pipeline, args.dialogues)
     for name, image in {**pictures, **shown}.items():
         with atomic_file(args.output / f"{name}.png") as partial:
             image.save(partial, optimize=True)
     with atomic_file(args.output / "README.md") as partial:
-        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(told)))
+        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(tables)))
     if args.overview:
         with atomic_file(args.overview) as partial:
             overview(pipeline, data).save(partial)
@@ -164,12 +164,12 @@ def dialogues(pipeline: DualTokenPipeline, count: int) -> tuple[list[str], dict[
 def _cell(content: Any, name: str, images: dict[str, Image.Image]) -> str:
     """Content parts as a cell of a Markdown table; their images are added to `images`."""
     words = []
-    for place, part in enumerate(content):
+    for number, part in enumerate(content):
         if part["type"] == "text":
             words.append(part["text"].strip().replace("|", "\\|").replace("\n", " "))
         else:
-            images[f"{name}-{place}"] = thumbnail(part["image"].convert("RGB"), CELL)
-            words.append(f"![]({name}-{place}.png)")
+            images[f"{name}-{number}"] = thumbnail(part["image"].convert("RGB"), CELL)
+            words.append(f"![]({name}-{number}.png)")
     return " ".join(words)
 
 

@@ -206,8 +206,7 @@ def _text_step(args: argparse.Namespace) -> Step:
         from ...data_pipelines.shards.reader import ShardDataset
         from ...mllm import train_text_tokenizer
 
-        # A share of each set: the scenes' few phrases would otherwise fill the vocabulary with whole
-        # sentences.
+        # A share of each set: or sentences of the few phrases of scenes would fill the vocabulary.
         sources = [ShardDataset(args.runs / "data" / name) for name in (*DATA, *WORDS_DATA)]
         texts = chain.from_iterable(islice(source.texts(), 20_000) for source in sources)
         with atomic_folder(folder) as unfinished:
@@ -234,7 +233,7 @@ def _moved(args: argparse.Namespace, name: str) -> list[str]:
 
 
 def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, path) of everything in a recipe that lies in runs/nano."""
+    """(dotted key, path) of everything in a recipe that is below runs/nano."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{key}.")
