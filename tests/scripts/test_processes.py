@@ -56,11 +56,11 @@ def test_the_process_is_told_to_stop_and_waited_for(child, tmp_path: Path) -> No
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_failures_are_told_with_the_last_line(
+def test_failures_are_named_with_the_last_line(
     child, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     child("import sys\nprint(sys.argv[2], 'starts')\nsys.exit('no such recipe')")
-    with pytest.raises(UserError, match=r"scripts\.train ended with status 1: no such recipe \(all of it: "):
+    with pytest.raises(UserError, match=r"scripts\.train ended with status 1: no such recipe \(log: "):
         run_process("train", ["recipe.yaml"], tmp_path / "logs" / "log")
     assert "dualtoken.scripts.train starts" in (tmp_path / "logs" / "log").read_text()
     with pytest.raises(UserError, match="ended with status 1: see its message above"):
