@@ -626,7 +626,7 @@ def test_check_adds_up_the_counts(folder: Path) -> None:
     assert faults(folder) == ["manifest.json: counts 7 records, its shards have 6"]
     changed(folder, "counts.records", 6)
     changed(folder, "shards.1.records", 2)
-    assert any("has 3 records, the manifest says 2" in fault for fault in faults(folder))
+    assert any("has 3 records, the manifest states 2" in fault for fault in faults(folder))
 
 
 # --- nothing, and twice ----------------------------------------

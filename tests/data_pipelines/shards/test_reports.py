@@ -84,9 +84,9 @@ def test_a_truncated_tar_is_found_with_the_records_before_the_cut(folder):
     path = folder / "train-00000.tar"
     path.write_bytes(path.read_bytes()[:6000])
     size, *_, cut = faults(folder)
-    assert "bytes, the manifest says" in size.reason
+    assert "bytes, the manifest states" in size.reason
     assert "damaged tar" in cut.reason
-    assert cut.record in ("behind 1 records", "behind 2 records")
+    assert cut.record in ("after 1 records", "after 2 records")
 
 
 def test_missing_and_unknown_shards_are_found(folder):
@@ -107,8 +107,8 @@ def without(record, messages):
         ("00000001.0.jpg", b"text", "no image"),
         ("00000001.0.jpg", None, "'0.jpg' is missing"),
         ("00000001.1.jpg", b"text", "'1.jpg' belongs to no image part"),
-        ("00000001.json", b"{", "is no record"),
-        ("00000001.json", b"[]", "is no record"),
+        ("00000001.json", b"{", "is not a record"),
+        ("00000001.json", b"[]", "is not a record"),
         ("00000001.json", None, "no .json"),
         ("00000001.json", without("q", [{"role": "cat", "content": []}]), "role 'cat'"),
         ("00000001.json", without("q", []), "has no messages"),
