@@ -134,7 +134,7 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
         return _of_library(rows, licence=rows.info.license, fingerprint=facts)
     kind = path.suffix.removeprefix(".")
     rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    return _of_library(rows, fingerprint=files_fingerprint([path], path.parent))
+    return _of_library(rows, fingerprint=files_fingerprint([path]))
 
 
 def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
@@ -257,4 +257,4 @@ def _open_text(path: Path) -> Dataset:
         for row in islice(read_rows(path), start, None):
             yield row.problem or {name: row.fields.get(name) for name in used}
 
-    return Dataset(list(columns), read, fingerprint=files_fingerprint([path], path.parent))
+    return Dataset(list(columns), read, fingerprint=files_fingerprint([path]))

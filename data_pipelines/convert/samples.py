@@ -114,12 +114,13 @@ class ImageOptions:
         return "heldout" if stable_fraction(name) < self.held_out else "train"
 
 
-def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """A checksum of the names (relative to `root`) and sizes of files; a missing one has no size."""
+def files_fingerprint(files: Iterable[Path], root: Path | None = None) -> str:
+    """A checksum of the sizes and names of files: relative to `root`, or without their folders."""
     digest = hashlib.sha256()
     for path in files:
+        name = path.name if root is None else path.relative_to(root).as_posix()
         size = path.stat().st_size if path.is_file() else None
-        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()} {size}\n"))
+        digest.update(os.fsencode(f"{name} {size}\n"))
     return digest.hexdigest()
 
 

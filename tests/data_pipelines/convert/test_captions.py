@@ -19,8 +19,9 @@ from dualtoken.data_pipelines.convert.folder import FolderConverter
 from dualtoken.data_pipelines.convert.hf import Columns, HuggingFaceConverter
 from dualtoken.data_pipelines.convert.llava import LlavaConverter
 from dualtoken.data_pipelines.convert.samples import ImageOptions, OutputOptions
+from dualtoken.data_pipelines.convert.tar_patterns import find_tars
 from dualtoken.data_pipelines.convert.tar_samples import tar_samples
-from dualtoken.data_pipelines.convert.webdataset import WebDatasetConverter, find_tars
+from dualtoken.data_pipelines.convert.webdataset import WebDatasetConverter
 from dualtoken.data_pipelines.job import REJECTED
 from dualtoken.data_pipelines.records import RecordError
 from dualtoken.data_pipelines.shards.reader import ShardDataset
