@@ -1,13 +1,15 @@
 """Train a tokenizer or a model by a recipe: one process by hand, several under deepspeed or torchrun.
 
-Every key of a recipe can be overridden; --recipe-help describes them. A run that was stopped goes on from its
-newest checkpoint when it is started again with the same output. SIGTERM and SIGINT (Ctrl-C) end a run after a
-step and a checkpoint, with status 143 and 130; a second signal ends it at once.
+Every key of a recipe can be overridden, and recipes are laid over one another; --recipe-help describes the
+keys. A run that was stopped resumes from its newest checkpoint when it is started again with the same output.
+SIGTERM and SIGINT (Ctrl-C) end a run after a step and a checkpoint, with status 143 and 130; a second signal
+ends it at once.
 
 Examples:
   dualtoken train train/recipes/nano_mllm.yaml --output runs/mllm --run.steps 200 --optimizer.lr 1e-3
   torchrun --nproc_per_node 2 -m dualtoken.scripts.train train/recipes/nano_mllm.yaml --run.zero_stage 2
   deepspeed --module dualtoken.scripts.train train/recipes/nano_mllm.yaml
+  dualtoken train --config base.yaml --config sizes/7b.yaml --init_from runs/pretrain/model
   dualtoken train --estimate train/recipes/pretrain_qwen2.5_7b.yaml     # the memory it will take
 """
 
@@ -29,19 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # The deepspeed launcher passes it in front; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.add_argument("recipe", nargs="?", help="the recipe, a YAML file")
+    parser.add_argument("recipe", nargs="?", help="the recipe: a YAML file, or the name of a shipped one")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="--section.key value …")
+    parser.add_argument(
+        "--config",
+        nargs=argparse.REMAINDER,
+        metavar="RECIPE",
+        help="a recipe laid over those before it (instead of the first argument, or after it)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from ..train.config.reading import parse_recipe
 
-    if args.recipe is None and not args.recipe_help:
-        raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
+    if args.recipe_help:
+        parse_recipe(["--help"])
     # After the recipe argparse leaves all to the overrides.
-    overrides = [word for word in args.overrides if word != "--estimate"]
-    recipe = parse_recipe(["--help"] if args.recipe_help else [args.recipe, *overrides])
-    if args.estimate or len(overrides) < len(args.overrides):
+    given = [args.recipe, *args.overrides] if args.recipe else []
+    given += ["--config", *args.config] if args.config else []
+    if not given:
+        raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
+    words = [word for word in given if word != "--estimate"]
+    recipe = parse_recipe(words)
+    if args.estimate or len(words) < len(given):
         from ..train.planning.estimate import Estimate
 
         print(Estimate.of(recipe).table())
@@ -52,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         folder = train(recipe)
     except RunStopped as stopped:
-        print(f"{stopped}, with a checkpoint; start it again to go on", file=sys.stderr)
+        print(f"{stopped}, with a checkpoint; start it again to resume", file=sys.stderr)
         return 128 + stopped.signum
-    stopped_after = f"stopped after step {recipe.run.stop_after}; start it again to go on"
-    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+    stopped_after = f"stopped after step {recipe.run.stop_after}; start it again to resume"
+    if os.environ.get("RANK", "0") == "0":  # one process prints for all
         print(f"model: {folder}" if folder else stopped_after)
     return 0
 

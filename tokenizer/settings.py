@@ -36,7 +36,7 @@ class QuantizerConfig:
     shared_codebook: bool = True
     decay: float = limited(0.99, least=0.0, below=1.0)
     restart_unused_codes: bool = True
-    restart_every: int = limited(40, least=1)
+    restart_every: int = limited(40, least=1, most=10**9)
     restart_threshold: float = limited(0.03, least=0.0)
     update_each_depth: bool = False
 
@@ -120,7 +120,7 @@ class TokenizerSettings:
     pixel_layer: int = limited(2, least=0, most=4096)
     semantic_layer: int = limited(5, least=0, most=4096)
     shortcut_layer: int | None = limited(1, least=0, most=4096)
-    shortcut_weight: float = limited(0.6)
+    shortcut_weight: float = limited(0.6, least=-1e6, most=1e6)
     pixel_quantizer: QuantizerConfig | None = None
     semantic_quantizer: QuantizerConfig | None = None
     decoder: DecoderConfig | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...common.limits import limited
@@ -17,10 +17,12 @@ class MllmObjectiveConfig:
 
     Args:
         llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with
-            ``model_type``) to start from random weights.
-        visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it.
-        text_tokenizer: folder of the text tokenizer; None takes the LLM's own.
-        model: what may be chosen of the model itself: depth transformers, conditions, loss weights.
+            ``model_type``) to start from random weights; None is that of ``init_from``.
+        visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it. None is that
+            of ``init_from``.
+        text_tokenizer: folder of the text tokenizer; None takes that of ``init_from``, or the LLM's own.
+        model: what may be chosen of the model itself: depth transformers, conditions, loss weights. With
+            ``init_from`` what is not named here is the saved model's; None is all of it, or the defaults.
         prompt_dropout: probability that an image-generation prompt becomes the unconditional token
             (classifier-free guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
@@ -31,10 +33,10 @@ class MllmObjectiveConfig:
             transformers and the special tokens; the exported model has them merged. None trains everything.
     """
 
-    llm: str | dict[str, Any]
-    visual_tokenizer: str
+    llm: str | dict[str, Any] | None = None
+    visual_tokenizer: str | None = None
     text_tokenizer: str | None = None
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: ModelSettings | None = None
     prompt_dropout: float = limited(0.1, least=0.0, most=1.0)
     shuffle_turns: bool = False
     trained: list[str] | None = None

@@ -10,14 +10,18 @@ from ...common.paths import user_path
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+def located(path: str, name: str) -> str:
+    """A path with ~ expanded, and for pretrained/… where the package has it. name: its key, for messages."""
+    if path.startswith("~"):
+        return str(user_path(path, name))
+    if path.startswith("pretrained/") and not Path(path).exists() and (_ROOT / path).exists():
+        return str(_ROOT / path)
+    return path
+
+
 def locate(section: Any, *names: str) -> None:
-    """Expand the paths in these fields of a frozen dataclass, in place: ~, and the package's pretrained/…"""
+    """Expand the paths in these fields of a frozen dataclass, in place; what is not a text stays."""
     for name in names:
         path = getattr(section, name)
-        if not isinstance(path, str):
-            continue
-        if path.startswith("~"):
-            path = str(user_path(path, name))
-        elif path.startswith("pretrained/") and not Path(path).exists() and (_ROOT / path).exists():
-            path = str(_ROOT / path)
-        object.__setattr__(section, name, path)
+        if isinstance(path, str):
+            object.__setattr__(section, name, located(path, name))

@@ -12,6 +12,7 @@ from ...common.errors import UserError
 from .compose import composed
 from .keys import build, check_keys
 from .recipe import Recipe
+from .starting_point import StartingPoint
 
 _HELP = ("help", "print_config")  # jsonargparse's own options
 
@@ -40,8 +41,13 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     files, overrides = _parted(arguments)
     settings = composed(files)
     check_keys(Recipe, settings)
+    init_from = settings.get("init_from")
     for key, value in _keys(overrides):
-        check_keys(Recipe, _nested(key, value))
+        check_keys(Recipe, _nested(key, _mapping(value)))
+        init_from = value if key == "init_from" else init_from
+    start = StartingPoint.open(init_from)
+    if start is not None:
+        settings = start.beneath(settings)
     try:
         namespace = parser.parse_args([*_as_config(settings), *overrides])
         namespace.pop("config", None)
@@ -49,9 +55,12 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         # Besides its own errors jsonargparse lets some pass that a value of the wrong kind caused in it.
         raise UserError(f"recipe: {_reason(error)}") from error
     try:
-        return build(Recipe, namespace.as_dict())
+        recipe = build(Recipe, namespace.as_dict())
     except UserError as error:
         raise UserError(f"recipe: {str(error).removeprefix('recipe: ')}") from None
+    if start is not None:
+        start.refuse_contradictions(recipe)
+    return recipe
 
 
 def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -72,8 +81,8 @@ def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-def _keys(overrides: list[str]) -> Iterator[tuple[str, Any]]:
-    """(dotted key, mapping or None) of every --key value on the command line."""
+def _keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
+    """(dotted key, value) of every --key value on the command line."""
     for position, word in enumerate(overrides):
         if not word.startswith("--"):
             continue
@@ -81,10 +90,11 @@ def _keys(overrides: list[str]) -> Iterator[tuple[str, Any]]:
         if not joined:
             value = "".join(overrides[position + 1 : position + 2])
         if key not in _HELP:
-            yield key.rstrip("+"), _mapping(value)
+            yield key.rstrip("+"), value
 
 
 def _mapping(text: str) -> Any:
+    """The mapping that a value on the command line is; None for any other value."""
     try:
         return yaml.safe_load(text) if text.lstrip().startswith("{") else None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):

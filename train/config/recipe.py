@@ -36,8 +36,9 @@ class Recipe:
 
     Args:
         output: folder of the run: checkpoints, logs, and the exported model in ``model/``.
-        init_from: exported folder whose weights start the run (not a resume: step, optimizer and data
-            begin anew).
+        init_from: saved model (its folder, its hub id, or nano) whose weights start the run; not a resume:
+            step, optimizer and data begin anew. It knows its own architecture, language model, tokenizers and
+            chat format, so that a recipe names nothing of these.
     """
 
     output: str
@@ -76,7 +77,14 @@ def _objective_problems(recipe: Recipe) -> Iterator[str]:
         yield f"exactly one of {', '.join(OBJECTIVES)} must be given, not {sections or 'none'}"
     if not recipe.output.strip():
         yield "output is empty; give the folder of the run"
-    if recipe.mllm is None or recipe.mllm.lora is None:
+    if recipe.mllm is None:
+        return
+    if recipe.init_from is None:
+        if recipe.mllm.llm is None:
+            yield "mllm.llm is missing; name a language model or give its configuration, or give init_from"
+        if recipe.mllm.visual_tokenizer is None:
+            yield "mllm.visual_tokenizer is missing; name its folder, or give init_from"
+    if recipe.mllm.lora is None:
         return
     recipe.mllm.lora.validate()
     if recipe.mllm.trained is not None:
@@ -84,7 +92,7 @@ def _objective_problems(recipe: Recipe) -> Iterator[str]:
             "mllm.trained and mllm.lora both say what is trained; leave one of them out (adapters come with "
             "the projectors, the heads and the special tokens)"
         )
-    if not isinstance(recipe.mllm.llm, str) and recipe.init_from is None:
+    if isinstance(recipe.mllm.llm, dict) and recipe.init_from is None:
         yield (
             "mllm.lora adapts a trained LLM, but mllm.llm is a configuration of random weights; name a "
             "folder or hub id, or give init_from"

@@ -21,4 +21,4 @@ def build_objective(recipe: Recipe) -> Objective:
     assert recipe.mllm is not None  # Recipe checks that exactly one section is given
     from .mllm import MllmObjective
 
-    return MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length)
+    return MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from)

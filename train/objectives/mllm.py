@@ -20,7 +20,6 @@ from ...mllm import (
     ChatFormat,
     DualTokenForConditionalGeneration,
     add_lora,
-    build_processor,
     drop_prompt,
     merge_adapters,
     save_model,
@@ -28,10 +27,10 @@ from ...mllm import (
 from ...mllm.assembly.tokenizers import unconditional_prompt_ids
 from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.outputs import TargetLosses
-from ...tokenizer import DualTokenizer, StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
+from .mllm_parts import new_parts, saved_parts
 from .record_limit import RecordLimit
 from .turn_shuffling import shuffle_question_turns
 
@@ -47,22 +46,17 @@ class MllmObjective(Objective):
 
     GROUPS = ("projectors", "heads", "embeddings", "llm")
 
-    def __init__(self, config: MllmObjectiveConfig, seed: int, max_length: int = 0) -> None:
+    def __init__(
+        self, config: MllmObjectiveConfig, seed: int, max_length: int = 0, init_from: str | None = None
+    ) -> None:
+        """init_from: the saved model whose architecture and tokenizers these are; its weights come later."""
         super().__init__()
         self.config, self.seed = config, seed
-        visual_tokenizer = StoredTokenizer.from_pretrained(config.visual_tokenizer)
-        text_tokenizer = config.text_tokenizer or config.llm
-        if not isinstance(text_tokenizer, str):
-            raise UserError(
-                "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
-            )
-        self.codes_checksum = codes_checksum(visual_tokenizer)
-        shape = visual_tokenizer.config
+        parts = new_parts(config) if init_from is None else saved_parts(config, init_from)
+        self.model, self.processor, self._visual_tokenizer = parts
+        self.codes_checksum = codes_checksum(self._visual_tokenizer)
+        shape = self._visual_tokenizer.config
         self._code_shape = CodeShape.of(shape.grid_size, *map(vars, shape.quantizers.values()))
-        self.model = DualTokenForConditionalGeneration.from_llm(
-            config.llm, visual_tokenizer, text_tokenizer, load_visual_tokenizer=False, **vars(config.model)
-        )
-        self.processor = build_processor(visual_tokenizer, text_tokenizer)
         self._limit = RecordLimit.of(self.model, self.processor, max_length)
         self._add_adapters()
         if config.trained is not None:
@@ -190,11 +184,11 @@ class MllmObjective(Objective):
             cast(self.model, torch.promote_types(self.model.dtype, dtype))
             merge_adapters(self.model)
         cast(self.model, dtype)
-        self.model.attach_visual_tokenizer(DualTokenizer.from_pretrained(self.config.visual_tokenizer))
+        self.model.attach_visual_tokenizer(self._visual_tokenizer.load())
         save_model(self.model, self.processor, folder)
 
     def rehearse_export(self, folder: Path) -> None:
-        DualTokenizer.from_pretrained(self.config.visual_tokenizer)  # its weights are not needed before
+        self._visual_tokenizer.load()  # its weights are not needed before
         self.processor.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
@@ -214,7 +208,14 @@ class MllmObjective(Objective):
     def initialise_from(self, folder: str) -> None:
         trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)
         merge_adapters(self.model)  # they are new and add nothing; the folder is that of a plain model
-        self.model.load_state_dict(trained.state_dict())
+        own, weights = self.model.state_dict(), trained.state_dict()
+        books = [name for name in own if name.endswith("codebook.vectors")]
+        if not all(torch.equal(own[name], weights[name]) for name in books):
+            raise UserError(
+                f"mllm.visual_tokenizer {self.config.visual_tokenizer} has other codebooks than the model of "
+                f"init_from {folder}; leave it out, which takes the model's own"
+            )
+        self.model.load_state_dict(weights)
         self._add_adapters()
 
     def _add_adapters(self) -> None:

@@ -19,10 +19,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...common.errors import UserError, first_line
 from ...mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
 from ...mllm.linear_cross_entropy import rows_at_once
-from ...mllm.settings import CodebookConfig, DepthTransformerConfig
+from ...mllm.settings import CodebookConfig, DepthTransformerConfig, ModelSettings
 from ...tokenizer import StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..config.recipe import Recipe
+from ..config.starting_point import StartingPoint
 from ..objectives.base import freeze_all_but
 from .known_llms import KNOWN_LLMS
 
@@ -92,7 +93,7 @@ class Estimate:
         """Errors: UserError for another objective, or a language model whose configuration is not at hand."""
         if recipe.mllm is None:
             raise UserError("--estimate is for recipes of the unified model; this one has no section mllm")
-        config, notes = _model_config(recipe.mllm)
+        config, notes = _model_config(recipe)
         length = getattr(recipe.data, "pack_length", 0)
         if not length:
             length = config.num_positions + ASSUMED_TEXT
@@ -244,11 +245,18 @@ def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> f
     return depth * (sizes.num_layers * layer + 2 * width * hidden)
 
 
-def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list[str]]:
+def _model_config(recipe: Recipe) -> tuple[DualTokenConfig, list[str]]:
+    """The configuration of the model that a recipe trains, and notes on what had to be assumed."""
+    start, objective = StartingPoint.open(recipe.init_from), recipe.mllm
+    assert objective is not None  # Estimate.of saw to it
+    if start is not None and start.objective == "mllm":
+        return start.model_config(objective.model), []
+    if objective.llm is None:
+        raise UserError(f"no model at init_from {recipe.init_from}, so its memory cannot be estimated")
     notes: list[str] = []
     grid, books = ASSUMED_GRID, {"pixel": ASSUMED_CODEBOOK, "semantic": ASSUMED_CODEBOOK}
     try:
-        visual = StoredTokenizer.from_pretrained(objective.visual_tokenizer).config
+        visual = StoredTokenizer.from_pretrained(objective.visual_tokenizer or "").config
         grid = (visual.grid_size[0], visual.grid_size[1])
         books = {name: CodebookConfig.of(visual.quantizers[name]) for name in books}
     except (UserError, OSError):
@@ -267,7 +275,7 @@ def _model_config(objective: MllmObjectiveConfig) -> tuple[DualTokenConfig, list
         grid_size=list(grid),
         pixel_codebook=books["pixel"],
         semantic_codebook=books["semantic"],
-        **vars(objective.model),
+        **vars(objective.model or ModelSettings()),
     )
     return config, notes
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from dualtoken.common.errors import UserError
 from dualtoken.common.limits import numbers, without_limits
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
+from dualtoken.train.config.compose import composed
 from dualtoken.train.config.data import SourceConfig
+from dualtoken.train.config.keys import build
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import Recipe, save_resolved
 from dualtoken.train.config.validation import ValidationConfig
@@ -71,7 +73,7 @@ def test_command_line_overrides_the_file() -> None:
 
 
 def _changed(tmp_path: Path, **changes: object) -> str:
-    content = {**yaml.safe_load(RECIPES[0].read_text()), **changes}
+    content = {**composed([RECIPES[0]]), **changes}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return str(path)
@@ -139,15 +141,13 @@ def _whole_recipe() -> Recipe:
     )
 
 
-def _with(section: Any, key: str, value: object) -> Any:
-    """A copy of nested dataclasses and dictionaries with `value` at a dotted key."""
+def _with(section: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """A copy of nested dictionaries with `value` at a dotted key."""
     first, _, rest = key.partition(".")
-    if isinstance(section, dict):
-        return {**section, first: _with(section[first], rest, value) if rest else value}
-    old = getattr(section, first)
+    old = section[first]
     if not rest and isinstance(old, tuple):
         value = (value, *old[1:])
-    return dataclasses.replace(section, **{first: _with(old, rest, value) if rest else value})
+    return {**section, first: _with(old, rest, value) if rest else value}
 
 
 def _recipes_with_all_sections() -> list[Recipe]:
@@ -164,7 +164,7 @@ def test_no_bad_number_of_any_key_passes() -> None:
             bad += [limits.least - 1, limits.most + 1] if kind is int else []
             for value in bad:
                 with pytest.raises(UserError) as caught:
-                    _with(recipe, key, value)
+                    build(Recipe, _with(recipe.as_dict(), key, value))
                 assert key in str(caught.value)
                 assert len(str(caught.value)) <= 300
             seen.add(key)
@@ -291,11 +291,18 @@ def test_home_is_expanded_wherever_a_recipe_names_a_path(monkeypatch: pytest.Mon
     )
 
 
+def test_a_model_from_nothing_needs_a_language_model_and_a_tokenizer() -> None:
+    with pytest.raises(UserError, match=r"^recipe: mllm\.llm is missing; name a language model"):
+        parse_recipe(["nano_mllm", "--mllm.llm", "null"])
+    with pytest.raises(UserError, match=r"^recipe: mllm\.visual_tokenizer is missing; name its folder"):
+        parse_recipe(["nano_mllm", "--mllm.visual_tokenizer", "null"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--validation.prompts", "[a]"], "validation: every is missing"),
-        (["--mllm.llm", "null"], "mllm: llm is missing"),
+        (["--mllm.llm", "[a]"], "mllm.llm: Expected a text"),
         (["--mllm.lora", "5"], "mllm.lora: Expected a mapping. Got value: 5"),
         (["--data.sources", "{a: null}"], "data.sources: Expected a mapping. Got value: None"),
         (["--run.steps", "1e3"], "run.steps: Expected a whole number. Got value: 1000.0"),

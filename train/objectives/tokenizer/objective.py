@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, SiglipModel
 
 from ....common.errors import shown
+from ....common.loading.strict import load_exactly
 from ....data_pipelines.records import Record, RecordError
 from ....tokenizer import (
     DualTokenizer,
@@ -268,4 +269,5 @@ class TokenizerObjective(Objective):
         self.text_tokenizer.save_pretrained(folder)
 
     def initialise_from(self, folder: str) -> None:
-        self.model.load_state_dict(DualTokenizer.from_pretrained(folder).state_dict())
+        weights = DualTokenizer.from_pretrained(folder).state_dict()
+        load_exactly(self.model, weights, f"tokenizer.model is not that of init_from {folder}")

@@ -1,0 +1,76 @@
+"""The unified model with its processor and visual tokenizer: made new, or those of a saved model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from ...common.errors import UserError
+from ...common.loading.model_source import model_source
+from ...common.loading.strict import TOKENIZER_FOLDER
+from ...mllm import (
+    DualTokenConfig,
+    DualTokenForConditionalGeneration,
+    DualTokenProcessor,
+    ModelSettings,
+    build_model,
+    build_processor,
+)
+from ...mllm.assembly.tokenizers import load_text_tokenizer
+from ...tokenizer import StoredTokenizer
+from ..config.mllm import MllmObjectiveConfig
+from ..config.starting_point import StartingPoint
+
+
+class Parts(NamedTuple):
+    """What the objective trains, prepares records with, and exports."""
+
+    model: DualTokenForConditionalGeneration
+    processor: DualTokenProcessor
+    visual_tokenizer: StoredTokenizer
+
+
+def new_parts(config: MllmObjectiveConfig) -> Parts:
+    """A new model around the language model and the tokenizers that the recipe names."""
+    text_tokenizer = config.text_tokenizer or config.llm
+    if not isinstance(text_tokenizer, str) or config.llm is None or config.visual_tokenizer is None:
+        raise UserError(
+            "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
+        )
+    visual = StoredTokenizer.from_pretrained(config.visual_tokenizer)
+    settings = vars(config.model or ModelSettings())
+    model = build_model(config.llm, visual, text_tokenizer, load_visual_tokenizer=False, **settings)
+    return Parts(model, build_processor(visual, text_tokenizer), visual)
+
+
+def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
+    """A model as the saved one at `init_from`, its weights not yet read; the recipe may change its losses.
+
+    Errors:
+        UserError for what is not a saved model, and for tokenizers that are not the model's.
+    """
+    source = model_source(init_from)
+    saved = StartingPoint(source, "mllm", DualTokenConfig.from_pretrained(source))
+    processor = DualTokenProcessor.from_pretrained(source)
+    named = config.text_tokenizer
+    if named is not None and load_text_tokenizer(named).get_vocab() != processor.tokenizer.get_vocab():
+        raise UserError(
+            f"mllm.text_tokenizer {named} has another vocabulary than the model of init_from {init_from}; "
+            "leave it out, which takes the model's own"
+        )
+    visual = _visual_tokenizer(config.visual_tokenizer, source)
+    model = DualTokenForConditionalGeneration(saved.model_config(config.model))
+    nn.Module.float(model)  # the saved one may be in bf16
+    model.copy_codebooks(visual)
+    return Parts(model, processor, visual)
+
+
+def _visual_tokenizer(named: str | None, source: str) -> StoredTokenizer:
+    """The one that the recipe names, or that of the saved model."""
+    if named is not None:
+        return StoredTokenizer.from_pretrained(named)
+    if Path(source).is_dir():
+        return StoredTokenizer.from_pretrained(Path(source) / TOKENIZER_FOLDER)
+    return StoredTokenizer.from_pretrained(source, subfolder=TOKENIZER_FOLDER)
