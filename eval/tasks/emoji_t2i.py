@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.errors import UserError
+from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
 from ..data.held_out import HELD_OUT, HeldOut, emoji_prompt, evenly_spread
-from ..harness.generated_images import find_images, item_means
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent
 
 COUNT = 100

@@ -12,10 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import Graded, Item, Score, ScoringContext, Task, register
 from ..data.held_out import HELD_OUT, Asked, HeldOut, normalise, single_questions
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent_by
 
 

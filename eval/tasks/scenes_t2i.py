@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...data_pipelines.scenes.language import EXACT_SKILLS
+from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
 from ..data.held_out import drawing_prompts
-from ..harness.generated_images import find_images, item_means
-from ..harness.registry import register
-from ..harness.score import Graded, Score
-from ..harness.task import Item, ScoringContext, Task
 from ..scorers.averages import percent
 
 if TYPE_CHECKING:
