@@ -1,6 +1,6 @@
 """Configuration of the unified model, its config.json: an LLM, codebooks, and the model's settings."""
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ TOKEN_ID_FIELDS = (
     "image_end_token_id",
     "unconditional_token_id",
 )
+
+
+_NESTED = (CodebookConfig, DepthTransformerConfig, ImageSamplingConfig)
 
 
 class DualTokenConfig(CheckedConfig):
@@ -100,8 +103,8 @@ class DualTokenConfig(CheckedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as config.json has them: nested objects are dicts."""
-        found = super().to_dict()
-        return {key: asdict(value) if is_dataclass(value) else value for key, value in found.items()}
+        nested = {key: asdict(value) for key, value in vars(self).items() if isinstance(value, _NESTED)}
+        return super().to_dict() | nested
 
     @property
     def num_positions(self) -> int:

@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 _FIELDS = {one.name for one in fields(BaseModelOutputWithPast)}
@@ -19,3 +20,28 @@ def visible_positions(attention_mask: Tensor) -> Tensor:
 def context_length(text_config: Any) -> int | None:
     """How many tokens the language model can hold; None where its configuration sets no limit."""
     return getattr(text_config, "max_position_embeddings", None) or None
+
+
+def run_language_model(
+    language_model: Any,
+    embeds: Tensor,
+    attention_mask: Any = None,
+    position_ids: Tensor | None = None,
+    past: Cache | None = None,
+    use_cache: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """The outputs of a language model without its output layer, for embeddings (B, L, H).
+
+    Positions follow from a mask (B, L), padding on either side, unless they are given or there is a past.
+    """
+    if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
+        position_ids = visible_positions(attention_mask)
+    return language_model.base_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=use_cache,
+        **{CACHE_NAME: past},
+        **kwargs,
+    )

@@ -48,7 +48,7 @@ def linear_cross_entropy(
     Returns:
         The scalar sum and the detached losses (T,), in nats.
     """
-    rows = chunk_rows or rows_at_once(*weight.shape, on_gpu=states.device.type != "cpu")
+    rows = chunk_rows or rows_at_once(len(weight), weight.shape[1], on_gpu=states.device.type != "cpu")
     task = _Task(targets, row_weights, softcap, rows)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(states, weight, bias, task)
@@ -70,7 +70,7 @@ class Classifier(nn.Linear):
         made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         made.weight, made.bias = layer.weight, layer.bias
         # transformers' mark that the weights are trained, or were initialised already.
-        made._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)
+        made._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)  # type: ignore[assignment]
         return made.train(layer.training)
 
     def forward(

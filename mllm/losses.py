@@ -11,7 +11,7 @@ transformer.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -95,14 +95,18 @@ def model_losses(
     visual_count = labels.new_tensor(count)
     counts = LossTerms(labels.new_tensor(len(text_rows)), visual_count, visual_count)
     means = sums.means(counts)
-    depth_losses = {name: one.per_depth * scale / max(count, 1) for name, one in by_branch.items()}
+    depth_losses: dict[str, Any] = {
+        f"{name}_depth_losses": one.per_depth * scale / max(count, 1) for name, one in by_branch.items()
+    }
     each = {name: TargetLosses(trained.rows, one.per_position[:used]) for name, one in by_branch.items()}
     return DualTokenOutput(
         loss=(means if reduction == "mean" else sums).weighted(config.loss_weights),
-        **{f"{name}_loss": mean for name, mean in vars(means).items()},
+        text_loss=means.text,
+        pixel_loss=means.pixel,
+        semantic_loss=means.semantic,
         sums=sums,
         counts=counts,
-        **{f"{name}_depth_losses": losses for name, losses in depth_losses.items()},
+        **depth_losses,
         target_losses={"text": TargetLosses(text_rows, text_each), **each},
     )
 
@@ -197,8 +201,8 @@ def _code_cross_entropy(
         cross_entropy(classifier, outputs[:, depth], codes[:, depth], depth_weights[depth].expand(len(codes)))
         for depth, classifier in enumerate(head.classifiers)
     ]
-    totals, losses = zip(*by_depth, strict=True)
-    return torch.stack(totals).sum(), torch.stack(losses, dim=1)
+    totals, each = zip(*by_depth, strict=True)
+    return torch.stack(totals).sum(), torch.stack(each, dim=1)
 
 
 def cross_entropy(

@@ -26,7 +26,7 @@ from .depth_transformer import DepthTransformer
 from .generation.generate import generate
 from .generation.outputs import split_image_tokens
 from .generation.text import IMAGE_INPUTS, ImageAnswerDetector, repeat_codes
-from .language_model import CACHE_NAME, visible_positions
+from .language_model import CACHE_NAME, run_language_model
 from .linear_cross_entropy import Classifier
 from .losses import model_losses, soft_capped, visual_log_likelihood
 from .outputs import DualTokenOutput, LossTerms
@@ -38,8 +38,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """An LLM with a branch for pixel codes and one for semantic codes.
 
     Its `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays
-    in fp32 and in eval mode, and is not part of this module's parameters or state dict; it is saved with
-    them.
+    in fp32 and in eval mode, and is not part of this module's parameters or state dict.
     """
 
     config: DualTokenConfig
@@ -63,10 +62,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.set_output_embeddings(self.get_output_embeddings())
         self.branches = Branches(config)
-        learned = config.visual_position == "learned"
-        self.grid_position = (
-            GridPosition(*config.grid_size, config.text_config.hidden_size) if learned else None
-        )
+        self.grid_position = GridPosition(config) if config.visual_position == "learned" else None
         self.codec = VisualCodec()
         #: peft's tuners of the language model; in a list, as they contain it and must not be its parents.
         self.adapters: list[Any] = []
@@ -192,13 +188,16 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")
         codes = self.codec.given(pixel_values, pixel_codes, semantic_codes)
-        outputs = self._run_language_model(
-            input_ids,
-            codes,
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("pass input_ids or inputs_embeds")
+            inputs_embeds = self.embed_sequence(input_ids, codes)
+        outputs = run_language_model(
+            self.language_model,
             inputs_embeds,
             attention_mask,
             position_ids,
-            past=past_key_values if cache is None else cache,
+            past_key_values if cache is None else cache,
             use_cache=not self.training and labels is None if use_cache is None else use_cache,
             **kwargs,
         )
@@ -230,7 +229,8 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "the visual likelihood needs images: pass pixel_values or pixel_codes and semantic_codes"
             )
-        states = self._run_language_model(input_ids, codes, **inputs).last_hidden_state
+        embeds = self.embed_sequence(input_ids, codes)
+        states = run_language_model(self.language_model, embeds, **inputs).last_hidden_state
         return visual_log_likelihood(self, states, input_ids, labels, codes)
 
     # ---- generation
@@ -288,7 +288,11 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """LLM inputs (B, L, H): text embeddings with the `<|image|>` slots replaced by visual embeddings."""
         embeds = self.get_input_embeddings()(input_ids)
         if codes is None:
-            return embeds + self._unused_projectors(embeds) if self.touches_everything() else embeds
+            if self.touches_everything():
+                position = torch.zeros(1, dtype=torch.long, device=embeds.device)
+                unused = self.embed_codes(self.config.made_up_codes(1, embeds.device), position)
+                embeds = embeds + unused.sum().to(embeds.dtype) * 0.0
+            return embeds
         slots = input_ids.eq(self.config.image_token_id).flatten().nonzero().squeeze(1)
         count, positions, _ = codes.pixel.shape
         if slots.numel() != count * positions:
@@ -299,43 +303,10 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual = self.embed_codes(vars(codes), index).flatten(0, 1)
         return embeds.flatten(0, 1).index_copy(0, slots, visual.to(embeds.dtype)).view_as(embeds)
 
-    def _run_language_model(
-        self,
-        input_ids: Tensor | None,
-        codes: VisualCodes | None,
-        inputs_embeds: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past: Cache | None = None,
-        use_cache: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """The outputs of the LLM without its output layer; arguments as in `forward`."""
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("pass input_ids or inputs_embeds")
-            inputs_embeds = self.embed_sequence(input_ids, codes)
-        if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = visible_positions(attention_mask)
-        return self.language_model.base_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=use_cache,
-            **{CACHE_NAME: past},
-            **kwargs,
-        )
-
     def touches_everything(self) -> bool:
         """Whether every parameter has to take part in this pass."""
         # Under ZeRO a module left out of one rank's step crashes, hangs or silently reuses its last gradient.
         return self.training and torch.is_grad_enabled()
-
-    def _unused_projectors(self, embeds: Tensor) -> Tensor:
-        """Zero that depends on every parameter of the visual embeddings."""
-        position = torch.zeros(1, dtype=torch.long, device=embeds.device)
-        codes = self.config.made_up_codes(1, embeds.device)
-        return self.embed_codes(codes, position).sum().to(embeds.dtype) * 0.0
 
     # ---- transformers' conventions
 

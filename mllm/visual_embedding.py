@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .configuration import DualTokenConfig
 from .settings import CodebookConfig
 
 
@@ -92,11 +93,11 @@ class CodeProjector(nn.Module):
 class GridPosition(nn.Module):
     """Learned row plus column embedding of a visual position, zero-initialised."""
 
-    def __init__(self, rows: int, columns: int, hidden_size: int) -> None:
+    def __init__(self, config: DualTokenConfig) -> None:
         super().__init__()
-        self.columns = columns
+        (rows, self.columns), hidden_size = config.grid_size, config.text_config.hidden_size
         self.row = nn.Embedding(rows, hidden_size)
-        self.column = nn.Embedding(columns, hidden_size)
+        self.column = nn.Embedding(self.columns, hidden_size)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Position index within its image in raster order: (...) -> (..., H)."""

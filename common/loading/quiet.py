@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from transformers.utils import logging as transformers_logging
 
 #: Files of fewer bytes are read or written in a moment, and need no progress bar.
@@ -43,7 +43,7 @@ def size_of(files: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in set(files))
 
 
-def size_of_model(model: nn.Module) -> int:
+def size_of_model(model: Any) -> int:
     """Bytes of a model's parameters."""
     return sum(one.numel() * one.element_size() for one in model.parameters())
 

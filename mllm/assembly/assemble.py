@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,11 +26,9 @@ from .tokenizers import (
     unconditional_prompt_ids,
 )
 
-Model = TypeVar("Model", bound=PreTrainedModel)
-
 
 def assemble(
-    model_class: Callable[[DualTokenConfig, PreTrainedModel | None], Model],
+    model_class: Callable[[DualTokenConfig, PreTrainedModel | None], Any],
     llm: LanguageModelSource,
     visual_tokenizer: VisualTokenizerSource,
     text_tokenizer: TextTokenizerSource | None = None,
@@ -38,7 +36,7 @@ def assemble(
     attn_implementation: str | None = None,
     load_visual_tokenizer: bool = True,
     **settings: Any,
-) -> Model:
+) -> Any:
     """A unified model around any causal language model, with the visual tokenizer's codebooks copied in.
 
     The LLM's chat template is kept where possible (see `ChatFormat`). New rows of its embeddings, and of an

@@ -131,5 +131,5 @@ class _Answer:
             pixel_codes=pixel,
             semantic_codes=semantic,
             prompt_length=self.prompt_length,
-            images=model.decode_pixel_codes(pixel) if has_pixels else None,
+            images=model.codec.decode(pixel) if has_pixels else None,
         )
