@@ -65,6 +65,16 @@ def test_files_of_the_package_exist(page):
         assert (ROOT / "scripts" / f"{name.replace('.', '/')}.py").is_file(), name
 
 
+def test_the_recipe_for_fine_tuning_is_complete(tmp_path):
+    from dualtoken.train.config.reading import parse_recipe
+
+    recipe = blocks(ROOT / "docs/howto/fine_tune_with_lora.md", "yaml")[0]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.replace("my-model", str(ROOT / "pretrained/nano")))
+    assert parse_recipe([str(file)]).mllm.lora.rank == 16
+    assert len(recipe.splitlines()) < 20
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=relative)
 def test_python_names_exist(page):
     """Imports of examples can be imported, and methods called on an imported class are there."""

@@ -1,4 +1,4 @@
-"""The tutorials do what they say; their commands are run as printed."""
+"""The README and the tutorials do what they say; their commands and examples are run as printed."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -50,6 +51,31 @@ def commands(page: str, heading: str) -> str:
     section = (TUTORIALS / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     return block
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_readme_runs_after_quickstart(tmp_path, monkeypatch):
+    """Its Python example, and every command but the fine-tuning, which is that of "Your own data"."""
+    clone(tmp_path)
+    run_line("dualtoken quickstart", tmp_path)
+    (tmp_path / "scene.png").symlink_to("quickstart/scene.png")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(example, names)
+    assert names["codes"].pixel.shape == (1, 8, 8, 4)
+    assert names["images"].shape == (1, 3, 64, 64)
+    printed = {}
+    for line in re.findall(r"^dualtoken .*$", text, re.MULTILINE):
+        if "nano_sft" not in line:
+            printed[line.split()[1]] = run_line(line, tmp_path)
+    assert set(printed) == {"train", "chat", "sample", "eval"}
+    assert "GiB on each GPU" in printed["train"]
+    assert printed["chat"] == "square"
+    assert len(list((tmp_path / "samples").glob("0000_*.png"))) == 4
+    assert "easyvqa (heldout): accuracy 99.50" in printed["eval"]
 
 
 @pytest.mark.slow
