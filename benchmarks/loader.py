@@ -67,8 +67,10 @@ SIZES = {"small": Size(192, 1024, 128, 64, 2), "full": Size(4096, 8192, 512, 204
 
 
 def write_data(folder: Path, size: Size) -> None:
-    """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds with
-    made-up codes, which are as long and as much to compute."""
+    """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds.
+
+    Codes of the other kinds are made up: they are as long and as much to compute.
+    """
     rng = np.random.default_rng(0)
     small, large = partial(photo, side=size.side), partial(photo, side=2 * size.side)
     write(folder / "raw", size.raw, lambda: conversation("t2i", rng, small), size.raw // (2 * WORKERS))

@@ -88,9 +88,7 @@ class Record:
         )
 
     def task(self) -> str:
-        """ "t2i" where an image is generated, "vqa" where images are only input, else "text"; or the task
-        of its metadata.
-        """
+        """The task of its metadata, or "t2i" (an image is generated), "vqa" (images are input) or "text"."""
         if isinstance(named := self.metadata.get("task"), str):
             return named
         roles = {role for role, part in self.parts() if part["type"] == "image"}

@@ -53,9 +53,9 @@ def check_codes_belong(
     where: str = "these shards",
     preprocessing: str | None = None,
 ) -> None:
-    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`, or of
-    images prepared otherwise than for this `preprocessing_checksum` (where both are known).
+    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`.
 
+    Nor may they be of images prepared otherwise than for this `preprocessing_checksum`, where both are known.
     Shards of images pass.
     """
     made_by = manifest.get("tokenizer")

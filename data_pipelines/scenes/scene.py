@@ -82,8 +82,10 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scene:
-        """Inverse of `to_dict`. Raises UserError for an unknown shape, colour or background, and for too many
-        objects or one off the image."""
+        """Inverse of `to_dict`.
+
+        Raises UserError for an unknown shape, colour or background, too many objects or one off the image.
+        """
         if len(data["objects"]) > _MOST_OBJECTS:
             raise UserError(
                 f"A scene of {len(data['objects'])} objects: at most {_MOST_OBJECTS} are allowed."

@@ -113,8 +113,10 @@ def _encode_codes(codes: Any, record_id: str) -> bytes:
 
 @dataclass(frozen=True)
 class CodeShape:
-    """What codes of one visual tokenizer look like: the grid (H, W), and by the name of the part (see
-    `CODE_PARTS`) their depth and how many codes a codebook has."""
+    """The shape of the codes of one visual tokenizer.
+
+    grid: (H, W). depth, num_codes: of each branch, by the name of the part (see `CODE_PARTS`).
+    """
 
     grid: tuple[int, int]
     depth: Mapping[str, int]
@@ -144,11 +146,10 @@ class CodeShape:
 def decode_record(
     members: Mapping[str, bytes], load_images: bool = True, shape: CodeShape | None = None
 ) -> Record:
-    """The valid record of a sample's members. Images are opened (they decode at first use), codes become
-    arrays.
+    """The valid record of a sample's members.
 
-    Without `load_images` the image parts keep the names of their members, and these are not checked. With
-    `shape` codes must fit it.
+    Images are opened (they decode at first use), codes become arrays. Without `load_images` the image parts
+    keep the names of their members, and these are not checked. With `shape` codes must fit it.
 
     Errors:
         RecordError with the reason, for anything that is wrong.

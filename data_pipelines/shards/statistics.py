@@ -83,8 +83,10 @@ def shard_tally(folder: Path, shard: Mapping[str, Any]) -> Tally:
 
 
 def statistics(folder: str | os.PathLike[str], workers: int = 1) -> dict[str, Any]:
-    """Counts and distributions of a folder of shards, ready for JSON. Lengths of texts are in characters and
-    words, sizes of images in pixels. Raises UserError when there is no manifest or a shard is damaged.
+    """Counts and distributions of a folder of shards, ready for JSON.
+
+    Lengths of texts are in characters and words, sizes of images in pixels. Raises UserError when there is no
+    manifest or a shard is damaged.
     """
     manifest = read_manifest(folder)
     tally = Tally()

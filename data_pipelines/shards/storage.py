@@ -95,8 +95,7 @@ class Location:
 
 
 def read_many(locations: Sequence[Location]) -> list[bytes | None]:
-    """The contents of small files, fetched at the same time where the storage can; None for one that cannot
-    be read."""
+    """The contents of small files, fetched together where the storage can; None for an unreadable one."""
     if not locations:
         return []
     opened = [_system(location.url) for location in locations]

@@ -120,8 +120,10 @@ def build_index(tar: Path) -> TarIndex:
 
 
 def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | None]]:
-    """As `surviving_index`, for tars behind URLs: the index files next to them, which their writer made and
-    only their own numbers check; a tar without one is read through once."""
+    """As `surviving_index`, for tars behind URLs.
+
+    The index files next to them are checked by their own numbers only; a tar without one is read through.
+    """
     files = read_many([tar.with_suffix(".index.json") for tar in tars])
     stored = (None if data is None else _parse_index(data) for data in files)
     return [
@@ -186,8 +188,7 @@ def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> No
 
 
 def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
-    """The samples before any damage, and the damage. The last one may lack members then, which shows when it
-    is read."""
+    """The samples before any damage, and the damage; the last one may then lack members."""
     offsets: list[int] = []
     ends: list[int] = []
     previous, position, damage = None, 0, None

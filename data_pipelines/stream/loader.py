@@ -88,8 +88,10 @@ class _Examples(Dataset[Any]):
         return _Attempt(None, skips)  # an error of a worker process would come as a traceback
 
     def _candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
-        """The drawn record; then others of its source, far apart as a lost shard is a run of neighbours;
-        then some of every other source, should the whole source be lost."""
+        """The drawn record; then others of its source, then some of every other source.
+
+        They are far apart, as a lost shard is a run of neighbours.
+        """
         yield draw.source, draw.index
         rng = np.random.default_rng((4, draw.number))
         for offset in range(len(self.sources)):
@@ -167,9 +169,7 @@ def ignore_stop_signals(worker: int) -> None:
 
 @atexit.register
 def _kill_workers() -> None:
-    """At the end of a process multiprocessing sends SIGTERM to workers still there, and waits for them; these
-    ignore it.
-    """
+    """Kill workers at the end of a process: multiprocessing would wait for those that ignore SIGTERM."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
