@@ -148,13 +148,3 @@ def _part_faults(
             stored_image(members[part["image"]], part["image"], max_pixels=max_pixels)
     except RecordError as error:
         yield first_line(error)
-
-
-def verify_shards(folder: str | os.PathLike[str]) -> None:
-    """Compare every shard with the SHA-256 in the manifest; raises UserError that names a damaged one."""
-    for shard in read_manifest(folder)["shards"]:
-        path = Path(folder) / shard["file"]
-        if not path.is_file():
-            raise UserError(f"Shard {path} is missing: prepare the data again.")
-        if file_checksum(path) != shard["sha256"]:
-            raise UserError(f"Shard {path} differs from its manifest: prepare the data again.")

@@ -65,14 +65,6 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".index.json")
 
 
-def load_index(tar: Path) -> TarIndex:
-    """The index of an intact tar. UserError for one that is missing or damaged."""
-    index, damage = surviving_index(tar)
-    if damage is not None:
-        raise UserError(damage)
-    return index
-
-
 def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
     """The index of all samples of `tar` before any damage, and what is wrong with it: None if nothing is.
 

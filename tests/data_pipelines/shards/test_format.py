@@ -12,11 +12,15 @@ from PIL import Image
 
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import EncodedImage, Record, RecordError, assistant, image_part, user
-from dualtoken.data_pipelines.shards.check import verify_shards
+from dualtoken.data_pipelines.shards.check import check_shards
 from dualtoken.data_pipelines.shards.format import read_manifest
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.tar_index import build_index, index_path
 from dualtoken.data_pipelines.shards.writer import ShardWriter
+
+
+def faults(folder) -> list[str]:
+    return [str(fault) for _, found in check_shards(folder) for fault in found]
 
 
 def picture(shade: int) -> Image.Image:
@@ -96,12 +100,11 @@ def test_the_manifest_tells_everything(folder):
     }
     assert [shard["records"] for shard in manifest["shards"]] == [2, 4, 4, 2]
     assert (manifest["source"], manifest["licence"], manifest["settings"]) == ("test", "MIT", {"a": 1})
-    verify_shards(folder)
+    assert faults(folder) == []
     with (folder / "train-00001.tar").open("r+b") as file:
         file.seek(700)
         file.write(b"#")
-    with pytest.raises(UserError, match=r"train-00001\.tar differs"):
-        verify_shards(folder)
+    assert any(fault.startswith("train-00001.tar: its SHA-256 differs") for fault in faults(folder))
 
 
 def test_equal_records_make_equal_shards(tmp_path):
