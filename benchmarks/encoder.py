@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import compare, costs, repeats, report
+from measure import compare, costs, default_device, repeats, report
 from torch import nn
 
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
@@ -52,7 +52,7 @@ def tokenizer_config(recipe: str, text_layers: int | None = None) -> DualTokeniz
 
 def build(kind: str, recipe: str, images: int, dtype: torch.dtype) -> Callable[[], Any]:
     """One pass of `kind` ("dualtoken", "bare SigLIP" or "decode") over the same images."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     torch.manual_seed(0)
     config = tokenizer_config(recipe, text_layers=1)
     with torch.device(device):

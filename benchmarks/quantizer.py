@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import compare, costs, repeats, report
+from measure import compare, costs, default_device, repeats, report
 from torch import Tensor, nn
 
 from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
@@ -72,7 +72,7 @@ class DenseResidualQuantizer(nn.Module):
 
 def build(kind: str, images: int, training: bool) -> Callable[[], Tensor]:
     """A step of one kind on the same vectors: forward, and backward with an update in training."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     torch.manual_seed(0)
     z = torch.randn(images * POSITIONS, CODE_DIM, device=device).div_(CODE_DIM**0.5).requires_grad_(training)
     quantize = _quantizer(kind, device, training)

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError, shown
 from .files import atomic_file, make_readable
+from .json_files import read_json_object
 from .outputs import Inputs, examining, made_entries, mark_output, require_writable
 
 #: What our PNG files say of themselves, as matplotlib takes it too.
@@ -105,6 +106,18 @@ def is_our_picture(path: Path) -> bool:
             return image.info.get("Software") == PNG_TEXT["Software"]
     except Exception:  # Pillow raises many types for files that are not PNG
         return False
+
+
+def json_with(*keys: str) -> Callable[[Path], bool]:
+    """Whether a file is a JSON object with all these keys, for `check_file`."""
+
+    def is_ours(path: Path) -> bool:
+        try:
+            return set(keys) <= read_json_object(path).keys()
+        except UserError:
+            return False
+
+    return is_ours
 
 
 def write_picture(image: Image.Image, path: Path) -> None:

@@ -24,17 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, shown
-from ..common.json_files import enumerate_lines, read_json_object, read_text
-from ..common.output_files import check_file
+from ..common.files import atomic_file
+from ..common.json_files import enumerate_lines, read_text
+from ..common.output_files import check_file, json_with
 from ..common.paths import user_path
 from . import options
 from .options import add_device_argument, add_model_argument, resolve_device
 
 if TYPE_CHECKING:
-    from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
+    from ..tokenizer import DualTokenizer
 
-#: A folder with either of them has a text tokenizer.
-TEXT_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 #: Of a class or a template; the text side reads a few dozen tokens.
 LONGEST_NAME = 1000
 
@@ -69,11 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. UserError for what is missing or cannot be read."""
     if args.output:
-        check_file(args.output, {"--images": Path(args.images)}, is_result)
+        check_file(args.output, {"--images": Path(args.images)}, json_with("figures", "settings"))
     device = resolve_device(args.device)
-    from ..common.files import atomic_file
     from ..eval.data.image_sets import open_images
     from ..eval.tokenizer.measure import METRICS, MetricOptions, measure_tokenizer
+    from ..mllm.assembly.tokenizers import load_text_tokenizer
+    from ..tokenizer import DualTokenizerImageProcessor
 
     asked = METRICS if args.metrics is None else args.metrics.split(",")
     metrics = [name.strip() for name in asked if name.strip()]
@@ -84,10 +84,12 @@ def run(args: argparse.Namespace) -> int:
         fid_weights=args.fid_weights,
         classes=class_names(args.classes),
         templates=templates(args.templates) if args.templates else None,
-        text_tokenizer=text_tokenizer(folder),
+        text_tokenizer=saved_part(load_text_tokenizer, folder, "tokenizer.json", "tokenizer_config.json"),
         crop=args.crop,
     )
-    processor = image_processor(folder)
+    processor = saved_part(
+        DualTokenizerImageProcessor.from_pretrained, folder, "preprocessor_config.json"
+    )  # without one the tokenizer's size decides
     with processes(device) as (rank, own_device):
         import torch
 
@@ -109,42 +111,28 @@ def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
     """The tokenizer of `--model`, a model's or its own folder or a hub id, and where it was found."""
     import transformers
 
-    from ..common.loading.model_source import PRETRAINED_FOLDER
+    from ..common.loading.strict import TOKENIZER_FOLDER, tokenizer_source
     from ..tokenizer import DualTokenizer
 
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    folder = PRETRAINED_FOLDER / "nano" if model == "nano" else Path(model).expanduser()
-    inside = folder / "visual_tokenizer"
-    source = str(inside if inside.is_dir() else folder if folder.is_dir() else model)
+    source = tokenizer_source(model)
+    inside = Path(source) / TOKENIZER_FOLDER
+    source = str(inside) if inside.is_dir() else source
     return DualTokenizer.from_pretrained(source), source
 
 
-def image_processor(source: str) -> "DualTokenizerImageProcessor | None":
-    """The saved image processor, or None where there is none: then the tokenizer's size decides."""
-    from ..tokenizer import DualTokenizerImageProcessor
+def saved_part(load: Callable[[str], Any], source: str, *files: str) -> Any:
+    """What `load` makes of the tokenizer's folder or hub id; None where there is no such part.
 
+    files: a folder with any of them has the part, and must then load without error.
+    """
     folder = Path(source)
-    if folder.is_dir() and not (folder / "preprocessor_config.json").exists():
+    if folder.is_dir() and not any((folder / name).exists() for name in files):
         return None
     try:
-        return DualTokenizerImageProcessor.from_pretrained(source)
-    except UserError:
-        if folder.is_dir():
-            raise
-        return None
-
-
-def text_tokenizer(source: str) -> Any:
-    """The tokenizer of its text side, or None where the folder has none."""
-    from ..mllm.assembly.tokenizers import load_text_tokenizer
-
-    folder = Path(source)
-    if folder.is_dir() and not any((folder / name).exists() for name in TEXT_TOKENIZER_FILES):
-        return None
-    try:
-        return load_text_tokenizer(source)
+        return load(source)
     except UserError:
         if folder.is_dir():
             raise
@@ -173,14 +161,6 @@ def templates(file: Path) -> list[Callable[[str], str]]:
 
 def _filled(template: str, name: str) -> str:
     return template.replace("{}", name)  # not format: a file from elsewhere must not reach into objects
-
-
-def is_result(file: Path) -> bool:
-    """Whether this command wrote the file."""
-    try:
-        return {"figures", "settings"} <= read_json_object(file).keys()
-    except UserError:
-        return False
 
 
 def lines(file: Path, option: str) -> list[str]:
@@ -218,15 +198,15 @@ def processes(device: str) -> Iterator[tuple[int, str]]:
 
 def summary(result: dict[str, Any]) -> list[str]:
     """The metrics for the console: one a line, then how many images, then the notes."""
-    shown = []
+    rows = []
     for name, value in result["figures"].items():
         if isinstance(value, list):
             text = " ".join(f"{number:.4g}" for number in value)
         else:
             text = "null" if value is None else f"{value:.4f}"
-        shown.append(f"{name:<24} {text}")
+        rows.append(f"{name:<24} {text}")
     images = f"{result['n']} of {result['n_expected']} images"
-    return [*shown, images, *(f"note: {note}" for note in result["notes"])]
+    return [*rows, images, *(f"note: {note}" for note in result["notes"])]
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
 from ..common.images.reading import ImageSource, is_image_name
-from ..common.json_files import read_json, read_json_object
+from ..common.json_files import read_json_object
 from ..common.loading.model_source import model_source
-from ..common.output_files import check_file, is_our_picture, write_plot
+from ..common.output_files import check_file, is_our_picture, json_with, write_plot
 from ..common.packages import require_package
 from ..common.paths import walk_files
 from . import options
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = {"one of the images": [image for image in images if isinstance(image, Path)]}
     check_file(output, inputs, is_our_picture)
     if args.json is not None:
-        check_file(args.json, inputs, is_our_json, "--json")
+        check_file(args.json, inputs, json_with("pixel_share", "linear_cka"), "--json")
     require_package("matplotlib")
     device = resolve_device(args.device)
     import torch
@@ -185,15 +185,6 @@ def heat_map(split: LayerSplit, title: str) -> Any:
     axes.legend(loc="lower left")
     figure.suptitle(f"{one_line(title, 80)}: confidence {split.confidence:.2f}", parse_math=False)
     return figure
-
-
-def is_our_json(path: Path) -> bool:
-    """Whether a file holds the numbers of this command."""
-    try:
-        found = read_json(path)
-    except UserError:
-        return False
-    return isinstance(found, dict) and {"pixel_share", "linear_cka"} <= found.keys()
 
 
 def numbers(split: LayerSplit) -> dict[str, Any]:

@@ -11,17 +11,18 @@ from ...data_pipelines.records import Record
 from ...data_pipelines.scenes.checker import check
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
 from ..data.held_out import images_of
+from ..scorers.averages import percent
 from .batch import pixel_batches
 
 
 @torch.inference_mode()
 def checked_reconstructions(
     tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor, scenes: Sequence[Record]
-) -> float:
+) -> float | None:
     """Per cent of true scenes in which the checker finds, after reconstruction, exactly what they show."""
     images: list[Image.Image] = []
     for pixels in pixel_batches(processor, images_of(scenes)):
         codes = tokenizer.encode(pixels.to(tokenizer.device))
         images += processor.to_images(tokenizer.decode(codes.pixel))
-    verdicts = [check(scene.metadata["spec"], image) for scene, image in zip(scenes, images, strict=True)]
-    return 100 * sum(verdict.correct for verdict in verdicts) / len(verdicts)
+    pairs = zip(scenes, images, strict=True)
+    return percent(check(scene.metadata["spec"], image).correct for scene, image in pairs)

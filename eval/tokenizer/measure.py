@@ -66,13 +66,12 @@ def measure_tokenizer(
     tokenizer.eval()
     sources = images if isinstance(images, ImageSet) else GivenImages(images)
     processor = processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
-    families, missing = _build(Subject(tokenizer, sources, options), metrics)
-    share = _gather(families, tokenizer, processor, options.crop, _batches(sources, batch_size, progress))
+    subject = Subject(tokenizer, sources, options)
+    families, missing = _build(subject, metrics)
+    share = _gather(families, subject, processor, _batches(sources, batch_size, progress))
     shares = _of_all_processes(share)
-    count, skipped = (
-        sum(share[0] for share in shares),
-        sorted(entry for share in shares for entry in share[1]),
-    )
+    count = sum(number for number, _ in shares)
+    skipped = sorted(entry for _, entries in shares for entry in entries)
     if not count:
         reason = f": {skipped[0][1]}" if skipped else ""
         raise UserError(f"no image of {sources.source} could be measured{reason}")
@@ -85,15 +84,14 @@ def measure_tokenizer(
         "n_expected": len(sources),
         "skipped": skipped,
         "notes": notes,
-        "settings": measure_settings(tokenizer, sources, metrics, options, processor),
+        "settings": measure_settings(subject, metrics, processor),
     }
 
 
 def _gather(
     families: Sequence[Family],
-    tokenizer: DualTokenizer,
+    subject: Subject,
     processor: DualTokenizerImageProcessor,
-    crop: str,
     batches: Iterable[list[Sample]],
 ) -> tuple[int, list[list[str]]]:
     """Feed this process's share to the families: how many images, and [name, reason] of unreadable ones."""
@@ -106,7 +104,7 @@ def _gather(
         readable = [sample for sample in samples if sample.image is not None]
         skipped += [[sample.name, sample.problem] for sample in samples if sample.image is None]
         if readable:
-            batch = run_tokenizer(tokenizer, processor, readable, crop, **needs)
+            batch = run_tokenizer(subject.tokenizer, processor, readable, subject.options.crop, **needs)
             for family in families:
                 family.update(batch)
         count += len(readable)
