@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..common.errors import UserError, shown
 from ..common.json_files import take
 from ..common.paths import user_path
@@ -41,7 +39,7 @@ class Stream:
         self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
         self._metrics: dict[str, float] = {}
         self._resumed = False
-        self._plan = WindowPlan() if world is None else WindowPlan(world.rank, world.size)
+        self._plan = WindowPlan(world.rank, world.size)
         self._cursor = (0, 0)
         self._packed: PackedBatches | None = None
 
@@ -149,9 +147,7 @@ class Stream:
         """The cursors of all ranks, for the checkpoint; empty without packing. Every rank calls this."""
         if not self.is_packed:
             return {}
-        own = torch.zeros(self.world.size, 2, dtype=torch.int64, device=self.world.device)
-        own[self.world.rank] = torch.tensor(self._packed.cursor if self._packed else self._cursor)
-        cursors = [(int(ordinal), int(row)) for ordinal, row in self.world.sum(own).tolist()]
+        cursors = self.world.gather(self._packed.cursor if self._packed else self._cursor)
         return {**plan_state(self._plan, cursors), "packing": self._packing_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from ...common.errors import one_line
 from ..backend.distributed import is_lost_connection
 from .base import Callback, TrainState
 
@@ -57,7 +58,7 @@ class HangGuard(Callback):
             yield
         except RuntimeError as error:
             if is_lost_connection(error):
-                raise RuntimeError(f"{self._where()}: {_one_line(error)}") from error
+                raise RuntimeError(f"{self._where()}: {one_line(str(error))}") from error
             raise
         finally:
             self._closed.set()
@@ -79,7 +80,3 @@ class HangGuard(Callback):
                     flush=True,
                 )
                 os._exit(1)  # the main thread is stuck in a call that no exception reaches
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -100,7 +100,7 @@ class Monitor(Callback):
                 pixels = np.asarray(image)
             self.board.add_image(f"generated/{prompt}", pixels, step, dataformats="HWC")
             if self.wandb is not None:
-                self.wandb.log({f"generated/{prompt}": _wandb_image(pixels)}, step=step)
+                self.wandb.log({f"generated/{prompt}": self.wandb.Image(pixels)}, step=step)
         if losses:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self.message(f"step {step}: validation: {shown}")
@@ -150,12 +150,12 @@ def _step_of(line: str) -> int:
 
 
 def _open_wandb(recipe: Recipe, folder: Path) -> Any:
-    """A run of Weights & Biases with the recipe, which is resumed when this one is."""
+    """The package wandb, logging to a run with this recipe that is resumed when this one is."""
     import wandb
 
     # The id follows from the folder, so a resumed run continues the same curves.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(
+    wandb.init(
         project=recipe.run.wandb_project,
         name=folder.name,
         id=name,
@@ -163,9 +163,4 @@ def _open_wandb(recipe: Recipe, folder: Path) -> Any:
         resume="allow",
         config=plain_recipe(recipe),
     )
-
-
-def _wandb_image(pixels: np.ndarray) -> Any:
-    import wandb
-
-    return wandb.Image(pixels)
+    return wandb

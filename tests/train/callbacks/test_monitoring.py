@@ -70,9 +70,8 @@ class FakeWandb(ModuleType):
         self.opened: dict[str, Any] = {}
         self.logged: list[tuple[int, dict[str, Any]]] = []
 
-    def init(self, **given: Any) -> FakeWandb:
+    def init(self, **given: Any) -> None:
         self.opened = given
-        return self
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self.logged.append((step, values))
