@@ -31,7 +31,6 @@ from train_setup import (
     BETAS,
     CLIPPING,
     LEARNING_RATE,
-    NANO_SHAPE,
     SIZES,
     Size,
     make_objective,
@@ -55,8 +54,6 @@ from dualtoken.train.objectives.base import to_device
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import build_optimizer
 from dualtoken.train.trainer import Trainer, initialise_engine
-
-__all__ = ["NANO_SHAPE", "build_bare", "build_plain", "build_trainer", "data_metrics", "join_world"]
 
 Losses = dict[str, float]
 Step = Callable[[], Losses]

@@ -37,8 +37,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         if parameter.requires_grad:
             matches = [key for key in config.lr_scale if key in name]
             scale = config.lr_scale[max(matches, key=len)] if matches else 1.0
-            whole_matrix = parameter.ndim == 2 and TRANSFORMER_LAYERS in name and LOW_RANK_FACTOR not in name
-            by_muon = config.muon_lr is not None and whole_matrix
+            is_matrix = parameter.ndim == 2 and TRANSFORMER_LAYERS in name and LOW_RANK_FACTOR not in name
+            by_muon = config.muon_lr is not None and is_matrix
             rate = config.muon_lr if by_muon else config.group_lr.get(group_of(name, parameter), config.lr)
             assert rate is not None
             members[by_muon, rate * scale, parameter.ndim >= 2].append(parameter)

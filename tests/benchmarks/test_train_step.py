@@ -17,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 import train_step as benchmark
+from train_setup import NANO_SHAPE
 
 tiny = replace(
-    benchmark.NANO_SHAPE,
+    NANO_SHAPE,
     llm={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
     heads={"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 32},
-    codebook={**benchmark.NANO_SHAPE.codebook, "num_codes": 16, "code_dim": 8},
+    codebook={**NANO_SHAPE.codebook, "num_codes": 16, "code_dim": 8},
     side=4, records=10, longest_chat=30, padded=3, rows=2, pack_length=160,
 )
 with tempfile.TemporaryDirectory() as temporary:
