@@ -53,7 +53,7 @@ class Trainer(TrainState):
     """Trains an objective. All that is not a step of training is a callback, see `Callback`."""
 
     def fit(self) -> None:
-        """Train until ``last_step``."""
+        """Train until ``last_step``: data, forward and backward, update, and what follows, step by step."""
         run, stream, objective = self.recipe.run, self.stream, self.objective
         accumulation = run.gradient_accumulation_steps
         batches = stream.run(objective, self.step * accumulation)

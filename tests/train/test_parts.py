@@ -144,6 +144,25 @@ def test_metrics_are_reduced_as_recorded() -> None:
     assert metrics.read() == {"sum": 12.0, "max": 5.0, "last": 4.0, "a": 2.0, "none": 0.0}
 
 
+def test_metrics_are_reduced_over_all_processes_at_once() -> None:
+    summed: list[torch.Tensor] = []
+
+    def both(tensor: torch.Tensor) -> torch.Tensor:
+        summed.append(tensor)
+        return sum(summed[-2:], torch.zeros(()))
+
+    worlds: list[Any] = [SimpleNamespace(rank=rank, size=2, device="cpu", sum=both) for rank in range(2)]
+    processes = [Metrics(world) for world in worlds]
+    for metrics, value in zip(processes, (3.0, -5.0), strict=True):
+        metrics.record("mean", value, 4.0)
+        metrics.record("sum", value, reduce="sum")
+        metrics.record("max", value, reduce="max")
+        metrics.record("last", value, reduce="main")
+    processes[0].read()
+    assert processes[1].read() == {"mean": -0.25, "sum": -2.0, "max": 3.0, "last": -5.0}
+    assert len(summed) == 2  # one all-reduce each
+
+
 def test_a_non_finite_loss_stops_the_run_and_is_named() -> None:
     metrics = Metrics(ALONE)
     metrics.record("loss/text", torch.tensor(1.0), 1.0)
