@@ -150,8 +150,8 @@ def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor
 class EmaCodebooks(nn.Module):
     """K codebooks of N vectors with the moving counts and sums that train them.
 
-    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), all fp32 for ever: `.to(bfloat16)` moves them
-    to another device only, because codes chosen in less precision differ. num_updates () int64 counts the
+    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), always fp32: `.to(bfloat16)` moves them to
+    another device only, because codes chosen in less precision differ. num_updates () int64 counts the
     calls of `update`.
     """
 
@@ -204,7 +204,7 @@ class EmaCodebooks(nn.Module):
     def restart(self, candidates: Tensor, threshold: float) -> Tensor:
         """Replace codes whose moving count is below threshold x mean by candidates (K, N, C).
 
-        The candidates are the same on all processes. Counts and sums start anew with them, at twice the
+        The candidates are the same on all processes. Counts and sums start again with them, at twice the
         threshold: a restarted code that stays unused may be replaced again after ln 2 / (1 - decay) updates.
         Returns the number of replaced codes per book, (K,) int64.
         """

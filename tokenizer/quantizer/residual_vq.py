@@ -103,7 +103,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """(B, H, W, C) -> codes (B, H, W, D) int64. Never moves the codebooks, in training mode neither."""
+        """(B, H, W, C) -> codes (B, H, W, D) int64; never moves the codebooks, also in training mode."""
         if not self.enabled:
             return self._no_codes(z)
         with torch.autocast(device_type=z.device.type, enabled=False):
@@ -237,7 +237,8 @@ class ResidualQuantizer(nn.Module):
     def _restart(self, inputs: list[Tensor], left_over: Tensor) -> None:
         """Replace unused codes by inputs (M, C) of their depth, or of any depth if shared.
 
-        They are drawn in proportion to what their depth left of them: the next depth's input, or `left_over`.
+        The inputs are sampled in proportion to their error at that depth: the next depth's input, or
+        `left_over`.
         """
         if not self.config.restart_unused_codes:
             return

@@ -145,7 +145,7 @@ class WrittenFiles:
 def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
     """DeepSpeed's writer, with its files noted, and errors collected instead of raised.
 
-    A process that left in the middle of saving would have the others wait for it for ever.
+    A process that left in the middle of saving would keep the others waiting for it.
     """
     writer, written = engine.checkpoint_engine, WrittenFiles()
     save = writer.save

@@ -1,4 +1,4 @@
-"""The processes of a run: one started by hand, or many under ``deepspeed`` or ``torchrun``."""
+"""The processes of a run: one without a launcher, or many under ``deepspeed`` or ``torchrun``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class World:
 
 
 def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Join the process group; a process started by hand becomes a world of one.
+    """Join the process group; a process without a launcher becomes a world of one.
 
     Waiting for the other processes longer than ``timeout``, now or later, is an error.
 

@@ -1,7 +1,7 @@
 """The PatchGAN discriminator and its training with the tokenizer (arXiv 1611.07004; VQGAN, 2012.09841).
 
 It is a plain module with an optimizer of its own, outside of what DeepSpeed wraps: its gradients are averaged
-over the processes by hand, and the tokenizer's step uses it frozen. As a second engine it would be silently
+over the processes here, and the tokenizer's step uses it frozen. As a second engine it would be silently
 wrong at ZeRO stages 2 and 3.
 """
 
