@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,9 +31,12 @@ PRIVATE = (
 
 def sources() -> dict[str, str]:
     """The text of every module of the package outside the tests."""
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
-    names = [name for name in listed.stdout.split() if not name.startswith("tests/")]
-    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).exists()}
+    folders = [folder for folder in ROOT.iterdir() if folder.is_dir() and (folder / "__init__.py").is_file()]
+    files = [file for folder in (*folders, ROOT / "benchmarks") for file in folder.rglob("*.py")]
+    relative = {
+        file.relative_to(ROOT).as_posix(): file for file in files if ROOT / "tests" not in file.parents
+    }
+    return {name: file.read_text(encoding="utf-8") for name, file in relative.items()}
 
 
 def test_only_one_file_imports_deepspeed_or_names_its_private_parts() -> None:
