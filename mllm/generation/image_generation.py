@@ -29,8 +29,8 @@ TEXT_ONLY_ARGUMENTS = (
     "assistant_model",
     "assistant_tokenizer",
 )
-#: Each model's compiled loop, kept for the next call of the same shape.
-_compiled_loops: WeakKeyDictionary[Any, ImageLoop] = WeakKeyDictionary()
+#: Each model's compiled loop and what it was made for, kept for the next call like that.
+_compiled_loops: WeakKeyDictionary[Any, tuple[Any, ImageLoop]] = WeakKeyDictionary()
 #: A compiled loop works in place, and torch's compiler has one setting for all threads.
 _compiled_lock = threading.RLock()
 
@@ -114,11 +114,13 @@ def image_prompt(
 def _loop(
     model: UnifiedModel, sampling: ImageSamplingConfig, shape: tuple[int, int], compile: bool | str
 ) -> ImageLoop:
-    """A loop for one call of this many rows and places, or the kept one whose compiled steps fit."""
+    """A loop for one call of this many rows and positions, or the kept one whose compiled steps fit."""
     rows, capacity = shape
     if not compile:
         return ImageLoop(model, sampling, rows, capacity)
-    kept = _compiled_loops.get(model)
-    if kept is None or not kept.fits(model, sampling, rows, capacity, compile):
-        kept = _compiled_loops[model] = ImageLoop(model, sampling, rows, capacity, compile)
+    made_for = sampling, rows, compile, model.dtype, model.device
+    known, kept = _compiled_loops.get(model, (None, None))
+    if kept is None or known != made_for or capacity > kept.decoder.capacity:
+        kept = ImageLoop(model, sampling, rows, capacity, compile)
+        _compiled_loops[model] = made_for, kept
     return kept

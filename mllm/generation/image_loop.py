@@ -41,10 +41,7 @@ class ImagePrompt:
         """The prompts with the unconditional one (L,) as last row, all left-padded to one length."""
         count, own = self.input_ids.shape
         length = max(own, len(unconditional))
-        ids, mask = (
-            self.input_ids.new_zeros(count + 1, length),
-            self.attention_mask.new_zeros(count + 1, length),
-        )
+        ids, mask = (given.new_zeros(count + 1, length) for given in (self.input_ids, self.attention_mask))
         ids[:count, length - own :], mask[:count, length - own :] = self.input_ids, self.attention_mask
         ids[count, length - len(unconditional) :] = unconditional.to(ids.device)
         mask[count, length - len(unconditional) :] = 1
@@ -75,24 +72,6 @@ class ImageLoop:
         }
         self._allocate(model.dtype, model.device)
         self._sample_step, self._advance_step = self._steps()
-
-    def fits(
-        self,
-        model: UnifiedModel,
-        options: ImageSamplingConfig,
-        rows: int,
-        capacity: int,
-        compile: bool | str,
-    ) -> bool:
-        """Whether this object serves such a call as it is."""
-        mine = self.options, self.rows, self.compile, self.states.dtype, self.states.device
-        return (
-            options,
-            rows,
-            compile,
-            model.dtype,
-            model.device,
-        ) == mine and capacity <= self.decoder.capacity
 
     @torch.no_grad()
     def generate(
@@ -199,9 +178,7 @@ class ImageLoop:
     def _sample_branch(
         self, model: UnifiedModel, name: str, condition: Tensor | None, uniforms: Tensor
     ) -> Tensor:
-        """The codes (R, D) of a branch, from uniforms (R, D) and what it sees of the other one (R, C), if
-        anything.
-        """
+        """The codes (R, D) of a branch, from uniforms (R, D) and any features (R, C) of the other one."""
         branch, cache = model.branches[name], self.caches[name]
         head, codebook = branch.depth_transformer, branch.codebook
         condition = None if condition is None else self._for_all_rows(condition)

@@ -41,7 +41,9 @@ def generate_text(
         raise UserError("guidance_scale is for images; leave it out, or set generation_mode='image'")
     refuse_right_padding(options.get("attention_mask"))
     if refuse_images and input_ids is not None and has_room_for_image(model.config, input_ids.shape[1]):
-        detector = _image_answer_detector(model, input_ids.shape[1], options)
+        settings = options.get("generation_config") or model.generation_config
+        beams = options.get("num_beams") or getattr(settings, "num_beams", None) or 1
+        detector = ImageAnswerDetector(model.config, input_ids.shape[1], beams)
         options["logits_processor"] = [*(options.get("logits_processor") or ()), detector]
     options["suppress_tokens"] = [*(options.get("suppress_tokens") or ()), *never_in_text(model.config)]
     options |= {"input_ids": input_ids, **code_inputs(codes)}
@@ -102,14 +104,13 @@ class ImageAnswerDetector(LogitsProcessor):
     is almost impossible under the model.
 
     Args:
-        image_start: the token that opens an image.
-        ends: tokens after which a row is finished.
         prompt_length: tokens of a prompt, padding included.
         beams: rows of each prompt; the first is the best so far.
     """
 
-    def __init__(self, image_start: int, ends: list[int], prompt_length: int, beams: int = 1) -> None:
-        self.image_start, self.prompt_length, self.beams = image_start, prompt_length, beams
+    def __init__(self, config: DualTokenConfig, prompt_length: int, beams: int) -> None:
+        self.image_start, self.prompt_length, self.beams = config.image_start_token_id, prompt_length, beams
+        ends = [one for one in (config.eos_token_id, config.pad_token_id) if one is not None]
         self.ends = torch.tensor(ends)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -124,12 +125,3 @@ class ImageAnswerDetector(LogitsProcessor):
                 "'text' for words only"
             )
         return scores
-
-
-def _image_answer_detector(
-    model: UnifiedModel, prompt_length: int, options: dict[str, Any]
-) -> ImageAnswerDetector:
-    settings = options.get("generation_config") or model.generation_config
-    beams = options.get("num_beams") or getattr(settings, "num_beams", None) or 1
-    ends = [one for one in (model.config.eos_token_id, model.config.pad_token_id) if one is not None]
-    return ImageAnswerDetector(model.config.image_start_token_id, ends, prompt_length, beams)

@@ -121,7 +121,7 @@ def records(cached_image) -> dict[str, list[dict[str, Any]]]:
     """One record of every kind, on cached codes."""
     say = lambda role, *parts: {"role": role, "content": list(parts)}  # noqa: E731
     return {
-        "drawing": [say("user", "a red circle"), say("assistant", cached_image(0))],
+        "text_to_image": [say("user", "a red circle"), say("assistant", cached_image(0))],
         "question": [say("user", cached_image(1), "how many"), say("assistant", "Two.")],
         "text": [say("user", "what is it"), say("assistant", "a square")],
         "interleaved": [

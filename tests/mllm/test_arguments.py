@@ -133,9 +133,9 @@ def test_numbers_of_numpy_are_numbers(pipe):
 
 def test_a_text_is_a_conversation_of_one_turn(pipe):
     message = {"role": "user", "content": QUESTION}
-    told = pipe.chat([message], max_images=0, max_new_tokens=4)
-    assert pipe.chat(QUESTION, max_images=0, max_new_tokens=4) == told
-    assert pipe.chat(message, max_images=0, max_new_tokens=4) == told
+    answer = pipe.chat([message], max_images=0, max_new_tokens=4)
+    assert pipe.chat(QUESTION, max_images=0, max_new_tokens=4) == answer
+    assert pipe.chat(message, max_images=0, max_new_tokens=4) == answer
 
 
 def test_reconstructions_come_as_they_are_asked_for(pipe, square, square_file):
@@ -305,9 +305,9 @@ def test_an_array_without_dimensions_is_no_list_of_messages(pipe, value):
 
 @pytest.mark.parametrize("compile", [b"abc", {}, {"a": 1}, [None], 3, np.array(3), "no such backend", 1.5])
 def test_compile_is_a_flag_or_a_backend_before_anything_is_compiled(pipe, compile):
-    for draw in (pipe.generate_images, pipe.chat):
+    for call in (pipe.generate_images, pipe.chat):
         with pytest.raises(UserError, match="compile is"):
-            draw("a red circle", compile=compile)
+            call("a red circle", compile=compile)
 
 
 def test_options_that_only_a_later_image_would_use_are_checked_at_once(pipe):

@@ -210,9 +210,9 @@ def test_images_in_every_mode_are_the_pipelines(pipe, model):
     assert np.array_equal(np.asarray(image), expected)
     output = model.generate(**inputs, generation_mode="interleaved", seed=3)
     parts = processor.post_process_multimodal_output(output, generation_mode="interleaved")
-    told = pipe.chat(PROMPT, seed=3)
-    assert [part["type"] for part in parts] == [part["type"] for part in told]
-    for part, other in zip(parts, told, strict=True):
+    answer = pipe.chat(PROMPT, seed=3)
+    assert [part["type"] for part in parts] == [part["type"] for part in answer]
+    for part, other in zip(parts, answer, strict=True):
         kind = part["type"]
         assert np.array_equal(np.asarray(part[kind]), np.asarray(other[kind]))
 

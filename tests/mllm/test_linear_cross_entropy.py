@@ -205,7 +205,7 @@ def test_a_head_that_is_more_than_its_weight_is_called():
     torch.testing.assert_close(text_losses(classifier, states, targets)[0], expected)
 
 
-@pytest.mark.parametrize("kinds", [["text", "drawing", "interleaved"], ["text"], ["image only"]])
+@pytest.mark.parametrize("kinds", [["text", "text_to_image", "interleaved"], ["text"], ["image only"]])
 @pytest.mark.parametrize("shared_classifier", [True, False])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_the_model_learns_as_with_plain_logits(
@@ -215,7 +215,7 @@ def test_the_model_learns_as_with_plain_logits(
         shared_classifier=shared_classifier, pixel_depth_weights=[1.0, 0.5, 0.0], text_loss_weight=2.0
     ).train()
     model.config.text_config.final_logit_softcapping = softcap
-    records["image only"] = records["drawing"]
+    records["image only"] = records["text_to_image"]
     batch = processor.collate([processor.encode_record(records[kind]) for kind in kinds])
     if kinds == ["image only"]:  # no text target at all
         batch["labels"] = batch["labels"].where(batch["labels"] == model.config.image_token_id, -100)

@@ -9,8 +9,8 @@ from dualtoken.tokenizer import UserError
 KINDS = {
     "text": ["text"],
     "image answer": ["question"],
-    "drawing": ["drawing"],
-    "mixed": ["text", "question", "drawing", "interleaved"],
+    "text_to_image": ["text_to_image"],
+    "mixed": ["text", "question", "text_to_image", "interleaved"],
 }
 
 
@@ -43,7 +43,7 @@ def test_losses_equal_a_plain_computation(make_model, processor, records):
     model = make_model(
         pixel_condition="semantic", pixel_depth_weights=weights, pixel_loss_weight=0.5, text_loss_weight=2.0
     )
-    batch = batch_of(processor, records, ["drawing"])
+    batch = batch_of(processor, records, ["text_to_image"])
     output = model(**batch)
     hidden = model.language_model.base_model(
         inputs_embeds=model.embed_sequence(batch["input_ids"], _codes(batch)), use_cache=False
@@ -72,7 +72,7 @@ def test_losses_equal_a_plain_computation(make_model, processor, records):
 @pytest.mark.parametrize(("branches", "other"), [("pixel", "semantic"), ("semantic", "pixel")])
 def test_a_branch_left_out_is_neither_seen_nor_trained(make_model, processor, records, branches, other):
     model = make_model(visual_branches=branches).train()
-    batch = batch_of(processor, records, ["text", "interleaved", "drawing"])
+    batch = batch_of(processor, records, ["text", "interleaved", "text_to_image"])
     output = model(**batch)
     output.loss.backward()
     assert getattr(output, f"{other}_loss") == 0
@@ -88,7 +88,7 @@ def test_a_branch_left_out_is_neither_seen_nor_trained(make_model, processor, re
 
 
 def test_sums_add_up_over_batches(model, processor, records):
-    kinds = ["text", "question", "drawing", "interleaved"]
+    kinds = ["text", "question", "text_to_image", "interleaved"]
     whole = model(**batch_of(processor, records, kinds), reduction="sum")
     parts = [model(**batch_of(processor, records, [kind]), reduction="sum") for kind in kinds]
     for name in ("text", "pixel", "semantic"):
@@ -100,7 +100,7 @@ def test_sums_add_up_over_batches(model, processor, records):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_padding_side_does_not_matter(make_model, processor, records, model_type):
     model = make_model({"model_type": model_type})
-    kinds = ["text", "interleaved", "drawing"]
+    kinds = ["text", "interleaved", "text_to_image"]
     right = model(**batch_of(processor, records, kinds))
     left = model(**batch_of(processor, records, kinds, padding_side="left"))
     torch.testing.assert_close(left.loss, right.loss)
@@ -108,7 +108,7 @@ def test_padding_side_does_not_matter(make_model, processor, records, model_type
 
 def test_a_fraction_of_the_targets_keeps_counts_and_expected_sums(make_model, processor, records):
     model = make_model(visual_target_fraction=0.25)
-    batch = batch_of(processor, records, ["drawing", "interleaved"])
+    batch = batch_of(processor, records, ["text_to_image", "interleaved"])
     whole = model(**batch, reduction="sum")
     model.train()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_a_fraction_of_the_targets_keeps_counts_and_expected_sums(make_model, pr
 def test_packed_equals_separate(make_model, processor, records, llm):
     """Documents behind one another in one row, told apart by positions that begin anew."""
     model = make_model({"num_key_value_heads": 2, **llm}, semantic_condition="pixel").train()
-    kinds = ["question", "text", "drawing", "interleaved"]
+    kinds = ["question", "text", "text_to_image", "interleaved"]
     separate = [model(**batch_of(processor, records, [kind]), reduction="sum") for kind in kinds]
     documents = [batch_of(processor, records, [kind]) for kind in kinds]
     packed = {
@@ -165,7 +165,7 @@ def test_pixel_values_equal_their_cached_codes(model, processor, image, other_im
 
 def test_a_position_does_not_see_its_own_codes(model, processor, records):
     """Changing the last position's codes changes its own likelihood only; all earlier ones stay."""
-    batch = batch_of(processor, records, ["drawing"])
+    batch = batch_of(processor, records, ["text_to_image"])
     before = model.visual_log_likelihood(**batch)
     batch["pixel_codes"][0, 9] = (batch["pixel_codes"][0, 9] + 1) % 24
     after = model.visual_log_likelihood(**batch)
@@ -175,14 +175,14 @@ def test_a_position_does_not_see_its_own_codes(model, processor, records):
 
 
 def test_likelihood_equals_the_loss(model, processor, records):
-    batch = batch_of(processor, records, ["drawing", "interleaved"])
+    batch = batch_of(processor, records, ["text_to_image", "interleaved"])
     likelihood, output = model.visual_log_likelihood(**batch), model(**batch)
     torch.testing.assert_close(-likelihood.pixel.mean(dim=0), output.pixel_depth_losses)
     torch.testing.assert_close(-likelihood.semantic.mean(), output.semantic_loss)
 
 
 def test_slots_and_images_must_fit(model, processor, records):
-    batch = batch_of(processor, records, ["drawing"])
+    batch = batch_of(processor, records, ["text_to_image"])
     batch["pixel_codes"] = batch["pixel_codes"].repeat(2, 1, 1)
     batch["semantic_codes"] = batch["semantic_codes"].repeat(2, 1, 1)
     with pytest.raises(ValueError, match="slots for 2 images"):
@@ -213,7 +213,7 @@ def test_configuration_mistakes_are_named(wrong):
 
 
 def test_gradient_checkpointing_changes_nothing(model, processor, records):
-    batch = batch_of(processor, records, ["drawing", "question"])
+    batch = batch_of(processor, records, ["text_to_image", "question"])
     model.train()
     gradients = []
     for checkpointing in (False, True):

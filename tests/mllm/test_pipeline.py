@@ -1,4 +1,4 @@
-"""The few-lines face: answers, chats, drawings, reconstructions, and transformers' own pipeline."""
+"""The pipeline: answers, chats, generated images, reconstructions, and transformers' own pipeline."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def test_answers_in_a_batch_equal_single_ones(pipe, image, other_image):
 
 
 def test_images_follow_seed_and_index(pipe):
-    all_at_once = pipe.generate_images("a red circle", num_images=5, seed=3, guidance_scale=2.0)
-    in_parts = pipe.generate_images("a red circle", num_images=5, seed=3, guidance_scale=2.0, batch_size=2)
+    all_at_once = pipe.generate_images("a red circle", num_images=5, seed=4, guidance_scale=2.0)
+    in_parts = pipe.generate_images("a red circle", num_images=5, seed=4, guidance_scale=2.0, batch_size=2)
     assert [pixels(one) for one in in_parts] == [pixels(one) for one in all_at_once]
-    assert pixels(pipe.generate_images("a red circle", seed=3, guidance_scale=2.0)[0]) == pixels(
+    assert pixels(pipe.generate_images("a red circle", seed=4, guidance_scale=2.0)[0]) == pixels(
         all_at_once[0]
     )
-    several = pipe.generate_images_many(["it", "a red circle"], 2, seed=3, batch_size=4, guidance_scale=2.0)
+    several = pipe.generate_images_many(["it", "a red circle"], 2, seed=4, batch_size=4, guidance_scale=2.0)
     assert [pixels(one) for one in several[1]] == [pixels(one) for one in all_at_once[:2]]
 
 
@@ -145,5 +145,18 @@ def test_transformers_own_pipeline_works(saved, image):
     (answer,) = pipe(text=[{"role": "user", "content": question}], max_new_tokens=5, return_full_text=False)
     assert isinstance(answer["generated_text"], str)
     prompt = [{"role": "user", "content": "a red circle"}]
-    (drawn,) = pipe(text=prompt, generation_mode="image", return_full_text=None)
-    assert drawn["generated_image"].size == (16, 16)
+    (generated,) = pipe(text=prompt, generation_mode="image", return_full_text=None)
+    assert generated["generated_image"].size == (16, 16)
+
+
+def test_images_arrive_prompt_by_prompt_and_objects_are_shown_in_one_short_line(pipe):
+    arriving = pipe.iter_images(["red", "is it"], 3, seed=0, batch_size=2)
+    first = next(arriving)
+    assert [len(first), *map(len, arriving)] == [3, 3]
+    assert [pixels(one) for one in first] == [pixels(one) for one in pipe.generate_images("red", 3, seed=0)]
+    inputs = pipe._inputs([[{"role": "user", "content": "red"}]])
+    answer = pipe.model.generate(**inputs, generation_mode="interleaved", max_new_tokens=2, max_images=0)
+    record = pipe.processor.encode_record([{"role": "user", "content": "red"}])
+    for shown, part in ((pipe.processor, "16 positions"), (answer, "0 images"), (record, "0 targets")):
+        assert part in repr(shown)
+        assert len(repr(shown)) < 120

@@ -43,7 +43,7 @@ import dualtoken.mllm, dualtoken.tokenizer, dualtoken.data_pipelines, dualtoken.
 heavy = {"torch", "transformers", "deepspeed", "datasets", "torchvision", "peft", "open_clip", "webdataset",
          "accelerate", "scipy", "sklearn", "pandas", "matplotlib"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-# Imports its neighbours while it is imported: nothing of ours may be drawn in between.
+# Imports its neighbours while it is imported: nothing of ours may be imported in between.
 from transformers.models.siglip.modeling_siglip import SiglipModel
 from transformers import AutoImageProcessor, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 from dualtoken.mllm.pipeline import resolve_model
@@ -148,7 +148,7 @@ class TestMemory:
 
 class TestThreads:
     def test_seeded_calls_do_not_depend_on_other_threads(self, pipe, image):
-        def talk(seed):
+        def answer(seed):
             parts = pipe.chat(QUESTION, max_new_tokens=6, max_images=1, do_sample=True, seed=seed)
             return [part.get("text") or part["image"].tobytes() for part in parts]
 
@@ -156,7 +156,7 @@ class TestThreads:
             ids = pipe.model.generate(**inputs(pipe), max_new_tokens=6, do_sample=True, seed=seed)
             return ids.tolist()
 
-        def draw(seed):
+        def generate_image(seed):
             return [one.tobytes() for one in pipe.generate_images("red", 2, seed=seed)]
 
         def compiled(seed):
@@ -167,22 +167,24 @@ class TestThreads:
             answers = pipe.answer_many([(image, "how many"), (None, "what is it now")], max_new_tokens=3)
             return answers, pipe.reconstruct(image).tobytes()
 
-        calls = [(call, seed) for seed in range(3) for call in (talk, sample, draw, compiled, others)]
+        calls = [
+            (call, seed) for seed in range(3) for call in (answer, sample, generate_image, compiled, others)
+        ]
         alone = [call(seed) for call, seed in calls]
         assert len({str(one) for one in alone}) > len(calls) / 2
-        beside = [None] * len(calls)
+        together = [None] * len(calls)
 
         def work(first):
             for place in range(first, len(calls), 5):
                 call, seed = calls[-1 - place]
-                beside[-1 - place] = call(seed)
+                together[-1 - place] = call(seed)
 
         threads = [threading.Thread(target=work, args=(first,)) for first in range(5)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert beside == alone
+        assert together == alone
 
     def test_unseeded_text_follows_the_global_generator(self, pipe):
         def sample(**options):
@@ -204,13 +206,13 @@ class TestThreads:
 
 
 class TestTorchsDefaults:
-    """What a session has set in torch changes neither codes nor drawings of a seed."""
+    """What a session has set in torch changes neither codes nor images of a seed."""
 
     @staticmethod
     def results(pipe: DualTokenPipeline) -> tuple:
         picture = torch.linspace(0.0, 1.0, 3 * 32 * 32, dtype=torch.float32, device="cpu").view(3, 32, 32)
-        drawn = pipe.generate_images("red", seed=3, guidance_schedule="cosine", guidance_scale=2.0)[0]
-        return drawn.tobytes(), pipe.answer(picture, "what?", 4), pipe.reconstruct(picture).tobytes()
+        generated = pipe.generate_images("red", seed=3, guidance_schedule="cosine", guidance_scale=2.0)[0]
+        return generated.tobytes(), pipe.answer(picture, "what?", 4), pipe.reconstruct(picture).tobytes()
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_dtype(self, pipe, dtype):

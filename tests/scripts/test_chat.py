@@ -17,7 +17,7 @@ from dualtoken.scripts.cli import main
 
 
 class FakePipeline:
-    """Gives every question the same answer, draws grey squares, and remembers what it was given."""
+    """Gives every question the same answer, generates grey squares, and remembers what it was given."""
 
     def __init__(self) -> None:
         self.conversations: list[list[dict]] = []
@@ -114,7 +114,7 @@ def test_images_go_with_the_next_question_only(session, picture):
     assert kinds(session.pipeline.conversations[1][-1]) == ["text"]
 
 
-def test_drawings_are_saved_and_stay_in_the_conversation(session, tmp_path):
+def test_generated_images_are_saved_and_stay_in_the_conversation(session, tmp_path):
     session.handle("/draw a red circle")
     session.handle("/draw a red circle")
     assert sorted(path.name for path in (tmp_path / "drawings").iterdir()) == [
@@ -180,7 +180,7 @@ def test_a_mistake_leaves_the_conversation_as_it_was(session, line, tmp_path, mo
     assert not (tmp_path / "drawings").exists()
 
 
-def test_converse_goes_on_after_a_mistake_and_ends_with_quit(session, monkeypatch, capsys):
+def test_converse_continues_after_a_mistake_and_ends_with_quit(session, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("/sing\n\n/help\nHello\n/quit\nnot read\n"))
     converse(session)
     captured = capsys.readouterr()
@@ -223,7 +223,7 @@ def test_a_path_that_exists_is_taken_as_it_is_written(session, picture, tmp_path
     assert len(session.attached) == 1
 
 
-def test_a_stopped_answer_keeps_what_was_said(session, picture, capsys):
+def test_a_stopped_answer_keeps_its_text(session, picture, capsys):
     session.handle(f"/image {picture}")
     session.handle("please stop")
     assert session.messages[-1]["content"] == [{"type": "text", "text": "It is"}]
@@ -269,7 +269,7 @@ def test_ctrl_c_twice_at_the_prompt_leaves(session, monkeypatch, capsys):
     assert len(session.messages) == 2
 
 
-def test_a_line_that_is_no_text_costs_only_itself(session, monkeypatch, capsys):
+def test_a_line_that_is_not_text_costs_only_itself(session, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9?\nWho?\n"))
     converse(session)
     assert capsys.readouterr().err == "error: that line is not UTF-8 text, and was left out\n"
@@ -289,7 +289,7 @@ def test_a_greeting_is_answered_in_words(session, line):
 
 
 @pytest.mark.parametrize("line", ["a red circle", "hello, draw a red circle", "?", "What is good?"])
-def test_anything_else_may_be_drawn(session, line):
+def test_anything_else_may_be_answered_with_an_image(session, line):
     session.handle(line)
     assert session.pipeline.options == [{}]
 

@@ -84,7 +84,7 @@ def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, pictu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["photo.png", "--output", "photo.png"], "is also an image to reconstruct"),
         (["photo.png", "--output", "hard.png"], "is also an image to reconstruct"),
@@ -99,8 +99,8 @@ def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, pictu
         (["photo.png", "mine.png", "--output", "own"], "'0000_photo.png', which dualtoken did not make"),
     ],
 )
-def test_reconstruct_takes_no_input_and_no_foreign_file_for_its_output(
-    arguments, told, picture, working_folder, capsys, monkeypatch
+def test_reconstruct_accepts_no_input_and_no_foreign_file_as_output(
+    arguments, message, picture, working_folder, capsys, monkeypatch
 ):
     monkeypatch.setattr(reconstruct, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     shutil.copy(picture, "photo.png")
@@ -112,7 +112,7 @@ def test_reconstruct_takes_no_input_and_no_foreign_file_for_its_output(
     Path("own", "0000_photo.png").write_bytes(b"mine")
     before = {path: path.is_file() and path.read_bytes() for path in working_folder.rglob("*")}
     assert main(["reconstruct", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert {path: path.is_file() and path.read_bytes() for path in working_folder.rglob("*")} == before
 
 
@@ -130,7 +130,7 @@ def test_side_by_side_enlarges_by_whole_factors(side, expected):
     assert picture.getpixel((expected, 0)) == (0, 0, 255)
 
 
-def test_quickstart_answers_draws_and_names_its_files(tiny_model, working_folder, capsys):
+def test_quickstart_answers_generates_and_names_its_files(tiny_model, working_folder, capsys):
     assert main(["quickstart", "--model", str(tiny_model), "--device", "cpu", "--num-images", "2"]) == 0
     out = capsys.readouterr().out
     assert "What shape is the purple object?" in out

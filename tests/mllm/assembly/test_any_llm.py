@@ -136,7 +136,7 @@ def test_its_tokens_are_its_own(built, name):
 @every_llm
 def test_the_unconditional_branch_is_what_training_shows(built, records, name):
     model, processor = built
-    trained = processor.encode_record(drop_prompt(records["drawing"])).input_ids
+    trained = processor.encode_record(drop_prompt(records["text_to_image"])).input_ids
     expected = unconditional_ids(model.config).tolist()
     assert trained[: len(expected)].tolist() == expected
     assert expected.count(model.config.unconditional_token_id) == 1
@@ -161,10 +161,10 @@ def test_saved_and_loaded_it_is_the_same(built, records, tmp_path, name):
 def test_trained_saved_loaded_and_used(built, records, tmp_path, image, name):
     model, processor = built
     # One drawing of the same code everywhere: learned in a few steps.
-    drawing = records["drawing"][1]["content"][0]
+    drawing = records["text_to_image"][1]["content"][0]
     for codes in ("pixel_codes", "semantic_codes"):
         drawing[codes] = drawing[codes] * 0 + 3
-    data = {kind: records[kind] for kind in ("drawing", "question", "text")}
+    data = {kind: records[kind] for kind in ("text_to_image", "question", "text")}
     batch = batch_of(processor, data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     model.train()
@@ -187,7 +187,7 @@ def test_trained_saved_loaded_and_used(built, records, tmp_path, image, name):
     assert pipe.answer(image, "how many", max_new_tokens=8)
     (drawn,) = pipe.generate_images("a red circle", seed=0, guidance_scale=1.5)
     assert drawn.size == (16, 16)
-    prompt = processor.apply_chat_template([records["drawing"][0]], add_generation_prompt=True)
+    prompt = processor.apply_chat_template([records["text_to_image"][0]], add_generation_prompt=True)
     tokens = pipe.model.generate(**prompt, generation_mode="image", temperature=0.0, guidance_scale=1.0)
     assert (tokens == 3).float().mean() > 0.9
 

@@ -14,7 +14,7 @@ from dualtoken.tokenizer import UserError
 
 
 def batch_of(processor, records):
-    kinds = ("drawing", "question", "text", "interleaved")
+    kinds = ("text_to_image", "question", "text", "interleaved")
     return processor.collate([processor.encode_record(records[kind]) for kind in kinds])
 
 

@@ -37,7 +37,7 @@ def test_conversations_are_the_templates(processor, tokenizer, family, length):
     messages, prompt = conversation(length), bool(length % 2)
     assert not processor.chat_format.is_own
     if family == "chatml_thinking" and not prompt:
-        # The template changes its last answer once the conversation goes on: ours is the one that stays.
+        # The template changes its last answer once the conversation continues: ours is the one that stays.
         asked = [*messages, {"role": "user", "content": "zz"}]
         expected = tokenizer.apply_chat_template(asked, tokenize=False).partition("<|im_start|>user\nzz")[0]
         assert processor.apply_chat_template(messages, tokenize=False) == expected
@@ -65,14 +65,14 @@ def test_answers_and_their_ends_are_trained_on(processor, family):
 
 @families
 def test_prompts_are_prefixes_of_what_is_trained_on(processor, records, family):
-    for kind in ("drawing", "question", "text", "interleaved"):
+    for kind in ("text_to_image", "question", "text", "interleaved"):
         prompt = processor.apply_chat_template(records[kind][:1], add_generation_prompt=True)["input_ids"][0]
         trained = processor.encode_record(records[kind])
         assert trained.input_ids[: len(prompt)].tolist() == prompt.tolist()
         assert (trained.labels[: len(prompt)] == -100).all()
         first = trained.labels[len(prompt)]
         assert first >= 0
-        if kind == "drawing":  # no white space between the prompt and the image
+        if kind == "text_to_image":  # no white space between the prompt and the image
             assert first == processor.special_ids["<|image_start|>"]
 
 
@@ -178,13 +178,13 @@ def test_padding_ids_exist(processor, family):
 
 
 LLAMA2_SYSTEM = """
-{%- set told = '' -%}
+{%- set system = '' -%}
 {%- if messages[0].role == 'system' -%}
-    {%- set told = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' -%}
+    {%- set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' -%}
 {%- endif -%}
 {%- for message in messages if message.role != 'system' -%}
     {%- if message.role == 'user' -%}
-        {{- bos_token + '[INST] ' + (told if loop.first else '') + message.content.strip() + ' [/INST]' -}}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + message.content.strip() + ' [/INST]' -}}
     {%- else %}{{- ' ' + message.content.strip() + ' ' + eos_token -}}{% endif -%}
 {%- endfor -%}
 """

@@ -38,7 +38,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "an empty answer": [ASK, {**REPLY, "content": ""}, ASK, REPLY],
     "text and strings": said(["how", {"type": "text", "text": "many?"}]),
     "an image under another name": said([{"type": "image", "path": PICTURE}, "what?"]),
-    "a drawing": [ASK, {**LOOK, "role": "assistant"}],
+    "an image as answer": [ASK, {**LOOK, "role": "assistant"}],
     "words about a mark": said("what is <video> in HTML?"),
 }
 REFUSED: dict[str, Any] = {

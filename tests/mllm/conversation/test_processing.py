@@ -19,7 +19,7 @@ def test_labels_are_the_targets_ids(processor, records):
 def test_image_slots_are_labelled_only_where_they_are_targets(processor, records):
     image = processor.special_ids["<|image|>"]
     for kind, slots, targets in (
-        ("drawing", 16, 16),
+        ("text_to_image", 16, 16),
         ("question", 16, 0),
         ("text", 0, 0),
         ("interleaved", 64, 32),
@@ -41,7 +41,8 @@ def test_special_tokens_in_user_text_are_inert(processor):
 
 def test_collate_pads_and_orders_images(processor, records):
     encoded = [
-        processor.encode_record(records[kind]) for kind in ("question", "text", "interleaved", "drawing")
+        processor.encode_record(records[kind])
+        for kind in ("question", "text", "interleaved", "text_to_image")
     ]
     right = processor.collate(encoded)
     left = processor.collate(encoded, padding_side="left")

@@ -26,7 +26,7 @@ def test_targets_are_the_assistants_turns_only():
 
 
 def test_a_target_image_is_opened_and_closed_by_targets(records):
-    segments = render(records["drawing"])
+    segments = render(records["text_to_image"])
     tail = segments[-5:]
     assert [segment.special for segment in tail] == [
         "<|assistant|>",
@@ -50,11 +50,11 @@ def test_strings_and_urls_are_normalised():
     assert message["content"] == [{"type": "text", "text": "hello"}, {"type": "image", "image": "a.png"}]
 
 
-def test_only_drawing_prompts_are_dropped(records):
-    assert is_text_to_image(records["drawing"])
-    dropped = drop_prompt(records["drawing"])
+def test_only_image_prompts_are_dropped(records):
+    assert is_text_to_image(records["text_to_image"])
+    dropped = drop_prompt(records["text_to_image"])
     assert dropped[0] == unconditional_prompt()[0]
-    assert dropped[1] == normalise_messages(records["drawing"])[1]
+    assert dropped[1] == normalise_messages(records["text_to_image"])[1]
     for kind in ("question", "text", "interleaved"):
         assert not is_text_to_image(records[kind])
         assert drop_prompt(records[kind]) == normalise_messages(records[kind])
@@ -134,10 +134,10 @@ def test_a_system_turn_before_an_image_keeps_its_distance():
     assert not any(segment.is_target for segment in segments)
 
 
-def test_a_system_turn_belongs_to_a_drawings_prompt(records):
-    drawing = [SYSTEM, *records["drawing"]]
-    assert is_text_to_image(drawing)
-    assert drop_prompt(drawing) == drop_prompt(records["drawing"])
+def test_a_system_turn_belongs_to_an_images_prompt(records):
+    record = [SYSTEM, *records["text_to_image"]]
+    assert is_text_to_image(record)
+    assert drop_prompt(record) == drop_prompt(records["text_to_image"])
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def word_piece() -> Tokenizer:
 
 
 def fast(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """With a token that it adds by itself, and with settings that its file has left behind."""
+    """With a token that it adds by itself, and with settings that its file has left in it."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
     add_special_tokens(tokenizer)
     backend = tokenizer.backend_tokenizer

@@ -9,7 +9,7 @@ from dualtoken.tokenizer import UserError
 SHORT, LONG = "red", "how many blue square above the green circle left of it"
 
 
-def draw(model, processor, *texts, **options):
+def images_of(model, processor, *texts, **options):
     conversations = [[{"role": "user", "content": text}] for text in texts]
     inputs = processor.apply_chat_template(conversations, add_generation_prompt=True)
     return model.generate(**inputs, generation_mode="image", seed=5, **options)
@@ -36,8 +36,8 @@ def test_compiled_equals_eager(make_model, processor, llm, settings):
     model = make_model({"num_key_value_heads": 2, **llm}, **settings)
     for texts in ((LONG, SHORT), (SHORT, SHORT)):
         options = {"guidance_scale": 2.0, "guidance_schedule": "cosine", "top_p": 0.95}
-        plain = draw(model, processor, *texts, **options)
-        assert torch.equal(draw(model, processor, *texts, **options, compile="eager"), plain)
+        plain = images_of(model, processor, *texts, **options)
+        assert torch.equal(images_of(model, processor, *texts, **options, compile="eager"), plain)
     assert not counters["graph_break"]
     # One graph for each of the two steps, kept for the second batch.
     assert counters["stats"]["unique_graphs"] == 2
@@ -46,8 +46,8 @@ def test_compiled_equals_eager(make_model, processor, llm, settings):
 @pytest.mark.slow
 def test_compiled_code_equals_eager(make_model, processor):
     model = make_model(semantic_condition="pixel")
-    plain = draw(model, processor, LONG, SHORT, guidance_scale=2.0)
-    assert torch.equal(draw(model, processor, LONG, SHORT, guidance_scale=2.0, compile=True), plain)
+    plain = images_of(model, processor, LONG, SHORT, guidance_scale=2.0)
+    assert torch.equal(images_of(model, processor, LONG, SHORT, guidance_scale=2.0, compile=True), plain)
 
 
 @pytest.mark.gpu
@@ -67,4 +67,4 @@ def test_cuda_graphs_equal_eager(make_model, processor, dtype):
 def test_other_attention_is_refused(model, processor, monkeypatch):
     monkeypatch.setattr(model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(UserError, match="sdpa or eager"):
-        draw(model, processor, SHORT, compile=True)
+        images_of(model, processor, SHORT, compile=True)

@@ -23,7 +23,7 @@ def prompts(processor, *texts):
     return processor.apply_chat_template(conversations, add_generation_prompt=True)
 
 
-def draw(model, processor, *texts, **options):
+def images_of(model, processor, *texts, **options):
     options = {"guidance_scale": 2.0, "seed": 5, **options}
     return model.generate(**prompts(processor, *texts), generation_mode="image", **options)
 
@@ -31,9 +31,9 @@ def draw(model, processor, *texts, **options):
 @pytest.mark.parametrize("condition", [{}, {"pixel_condition": "semantic"}, {"semantic_condition": "pixel"}])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_image_loop_equals_full_forward_passes(make_model, processor, condition, scale):
-    """Every code is the one drawn from logits computed without any cache, over the whole sequence at once."""
+    """Every code is the one sampled from logits computed without a cache, over the whole sequence at once."""
     model = make_model(**condition, visual_position="learned", shared_classifier=False)
-    tokens = draw(model, processor, SHORT, guidance_scale=scale, top_p=0.9, truncate_from_level=1)
+    tokens = images_of(model, processor, SHORT, guidance_scale=scale, top_p=0.9, truncate_from_level=1)
     codes = split_image_tokens(model.config, tokens)
     ids = [*prompts(processor, SHORT)["input_ids"][0].tolist(), model.config.image_start_token_id]
     branches = [torch.tensor(ids)] + ([unconditional_ids(model.config)] if scale != 1.0 else [])
@@ -71,13 +71,15 @@ def _visual_states(model, prompt_ids, codes):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_an_image_is_the_same_alone_and_in_any_batch(model, processor, scale):
-    alone = draw(model, processor, SHORT, num_return_sequences=3, guidance_scale=scale)
+    alone = images_of(model, processor, SHORT, num_return_sequences=3, guidance_scale=scale)
     assert len(set(map(tuple, alone.tolist()))) == 3
-    beside = draw(model, processor, LONG, SHORT, num_return_sequences=2, guidance_scale=scale)
-    assert torch.equal(beside[2:], alone[:2])
-    third = draw(model, processor, SHORT, first_image_index=2, guidance_scale=scale)
+    together = images_of(model, processor, LONG, SHORT, num_return_sequences=2, guidance_scale=scale)
+    assert torch.equal(together[2:], alone[:2])
+    third = images_of(model, processor, SHORT, first_image_index=2, guidance_scale=scale)
     assert torch.equal(third, alone[2:])
-    assert torch.equal(draw(model, processor, LONG, SHORT, seed=[9, 5], guidance_scale=scale)[1:], alone[:1])
+    assert torch.equal(
+        images_of(model, processor, LONG, SHORT, seed=[9, 5], guidance_scale=scale)[1:], alone[:1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,10 +96,10 @@ def test_an_image_is_the_same_alone_and_in_any_batch(model, processor, scale):
 )
 def test_any_causal_language_model(make_model, processor, llm):
     model = make_model({"num_key_value_heads": 2, **llm})
-    alone = draw(model, processor, SHORT)
-    assert torch.equal(draw(model, processor, LONG, SHORT)[1:], alone)
+    alone = images_of(model, processor, SHORT)
+    assert torch.equal(images_of(model, processor, LONG, SHORT)[1:], alone)
     codes = split_image_tokens(
-        model.config, draw(model, processor, LONG, guidance_scale=1.0, temperature=0.0)
+        model.config, images_of(model, processor, LONG, guidance_scale=1.0, temperature=0.0)
     )
     prompt = [*prompts(processor, LONG)["input_ids"][0].tolist(), model.config.image_start_token_id]
     states = _visual_states(model, torch.tensor(prompt), codes)
@@ -110,49 +112,51 @@ def test_any_causal_language_model(make_model, processor, llm):
 
 
 def test_images_need_pixel_codes_only(make_model, processor):
-    tokens = draw(make_model(visual_branches="pixel"), processor, SHORT)
+    tokens = images_of(make_model(visual_branches="pixel"), processor, SHORT)
     codes = split_image_tokens(make_model().config, tokens)
     assert codes.semantic.eq(0).all()
     assert len(codes.pixel.unique()) > 3
     with pytest.raises(UserError, match="cannot generate images"):
-        draw(make_model(visual_branches="semantic"), processor, SHORT)
+        images_of(make_model(visual_branches="semantic"), processor, SHORT)
 
 
 def test_guidance_of_one_is_no_guidance(model, processor, monkeypatch):
-    plain = draw(model, processor, LONG, guidance_scale=1.0)
+    plain = images_of(model, processor, LONG, guidance_scale=1.0)
     # The same with both branches computed: u + 1 (c - u) = c.
     monkeypatch.setattr(ImageSamplingConfig, "guided", property(lambda self: True))
-    assert torch.equal(draw(model, processor, LONG, guidance_scale=1.0), plain)
+    assert torch.equal(images_of(model, processor, LONG, guidance_scale=1.0), plain)
 
 
 def test_guidance_of_zero_ignores_the_prompt(model, processor):
     assert torch.equal(
-        draw(model, processor, SHORT, guidance_scale=0.0), draw(model, processor, LONG, guidance_scale=0.0)
+        images_of(model, processor, SHORT, guidance_scale=0.0),
+        images_of(model, processor, LONG, guidance_scale=0.0),
     )
     assert not torch.equal(
-        draw(model, processor, SHORT, guidance_scale=1.0), draw(model, processor, LONG, guidance_scale=1.0)
+        images_of(model, processor, SHORT, guidance_scale=1.0),
+        images_of(model, processor, LONG, guidance_scale=1.0),
     )
 
 
 def test_the_unconditional_branch_is_what_training_shows(model, processor, records):
     from dualtoken.mllm import drop_prompt
 
-    trained = processor.encode_record(drop_prompt(records["drawing"])).input_ids
+    trained = processor.encode_record(drop_prompt(records["text_to_image"])).input_ids
     expected = unconditional_ids(model.config).tolist()
     assert trained[: len(expected)].tolist() == expected
 
 
 def test_progress_counts_positions_and_can_stop(model, processor):
     seen = []
-    tokens = draw(model, processor, SHORT, progress=lambda *at: seen.append(at))
+    tokens = images_of(model, processor, SHORT, progress=lambda *at: seen.append(at))
     assert seen == [(position, 16) for position in range(1, 17)]
     with pytest.raises(GenerationCancelled, match="after 3 of 16"):
-        draw(model, processor, SHORT, progress=lambda done, total: done < 3)
-    assert torch.equal(draw(model, processor, SHORT), tokens)
+        images_of(model, processor, SHORT, progress=lambda done, total: done < 3)
+    assert torch.equal(images_of(model, processor, SHORT), tokens)
 
 
 def test_image_tokens_decode_to_pixels(model, processor, visual_tokenizer):
-    tokens = draw(model, processor, SHORT, num_return_sequences=2)
+    tokens = images_of(model, processor, SHORT, num_return_sequences=2)
     assert tokens.shape == (2, 16 * 6)
     grid = tokens.view(2, 4, 4, 6)[..., :3]
     pixels = model.decode_image_tokens(tokens)
@@ -302,7 +306,7 @@ def test_the_models_own_sampling_defaults(model, processor):
     model.config.image_sampling = {"guidance_scale": 2.0, "temperature": 0.5}
     inputs = prompts(processor, SHORT)
     own = model.generate(**inputs, generation_mode="image", seed=5)
-    assert torch.equal(own, draw(model, processor, SHORT, guidance_scale=2.0, temperature=0.5))
+    assert torch.equal(own, images_of(model, processor, SHORT, guidance_scale=2.0, temperature=0.5))
 
 
 @pytest.mark.parametrize(

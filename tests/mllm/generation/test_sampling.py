@@ -72,7 +72,7 @@ def test_guidance_schedules_end_at_the_scale():
     assert guidance_scales(options, 1).tolist() == [3.0]
 
 
-def test_the_extreme_random_numbers_draw_possible_codes():
+def test_the_extreme_random_numbers_give_possible_codes():
     logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]]).expand(2, 4)
     uniforms = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
     assert sample_codes(logits, uniforms, PLAIN, 0).tolist() == [1, 2]
