@@ -40,7 +40,7 @@ class Score:
     metrics: Mapping[str, float | None]
     unparsed: int = 0
     notes: tuple[str, ...] = ()
-    items: Mapping[str, Graded] = field(default_factory=dict)
+    items: Mapping[str, Graded] = field(default_factory=dict, repr=False)
 
     @property
     def scores(self) -> dict[str, float]:

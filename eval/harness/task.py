@@ -88,6 +88,9 @@ class Task(ABC):
     hub: ClassVar[HubData | None] = None
     server: ClassVar[str] = ""
 
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
     @abstractmethod
     def load(self, root: Path | None, split: str) -> list[Item]:
         """All items of a split, in the official order, from the folder `root` of official files.

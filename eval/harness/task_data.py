@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Loaded:
     """All items of a split, and where they are from: "package", "files" or "hub:ORG/NAME@COMMIT"."""
 
     split: str
-    items: Sequence[Item]
+    items: Sequence[Item] = field(repr=False)
     source: str
 
 

@@ -18,7 +18,7 @@ class Verdicts:
     """The replies of a judge by item id, and the file that holds them; `rows` is None without the file."""
 
     path: Path = Path("judge.json")
-    rows: Mapping[str, Mapping[str, Any]] | None = field(default=None)
+    rows: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, folder: Path, task: str) -> Verdicts:

@@ -1,4 +1,4 @@
-"""A task outside the package: `dualtoken eval run --include-path examples/colours --benchmarks colours …`"""
+"""A task outside the package: `dualtoken eval run --include-path examples/colours --tasks colours …`"""
 
 import json
 from pathlib import Path
