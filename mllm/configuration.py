@@ -16,19 +16,6 @@ from .assembly.model_folder import MODEL_TYPE
 from .generation.sampling import ImageSamplingConfig
 from .settings import BRANCHES, LARGEST_VOCABULARY, CodebookConfig, DepthTransformerConfig, ModelSettings
 
-TOKEN_ID_FIELDS = (
-    "bos_token_id",
-    "pad_token_id",
-    "eos_token_id",
-    "user_token_id",
-    "assistant_token_id",
-    "image_start_token_id",
-    "image_token_id",
-    "image_end_token_id",
-    "unconditional_token_id",
-)
-
-
 _NESTED = (CodebookConfig, DepthTransformerConfig, ImageSamplingConfig)
 
 
@@ -107,6 +94,12 @@ class DualTokenConfig(CheckedConfig):
         return super().to_dict() | nested
 
     @property
+    def token_ids(self) -> dict[str, int]:
+        """The ids of the special tokens by their fields, without those that the chat format does without."""
+        names = [one.name for one in fields(self) if one.name.endswith("_token_id")]
+        return {name: index for name in names if (index := getattr(self, name)) is not None}
+
+    @property
     def num_positions(self) -> int:
         """Visual positions of one image: rows x columns."""
         return self.grid_size[0] * self.grid_size[1]
@@ -169,9 +162,8 @@ class DualTokenConfig(CheckedConfig):
     def _check_token_ids(self) -> None:
         """Raise UserError for special tokens outside the vocabulary."""
         last = getattr(self.text_config, "vocab_size", LARGEST_VOCABULARY) - 1
-        for name in TOKEN_ID_FIELDS:
-            if getattr(self, name) is not None:
-                whole_number(getattr(self, name), name, 0, last)
+        for name, index in self.token_ids.items():
+            whole_number(index, name, 0, last)
         prompt = self.unconditional_prompt_ids
         if not isinstance(prompt, list | tuple | None):
             raise UserError(f"unconditional_prompt_ids is {shown(prompt)}; give a list of token ids")

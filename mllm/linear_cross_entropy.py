@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # The logits of a chunk are at most this many numbers, 32 MB in fp32: with fewer rows, reading and writing the
-# weight's gradient once for each chunk would take longer than the products. GPUs want larger products.
+# weight's gradient once for each chunk would take longer than the products. GPUs need larger products.
 MAX_LOGITS = 2**23
 GPU_FACTOR = 4
 
@@ -34,7 +34,7 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`sum(row_weights * losses)` and `losses`, the cross-entropies of `states @ weight.T + bias`.
 
-    Only the sum has gradients: to states, weight and bias, as far as they want any. Its backward pass runs
+    Only the sum has gradients: to states, weight and bias, as far as they require any. Its backward pass runs
     once. Without a row the sum is 0 and the gradients are zeros. Products are done in the dtype that
     `nn.Linear` would use, autocast included; the softmax and sums over chunks in fp32 (fp64 for fp64).
 
@@ -64,7 +64,7 @@ class Classifier(nn.Linear):
 
     @classmethod
     def of(cls, layer: nn.Module) -> nn.Module:
-        """A classifier with the very parameters of a plain linear layer; any other layer as it is."""
+        """A classifier that shares the parameters of a plain linear layer; any other layer as it is."""
         if type(layer) is not nn.Linear:
             return layer
         made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -89,7 +89,7 @@ class Classifier(nn.Linear):
 
 
 class _Task(NamedTuple):
-    """What the loss of a row depends on beside the logits, and how many rows have logits at once."""
+    """What the loss of a row depends on in addition to the logits, and how many rows have logits at once."""
 
     targets: Tensor
     row_weights: Tensor | None
@@ -169,7 +169,7 @@ def _run(
 def _rows_loss(
     logits: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses (t,) of logits (t, N), and the weighted sum's gradient to them, which takes their place."""
+    """Losses (t,) of logits (t, N), and the weighted sum's gradient to them, which overwrites them."""
     target, slope = targets.unsqueeze(1), None
     if softcap is not None:
         squashed = logits.div_(softcap).tanh_()

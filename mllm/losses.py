@@ -125,7 +125,8 @@ def _branch_losses(
     model: UnifiedModel, flat: Tensor, targets: VisualTargets, codes: VisualCodes | None
 ) -> dict[str, CodeLoss]:
     """The loss of each branch at its targets, from the states (B * (L-1), H)."""
-    if codes is not None and len(targets):
+    if len(targets):
+        assert codes is not None, "the slots were matched with the images when they were embedded"
         states, chosen = flat[targets.rows], targets.codes(vars(codes))
     else:
         # No visual target: one made-up position, whose loss then has the scale 0, so that every parameter

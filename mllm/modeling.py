@@ -45,7 +45,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = DualTokenConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    # Transformers' any-to-any pipeline wants torchvision for images, which our image processor does without.
+    # Transformers' any-to-any pipeline requires torchvision for images; our image processor does not need it.
     input_modalities = ["image", "text"] if is_torchvision_available() else ["text"]
     output_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
@@ -55,7 +55,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _keep_in_fp32_modules_strict = {"codebook"}
 
     def __init__(self, config: DualTokenConfig, language_model: PreTrainedModel | None = None) -> None:
-        """A new model; a trained `language_model` is taken over as it is."""
+        """A new model; a trained `language_model` is used unchanged."""
         super().__init__(config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             config.text_config, trust_remote_code=False
@@ -100,7 +100,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Save config.json, model*.safetensors and, when there is one, `visual_tokenizer/`.
 
         Raises:
-            UserError: the model has adapters, for which a plain model folder has no place.
+            UserError: the model has adapters, which a plain model folder cannot hold.
         """
         return save_with_tokenizer(self, super().save_pretrained, save_directory, **kwargs)
 
@@ -207,7 +207,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             result = DualTokenOutput(logits=self.text_logits(states[:, kept]))
         else:
             if input_ids is None:
-                raise ValueError("labels need input_ids: they say which images the visual targets belong to")
+                raise ValueError("labels need input_ids: they show which images the visual targets belong to")
             result = model_losses(self, states, input_ids, labels, codes, reduction)
         setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))
         result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
@@ -269,7 +269,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return ids, kwargs | codes
 
     def _get_logits_processor(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
-        """Detectors come first: they look at what the model says, before any token is suppressed."""
+        """Detectors come first: they read the model's own scores, before any token is suppressed."""
         given = list(logits_processor or ())
         detectors = [one for one in given if isinstance(one, ImageAnswerDetector)]
         others = LogitsProcessorList([one for one in given if one not in detectors])

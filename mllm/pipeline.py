@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from PIL import Image
 
+from ..common.devices import DTYPES, resolve_device, resolve_dtype
 from ..common.errors import UserError
 from ..common.images.reading import ImageSource
 from ..common.loading.model_source import NANO
@@ -17,7 +18,6 @@ from ..common.loading.weight_files import HUB_OPTIONS
 from ..common.values import flag, refuse_unknown, whole_number
 from . import arguments
 from .assembly.model_folder import resolve_model
-from .assembly.placement import DTYPES, resolve_device, resolve_dtype
 from .assembly.publish import push_model
 from .assembly.quantization import quantized_loading, require_quantization
 from .assembly.storage import save_model

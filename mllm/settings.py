@@ -1,6 +1,6 @@
 """What may be set of a new unified model: in Python, under `mllm.model` of a recipe, and in config.json.
 
-Every dataclass here states its ranges and choices beside its fields and raises UserError for others.
+Every dataclass here states the ranges and choices of its fields and raises UserError for other values.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CodebookConfig:
 
 @dataclass(frozen=True)
 class DepthTransformerConfig:
-    """Sizes of the depth transformers, which all branches have alike."""
+    """Sizes of the depth transformers, the same in all branches."""
 
     hidden_size: int = limited(192, least=1, most=1 << 16)
     num_layers: int = limited(3, least=1, most=256)
@@ -77,9 +77,9 @@ class ModelSettings:
         text_loss_weight, pixel_loss_weight, semantic_loss_weight: factors of the three losses.
         pixel_depth_weights, semantic_depth_weights: relative weight of each depth's cross-entropy; None means
             equal.
-        visual_target_fraction: share of the visual targets, chosen anew at every training step, on which the
-            depth transformers are trained; 1.0 trains on all. Saves compute; sums are scaled up, so the
-            expected loss is unchanged.
+        visual_target_fraction: share of the visual targets, a new random one at every training step, on which
+            the depth transformers are trained; 1.0 trains on all. Saves compute; sums are scaled up, so that
+            the expected loss is unchanged.
         image_sampling: the model's own defaults for image generation.
 
     Raises:

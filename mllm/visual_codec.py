@@ -12,12 +12,16 @@ DECODE_BATCH = 16
 class VisualCodec:
     """Holds a visual tokenizer, or None for a model that works on cached codes only.
 
-    It is not a module: the tokenizer's weights are no parameters of the model around it and no keys of its
-    state dict, and stay in fp32 and in eval mode.
+    It is not a module: the tokenizer's weights are neither parameters of the model around it nor keys of its
+    state dict, and they stay in fp32 and in eval mode.
     """
 
     def __init__(self) -> None:
         self.tokenizer: DualTokenizer | None = None
+
+    def __repr__(self) -> str:
+        size = "no tokenizer" if self.tokenizer is None else f"{self.tokenizer.config.image_size} px"
+        return f"{type(self).__name__}({size})"
 
     def hold(self, tokenizer: DualTokenizer, device: torch.device) -> None:
         """Freeze a tokenizer and hold it on `device`."""

@@ -37,7 +37,7 @@ class FrozenCodebook(nn.Module):
         """Copy the quantizer's `codebook_tensor()`; raises ValueError for another shape."""
         if vectors.shape != self.vectors.shape:
             raise ValueError(
-                f"the codebook is {tuple(vectors.shape)}, the configuration says {tuple(self.vectors.shape)}"
+                f"the codebook is {tuple(vectors.shape)}, by the configuration {tuple(self.vectors.shape)}"
             )
         self.vectors.copy_(vectors)
         rms = self.vectors.square().mean().sqrt()
@@ -58,6 +58,9 @@ class FrozenCodebook(nn.Module):
     def embed(self, codes: Tensor) -> Tensor:
         """Sum of the code vectors over depth, the quantized feature (scaled): (..., D) -> (..., C)."""
         return self.embed_per_depth(codes).sum(dim=-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.depth} depths, {self.num_codes} codes of {self.vectors.shape[-1]} numbers"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
         # Follows the model to its device but not to its dtype: `model.to(bfloat16)` must not round the codes.

@@ -74,7 +74,7 @@ def model_name(text: str) -> str:
 
 def resolve_device(name: str) -> str:
     """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
-    from ..mllm.assembly.placement import resolve_device as resolve
+    from ..common.devices import resolve_device as resolve
 
     return str(resolve(name))
 

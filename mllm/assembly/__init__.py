@@ -1,1 +1,1 @@
-"""The model as a whole: assembled from parts, saved, loaded, adapted, quantized, published."""
+"""The complete model: assembled from parts, saved, loaded, adapted, quantized, published."""

@@ -116,13 +116,11 @@ def merge_adapters(model: Model) -> Model:
 
 def _special_token_rows(model: UnifiedModel) -> dict[str, list[int]]:
     """The rows to train by the name of their layer; nothing where peft cannot train single rows."""
-    llm, config = model.language_model, model.config
+    llm = model.language_model
     embedding, output = llm.get_input_embeddings(), llm.get_output_embeddings()
     if getattr(output, "bias", None) is not None:
         return {}  # peft leaves an output layer's bias out, so that the logits would silently be others
-    names = [name for name in type(config).__dataclass_fields__ if name.endswith("_token_id")]
-    # A chat format of the LLM's own leaves the tokens of the turns to it.
-    rows = sorted({int(row) for name in names if (row := getattr(config, name)) is not None})
+    rows = sorted(set(model.config.token_ids.values()))
     # Tied weights are one layer to peft, named by the embedding.
     layers = [embedding] if output.weight is embedding.weight else [embedding, output]
     return {_name_of(llm, layer): rows for layer in layers}

@@ -1,6 +1,6 @@
-"""Liger-Kernel's fused linear cross-entropy on GPUs (pip install liger-kernel), where it proves right.
+"""Liger-Kernel's fused linear cross-entropy on GPUs (pip install liger-kernel), where its results are right.
 
-It takes no weights of rows, so it serves the text head, whose rows all count alike.
+It has no weights per row, so it is used for the text loss only, whose rows all have the same weight.
 """
 
 import warnings

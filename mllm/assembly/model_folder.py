@@ -1,4 +1,4 @@
-"""Which folders hold a unified model, told by their config.json alone."""
+"""Which folders hold a unified model, by their config.json alone."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ...common.paths import inside, user_path
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "dualtoken"
-#: What a saved model's folder may hold, and what lies beside it on the hub; saving replaces all of it.
+#: What a saved model's folder may hold, and what else a repository of the hub has; saving replaces all of it.
 _OURS = re.compile(
     r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|visual_tokenizer|"
     r"(pre)?processor_config\.json|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|"
@@ -26,7 +26,7 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
     subfolder: the part of the folder or hub id in which the model lies.
 
     Raises:
-        UserError: the folder is no saved DualToken model, or the name fits none of the three.
+        UserError: the folder is not a saved DualToken model, or the name is none of the three.
     """
     source = model_source(name)
     if not isinstance(subfolder, str):
@@ -38,7 +38,7 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
         folder = user_path(inside(folder, subfolder, "subfolder"), "subfolder")
     if not is_model_folder(folder):
         raise UserError(
-            f"{folder} is no DualToken model: it has no {CONFIG_FILE} of model_type {MODEL_TYPE!r}"
+            f"{folder} is not a DualToken model: it has no {CONFIG_FILE} of model_type {MODEL_TYPE!r}"
         )
     if (folder / "adapter_config.json").exists():
         raise UserError(
@@ -49,7 +49,7 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder's configuration says that it holds a unified model."""
+    """Whether a folder's configuration is that of a unified model."""
     if not (folder / CONFIG_FILE).is_file():
         return False
     return read_json_object(folder / CONFIG_FILE).get("model_type") == MODEL_TYPE
@@ -66,11 +66,11 @@ def refuse_foreign(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if names and not is_model_folder(folder):
         raise UserError(
-            f"{folder} holds {shown(names[0])} and no model, and would be replaced: give another folder"
+            f"{folder} holds {shown(names[0])} but no model, and saving would replace it: give another folder"
         )
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if foreign:
         raise UserError(
-            f"{folder} holds {shown(foreign[0])} beside a model, which would be lost: move it away, or give "
+            f"{folder} holds {shown(foreign[0])} next to a model, which would be lost: move it away, or give "
             "another folder"
         )

@@ -24,10 +24,10 @@ def push_model(
     commit_message: str = "Upload a DualToken model",
     create_pr: bool = False,
 ) -> Any:
-    """Upload the folder that `save_model` writes, in one commit; returns what the hub says about it.
+    """Upload the folder that `save_model` writes, in one commit; returns what the hub answers.
 
     Raises:
-        UserError: a name that is no hub id, or a hub that cannot be reached or refuses.
+        UserError: a name that is not a hub id, or a hub that cannot be reached or refuses.
     """
     if not is_hub_id(repo_id):
         raise UserError(f"repo_id is {shown(repo_id)}; give a hub id 'owner/name'")

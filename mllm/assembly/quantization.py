@@ -76,5 +76,5 @@ def unquantized_modules(config: DualTokenConfig) -> list[str]:
 
 
 def _is_no_cast_remark(record: logging.LogRecord) -> bool:
-    # bitsandbytes says so at every single product of a bf16 model.
+    # bitsandbytes repeats it at every product of a bf16 model.
     return "inputs will be cast from" not in str(record.msg)

@@ -21,6 +21,7 @@ from ..protocol import UnifiedModel
 from .llm import check_attention
 from .model_card import model_card
 from .model_folder import refuse_foreign, resolve_model
+from .tokenizers import VISUAL_TOKEN_FIELDS
 
 
 def save_model(
@@ -113,8 +114,7 @@ def load_model(
 
 def refuse_incomplete(config: DualTokenConfig, name: str) -> None:
     """Raise UserError for a saved configuration that lacks what a new one gets later."""
-    fields = ("image_start_token_id", "image_token_id", "image_end_token_id", "unconditional_token_id")
-    missing = [field for field in fields if getattr(config, field) is None]
+    missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
     if missing:
         raise UserError(
             f"{name}: config.json has no {', '.join(missing)}; it is not a complete DualToken model"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dualtoken.common.devices import resolve_device, resolve_dtype
 from dualtoken.common.errors import UserError
 from dualtoken.mllm import (
     DualTokenForConditionalGeneration,
@@ -16,7 +17,6 @@ from dualtoken.mllm import (
     DualTokenProcessor,
     ImageSamplingConfig,
 )
-from dualtoken.mllm.assembly.placement import resolve_device, resolve_dtype
 from dualtoken.tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 
 QUESTION = "What colour is the square?"

@@ -128,10 +128,10 @@ def test_broken_weights_are_refused(saved):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no DualToken model"):
+    with pytest.raises(UserError, match="not a DualToken model"):
         DualTokenForConditionalGeneration.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(UserError, match="no DualToken model"):
+    with pytest.raises(UserError, match="not a DualToken model"):
         DualTokenForConditionalGeneration.from_pretrained(tmp_path)
 
 

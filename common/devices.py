@@ -1,10 +1,10 @@
-"""Where a model runs and in which dtype, from what users write for it."""
+"""The device and the dtype of a model, from what users write for them."""
 
 from typing import Any
 
 import torch
 
-from ...common.errors import UserError, shown
+from .errors import UserError, shown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {
