@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from ...common.errors import UserError, shown
+from transformers import CONFIG_MAPPING, PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
 
+from ...common.errors import UserError, shown
+from .recipe import Recipe
+
+#: Keys of configurations that transformers still reads, though no class has such a field any more.
+OLDER_KEYS = {"model_type", "rope_theta", "rope_scaling", "torch_dtype"}
 Section = TypeVar("Section")
 
 
@@ -28,6 +33,29 @@ def check_keys(section: type, given: Mapping[str, Any], path: str = "") -> None:
             raise UserError(unknown_key(name, hints))
         for inner, mapping, where in _sections(hints[key], value, name):
             check_keys(inner, mapping, where)
+
+
+def check_configuration_keys(recipe: Recipe) -> None:
+    """Compare the mappings in a recipe that are configurations of transformers with the fields of theirs.
+
+    Errors:
+        UserError for the first unknown key. Model types that transformers does not know are not looked at.
+    """
+    if recipe.contrastive is not None:
+        _check_fields(SiglipVisionConfig, recipe.contrastive.vision_config, "contrastive.vision_config")
+        _check_fields(SiglipTextConfig, recipe.contrastive.text_config, "contrastive.text_config")
+    llm = None if recipe.mllm is None else recipe.mllm.llm
+    model_type = llm.get("model_type") if isinstance(llm, Mapping) else None
+    if isinstance(llm, Mapping) and isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        _check_fields(CONFIG_MAPPING[model_type], llm, "mllm.llm")
+
+
+def _check_fields(kind: Any, given: Mapping[str, Any], path: str) -> None:
+    common = {one.name for one in fields(PreTrainedConfig)}
+    own = {one.name for one in fields(kind)} - common | set(kind.attribute_map)
+    for key in given:
+        if key not in own | common | OLDER_KEYS:
+            raise UserError(unknown_key(f"{path}.{key}", {*own, "model_type"}))
 
 
 def unknown_key(name: str, allowed: typing.Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from ...common.errors import UserError
 from .compose import composed
-from .keys import build, check_keys
+from .keys import build, check_configuration_keys, check_keys
 from .recipe import Recipe
 from .starting_point import StartingPoint
 
@@ -58,6 +58,7 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         recipe = build(Recipe, namespace.as_dict())
     except UserError as error:
         raise UserError(f"recipe: {str(error).removeprefix('recipe: ')}") from None
+    check_configuration_keys(recipe)
     if start is not None:
         start.refuse_contradictions(recipe)
     return recipe

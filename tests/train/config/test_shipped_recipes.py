@@ -125,6 +125,10 @@ def test_a_base_that_cannot_be_read_is_one_line(base: object, reason: str, tmp_p
         (["--data.sources.own.wieght", "5"], "'data.sources.own.wieght'; did you mean 'weight'? allowed: "),
         (["--data.sources", "{own: {pth: x}}"], "'data.sources.own.pth'; did you mean 'path'? allowed: "),
         (["--mllm.lora.ranks=5"], "'mllm.lora.ranks'; did you mean 'rank'? allowed: "),
+        (
+            ["--mllm.llm", "{model_type: llama, hiden_size: 5}"],
+            "'mllm.llm.hiden_size'; did you mean 'hidden_size'? ",
+        ),
         (["--speed", "5"], "'speed'; did you mean 'seed'? allowed: "),
     ],
 )
@@ -133,3 +137,9 @@ def test_an_unknown_key_at_any_depth_is_one_line(arguments: list[str], reason: s
         parse_recipe(["nano_sft", *arguments])
     assert str(caught.value).startswith(f"recipe: unknown key {reason}")
     assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_of_siglip_configurations_are_one_line() -> None:
+    for key in ("vision_config.patchsize", "text_config.hiden_size"):
+        with pytest.raises(UserError, match=f"unknown key 'contrastive.{key}'; did you mean"):
+            parse_recipe(["nano_contrastive", f"--contrastive.{key}", "8"])
