@@ -14,22 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
+from ..tokenizer.attention import attend
 from .linear_cross_entropy import Classifier
 from .settings import CodebookConfig, DepthTransformerConfig
 from .visual_embedding import FrozenCodebook
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention over depth: (T, heads, D, E) each -> (T, heads, D, E).
-
-    On a CPU the explicit product is twice as fast as the fused kernel: each of many thousand problems is
-    only D x D.
-    """
-    if q.device.type != "cpu":
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    return scores.masked_fill(~visible, float("-inf")).softmax(dim=-1) @ v
 
 
 def attend_to_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -56,7 +44,7 @@ class DepthBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All depths at once: (T, D, W) -> (T, D, W)."""
         q, k, v = self._heads(x).permute(2, 0, 3, 1, 4).unbind(0)
-        return self._finish(x, causal_attention(q, k, v).transpose(1, 2))
+        return self._finish(x, attend(q, k, v, causal=True, many_short=True).transpose(1, 2))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
         """One depth: (T, W) -> (T, W); writes index `depth` of the (T, heads, D, head width) caches."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from ..tokenizer.quantizer.codebook import code_vectors
 from .configuration import DualTokenConfig
 from .settings import CodebookConfig
 
@@ -27,7 +28,7 @@ class FrozenCodebook(nn.Module):
 
     def __init__(self, sizes: CodebookConfig) -> None:
         super().__init__()
-        self.num_codes, self.depth = sizes.num_codes, sizes.depth
+        self.depth = sizes.depth
         tables = 1 if sizes.shared_codebook else sizes.depth
         self.register_buffer("vectors", torch.zeros(tables, sizes.num_codes, sizes.code_dim))
         self.register_buffer("scale", torch.ones(()))
@@ -45,10 +46,7 @@ class FrozenCodebook(nn.Module):
 
     def embed_per_depth(self, codes: Tensor) -> Tensor:
         """Scaled code vectors: (..., D) -> (..., D, C); fewer codes are those of the first depths."""
-        tables = self.vectors.shape[0]
-        if tables > 1:
-            codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.num_codes
-        return nn.functional.embedding(codes, self.vectors.flatten(0, 1)) * self.scale
+        return code_vectors(self.vectors, codes) * self.scale
 
     def embed_depth(self, codes: Tensor, depth: int) -> Tensor:
         """Scaled vectors of one depth's codes: (...) -> (..., C)."""

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ..common.errors import UserError
     from ..common.images.reading import load_image
     from .configuration import DualTokenizerConfig
-    from .modeling import DualTokenizer, DualTokenizerOutput, VisualCodes
+    from .modeling import DualTokenizer
+    from .outputs import DualTokenizerOutput, VisualCodes
     from .processing import DualTokenizerImageProcessor
     from .quantizer.residual_vq import CodebookHealth, QuantizerOutput, ResidualQuantizer
     from .settings import DecoderConfig, QuantizerConfig, TokenizerSettings

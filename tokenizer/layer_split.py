@@ -169,7 +169,17 @@ def _recommend(
         f"similarity to the last layer {float(cka[semantic, -1]):.2f}, to the pixel layer "
         f"{float(cka[semantic, pixel]):.2f}",
     )
-    return LayerSplit(cosine, cka, share, boundaries, shortcut, pixel, semantic, confidence, reasons)
+    return LayerSplit(
+        cosine=cosine,
+        cka=cka,
+        pixel_share=share,
+        boundaries=boundaries,
+        shortcut_layer=shortcut,
+        pixel_layer=pixel,
+        semantic_layer=semantic,
+        confidence=confidence,
+        reasons=reasons,
+    )
 
 
 def _collect(backbone: TappedSiglip, batches: Iterable[Tensor], seed: int) -> tuple[list[Tensor], Tensor]:

@@ -4,79 +4,34 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipConfig, SiglipModel
 from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
-from transformers.utils import ModelOutput
 
-from ..common.errors import UserError, first_line, shown
-from ..common.loading.bounded_settings import most_layers
-from ..common.loading.model_files import check_model_files
-from ..common.loading.quiet import quiet, size_of, size_of_model
+from ..common.loading.quiet import quiet, size_of_model
 from ..common.loading.strict import (
-    check_loading_info,
     load_exactly,
     load_siglip,
     save_whole,
-    tokenizer_source,
 )
-from ..common.loading.weight_files import HUB_OPTIONS, refuse_bigger, refuse_bigger_than, weight_files
 from ..common.machine import suitable_threads
-from ..common.paths import user_path
 from ..common.values import seed_number
 from .backbone import ShallowEncoder, TappedSiglip
 from .configuration import DualTokenizerConfig
-from .loading import check_is_tokenizer
-from .official import read_official
+from .inputs import check_images, check_text_ids, codes_to_decode, images_to_pixels
+from .loading import load_official, load_tokenizer
+from .outputs import DualTokenizerOutput, VisualCodes
 from .pixel_decoder import PixelDecoder
-from .processing import DualTokenizerImageProcessor
 from .projection import AttentionProjection
 from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 
-
-@dataclass
-class VisualCodes:
-    """The codes of a batch of images: pixel and semantic, each (B, H, W, D) int64."""
-
-    pixel: Tensor
-    semantic: Tensor
-
-    def to(self, device: torch.device | str) -> VisualCodes:
-        """The same codes on another device."""
-        return VisualCodes(self.pixel.to(device), self.semantic.to(device))
-
-
-@dataclass
-class DualTokenizerOutput(ModelOutput):
-    """What one pass over images gives.
-
-    codes: VisualCodes. reconstruction: (B, 3, S, S) in the processor's range, or None when not asked for.
-    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars; of a shared quantizer the first has it all.
-    semantic_features: (B, N, hidden), the projected semantic codes that replace the hidden states.
-    pooled: (B, hidden), the image embedding made from them, not normalised.
-    pixel_latents, semantic_latents: (B, H, W, C), what the quantizers were given.
-    hidden_states: only if asked for: patch embeddings, then the output of every layer (at the semantic layer:
-    before quantization).
-    """
-
-    codes: VisualCodes | None = None
-    reconstruction: Tensor | None = None
-    pixel_commitment_loss: Tensor | None = None
-    semantic_commitment_loss: Tensor | None = None
-    semantic_features: Tensor | None = None
-    pooled: Tensor | None = None
-    pixel_latents: Tensor | None = None
-    semantic_latents: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+#: Second names of modules where the branches share a quantizer; registered twice they would be saved twice.
+SHARED = {"pixel_projection": "semantic_projection", "pixel_quantizer": "semantic_quantizer"}
 
 
 class DualTokenizer(PreTrainedModel):
@@ -116,14 +71,14 @@ class DualTokenizer(PreTrainedModel):
         if not config.shared_quantizer:
             self.pixel_quantizer = ResidualQuantizer(pixel)
         self.semantic_quantizer = ResidualQuantizer(semantic)
-        if config.shared_quantizer:
-            # Second names, past nn.Module: registered twice they would be saved and counted twice.
-            self.__dict__["pixel_projection"] = self.semantic_projection
-            self.__dict__["pixel_quantizer"] = self.semantic_quantizer
         self.pixel_post_projection = AttentionProjection(pixel.code_dim, hidden, causal)
         self.semantic_post_projection = AttentionProjection(semantic.code_dim, hidden, causal)
         self.pixel_decoder = PixelDecoder(config.decoder, hidden)
         self.post_init()
+
+    def __getattr__(self, name: str) -> Any:
+        second_name = name in SHARED and self.config.shared_quantizer
+        return super().__getattr__(SHARED[name] if second_name else name)
 
     def forward(
         self,
@@ -176,7 +131,7 @@ class DualTokenizer(PreTrainedModel):
         Images as users have them (PIL, a path, a list of these) are resized and normalised first, as
         `DualTokenizerImageProcessor` does it for this tokenizer's size.
         """
-        pixel_values = self._pixel_values(pixel_values)
+        pixel_values = images_to_pixels(self, pixel_values)
         with self._suitable_threads(pixel_values):
             states = self._encode_states(pixel_values)
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
@@ -192,19 +147,7 @@ class DualTokenizer(PreTrainedModel):
         Raises:
             UserError: codes of another shape, or that this codebook does not have.
         """
-        pixel_codes = self._pixel_codes(pixel_codes)
-        expected = (*self.config.grid_size, self.config.pixel_quantizer.depth)
-        if pixel_codes.dim() != 4 or tuple(pixel_codes.shape[1:]) != expected:
-            raise UserError(
-                f"pixel codes have shape {tuple(pixel_codes.shape)}; this tokenizer decodes (batch, "
-                f"{', '.join(map(str, expected))})"
-            )
-        count = self.config.pixel_quantizer.num_codes
-        if pixel_codes.numel() and not bool(((pixel_codes >= 0) & (pixel_codes < count)).all()):
-            raise UserError(
-                f"pixel codes go from {int(pixel_codes.min())} to {int(pixel_codes.max())}; this "
-                f"tokenizer has the codes 0 to {count - 1}"
-            )
+        pixel_codes = codes_to_decode(self, pixel_codes)
         with self._suitable_threads(pixel_codes):
             return self._decode_features(self.pixel_quantizer.embed(pixel_codes.long()))
 
@@ -212,17 +155,17 @@ class DualTokenizer(PreTrainedModel):
         """Images (B, 3, S, S), or as `encode` takes them -> embeddings (B, E) made from their semantic codes,
         not normalised.
         """
-        pixel_values = self._pixel_values(pixel_values)
+        pixel_values = images_to_pixels(self, pixel_values)
         with self._suitable_threads(pixel_values):
             states = self._encode_states(pixel_values)
-            semantic = self._quantize_semantics(states)
+            semantic = self.semantic_quantizer(self.semantic_features(states))
             features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
             rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
             return self.backbone.pool(rest[-1] if rest else features)
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
-        self._check_ids(input_ids)
+        check_text_ids(self.config, input_ids)
         with self._suitable_threads(input_ids):
             return self.backbone.embed_text(input_ids)
 
@@ -270,80 +213,17 @@ class DualTokenizer(PreTrainedModel):
         """Images -> patch embeddings and the output of each layer that the pixel branch needs."""
         if self.pixel_encoder is None:
             return self._encode_states(pixel_values, self._shallow_layers)
-        self._check_images(pixel_values)
+        check_images(self, pixel_values)
         return self.pixel_encoder(pixel_values)
 
     def _encode_states(self, pixel_values: Tensor, stop: int | None = None) -> list[Tensor]:
         """Images -> patch embeddings and the output of each layer up to `stop` (or the semantic one)."""
-        self._check_images(pixel_values)
+        check_images(self, pixel_values)
         patches = self.backbone.embed_patches(pixel_values)
         return [
             patches,
             *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
         ]
-
-    def _pixel_values(self, images: Any) -> Tensor:
-        """Tensors of floating numbers, also as a processor gives them, as they are; anything else through an
-        image processor of this size.
-        """
-        if isinstance(images, Mapping) and "pixel_values" in images:
-            images = images["pixel_values"]
-        if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
-            return images
-        processor = DualTokenizerImageProcessor(size=self.config.image_size)
-        return processor(images, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-
-    def _pixel_codes(self, codes: Any) -> Tensor:
-        """Codes as a tensor of whole numbers on this device; UserError for anything else."""
-        given = codes.pixel if isinstance(codes, VisualCodes) else codes
-        try:
-            tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
-        except (TypeError, ValueError):
-            raise UserError(f"pixel codes are {shown(codes)}; give a tensor of whole numbers") from None
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise UserError(f"pixel codes are {tensor.dtype}; give whole numbers, as encode(images) returns")
-        return tensor.to(self.device)
-
-    def _check_images(self, pixel_values: Tensor) -> None:
-        side = self.config.image_size
-        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
-            kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
-            raise UserError(
-                f"pixel_values are given as {kind}; make them of images by "
-                'DualTokenizerImageProcessor: processor(images)["pixel_values"]'
-            )
-        if pixel_values.layout != torch.strided or pixel_values.is_meta != (self.device.type == "meta"):
-            raise UserError("pixel_values are a sparse tensor, or one without values; give a plain one")
-        if pixel_values.dim() != 4 or 0 in pixel_values.shape or pixel_values.shape[1:] != (3, side, side):
-            raise UserError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
-                f"{side}, {side}), as DualTokenizerImageProcessor makes them"
-            )
-        # In training the loss tells, without waiting for the device.
-        if not self.training and not bool(torch.isfinite(pixel_values).all()):
-            raise UserError(
-                "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
-            )
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        """UserError for what are no token ids of the text side."""
-        text = self.config.text_config
-        longest, count = text.max_position_embeddings, text.vocab_size
-        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
-            given = shown(input_ids)
-            raise UserError(f"input_ids are {given}; give a tensor of token ids (batch, {longest})")
-        if input_ids.dim() != 2 or not input_ids.numel() or input_ids.shape[1] > longest:
-            raise UserError(
-                f"input_ids have shape {tuple(input_ids.shape)}; this tokenizer reads (batch, {longest})"
-            )
-        least, most = int(input_ids.min()), int(input_ids.max())
-        if least < 0 or most >= count:
-            raise UserError(
-                f"input_ids go from {least} to {most}; the text side has the ids 0 to {count - 1}"
-            )
-
-    def _quantize_semantics(self, states: list[Tensor]) -> QuantizerOutput:
-        return self.semantic_quantizer(self.semantic_features(states))
 
     def _decode_features(self, quantized: Tensor) -> Tensor:
         """Quantized pixel features (B, H, W, C) -> images (B, 3, S, S)."""
@@ -397,15 +277,7 @@ class DualTokenizer(PreTrainedModel):
         quantizers were trained causally, as those of the released models were; nothing in the files tells.
         UserError names missing or left-over weights.
         """
-        files = user_path(checkpoint, "checkpoint"), user_path(config, "config")
-        official = read_official(*files, backbone_config, causal)
-        state = official.state_dict
-        layers, numbers = most_layers(official.config.to_dict()), sum(one.numel() for one in state.values())
-        refuse_bigger_than(lambda: cls(official.config), layers, len(state), numbers, str(checkpoint))
-        model = cls(official.config)
-        what = f"weights in {str(checkpoint)!r} do not match the configuration"
-        load_exactly(model, state, what)
-        return model.eval()
+        return load_official(cls, checkpoint, config, backbone_config, causal)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -417,28 +289,7 @@ class DualTokenizer(PreTrainedModel):
 
         Raises UserError for something that is no tokenizer, and for missing, unexpected or misshapen weights.
         """
-        asked_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("dtype", torch.float32)
-        kwargs |= {"trust_remote_code": False, "use_safetensors": True}
-        source = tokenizer_source(pretrained_model_name_or_path)
-        check_model_files(source, kwargs.get("subfolder"))
-        if kwargs.get("config") is None:
-            check_is_tokenizer(source, kwargs)
-        hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        files = weight_files(source, hub, "a tokenizer")
-        if kwargs.get("config") is None:
-            config = DualTokenizerConfig.from_pretrained(source, **hub)
-            refuse_bigger(lambda: cls(config), most_layers(config.to_dict()), files, source)
-        try:
-            with quiet(size_of(files.values())):
-                loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        except UserError:
-            raise
-        except (OSError, RuntimeError, ImportError, SafetensorError) as error:
-            raise UserError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
-        model, info = loaded
-        check_loading_info(info, source)
-        return (model, info) if asked_info else model
+        return load_tokenizer(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **kwargs: Any

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dualtoken.mllm.depth_transformer import DepthTransformer, causal_attention
+from dualtoken.mllm.depth_transformer import DepthTransformer
 from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
+from dualtoken.tokenizer.attention import attend
 
 T, D, N, C, H = 5, 4, 11, 6, 20
 
@@ -67,7 +68,7 @@ def test_condition_is_required_when_configured():
 def test_explicit_attention_equals_the_fused_kernel():
     q, k, v = torch.randn(3, 7, 2, D, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(causal_attention(q, k, v), expected)
+    torch.testing.assert_close(attend(q, k, v, causal=True, many_short=True), expected)
 
 
 @pytest.mark.parametrize("shared", [True, False])

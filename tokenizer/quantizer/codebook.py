@@ -41,6 +41,16 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(chosen)
 
 
+def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
+    """The vector of every code: codes (..., D) of tables (K, N, C) -> (..., D, C).
+
+    K is 1 where all depths share a table; codes of fewer depths are those of the first ones.
+    """
+    if len(tables) > 1:
+        codes = codes + torch.arange(codes.shape[-1], device=codes.device) * tables.shape[1]
+    return nn.functional.embedding(codes, tables.flatten(0, 1))
+
+
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each vector; the lowest index wins a tie.
 

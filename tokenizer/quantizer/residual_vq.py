@@ -12,6 +12,7 @@ from ...common.errors import UserError
 from ..settings import QuantizerConfig
 from .codebook import (
     EmaCodebooks,
+    code_vectors,
     count_and_sum,
     draw_by_error,
     is_distributed,
@@ -119,10 +120,7 @@ class ResidualQuantizer(nn.Module):
 
     def embed_per_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the code of each depth (..., D, C), in fp32."""
-        rows = self.codebooks.vectors.flatten(0, 1)
-        if not self.config.shared_codebook:
-            codes = codes + torch.arange(codes.shape[-1], device=codes.device) * self.config.num_codes
-        return rows[codes]
+        return code_vectors(self.codebooks.vectors, codes)
 
     def codebook_tensor(self) -> Tensor:
         """A copy of the codebooks: (1, N, C) if all depths share one, else (D, N, C)."""

@@ -1,0 +1,93 @@
+"""What users give a tokenizer, as the tensors that it works on, or one line on what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..common.errors import UserError, shown
+from .configuration import DualTokenizerConfig
+from .outputs import VisualCodes
+from .processing import DualTokenizerImageProcessor
+
+
+def images_to_pixels(tokenizer: PreTrainedModel, images: Any) -> Tensor:
+    """Tensors of floating numbers, also as a processor gives them, as they are; anything else through an
+    image processor of the tokenizer's size.
+    """
+    if isinstance(images, Mapping) and "pixel_values" in images:
+        images = images["pixel_values"]
+    if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
+        return images
+    processor = DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    return processor(images, return_tensors="pt")["pixel_values"].to(tokenizer.device, tokenizer.dtype)
+
+
+def codes_to_decode(tokenizer: PreTrainedModel, codes: Any) -> Tensor:
+    """Pixel codes (B, H, W, D) as a tensor on the tokenizer's device; UserError for what it cannot decode."""
+    given = codes.pixel if isinstance(codes, VisualCodes) else codes
+    try:
+        tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
+    except (TypeError, ValueError):
+        raise UserError(f"pixel codes are {shown(codes)}; give a tensor of whole numbers") from None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise UserError(f"pixel codes are {tensor.dtype}; give whole numbers, as encode(images) returns")
+    tensor = tensor.to(tokenizer.device)
+    config = tokenizer.config
+    expected = (*config.grid_size, config.pixel_quantizer.depth)
+    if tensor.dim() != 4 or tuple(tensor.shape[1:]) != expected:
+        raise UserError(
+            f"pixel codes have shape {tuple(tensor.shape)}; this tokenizer decodes (batch, "
+            f"{', '.join(map(str, expected))})"
+        )
+    count = config.pixel_quantizer.num_codes
+    if tensor.numel() and not bool(((tensor >= 0) & (tensor < count)).all()):
+        raise UserError(
+            f"pixel codes go from {int(tensor.min())} to {int(tensor.max())}; this tokenizer has the codes 0 "
+            f"to {count - 1}"
+        )
+    return tensor
+
+
+def check_images(tokenizer: PreTrainedModel, pixel_values: Tensor) -> None:
+    """UserError for what are not normalised images (B, 3, S, S) of the tokenizer's size."""
+    side = tokenizer.config.image_size
+    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        raise UserError(
+            f"pixel_values are given as {kind}; make them of images by "
+            'DualTokenizerImageProcessor: processor(images)["pixel_values"]'
+        )
+    if pixel_values.layout != torch.strided or pixel_values.is_meta != (tokenizer.device.type == "meta"):
+        raise UserError("pixel_values are a sparse tensor, or one without values; give a plain one")
+    if pixel_values.dim() != 4 or 0 in pixel_values.shape or pixel_values.shape[1:] != (3, side, side):
+        raise UserError(
+            f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
+            f"{side}, {side}), as DualTokenizerImageProcessor makes them"
+        )
+    # In training the loss tells, without waiting for the device.
+    if not tokenizer.training and not bool(torch.isfinite(pixel_values).all()):
+        raise UserError(
+            "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
+        )
+
+
+def check_text_ids(config: DualTokenizerConfig, input_ids: Tensor) -> None:
+    """UserError for what are not token ids of the text side."""
+    text = config.text_config
+    longest, count = text.max_position_embeddings, text.vocab_size
+    if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
+        given = shown(input_ids)
+        raise UserError(f"input_ids are {given}; give a tensor of token ids (batch, {longest})")
+    if input_ids.dim() != 2 or not input_ids.numel() or input_ids.shape[1] > longest:
+        raise UserError(
+            f"input_ids have shape {tuple(input_ids.shape)}; this tokenizer reads (batch, {longest})"
+        )
+    least, most = int(input_ids.min()), int(input_ids.max())
+    if least < 0 or most >= count:
+        raise UserError(f"input_ids go from {least} to {most}; the text side has the ids 0 to {count - 1}")
