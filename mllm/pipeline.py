@@ -148,18 +148,16 @@ class DualTokenPipeline:
         return push_model(self.model, self.processor, repo_id, **options)
 
     def answer(
-        self,
-        image: ImageSource | Sequence[ImageSource] | None,
-        question: str | Sequence[str],
-        max_new_tokens: int = 128,
+        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
     ) -> Any:
         """The model's answer, in words, to a question about one image, several, or none (greedy).
 
         A list of questions gives a list of answers.
         """
-        if isinstance(question, list | tuple):
-            return self.answer_many([(image, one) for one in question], max_new_tokens=max_new_tokens)
-        return self.answer_many([(image, question)], max_new_tokens=max_new_tokens)[0]
+        several = isinstance(question, list | tuple)
+        pairs = [(image, one) for one in (question if several else [question])]
+        answers = self.answer_many(pairs, max_new_tokens=max_new_tokens)
+        return answers if several else answers[0]
 
     def answer_many(
         self,

@@ -202,7 +202,7 @@ def below_each_other(rows: list[Image.Image]) -> Image.Image:
 def write_codes(codes: dict[str, np.ndarray], path: Path) -> None:
     """Write codes as an .npz under exactly this name, to which numpy would add an ending."""
     with path.open("wb") as file:
-        np.savez_compressed(file, **codes)
+        np.savez_compressed(file, pixel=codes["pixel"], semantic=codes["semantic"])
 
 
 def is_our_codes(path: Path) -> bool:

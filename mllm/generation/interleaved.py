@@ -13,6 +13,7 @@ from ..protocol import UnifiedModel
 from .image_generation import check_compile, generate_image
 from .outputs import InterleavedOutput, split_image_tokens
 from .own_random import OwnRandom
+from .progress import Progress
 from .sampling import ImageSamplingConfig, prompt_seeds
 from .text import code_inputs, has_room_for_image, never_in_text, transformers_generate
 
@@ -28,6 +29,8 @@ def generate_interleaved(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     streamer: Any = None,
+    compile: bool | str = False,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> InterleavedOutput:
     """Text until the model opens an image, the image, and on, until it ends its turn; for one prompt (1, L).
@@ -35,17 +38,19 @@ def generate_interleaved(
     Args:
         codes: of the prompt's images.
         streamer: of the text; its method `put_image`, if it has one, gets the tokens of each finished image.
-        **options: sampling options are those of the images (`ImageSamplingConfig`, and `compile` and
-            `progress` of `generate_image`), all others, as `do_sample`, are those of the text.
+        compile, progress: of each image, as in `generate_image`.
+        **options: fields of `ImageSamplingConfig` for the images, all others, as `do_sample`, for the text.
     """
     if input_ids.shape[0] != 1 or (attention_mask is not None and not bool(attention_mask.all())):
         raise UserError("interleaved generation takes one prompt at a time, without padding")
     max_images = whole_number(max_images, "max_images")
     left = whole_number(max_new_tokens, "max_new_tokens", 1)
-    image_names = (*ImageSamplingConfig.names(), "compile", "progress")
-    image_options = {name: options.pop(name) for name in image_names if name in options}
-    _check(model, image_options)
+    # Wrong options of images are refused before the first word, also where no image follows.
+    chosen = {name: options.pop(name) for name in ImageSamplingConfig.names() if name in options}
+    sampling = ImageSamplingConfig.of(model.config.image_sampling, chosen)
+    check_compile(compile)
     (seed,) = prompt_seeds(seed, 1, generator)
+    image_options = {**vars(sampling), "seed": seed, "compile": compile, "progress": progress}
     own_random = OwnRandom(seed, model.device)
     answer = _Answer(model, input_ids, codes)
     for index in range(max_images + 1):
@@ -53,20 +58,12 @@ def generate_interleaved(
             left -= answer.add_text(left, index < max_images, streamer, options)
         if not answer.opens_image:
             break
-        tokens = answer.add_image(seed=seed, first_image_index=index, **image_options)
+        tokens = answer.add_image(first_image_index=index, **image_options)
         if hasattr(streamer, "put_image"):
             streamer.put_image(tokens)
         if left <= 0:
             break
     return answer.output()
-
-
-def _check(model: UnifiedModel, image_options: Mapping[str, Any]) -> None:
-    """Raise UserError for wrong options of images before the first word, also where no image follows."""
-    names = ImageSamplingConfig.names()
-    sampling = {name: value for name, value in image_options.items() if name in names}
-    ImageSamplingConfig.of(model.config.image_sampling, sampling)
-    check_compile(image_options.get("compile", False))
 
 
 class _Answer:

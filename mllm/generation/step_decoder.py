@@ -5,10 +5,10 @@ Shapes: B prompts, R rows (sequences that are continued side by side), L prompt 
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...common.errors import UserError
-from ..language_model import CACHE_NAME, visible_positions
+from ..language_model import run_language_model, visible_positions
 from ..protocol import UnifiedModel
 from .few_rows import few_rows
 from .kv_cache import PreallocatedCache
@@ -79,14 +79,10 @@ class StepDecoder:
             self.filled += 1
         return states
 
-    def _run(self, embeds: Tensor, mask: object, position_ids: Tensor, cache: object) -> Tensor:
+    def _run(self, embeds: Tensor, mask: object, position_ids: Tensor, cache: Cache) -> Tensor:
         with few_rows(embeds.device):
-            return self.language_model.base_model(
-                inputs_embeds=embeds.to(self.dtype),
-                attention_mask=mask,
-                position_ids=position_ids,
-                **{CACHE_NAME: cache},
-                use_cache=True,
+            return run_language_model(
+                self.language_model, embeds.to(self.dtype), mask, position_ids, cache, use_cache=True
             ).last_hidden_state
 
     def _growing_mask(self) -> Tensor | None:
