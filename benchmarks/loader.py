@@ -122,11 +122,13 @@ def deliver_tokenized(folder: Path, samples: int) -> Callable[[], None]:
 
 
 def batches(folder: Path, processor: DualTokenProcessor, collate: Callable[..., Any]) -> Iterator[Any]:
-    def prepare(record: Record, draw: int) -> Any:
-        return processor.encode_record(record.messages)
-
     dataset = ShardDataset(folder)
-    return example_batches(BatchPlan(Mixture([len(dataset)], [1.0], 0), BATCH), [dataset], prepare, collate)
+    plan = BatchPlan(Mixture([len(dataset)], [1.0], 0), BATCH)
+    return example_batches(plan, [dataset], partial(prepared, processor), collate)
+
+
+def prepared(processor: DualTokenProcessor, record: Record, draw: int) -> Any:
+    return processor.encode_record(record.messages)
 
 
 def taking(stream: Iterator[Any], samples: int) -> Callable[[], None]:
@@ -257,7 +259,7 @@ def packed_batches(
         WindowPlan(),
         Packing(PACK_LENGTH),
         sources,
-        lambda record, draw: processor.encode_record(record.messages),
+        partial(prepared, processor),
         processor.collate_packed,
         rows=1,
         statistics=statistics,

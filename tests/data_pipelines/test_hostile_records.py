@@ -40,7 +40,7 @@ ASKED = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}
 SAID = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
-def talk(user: Any, assistant: Any = "a") -> list[dict[str, Any]]:
+def dialogue(user: Any, assistant: Any = "a") -> list[dict[str, Any]]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
@@ -72,18 +72,18 @@ def reasons(output: OutputOptions) -> dict[str, str]:
     ("entry", "said"),
     [
         ({"conversations": SAID}, ["q", "a"]),
-        ({"id": None, "image": None, "messages": talk("q")}, ["q", "a"]),
-        ({"conversations": None, "messages": talk("q")}, ["q", "a"]),
-        ({"conversations": [{"from": None, "value": None, **turn} for turn in talk("q")]}, ["q", "a"]),
+        ({"id": None, "image": None, "messages": dialogue("q")}, ["q", "a"]),
+        ({"conversations": None, "messages": dialogue("q")}, ["q", "a"]),
+        ({"conversations": [{"from": None, "value": None, **turn} for turn in dialogue("q")]}, ["q", "a"]),
         ({"conversations": [{"role": None, "content": None, **turn} for turn in SAID]}, ["q", "a"]),
-        ({"messages": talk(3, True)}, ["3", "True"]),
-        ({"messages": talk("\ufeffq")}, ["q", "a"]),
-        ({"messages": talk([{"type": "text", "text": "q"}, "?"])}, ["q?", "a"]),
+        ({"messages": dialogue(3, True)}, ["3", "True"]),
+        ({"messages": dialogue("\ufeffq")}, ["q", "a"]),
+        ({"messages": dialogue([{"type": "text", "text": "q"}, "?"])}, ["q?", "a"]),
         ({"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}, ["q", "a"]),
         ({"conversations": json.dumps(SAID)}, ["q", "a"]),
         ({"conversations": [{"user": "q", "assistant": "a"}]}, ["q", "a"]),
         ({"conversations": [{"from": "Human", "value": "q"}, SAID[1]]}, ["q", "a"]),
-        ({"messages": talk("write <video controls></video>")}, ["write <video controls></video>", "a"]),
+        ({"messages": dialogue("write <video controls></video>")}, ["write <video controls></video>", "a"]),
     ],
 )
 def test_spellings_of_an_entry(folder, entry, said):
@@ -102,27 +102,27 @@ def test_spellings_of_an_entry(folder, entry, said):
         ({"conversations": "nonsense"}, "not JSON"),
         ({"conversations": ["q", "a"]}, "a turn is 'q'"),
         ({"conversations": {"from": ["human"], "value": ["q", "a"]}}, "equal length"),
-        ({"messages": talk([{"type": "text", "text": None}])}, "no text"),
-        ({"messages": talk([{"type": "text", "content": "q"}])}, "no text"),
-        ({"messages": talk(None)}, "no text"),
-        ({"messages": talk({"text": "q"})}, "not a text but"),
+        ({"messages": dialogue([{"type": "text", "text": None}])}, "no text"),
+        ({"messages": dialogue([{"type": "text", "content": "q"}])}, "no text"),
+        ({"messages": dialogue(None)}, "no text"),
+        ({"messages": dialogue({"text": "q"})}, "not a text but"),
         ({"messages": [{"role": None, "content": "q"}]}, "from None"),
         ({"messages": [{"role": "tool", "content": "q"}]}, "from 'tool'"),
-        ({"id": ["x"], "messages": talk("q")}, "its id is not a text"),
-        ({"id": "x\ud83d", "messages": talk("q")}, "UTF-8"),
-        ({"note": "x\ud83d", "messages": talk("q")}, "surrogate"),
-        ({"messages": talk("q\ud83d")}, "surrogate"),
-        ({"messages": talk("q\0")}, "NUL"),
+        ({"id": ["x"], "messages": dialogue("q")}, "its id is not a text"),
+        ({"id": "x\ud83d", "messages": dialogue("q")}, "UTF-8"),
+        ({"note": "x\ud83d", "messages": dialogue("q")}, "surrogate"),
+        ({"messages": dialogue("q\ud83d")}, "surrogate"),
+        ({"messages": dialogue("q\0")}, "NUL"),
         ({"video": "v.mp4", "conversations": ASKED}, "'video' is video, which is not supported"),
         ({"videos": ["v.mp4"], "image": "a.png", "conversations": ASKED}, "is video"),
         ({"audio": "v.wav", "conversations": SAID}, "is audio"),
         ({"conversations": [{"from": "human", "value": "<video>\nWhat?"}, SAID[1]]}, "mark <video> is video"),
         (
-            {"image": "a.png", "messages": talk([{"type": "video", "video": "v.mp4"}, "q"])},
+            {"image": "a.png", "messages": dialogue([{"type": "video", "video": "v.mp4"}, "q"])},
             r"differ|is video",
         ),
-        ({"messages": talk([{"type": "input_audio", "input_audio": {}}])}, "is audio"),
-        ({"messages": talk([{"type": "table"}])}, "allowed are text and image"),
+        ({"messages": dialogue([{"type": "input_audio", "input_audio": {}}])}, "is audio"),
+        ({"messages": dialogue([{"type": "table"}])}, "allowed are text and image"),
         ({"image": 5, "conversations": ASKED}, "named by a text, got 5"),
         ({"image": {"path": "a.png"}, "conversations": ASKED}, "named by a text"),
         ({"image": "a.png", "conversations": SAID}, "differ"),
@@ -164,7 +164,7 @@ def test_an_image_in_the_entry_itself_is_decoded_and_never_quoted(folder, output
 def test_parts_may_name_their_own_image(folder):
     inline = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
     parts = [{"type": "image", "image": "a.png"}, {"type": "image_url", "image_url": {"url": inline}}, "q"]
-    record = llava_record({"messages": talk(parts)}, folder, "x")
+    record = llava_record({"messages": dialogue(parts)}, folder, "x")
     assert [part["image"].data for part in record.image_parts()] == [PICTURE, PICTURE]
     absolute = {"image": str(folder / "a.png"), "conversations": ASKED}
     assert llava_record(absolute, folder, "x").image_parts()[0]["image"].data == PICTURE
@@ -414,9 +414,9 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 VALID: list[Any] = [
     {"id": "x", "image": "a.png", "conversations": ASKED, "source": {"a": 1}},
-    {"id": 7, "images": ["a.png"], "messages": talk([{"type": "image"}, {"type": "text", "text": "q"}])},
+    {"id": 7, "images": ["a.png"], "messages": dialogue([{"type": "image"}, {"type": "text", "text": "q"}])},
     {"conversations": {"from": ["system", "human", "gpt"], "value": ["s", "q", "a"]}},
-    {"messages": [{"role": "system", "content": "s"}, *talk([{"type": "image", "image": "a.png"}, "q"])]},
+    {"messages": [{"role": "system", "content": "s"}, *dialogue([{"type": "image", "image": "a.png"}, "q"])]},
 ]
 
 
@@ -440,7 +440,7 @@ def test_any_value_at_any_place_of_an_entry(tmp_path_factory, data):
 
 RECORD = {
     "id": "r",
-    "messages": [{"role": "system", "content": "s"}, *talk(["q", {"type": "text", "text": "t"}])],
+    "messages": [{"role": "system", "content": "s"}, *dialogue(["q", {"type": "text", "text": "t"}])],
 }
 
 

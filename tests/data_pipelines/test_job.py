@@ -1,4 +1,4 @@
-"""A run that is killed, full or wrong: what is finished stays, and going on makes the same bytes."""
+"""A run that is killed, full or wrong: what is finished stays, and resuming makes the same bytes."""
 
 import errno
 import json
@@ -62,7 +62,7 @@ def options(folder, **settings):
 
 
 @pytest.mark.parametrize("stop", [0, 3, 8, 31, 49])
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, stop):
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, stop):
     write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         write_shards(Numbers(stop=stop), options(tmp_path / "cut"))
@@ -184,7 +184,7 @@ GARBAGE = ["", "null", "[]", "{}", "[" * 100_000, '{"samples": 8, "shards": null
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
+def test_damaged_parts_and_plans_are_made_again(tmp_path, garbage):
     write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         write_shards(Numbers(stop=40), options(tmp_path / "x"))
@@ -203,14 +203,14 @@ def test_damaged_journals_and_plans_are_made_again(tmp_path, garbage):
 @pytest.mark.parametrize(
     "file", ["../../../etc/passwd", "/etc/passwd", "../plan.json", 3, None], ids=lambda file: str(file)
 )
-def test_a_journal_names_no_file_elsewhere(tmp_path, file):
+def test_a_part_names_no_file_elsewhere(tmp_path, file):
     write_shards(Numbers(), options(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         write_shards(Numbers(stop=40), options(tmp_path / "x"))
     path = tmp_path / "x.partial" / "000000" / "part.json"
-    journal = json.loads(path.read_text())
-    journal["shards"][0]["file"] = file
-    path.write_text(json.dumps(journal))
+    part = json.loads(path.read_text())
+    part["shards"][0]["file"] = file
+    path.write_text(json.dumps(part))
     write_shards(Numbers(), options(tmp_path / "x"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
 
@@ -235,7 +235,7 @@ def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch):
         write_shards(Numbers(), options(tmp_path / "x"))
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_the_run_resumes_later(tmp_path, monkeypatch):
     write_shards(Numbers(), options(tmp_path / "whole"))
     add = OpenShard.add
 

@@ -1,4 +1,4 @@
-"""Which unfinished work is gone on with, and which output is written over."""
+"""Which unfinished work is resumed, and which output is written over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dualtoken.data_pipelines.partial_output import (
 ANY_PLAN = {"settings": {"count": 3}, "input": "abc"}
 
 
-def test_only_work_of_the_same_plan_goes_on(tmp_path: Path):
+def test_only_work_of_the_same_plan_is_resumed(tmp_path: Path):
     assert not can_resume(tmp_path, ANY_PLAN, overwrite=False), "nothing was begun"
     write_plan(tmp_path, ANY_PLAN)
     assert can_resume(tmp_path, ANY_PLAN, overwrite=False)
@@ -60,7 +60,7 @@ def test_the_unfinished_folder_lies_beside_the_output(output: str, tmp_path: Pat
     assert output == "/" or folder.resolve().parent == Path(output).resolve().parent
 
 
-def test_unfinished_output_is_no_input(tmp_path: Path):
+def test_unfinished_output_is_not_an_input(tmp_path: Path):
     (tmp_path / "x.partial").mkdir()
     with (
         pytest.raises(UserError, match="is also --input"),

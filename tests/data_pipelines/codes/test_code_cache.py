@@ -173,8 +173,8 @@ code_cache.tokenize_shards(tokenizer, sys.argv[2], sys.argv[3], batch_size=2, pr
 """
 
 
-def test_a_killed_run_goes_on_and_writes_the_same_bytes(tokenizer, images, tmp_path):
-    """Killed in the third shard: the first two are kept, nothing half-written is taken for whole."""
+def test_a_killed_run_resumes_and_writes_the_same_bytes(tokenizer, images, tmp_path):
+    """Killed in the third shard: the first two are kept, nothing half-written counts as complete."""
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     tokenize_shards(tokenizer, images, tmp_path / "whole", batch_size=2, progress=False)
     arguments = [str(tmp_path / "tokenizer"), str(images), str(tmp_path / "killed"), "3"]
@@ -205,7 +205,7 @@ def test_ranks_make_together_what_one_makes_alone(tokenizer, images, tmp_path):
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
-def test_the_main_process_says_whom_it_waited_for(tmp_path):
+def test_the_main_process_names_whom_it_waited_for(tmp_path):
     with (
         job_of(tmp_path, Share(0, 2), patience=0.3) as work,
         pytest.raises(UserError, match=r"rank 0 waited for the shards of rank 0, 1.*nothing was written"),
@@ -281,7 +281,7 @@ def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
-def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, monkeypatch, moves):
+def test_merging_may_be_stopped_anywhere(tokenizer, images, tmp_path, monkeypatch, moves):
     tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
     move, left = Job._move, [moves]
 
@@ -300,8 +300,8 @@ def test_putting_together_may_be_stopped_anywhere(tokenizer, images, tmp_path, m
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_what_a_killed_finish_left_is_not_taken_for_codes(tokenizer, images, tmp_path, monkeypatch):
-    """Killed behind the renaming: the parts of the unfinished folder are empty, but look finished."""
+def test_what_a_killed_merge_left_does_not_count_as_codes(tokenizer, images, tmp_path, monkeypatch):
+    """Killed after the renaming: the parts of the unfinished folder are empty, but look finished."""
     monkeypatch.setattr(job_module.shutil, "rmtree", lambda *_, **__: None)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     monkeypatch.undo()

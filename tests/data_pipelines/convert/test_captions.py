@@ -249,9 +249,9 @@ def test_captions_of_a_data_set(tmp_path, output, rows, stored):
         path.mkdir() if stored == "folder" else None
         rows.to_parquet(path if stored == "parquet" else path / "train-0.parquet")
     if stored == "folder":
-        whole = (path / "train-0.parquet").read_bytes()
-        (path / "train-1.parquet").write_bytes(whole[: len(whole) // 2])
-        (path / "test-0.parquet").write_bytes(whole)
+        intact = (path / "train-0.parquet").read_bytes()
+        (path / "train-1.parquet").write_bytes(intact[: len(intact) // 2])
+        (path / "test-0.parquet").write_bytes(intact)
     source = HuggingFaceConverter(str(path), columns=Columns(caption="caption"))
     manifest = write_shards(source, output)
     (record,) = read(output)
@@ -273,7 +273,7 @@ def test_questions_of_a_data_set_and_their_text_only_rows(tmp_path, output, rows
 def test_conversations_of_a_data_set(tmp_path, output):
     datasets = pytest.importorskip("datasets")
     photo = {"bytes": picture(), "path": None}
-    talk = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "<image>"}]
+    dialogue = [{"from": "human", "value": "draw"}, {"from": "gpt", "value": "<image>"}]
     pair = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "both"}]
     features = datasets.Features(
         {
@@ -284,7 +284,7 @@ def test_conversations_of_a_data_set(tmp_path, output):
         }
     )
     data = datasets.Dataset.from_dict(
-        {"images": [[photo], [photo, photo], []], "conversations": [talk, pair, pair]}, features=features
+        {"images": [[photo], [photo, photo], []], "conversations": [dialogue, pair, pair]}, features=features
     )
     data.save_to_disk(tmp_path / "d")
     write_shards(HuggingFaceConverter(str(tmp_path / "d")), output)
@@ -303,7 +303,7 @@ def test_conversations_of_a_data_set(tmp_path, output):
         (Columns(caption="caption", images=("image", "image")), "one --image-column"),
     ],
 )
-def test_wrong_columns_are_told_with_those_there_are(tmp_path, rows, columns, word):
+def test_wrong_columns_are_named_with_those_there_are(tmp_path, rows, columns, word):
     rows.to_parquet(tmp_path / "d.parquet")
     with pytest.raises(UserError, match=word):
         HuggingFaceConverter(str(tmp_path / "d.parquet"), columns=columns)
@@ -348,8 +348,8 @@ def test_broken_llava_entries_are_named(tmp_path, output):
     assert [record.id for record in read(output)] == ["good", "roles"]
     assert read(output)[0].metadata == {"kind": "extra", "images": ["a.jpg"]}
     assert turns(read(output)[1])[0] == ("user", ["IMAGE", "what?"])
-    told = reasons(output)
-    assert manifest["counts"]["rejected"] == len(told) == 8
+    named = reasons(output)
+    assert manifest["counts"]["rejected"] == len(named) == 8
     for name, word in {
         "entry 3 (silent)": "conversations",
         "entry 4 (untaught)": "nothing to learn",
@@ -360,7 +360,7 @@ def test_broken_llava_entries_are_named(tmp_path, output):
         "entry 9 (mute)": "no text",
         "entry 10": "not JSON: not UTF-8 at byte 8",
     }.items():
-        assert word in told[name]
+        assert word in named[name]
 
 
 def test_an_image_over_the_limit_is_refused_before_it_is_decoded():
@@ -382,8 +382,8 @@ def test_sources_travel_to_worker_processes(tmp_path, rows):
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / "meta.jsonl").write_text(json.dumps({"file": "a.jpg", "label": "cat"}))
     write_tar(tmp_path / "a.tar", [("0", {"jpg": picture(), "txt": b"a cat"})])
-    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "cat"}]
-    (tmp_path / "l.json").write_text(json.dumps([{"image": "a.jpg", "conversations": talk}]))
+    dialogue = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "cat"}]
+    (tmp_path / "l.json").write_text(json.dumps([{"image": "a.jpg", "conversations": dialogue}]))
     rows.to_parquet(tmp_path / "d.parquet")
     sources = [
         FolderConverter(tmp_path),
@@ -422,7 +422,7 @@ def test_a_damaged_part_of_a_parquet_file_costs_its_own_rows(output, tmp_path):
     lost = manifest["rejected"]["samples"]
     assert [item["sample"] for item in lost] == ["row 2", "row 3"]
     assert all("a.parquet is damaged" in item["reason"] for item in lost)
-    # Rows are numbered as if nothing had been lost, so a run that was stopped goes on at the right one.
+    # Rows are numbered as if nothing had been lost, so a run that was stopped resumes at the right one.
     source = HuggingFaceConverter(str(tmp_path))
     assert [
         sample.name if hasattr(sample, "name") else sample.sample for sample in source.samples_from(3)

@@ -114,7 +114,7 @@ def test_wrong_scene_options_are_a_users_mistake(bad):
 # --- sets in a zip ---
 
 
-def test_easyvqa_holds_out_the_last_images_and_draws_what_its_questions_tell(output, tmp_path):
+def test_easyvqa_holds_out_the_last_images_and_generates_what_its_questions_name(output, tmp_path):
     qa = [["what is the teal shape?", "circle"], ["is there a red shape?", "no"]]
     rows = [{"file": f"train/{n}.png", "split": "train", "qa": qa} for n in range(600)]
     rows[1]["qa"] = [["is there not a circle?", "no"], ["is a blue shape present?", "yes"]]
@@ -127,19 +127,19 @@ def test_easyvqa_holds_out_the_last_images_and_draws_what_its_questions_tell(out
     assert manifest["counts"]["splits"] == {"train": 2 * 299 - 1 - 2, "heldout": 2 * 301}
     assert manifest["counts"]["rejected"] == 2
     train = ShardDataset(output.folder)
-    drawings = {r.id: r for r in map(train.record, range(len(train))) if r.metadata["task"] == "t2i"}
-    assert drawings["easyvqa-t2i-0"].texts() == ["a teal circle"]
-    assert drawings["easyvqa-t2i-1"].texts() == ["a blue circle"]
-    assert "easyvqa-t2i-2" not in drawings
+    generated = {r.id: r for r in map(train.record, range(len(train))) if r.metadata["task"] == "t2i"}
+    assert generated["easyvqa-t2i-0"].texts() == ["a teal circle"]
+    assert generated["easyvqa-t2i-1"].texts() == ["a blue circle"]
+    assert "easyvqa-t2i-2" not in generated
     assert len(train[0].messages) == 2
 
 
 def test_nlvr_gives_three_boxes_and_keeps_permutations_together(output, tmp_path):
-    drawing = np.zeros((100, 400, 3), np.uint8)
+    image = np.zeros((100, 400, 3), np.uint8)
     for box, left in enumerate((0, 150, 300)):
-        drawing[:, left : left + 100] = 80 * (box + 1)
+        image[:, left : left + 100] = 80 * (box + 1)
     buffer = io.BytesIO()
-    Image.fromarray(drawing).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     same = {"sentence": " A  box. ", "label": "true"}
     rows = [
         {"file": f"{split}/{i}-{perm}.png", "split": split, "id": i, "perm": perm, **same}
@@ -174,10 +174,10 @@ def test_an_emoji_is_held_out_in_all_its_styles(output, tmp_path):
     held_out = {r.metadata["emoji"] for r in map(ShardDataset(output.folder, "heldout").record, range(4))}
     assert held_out <= {f"e{n}" for n in range(120) if stable_fraction(f"e{n}") < 0.05}
     assert manifest["counts"]["splits"]["heldout"] % 4 == 0
-    question, drawing = (ShardDataset(output.folder)[i] for i in (0, 1))
+    question, image = (ShardDataset(output.folder)[i] for i in (0, 1))
     assert question.texts()[0] == "What is this?"
-    assert drawing.texts() == [f"{question.texts()[1]} emoji"]
-    assert drawing.image_parts()[0]["image"].size == (16, 16)
+    assert image.texts() == [f"{question.texts()[1]} emoji"]
+    assert image.image_parts()[0]["image"].size == (16, 16)
 
 
 def test_labels_keep_their_splits_and_corrupt_photos_are_named(output, tmp_path):
@@ -285,10 +285,10 @@ def test_llava_entries_become_records(tmp_path):
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_llava_files_are_a_list_or_lines(output, tmp_path, lines):
-    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    dialogue = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     entries = [
-        {"id": "text", "conversations": talk},
-        {"id": "unmarked", "image": "a.png", "conversations": talk},
+        {"id": "text", "conversations": dialogue},
+        {"id": "unmarked", "image": "a.png", "conversations": dialogue},
         {"id": "lost", "image": "a.png", "conversations": [{"from": "human", "value": "<image>"}]},
         {"id": "stranger", "conversations": [{"from": "cat", "value": "miau"}]},
         {"id": "empty", "conversations": []},

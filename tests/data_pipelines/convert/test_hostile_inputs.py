@@ -187,12 +187,12 @@ def test_other_compressions_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_tars_behind_one_another_are_all_read(tmp_path: Path, pack: Any):
+def test_concatenated_tars_are_all_read(tmp_path: Path, pack: Any):
     convert(tmp_path, pack(tar_bytes("0.jpg", "0.txt")) + pack(tar_bytes("1.jpg", "1.txt")))
     assert ids(tmp_path / "out") == ["t/0", "t/1"]
 
 
-def test_what_stands_behind_a_tar_is_named(tmp_path: Path):
+def test_what_follows_a_tar_is_named(tmp_path: Path):
     manifest = convert(tmp_path, tar_bytes("0.jpg", "0.txt") + b"more" * 1000)
     assert ids(tmp_path / "out") == ["t/0"]
     assert "damaged tar" in rejected(manifest)["t.tar"]
@@ -237,8 +237,8 @@ TWO = tar_bytes("0.jpg", "0.txt", "1.jpg", "1.txt")
 )
 def test_damaged_tars_give_samples_and_reasons(tmp_path_factory, edits, end, pack):
     data = bytearray(TWO)
-    for place, other in edits:
-        data[place : place + len(other)] = other
+    for position, other in edits:
+        data[position : position + len(other)] = other
     path = tmp_path_factory.getbasetemp() / "damaged.tar"
     path.write_bytes(gzip.compress(bytes(data[:end])) if pack else bytes(data[:end]))
     source = WebDatasetConverter([path])
@@ -523,7 +523,7 @@ def test_a_sparse_member_costs_itself_only(tmp_path: Path):
     assert rejected(manifest) == {"t.tar: s": "its .jpg is a sparse file"}
 
 
-# --- what is rejected is told, in one line ---
+# --- what is rejected is named, in one line ---
 
 
 def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -542,7 +542,7 @@ def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pyte
     assert line.endswith(", …")
 
 
-def test_json_over_several_lines_says_what_is_read(tmp_path: Path):
+def test_json_over_several_lines_names_what_is_read(tmp_path: Path):
     (tmp_path / "one.json").write_text(json.dumps({"conversations": []}, indent=1))
     with pytest.raises(UserError, match="one JSON list, or one entry a line"):
         write_shards(LlavaConverter(tmp_path / "one.json"), OutputOptions(tmp_path / "out", progress=False))
@@ -644,9 +644,9 @@ ZIPPED = zipped()
 @given(st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
 def test_damaged_zips_are_users_mistakes(tmp_path_factory, edits):
     data = bytearray(ZIPPED)
-    for place, other in edits:
-        place %= len(data)
-        data[place : place + len(other)] = other
+    for position, other in edits:
+        position %= len(data)
+        data[position : position + len(other)] = other
     path = tmp_path_factory.getbasetemp() / "damaged.zip"
     path.write_bytes(bytes(data))
     with contextlib.suppress(UserError):

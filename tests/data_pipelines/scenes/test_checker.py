@@ -1,4 +1,4 @@
-"""The judge of drawings: right on clean renders, robust to soft edges, and hard on wrong drawings."""
+"""The judge of images: right on clean renders, robust to soft edges, and hard on wrong images."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def accuracy(images, scenes):
 
 
 def soften(image, seed):
-    """What a coarse tokenizer does to a drawing: blur and noise."""
+    """What a coarse tokenizer does to an image: blur and noise."""
     blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(1.0)), dtype=float)
     noise = np.random.default_rng(seed).normal(0, 15, blurred.shape)
     return Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
@@ -117,7 +117,7 @@ BLUE_SQUARE = WantedObject("square", "blue")
         ),
     ],
 )
-def test_a_wrong_drawing_is_refused_with_a_reason(spec, objects, colour, shape):
+def test_a_wrong_image_is_refused_with_a_reason(spec, objects, colour, shape):
     result = check(spec, image_of(*objects))
     assert not result.correct
     assert result.reason

@@ -84,13 +84,15 @@ def test_reserved_wordings_are_never_trained_on():
 def test_a_prompt_in_other_words_names_what_its_specification_wants(skill):
     for seed in range(150):
         rng = np.random.default_rng((4, seed))
-        drawn = scene_for_skill(rng, skill)
-        prompt = reword_prompt(drawn.spec, rng, drawn.scene.background, reserved=bool(seed % 2))
-        expected = Counter(word for wanted in drawn.spec.objects for word in (wanted.colour, wanted.shape))
+        generated = scene_for_skill(rng, skill)
+        prompt = reword_prompt(generated.spec, rng, generated.scene.background, reserved=bool(seed % 2))
+        expected = Counter(
+            word for wanted in generated.spec.objects for word in (wanted.colour, wanted.shape)
+        )
         assert things(prompt) - Counter(["white"]) == expected, prompt
-        assert wheres(prompt) == ({drawn.spec.relation} if drawn.spec.relation else set()), prompt
-        if drawn.spec.objects[0].count > 1:
-            assert re.search(rf"\b(two|three|four|{drawn.spec.objects[0].count})\b", prompt)
+        assert wheres(prompt) == ({generated.spec.relation} if generated.spec.relation else set()), prompt
+        if generated.spec.objects[0].count > 1:
+            assert re.search(rf"\b(two|three|four|{generated.spec.objects[0].count})\b", prompt)
 
 
 # --- records ----------------------------------------
@@ -103,8 +105,8 @@ def fingerprint(values: Any) -> str:
 def test_what_the_small_model_is_measured_on_has_not_changed():
     asked = [next(single_questions(record)) for record in HeldOut().scenes(600)]
     assert fingerprint([[a.question, a.answer, a.kind] for a in asked]) == "561cd9d26965"
-    drawings = [record for skill in SKILLS for record in drawing_prompts(skill, 100)]
-    assert fingerprint([[r.texts()[0], r.metadata["spec"]] for r in drawings]) == "c56f6f7cc665"
+    images = [record for skill in SKILLS for record in drawing_prompts(skill, 100)]
+    assert fingerprint([[r.texts()[0], r.metadata["spec"]] for r in images]) == "c56f6f7cc665"
 
 
 @pytest.mark.parametrize("task", ["vqa", "t2i", "caption"])
@@ -204,17 +206,17 @@ def test_every_answer_of_a_dialogue_follows_from_its_scene(paraphrase):
 
 
 def test_every_image_of_a_dialogue_is_the_scene_that_is_specified():
-    drawings = 0
+    images = 0
     for record in dialogues(150, seed=9):
-        drawn = [part for role, part in record.parts() if part["type"] == "image" and role == "assistant"]
+        generated = [part for role, part in record.parts() if part["type"] == "image" and role == "assistant"]
         specs = [spec for spec in record.metadata["specs"] if spec]
-        assert len(drawn) == len(specs)
-        shown = len(record.image_parts()) - len(drawn)
-        for scene, spec, part in zip(record.metadata["scenes"][shown:], specs, drawn, strict=True):
+        assert len(generated) == len(specs)
+        shown = len(record.image_parts()) - len(generated)
+        for scene, spec, part in zip(record.metadata["scenes"][shown:], specs, generated, strict=True):
             image = render(Scene.from_dict(scene), 64)
             assert part["image"].tobytes() == image.tobytes()
             assert check(spec, image).correct, (record.texts(), spec)
-            drawings += 1
+            images += 1
         asks = [m["content"][-1]["text"] for m in record.messages[::2]]
         last = things(asks[-1])
         if record.metadata["form"] == "ask_then_draw":
@@ -222,12 +224,12 @@ def test_every_image_of_a_dialogue_is_the_scene_that_is_specified():
                 word for wanted in specs[-1]["objects"] for word in (wanted["colour"], wanted["shape"])
             )
             assert named <= last, (asks, specs)
-        elif len(specs) == 2:  # the first drawing, changed in what the last turn names
+        elif len(specs) == 2:  # the first image, changed in what the last turn names
             before, after = (spec["objects"][0] for spec in specs)
             kept = [key for key in ("colour", "shape", "count") if before[key] == after[key]]
             assert len(kept) == 2
             assert things(" ".join((after["colour"], after["shape"]))) >= last
-    assert drawings > 80
+    assert images > 80
 
 
 def test_dialogues_have_every_form_and_the_number_of_turns_that_is_allowed():

@@ -1,4 +1,4 @@
-"""Sentences about scenes are true, questions have the stated answers, skills show what they say."""
+"""Sentences about scenes are true, questions have the stated answers, skills show what they name."""
 
 import re
 from collections import Counter
@@ -138,7 +138,7 @@ def test_descriptions_name_everything():
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_a_skill_shows_what_its_specification_says(skill):
+def test_a_skill_shows_what_its_specification_wants(skill):
     for seed in range(150):
         scene, prompt, spec = scene_for_skill(np.random.default_rng(seed), skill)
         assert ImageSpec.from_dict(spec.to_dict()) == spec

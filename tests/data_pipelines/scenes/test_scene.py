@@ -1,4 +1,4 @@
-"""Scenes: never overlapping, always the same for a seed, and labelled as they are drawn."""
+"""Scenes: never overlapping, always the same for a seed, and labelled as they are rendered."""
 
 import json
 
@@ -31,13 +31,13 @@ def scenes(count: int) -> list[Scene]:
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_objects_are_big_and_apart_and_inside(count):
     for seed in range(300):
-        places = place_objects(np.random.default_rng((count, seed)), count)
-        assert len(places) == count
-        for i, a in enumerate(places):
+        placements = place_objects(np.random.default_rng((count, seed)), count)
+        assert len(placements) == count
+        for i, a in enumerate(placements):
             assert a.radius >= 0.125
             assert min(a.x, a.y) - a.radius >= 0.0
             assert max(a.x, a.y) + a.radius <= 1.0
-            for b in places[:i]:
+            for b in placements[:i]:
                 assert max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + 0.03
 
 
@@ -47,20 +47,20 @@ def test_on_a_grid_an_object_covers_the_same_part_of_every_cell_wherever_it_is(c
     side = 8 * grid
     seen = set()
     for seed in range(60):
-        places = place_objects(np.random.default_rng((count, seed)), count, grid)
-        for i, a in enumerate(places):
+        placements = place_objects(np.random.default_rng((count, seed)), count, grid)
+        for i, a in enumerate(placements):
             star = Scene((SceneObject("star", "red", a.x, a.y, a.radius),))
             box = [round((edge - a.radius) * side) for edge in (a.x, a.y)]
             width = round(2 * a.radius * side)
             assert all(edge % 8 == 0 and 0 <= edge <= side - width for edge in box)
             area = (box[0], box[1], box[0] + width, box[1] + width)
             seen.add(render(star, side).crop(area).tobytes())
-            gaps = [max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius for b in places[:i]]
+            gaps = [max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius for b in placements[:i]]
             assert min(gaps, default=1.0) >= 0.99 / grid
     assert len(seen) == 1
 
 
-def test_a_grid_is_for_drawing_prompts_and_not_too_coarse():
+def test_a_grid_is_for_prompts_and_not_too_coarse():
     with pytest.raises(UserError, match="--grid is 7"):
         SceneOptions(task="t2i", grid=7)
     with pytest.raises(UserError, match="--task vqa"):
@@ -71,8 +71,8 @@ def test_placing_never_fails_even_without_luck():
     from dualtoken.data_pipelines.scenes.scene import _apart, _place_in_quadrants
 
     for seed in range(100):
-        places = _place_in_quadrants(np.random.default_rng(seed), 4, 0.125)
-        assert all(_apart(a, b) for i, a in enumerate(places) for b in places[:i])
+        placements = _place_in_quadrants(np.random.default_rng(seed), 4, 0.125)
+        assert all(_apart(a, b) for i, a in enumerate(placements) for b in placements[:i])
 
 
 def test_a_seed_gives_one_scene_and_one_image():
@@ -104,7 +104,7 @@ def test_every_look_occurs_about_equally_often():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [32, 64, 100])
-def test_a_shape_is_drawn_where_it_says(shape, size):
+def test_a_shape_is_rendered_where_it_is(shape, size):
     scene = Scene((SceneObject(shape, "black", 0.55, 0.4, 0.2),), "white")
     dark = 1.0 - np.asarray(render(scene, size).convert("L"), dtype=float) / 255.0
     rows, columns = np.nonzero(dark > 0.3)
@@ -114,16 +114,16 @@ def test_a_shape_is_drawn_where_it_says(shape, size):
     assert dark.sum() == pytest.approx(coverage(scene.objects[0], size).sum() * (1 - 16 / 255), rel=0.08)
 
 
-def test_patch_classes_follow_the_drawing():
+def test_patch_classes_follow_the_image():
     for scene in scenes(60):
         labels = patch_classes(scene, 8)
         assert labels.shape == (8, 8)
         assert 0 <= labels.min() <= labels.max() < NUM_PATCH_CLASSES
         assert {item.patch_class for item in scene.objects} == set(np.unique(labels)) - {0}
         pixels = np.asarray(render(scene, 64), dtype=float).reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
-        drawn = np.abs(pixels - BACKGROUNDS[scene.background]).max(axis=-1)
-        assert (drawn[labels == 0] < 75).all()
-        assert (drawn[labels > 0] > 30).all()
+        difference = np.abs(pixels - BACKGROUNDS[scene.background]).max(axis=-1)
+        assert (difference[labels == 0] < 75).all()
+        assert (difference[labels > 0] > 30).all()
 
 
 def test_relations_are_stated_only_when_clear():

@@ -1,4 +1,4 @@
-"""Shards: what is written is read, by us and by webdataset; damage is told; nothing half-written stays."""
+"""Shards: what is written is read, by us and by webdataset; damage is named; nothing half-written stays."""
 
 import json
 import multiprocessing
@@ -168,7 +168,7 @@ def test_nothing_stays_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_kept_unless_told(folder):
+def test_an_existing_folder_is_kept_without_overwrite(folder):
     with pytest.raises(UserError, match="--overwrite"):
         write(folder, [(image_record(0), "train")])
     write(folder, [(image_record(5), "train")], overwrite=True)
@@ -195,7 +195,7 @@ def test_a_tar_cut_short_is_refused(folder):
         build_index(shard)
 
 
-def test_what_is_no_shard_is_a_users_mistake(tmp_path):
+def test_what_is_not_a_shard_is_a_users_mistake(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"x" * 2048)
     with pytest.raises(UserError, match="plain tar"):
         ShardDataset(tmp_path / "x.tar")

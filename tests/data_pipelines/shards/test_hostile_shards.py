@@ -65,13 +65,13 @@ def write(folder: Path, count: int = 6, shard_size: int = 3) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("shards") / "data")
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "data"))
+def folder(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "data"))
 
 
 def set_manifest(folder: Path, manifest: Any) -> None:
@@ -81,14 +81,14 @@ def set_manifest(folder: Path, manifest: Any) -> None:
 def changed(folder: Path, path: str, value: Any) -> None:
     """Set one value of the manifest, such as "shards.0.file"; `...` removes it."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    place: Any = manifest
+    position: Any = manifest
     *keys, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     for key in keys:
-        place = place[key]
+        position = position[key]
     if value is ...:
-        del place[last]
+        del position[last]
     else:
-        place[last] = value
+        position[last] = value
     set_manifest(folder, manifest)
 
 
@@ -201,23 +201,23 @@ def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, t
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, whole: Path, tmp_path: Path) -> None:
+def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, intact: Path, tmp_path: Path) -> None:
     """Values anywhere in it are replaced by any JSON; the folder is read, or refused in one line."""
     values: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"]
     odd = st.sampled_from(values)
-    manifest = json.loads((whole / MANIFEST).read_text())
+    manifest = json.loads((intact / MANIFEST).read_text())
     for _ in range(data.draw(st.integers(1, 2))):
-        place: Any = manifest
+        position: Any = manifest
         while True:
-            keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+            keys = sorted(position) if isinstance(position, dict) else list(range(len(position)))
             key = data.draw(st.sampled_from(keys))
-            if isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
-                place = place[key]
+            if isinstance(position[key], dict | list) and position[key] and data.draw(st.booleans()):
+                position = position[key]
                 continue
-            place[key] = copy.deepcopy(data.draw(odd))
+            position[key] = copy.deepcopy(data.draw(odd))
             break
     folder = tmp_path / "fuzzed"
-    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    shutil.copytree(intact, folder, dirs_exist_ok=True)
     set_manifest(folder, manifest)
     for use in (
         lambda: unusable(ShardDataset(folder, tolerant=True)),
@@ -232,7 +232,7 @@ def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, whole: P
 # --- what is given as a folder ----------------------------------------
 
 
-def test_what_is_no_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -377,7 +377,7 @@ def test_an_index_longer_than_its_tar_is_not_even_read(folder: Path, monkeypatch
 
 
 def test_check_names_an_index_that_misleads(folder: Path) -> None:
-    """In bounds and in order, but not where samples begin: training would skip what is whole."""
+    """In bounds and in order, but not where samples begin: training would skip what is intact."""
     path = index_path(folder / "train-00000.tar")
     fields = json.loads(path.read_text())
     fields["lengths"][0] -= 512
@@ -576,11 +576,11 @@ def test_a_hostile_member_costs_its_record_and_check_names_it(kind: str, folder:
 )
 @given(data=st.data())
 def test_any_change_of_members_costs_that_record_only(
-    data: st.DataObject, whole: Path, tmp_path: Path
+    data: st.DataObject, intact: Path, tmp_path: Path
 ) -> None:
     """Bytes of members are replaced, left out or put in; whatever the stream skips the check names."""
     folder = tmp_path / "fuzzed"
-    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    shutil.copytree(intact, folder, dirs_exist_ok=True)
 
     def change(members: dict[str, bytes]) -> None:
         name = data.draw(st.sampled_from(["00000001.json", CODES]))
@@ -606,14 +606,14 @@ def test_any_change_of_members_costs_that_record_only(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_any_damage_of_a_tar_is_survived(data: st.DataObject, whole: Path, tmp_path: Path) -> None:
+def test_any_damage_of_a_tar_is_survived(data: st.DataObject, intact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "fuzzed"
-    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    shutil.copytree(intact, folder, dirs_exist_ok=True)
     shard = folder / "train-00000.tar"
     content = bytearray(shard.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, 6000))
-        content[place : place + 1] = data.draw(st.binary(max_size=20))
+        position = data.draw(st.integers(0, 6000))
+        content[position : position + 1] = data.draw(st.binary(max_size=20))
     shard.write_bytes(content)
     dataset = ShardDataset(folder, tolerant=True)
     assert [dataset[n].id for n in range(len(dataset) - 3, len(dataset))] == ["c3", "c4", "c5"]

@@ -27,7 +27,7 @@ def jpeg(size=(40, 30)) -> EncodedImage:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards: four questions about images; two drawings, a text and a record of codes."""
+    """Two shards: four questions about images; two generated images, a text and a record of codes."""
     codes = np.zeros((2, 2, 3), np.uint16)
     records = [Record(f"q{n}", [user(image_part(jpeg()), "what is it?"), assistant("x")]) for n in range(4)]
     records += [Record(f"d{n}", [user("draw"), assistant(image_part(jpeg((20, 50))))]) for n in range(2)]
@@ -91,9 +91,9 @@ def test_a_truncated_tar_is_found_with_the_records_before_the_cut(folder):
 
 def test_missing_and_unknown_shards_are_found(folder):
     (folder / "train-00000.tar").rename(folder / "train-00007.tar")
-    told = {fault.file: fault.reason for fault in faults(folder)}
-    assert told["train-00000.tar"] == "missing"
-    assert "is not in manifest.json" in told["train-00007.tar"]
+    named = {fault.file: fault.reason for fault in faults(folder)}
+    assert named["train-00000.tar"] == "missing"
+    assert "is not in manifest.json" in named["train-00007.tar"]
 
 
 def without(record, messages):
