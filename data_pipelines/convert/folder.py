@@ -22,9 +22,8 @@ from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .converter import Converter
-from .llava import read_image
 from .rows import TABLES, Table, is_table, read_rows
-from .samples import LARGEST_TEXT_FILE, Rejected, Sample, files_fingerprint, read_file, utf8_text
+from .samples import LARGEST_TEXT_FILE, Rejected, Sample, files_fingerprint, read_file, read_image, utf8_text
 
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
 #: Lists that are taken without being asked for, as Hugging Face's image folders name them.

@@ -23,8 +23,7 @@ from .captions import CAPTION_FIELDS, CaptionOptions, caption_list
 from .converter import Converter
 from .foreign_values import as_list, needed_text, optional_text
 from .hf_datasets import Dataset, open_dataset
-from .llava import read_image
-from .samples import LARGEST_IMAGE_FILE, ImageOptions, Rejected, Sample
+from .samples import LARGEST_IMAGE_FILE, ImageOptions, Rejected, Sample, read_image
 from .turns import check_no_media, conversation, mark_images, read_turns
 
 CONVERSATION_COLUMNS: tuple[str, ...] = ("conversations", "messages", "texts")

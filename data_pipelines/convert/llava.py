@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from ...common import arguments
-from ...common.errors import ImageError, UserError, one_line, shown
+from ...common.errors import UserError, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.sources import inline_image
 from ...common.json_files import JsonError
 from ...common.outputs import Inputs
-from ...common.paths import inside, regular_file, user_path
-from ..records import EncodedImage, Record, RecordError, image_part
+from ...common.paths import regular_file, user_path
+from ..records import Record, RecordError, image_part
 from .converter import Converter
 from .foreign_values import as_list, first_given, optional_text
 from .rows import is_json_list, read_entries
-from .samples import ImageOptions, Sample, read_file
+from .samples import INLINE, ImageOptions, Sample, read_image
 from .turns import check_marks, check_no_media, conversation, read_turns
 
 _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
-#: Instead of a name, where the entry holds the image itself.
-_INLINE = "in the entry"
 
 
 @dataclass
@@ -125,41 +123,5 @@ def llava_record(
     )
     metadata = {key: value for key, value in entry.items() if key not in _KNOWN_FIELDS}
     if names:
-        metadata["images"] = [name if inline_image(name) is None else _INLINE for name in names]
+        metadata["images"] = [name if inline_image(name) is None else INLINE for name in names]
     return Record(optional_text(entry.get("id"), "id") or default_id, messages, metadata).validate()
-
-
-def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
-    """The image `name`: a file of `folder`, a data: URL or base64. Raises RecordError where it is unusable.
-
-    An absolute path has to lie in `folder`; links in the folder are followed.
-    """
-    if not isinstance(name, str) or not name:
-        raise RecordError(f"an image is named by a text, got {shown(name)}")
-    try:
-        data = inline_image(name)
-    except ImageError as error:
-        raise RecordError(str(error)) from None
-    if data is not None:
-        return options.stored(data, _INLINE)
-    if name.startswith(("http://", "https://")):
-        raise RecordError(
-            f"image {shown(name)}: a web address; download it first, for example with img2dataset"
-        )
-    path = _path_in(folder, name)
-    try:
-        data = read_file(path)
-    except RecordError as error:
-        raise RecordError(f"image {shown(name)}: {error}") from None
-    return options.stored(data, name)
-
-
-def _path_in(folder: Path, name: str) -> Path:
-    """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
-    root = folder.absolute()
-    if Path(name).is_absolute() and Path(name).is_relative_to(root):
-        name = str(Path(name).relative_to(root))
-    try:
-        return inside(folder, name, "image", links=True)
-    except UserError as error:
-        raise RecordError(str(error)) from None

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...common.arguments import integer, share
-from ...common.errors import UserError, one_line
+from ...common.errors import ImageError, UserError, one_line, shown
 from ...common.images.reading import MAX_PIXELS
-from ...common.images.sources import LARGEST_IMAGE_FILE
-from ...common.paths import read_bounded, user_path
+from ...common.images.sources import LARGEST_IMAGE_FILE, inline_image
+from ...common.paths import inside, read_bounded, user_path
 from ...common.values import finite_number, whole_number
 from ..records import MOST_RECORDS, EncodedImage, RecordError
 from ..shards.stored_image import stored_image
@@ -23,6 +23,8 @@ from ..workers import MOST_WORKERS
 
 #: Bound of what a user may set: Pillow's sizes are 31 bits.
 MOST_PIXELS = 2**31 - 1
+#: Instead of the name of an image that is in the entry itself.
+INLINE = "in the entry"
 #: Files of captions and facts with more bytes are not read.
 LARGEST_TEXT_FILE = 16_000_000
 
@@ -149,6 +151,42 @@ def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
         if isinstance(error, RecordError):
             raise
         raise RecordError("missing or unreadable") from error
+
+
+def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
+    """The image `name`: a file of `folder`, a data: URL or base64. Raises RecordError where it is unusable.
+
+    An absolute path has to lie in `folder`; links in the folder are followed.
+    """
+    if not isinstance(name, str) or not name:
+        raise RecordError(f"an image is named by a text, got {shown(name)}")
+    try:
+        data = inline_image(name)
+    except ImageError as error:
+        raise RecordError(str(error)) from None
+    if data is not None:
+        return options.stored(data, INLINE)
+    if name.startswith(("http://", "https://")):
+        raise RecordError(
+            f"image {shown(name)}: a web address; download it first, for example with img2dataset"
+        )
+    path = _path_in(folder, name)
+    try:
+        data = read_file(path)
+    except RecordError as error:
+        raise RecordError(f"image {shown(name)}: {error}") from None
+    return options.stored(data, name)
+
+
+def _path_in(folder: Path, name: str) -> Path:
+    """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
+    root = folder.absolute()
+    if Path(name).is_absolute() and Path(name).is_relative_to(root):
+        name = str(Path(name).relative_to(root))
+    try:
+        return inside(folder, name, "image", links=True)
+    except UserError as error:
+        raise RecordError(str(error)) from None
 
 
 def utf8_text(data: bytes, what: str) -> str:
