@@ -23,6 +23,6 @@ def percent_by(
     """`percent` of each group. `groups` names the groups of each id; a result is called prefix + group."""
     members: dict[str, list[float]] = {}
     for key, score in scores.items():
-        for group in groups[key]:
+        for group in groups.get(key, ()):
             members.setdefault(group, []).append(score)
     return {f"{prefix}{group}": percent(values) for group, values in sorted(members.items())}

@@ -96,6 +96,17 @@ def test_items_without_a_score_are_null(calculator, tmp_path):
     assert (sample["prediction"], sample["parsed"], sample["score"]) == ("two", None, None)
 
 
+def test_an_item_may_be_in_no_group_of_the_table(calculator, tmp_path):
+    class Grouped(Choices):
+        name = "grouped"
+
+        def groups(self, item):
+            return {"first": ["a"]} if item.id == "a" else {}
+
+    result = run_tasks([Grouped()], calculator(), tmp_path, SETTINGS)["grouped"]
+    assert result["metrics"] == {"accuracy": 50.0, "first/a": 100.0}
+
+
 @pytest.mark.parametrize("limit", [3, None])
 def test_samples_are_those_of_the_items_asked(numbers, calculator, tmp_path, limit):
     run_tasks([numbers], calculator(), tmp_path, replace(SETTINGS, limit=limit))
