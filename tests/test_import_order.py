@@ -1,14 +1,18 @@
-"""Imports between the package's folders run one way only, and inside the package they are relative.
+"""Imports run down the floors only, no two modules import each other, and all are relative.
 
 * common ◀ tokenizer ◀ mllm ◀ data_pipelines ◀ train
-* eval imports tokenizer, mllm and data_pipelines (held-out shards, the judge of scenes)
+* eval imports tokenizer, mllm and data_pipelines (held-out shards, the checker of scenes), never train
 * scripts and benchmarks import any of these
 * nothing imports scripts or tests
+
+Imports inside functions and under `if TYPE_CHECKING:` count like all others: neither is a way around the
+floors or around a circle. Only a package's `__init__.py`, which names its exports, is left out of circles.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -94,11 +98,73 @@ def violations(source: str, relative: Path) -> list[str]:
     return found
 
 
+def module_of(relative: Path) -> str:
+    """The dotted name of a file, without the package's name; a package's `__init__.py` is the package."""
+    parts = relative.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_imports(source: str, relative: Path, modules: Collection[str]) -> set[str]:
+    """The modules that one file imports by relative imports, wherever they stand in it."""
+    package = relative.parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [
+                *package[: len(package) - node.level + 1],
+                *(node.module.split(".") if node.module else []),
+            ]
+            for alias in node.names:
+                submodule = ".".join([*base, alias.name])
+                found.add(submodule if submodule in modules else ".".join(base))
+    return found & set(modules) - {module_of(relative)}
+
+
+def circles(sources: Mapping[Path, str]) -> list[str]:
+    """Groups of modules that import each other, directly or through others, as `a -> b -> a`."""
+    modules = {module_of(path) for path in sources}
+    graph = {
+        module_of(path): module_imports(source, path, modules)
+        for path, source in sources.items()
+        if path.name != "__init__.py"
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [" -> ".join(reversed(error.args[1]))]
+    return []
+
+
 def test_imports_follow_the_order():
     files = list(source_files(ROOT))
     assert Path("scripts/cli.py") in files
     found = [text for path in files for text in violations((ROOT / path).read_text(encoding="utf-8"), path)]
     assert not found, "\n".join(found)
+
+
+def test_no_two_modules_import_each_other():
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for path in source_files(ROOT)}
+    assert not circles(sources)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from .a import f",
+        "def g():\n    from .a import f",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import f",
+        "from . import a",
+        "from ..mllm import a",
+    ],
+)
+def test_a_circle_is_found(back: str):
+    sources = {"mllm/a.py": "from .b import g", "mllm/b.py": "from .deep.c import h", "mllm/deep/c.py": ""}
+    assert circles({Path(name): text for name, text in sources.items()}) == []
+    sources["mllm/b.py"] = back
+    assert circles({Path(name): text for name, text in sources.items()}) in (
+        ["mllm.a -> mllm.b -> mllm.a"],
+        ["mllm.b -> mllm.a -> mllm.b"],
+    )
 
 
 @pytest.mark.parametrize(
