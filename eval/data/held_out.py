@@ -74,7 +74,7 @@ def emoji_prompt(name: str) -> str:
 
 def named_objects(count: int) -> tuple[list[Any], list[str]]:
     """Images of one object each, and their names by colour and shape: "a red circle"."""
-    records = drawing_prompts("single_object", count)
+    records = image_prompts("single_object", count)
     objects = [record.metadata["scene"]["objects"][0] for record in records]
     names = [f"a {one['colour']} {one['shape']}" for one in objects]
     return [record.image_parts()[0]["image"] for record in records], names
@@ -90,7 +90,7 @@ def normalise(answer: str) -> str:
     return answer.strip().strip(".").lower()
 
 
-def drawing_prompts(skill: str, count: int, seed: int = EVALUATION_SEED) -> list[Record]:
+def image_prompts(skill: str, count: int, seed: int = EVALUATION_SEED) -> list[Record]:
     """Prompts of one skill, with the scenes they describe."""
     options = SceneOptions(seed=seed, task="t2i", skills={skill: 1.0})
     return [scene_record(options, index) for index in range(count)]

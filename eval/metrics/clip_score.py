@@ -1,7 +1,7 @@
 """CLIPScore (arXiv 2104.08718) with a CLIP from a local folder: 100 · max(0, cos(image, text)).
 
-The factor is 100, as torchmetrics and most papers on drawing print it; the paper's own w = 2.5 gives 1/40 of
-that. The figure depends on the CLIP, so its name belongs beside every value. Computed here directly:
+The factor is 100, as in torchmetrics and most papers on image generation; the paper's own w = 2.5 gives 1/40
+of that. The score depends on the CLIP, so every value must be quoted with its name. Computed here directly:
 torchmetrics' CLIPScore takes hub ids only.
 """
 
@@ -40,7 +40,9 @@ class LocalClip:
         self.name = folder.name
         self._device = torch.device(device)
         if not folder.is_dir():
-            raise UserError(f"{str(folder)!r} is no folder; give a saved CLIP of transformers or open_clip")
+            raise UserError(
+                f"{str(folder)!r} is not a folder; give a saved CLIP of transformers or open_clip"
+            )
         load = self._open_clip if (folder / "open_clip_config.json").is_file() else self._transformers
         try:
             self._images, self._texts = load(folder)

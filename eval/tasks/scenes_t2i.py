@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...data_pipelines.scenes.language import EXACT_SKILLS
 from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
-from ..data.held_out import drawing_prompts
+from ..data.held_out import image_prompts
 from ..scorers.averages import percent
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ScenesT2i(Task):
                 target={"skill": skill, "spec": record.metadata["spec"]},
             )
             for skill, count in self.counts.items()
-            for number, record in enumerate(drawing_prompts(skill, count))
+            for number, record in enumerate(image_prompts(skill, count))
         ]
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:

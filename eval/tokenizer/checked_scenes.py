@@ -1,4 +1,4 @@
-"""What the checker of generated scenes says of reconstructions: the ceiling of its verdicts."""
+"""The checker of generated scenes applied to reconstructions: the ceiling of its verdicts."""
 
 from __future__ import annotations
 

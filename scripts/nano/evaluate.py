@@ -29,8 +29,8 @@ from ...common.machine import processor_name
 from ...eval.data.held_out import (
     HELD_OUT,
     HeldOut,
-    drawing_prompts,
     emoji_prompt,
+    image_prompts,
     images_of,
     named_objects,
 )
@@ -156,7 +156,7 @@ def scene_metrics(pipeline: DualTokenPipeline, run: TaskRun) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for skill, found in by_skill(run).items():
         count = sum(item.target["skill"] == skill for item, _ in run.samples)
-        ceiling = checked_reconstructions(tokenizer, processor, drawing_prompts(skill, count))
+        ceiling = checked_reconstructions(tokenizer, processor, image_prompts(skill, count))
         found["checker_on_reconstructions"] = ceiling
         result[skill] = {name: _rounded(value) for name, value in found.items()} | {"drawings": count}
     return result

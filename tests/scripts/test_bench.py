@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_benchmark_of_the_package_says_what_it_measures():
+def test_every_benchmark_of_the_package_has_a_summary():
     found = bench.find_benchmarks(bench.FOLDER)
     assert {"losses", "loader", "train_step"} <= set(found)
     assert "measure" not in found

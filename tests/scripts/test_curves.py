@@ -24,7 +24,7 @@ def line(step: int, **losses: float) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that was killed behind step 30, resumed at 10, and killed again in mid-line."""
+    """A run that was killed after step 30, resumed at 10, and killed again in mid-line."""
     folder = tmp_path / "run"
     folder.mkdir()
     text = line(10, text=4) + line(20, text=9) + line(30, text=9) + line(20, text=2, pixel=8)
@@ -38,11 +38,11 @@ def test_repeated_steps_count_once_and_a_torn_line_does_not(run: Path):
     assert curves.losses["text"] == [4, 2, 1]
     assert math.isnan(curves.losses["pixel"][0])
     assert curves.losses["pixel"][1:] == [8, 4]
-    assert set(curves.losses) == {"text", "pixel"}, "losses by source and other values are no curves"
+    assert set(curves.losses) == {"text", "pixel"}, "losses by source and other values are not curves"
     assert LossCurves.read(run / "log.jsonl").steps == curves.steps
 
 
-def test_steps_behind_a_resumed_one_are_forgotten(run: Path):
+def test_steps_after_a_resumed_one_are_forgotten(run: Path):
     (run / "log.jsonl").write_text(line(10, text=4) + line(20, text=9) + line(15, text=3))
     assert LossCurves.read(run).steps == [10, 15]
 
@@ -68,7 +68,7 @@ def test_a_loss_that_starts_late_leaves_empty_cells(run: Path, tmp_path: Path):
     assert again.smoothed(2).losses["pixel"][1:] == [8, 6]
 
 
-def test_the_command_draws_and_compares(
+def test_the_command_plots_and_compares(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("matplotlib")
@@ -147,7 +147,9 @@ def test_a_file_of_anything_gives_curves_or_one_line(text: str, suffix: str, tmp
     assert all(abs(value) <= 1e30 or math.isnan(value) for row in curves.losses.values() for value in row)
 
 
-def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_names_that_look_like_formulas_are_plotted_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     for name in ("$x_{", "b"):
@@ -165,7 +167,7 @@ def test_a_run_and_a_picture_of_the_users_are_never_replaced(
     (tmp_path / "old.csv").write_text("step,text\n1,2\n")
     (tmp_path / "mine.png").write_bytes(b"mine")
     (tmp_path / "mine.csv").write_text("name,age\n")
-    for arguments, told in (
+    for arguments, message in (
         (["run", "--csv", "run/log.jsonl"], "is also a run to read"),
         (["run", "--reference", "old.csv", "--csv", "old.csv"], "is also a run to read"),
         (["run", "--output", "mine.png"], "not of dualtoken's making"),
@@ -175,7 +177,7 @@ def test_a_run_and_a_picture_of_the_users_are_never_replaced(
         before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
         assert cli.main(["curves", *arguments]) == 2
         err = capsys.readouterr().err
-        assert told in err
+        assert message in err
         assert err.count("\n") == 1
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
     if importlib.util.find_spec("matplotlib"):

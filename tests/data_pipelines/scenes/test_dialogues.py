@@ -27,7 +27,7 @@ from dualtoken.data_pipelines.scenes.scene import (
     render,
 )
 from dualtoken.data_pipelines.scenes.wordings import RELATION_WORDS, reword_prompt, reword_question
-from dualtoken.eval.data.held_out import HeldOut, drawing_prompts, single_questions
+from dualtoken.eval.data.held_out import HeldOut, image_prompts, single_questions
 
 NUMBERS = {"one": 1, "a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "no": 0}
 WHERE = {phrase: where for where, phrases in RELATION_WORDS.items() for phrase in phrases}
@@ -105,7 +105,7 @@ def fingerprint(values: Any) -> str:
 def test_what_the_small_model_is_measured_on_has_not_changed():
     asked = [next(single_questions(record)) for record in HeldOut().scenes(600)]
     assert fingerprint([[a.question, a.answer, a.kind] for a in asked]) == "561cd9d26965"
-    images = [record for skill in SKILLS for record in drawing_prompts(skill, 100)]
+    images = [record for skill in SKILLS for record in image_prompts(skill, 100)]
     assert fingerprint([[r.texts()[0], r.metadata["spec"]] for r in images]) == "c56f6f7cc665"
 
 

@@ -43,7 +43,7 @@ def test_retrieval_gives_a_collapsed_model_nothing() -> None:
     assert set(found.values()) == {0.0}
 
 
-def test_retrieval_of_noise_is_at_chance() -> None:
+def test_retrieval_of_noise_is_that_of_random_ranks() -> None:
     count = 2000
     found = retrieval_recall(torch.randn(count, 8), torch.randn(count, 8), range(count))
     for name, value in found.items():
@@ -167,10 +167,10 @@ def test_clip_score_is_100_cos_clamped(tmp_path: Path) -> None:
     assert alone == pytest.approx(scores, abs=1e-4)
 
 
-def test_what_is_no_clip(tmp_path: Path) -> None:
+def test_what_is_not_a_clip(tmp_path: Path) -> None:
     from dualtoken.eval.metrics.clip_score import LocalClip
 
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         LocalClip(tmp_path / "none")
     with pytest.raises(UserError, match="holds no CLIP"):
         LocalClip(tmp_path)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from dualtoken.eval import Item, ScoringContext, get_task
-from dualtoken.eval.data.held_out import drawing_prompts
+from dualtoken.eval.data.held_out import image_prompts
 from dualtoken.eval.harness.predictor import PipelinePredictor
 from dualtoken.eval.judges.local_models import LocalModels
 from dualtoken.eval.judges.protocols import Judges
@@ -30,7 +30,7 @@ def test_true_scenes_are_judged_right(tmp_path):
     predictions = {}
     for item in items:
         number = int(item.id.rpartition("-")[2])
-        record = drawing_prompts(item.target["skill"], number + 1)[number]
+        record = image_prompts(item.target["skill"], number + 1)[number]
         record.image_parts()[0]["image"].save(tmp_path / f"{item.id}.png")
         predictions[item.id] = [f"{item.id}.png"]
     score = task.score(items, predictions, ScoringContext(tmp_path))

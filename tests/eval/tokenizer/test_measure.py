@@ -190,12 +190,12 @@ def test_every_image_of_a_tar_counts(tiny_tokenizer, tmp_path: Path) -> None:
         "k.right.png",
         "bad.png",
     ]
-    beside = {"img.v1.txt": b"one", "x/img.v3.TXT": b"three", "k.cls": b"7", "bad.txt": b"caf\xe9"}
+    sidecars = {"img.v1.txt": b"one", "x/img.v3.TXT": b"three", "k.cls": b"7", "bad.txt": b"caf\xe9"}
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
-        for name in [*names, *beside]:
+        for name in [*names, *sidecars]:
             buffer = io.BytesIO()
             noise(0).save(buffer, "PNG")
-            data = beside.get(name, buffer.getvalue())
+            data = sidecars.get(name, buffer.getvalue())
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -210,10 +210,10 @@ def test_every_image_of_a_tar_counts(tiny_tokenizer, tmp_path: Path) -> None:
 
 def as_folder(folder: Path) -> Path:
     for number in range(4):
-        place = folder / "images" / ("owl" if number % 2 else "cat")
-        place.mkdir(parents=True, exist_ok=True)
-        noise(number).save(place / f"{number}.png")
-        (place / f"{number}.txt").write_text(f"text {number}\n")
+        label = folder / "images" / ("owl" if number % 2 else "cat")
+        label.mkdir(parents=True, exist_ok=True)
+        noise(number).save(label / f"{number}.png")
+        (label / f"{number}.txt").write_text(f"text {number}\n")
     return folder / "images"
 
 
@@ -282,7 +282,7 @@ def test_the_command(tiny_tokenizer, tmp_path: Path, capsys: pytest.CaptureFixtu
     from dualtoken.scripts import cli
 
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    output = tmp_path / "figures.json"
+    output = tmp_path / "metrics.json"
     given = ["--model", tmp_path / "tokenizer", "--images", as_folder(tmp_path), "--device", "cpu"]
     given += ["--metrics", "psnr,codebook", "--output", output]
     arguments = [str(argument) for argument in given]

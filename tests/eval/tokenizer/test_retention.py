@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of its teacher: the figures at their ends, and on a teacher that is known."""
+"""What a tokenizer keeps of its teacher: the metrics at their limits, and on a known teacher."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_features_are_those_of_the_forward_pass(tokenizer, processor, images):
     assert found.pixel.shape == (5, 16, 16)
 
 
-def test_the_teacher_is_wholly_like_itself_and_others_are_not(teacher, tokenizer, processor, images):
+def test_the_teacher_is_identical_to_itself_and_others_are_not(teacher, tokenizer, processor, images):
     known = retention.teacher_features(teacher, 2, processor, images)
     assert list(retention.likeness(known, known).values()) == pytest.approx([1.0, 1.0])
     student = retention.student_features(tokenizer, processor, images)

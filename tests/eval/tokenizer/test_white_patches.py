@@ -65,6 +65,6 @@ def test_patches_with_equal_codes_have_no_entropy(tiny_tokenizer: Callable[..., 
     assert white_patch_entropy(tokenizer, processor, white) == {"pixel": 0.0, "semantic": 0.0}
 
 
-def test_no_white_patch_no_figure(tiny_tokenizer: Callable[..., Any], processor):
+def test_no_white_patch_gives_nan(tiny_tokenizer: Callable[..., Any], processor):
     found = white_patch_entropy(tiny_tokenizer(), processor, [Image.new("RGB", (16, 16), "black")])
     assert all(math.isnan(value) for value in found.values())

@@ -61,12 +61,12 @@ def tiny_plan(folder: Path, **changes: Any) -> Path:
     return folder / "plan.yaml"
 
 
-def write_results(plan: Plan, folders: Folders, figures: dict[str, list[dict[str, float | None]]]) -> Results:
-    for variant, runs in figures.items():
-        for seed, values in enumerate(runs):
+def write_results(plan: Plan, folders: Folders, values: dict[str, list[dict[str, float | None]]]) -> Results:
+    for variant, runs in values.items():
+        for seed, metrics in enumerate(runs):
             folder = folders.run(variant, seed)
             folder.mkdir(parents=True)
-            result = {"seed": seed, "figures": values, "reference": {"zero_shot/scenes": 99.5}, "steps": 7}
+            result = {"seed": seed, "figures": metrics, "reference": {"zero_shot/scenes": 99.5}, "steps": 7}
             more = {"minutes": {"training": 1.0}, "machine": "a machine", "evaluation": {"scenes": 3}}
             (folder / "result.json").write_text(json.dumps(result | more))
     return Results.read(plan, folders)
@@ -78,11 +78,13 @@ PSNR = {"one": [20.11, 21.32, 20.53], "two": [25.04, 24.25, 26.66]}
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     plan = load_plan(tiny_plan(tmp_path))
-    figures = {
-        name: [{"psnr_photos": value, "teacher_frechet": None, "zero_shot/scenes": 50.0} for value in values]
-        for name, values in PSNR.items()
+    values = {
+        name: [
+            {"psnr_photos": value, "teacher_frechet": None, "zero_shot/scenes": 50.0} for value in of_seeds
+        ]
+        for name, of_seeds in PSNR.items()
     }
-    return write_results(plan, Folders(tmp_path / "runs", tmp_path), figures)
+    return write_results(plan, Folders(tmp_path / "runs", tmp_path), values)
 
 
 def test_tables_hold_mean_and_sample_deviation(results: Results) -> None:
@@ -134,10 +136,10 @@ def test_claims_are_judged_seed_by_seed(results: Results) -> None:
 )
 def test_where_less_is_better(one: list[float], two: list[float], word: str, tmp_path: Path) -> None:
     plan = load_plan(tiny_plan(tmp_path))
-    figures = {
-        name: [{"teacher_frechet": v} for v in values] for name, values in (("one", one), ("two", two))
+    values = {
+        name: [{"teacher_frechet": v} for v in of_seeds] for name, of_seeds in (("one", one), ("two", two))
     }
-    found = write_results(plan, Folders(tmp_path / "runs", tmp_path), figures)
+    found = write_results(plan, Folders(tmp_path / "runs", tmp_path), values)
     assert judge(found, Claim("", "teacher_frechet", "two", "one")).word == word
 
 
@@ -293,15 +295,15 @@ KEYS_OF_A_PLAN = [
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(place=st.sampled_from(KEYS_OF_A_PLAN), value=WRONG)
-def test_a_plan_of_anything_is_read_or_refused_in_one_line(place, value, tmp_path_factory):
+@given(where=st.sampled_from(KEYS_OF_A_PLAN), value=WRONG)
+def test_a_plan_of_anything_is_read_or_refused_in_one_line(where, value, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "plan-of-anything"
     folder.mkdir(exist_ok=True)
     plan = yaml.safe_load(tiny_plan(folder).read_text())
     part = plan
-    for key in place[:-1]:
+    for key in where[:-1]:
         part = part.setdefault(key, {})
-    part[place[-1]] = value
+    part[where[-1]] = value
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan, allow_unicode=True), encoding="utf-8")
     try:
         found = load_plan(folder / "plan.yaml")
