@@ -18,7 +18,6 @@ from ..common.files import atomic_file, atomic_folder
 from ..common.outputs import examining, require_writable
 from ..common.paths import user_path
 from ..common.values import LARGEST_SEED, seed_number
-from ..mllm.conversation.messages import add_part
 from .options import text_argument
 
 if TYPE_CHECKING:
@@ -96,6 +95,8 @@ class ChatSession:
 
     def ask(self, text: str) -> None:
         """A question with the attached images; the answer is printed as it comes."""
+        from ..mllm.conversation.messages import add_part
+
         content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.attached]
         question = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
         options: dict[str, Any] = {"max_images": 0} if is_greeting(text) else {}
