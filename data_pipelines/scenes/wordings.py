@@ -23,127 +23,91 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 _RELATIONS = {phrase: where for where, phrase in RELATION_PHRASES.items()}
 _ANY_RELATION = "|".join(_RELATIONS)
 
-# What the generator asks, by kind, and what users may ask instead.
-_QUESTIONS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "colour": [
-        (
-            r"(?:What colou?r is|Which colour does) the (?P<shape>\w+)(?: have)?\?",
-            (
-                "What's the colour of the {shape}?",
-                "The {shape} is what colour?",
-                "Tell me the color of the {shape}.",
-                "Can you tell me what colour the {shape} is?",
-                "What color does the {shape} have?",
-                "Name the colour of the {shape}.",
-                "{shape} colour?",
-                "In which colour is the {shape} drawn?",
-            ),
-        )
-    ],
-    "shape": [
-        (
-            r"(?:What shape is|What is|Which shape is)(?: the)? (?P<colour>\w+)(?: object| shape)?\?",
-            (
-                "What is the {colour} thing?",
-                "What shape does the {colour} thing have?",
-                "The {colour} one is what shape?",
-                "Tell me the shape of the {colour} object.",
-                "Can you name the {colour} shape?",
-                "What kind of shape is {colour}?",
-                "Which form does the {colour} object have?",
-            ),
-        )
-    ],
-    "total_count": [
-        (
-            r"How many (?:objects|shapes) .+",
-            (
-                "Count the objects.",
-                "How many things are in this picture?",
-                "What is the number of shapes?",
-                "Can you count the shapes for me?",
-                "How many things can you see?",
-                "Tell me how many objects there are.",
-                "Number of objects?",
-                "How many shapes does the picture contain?",
-            ),
-        )
-    ],
-    "count_by_shape": [
-        (
-            r"How many (?P<shapes>\w+) are (?:there|in the image)\?",
-            (
-                "How many {shapes} can you see?",
-                "Count the {shapes}.",
-                "Number of {shapes}?",
-                "Tell me how many {shapes} there are.",
-                "How many {shapes} does the picture show?",
-                "What's the number of {shapes} here?",
-            ),
-        )
-    ],
-    "count_by_colour": [
-        (
-            r"How many (?:are )?(?P<colour>\w+)(?: (?:objects|shapes) are there)?\?",
-            (
-                "How many {colour} things are there?",
-                "Count the {colour} objects.",
-                "How many of the shapes are {colour}?",
-                "Tell me how many {colour} shapes you see.",
-                "Number of {colour} things?",
-                "How many {colour} objects does the picture show?",
-            ),
-        )
-    ],
-    "relation": [
-        (
-            r"Where is (?P<a>the [\w ]+?) relative to (?P<b>the [\w ]+)\?",
-            (
-                "Where is {a} compared to {b}?",
-                "Is {a} left, right, above or below {b}?",
-                "Seen from {b}, where is {a}?",
-                "Which side of {b} is {a} on: left, right, above or below?",
-                "On which side of {b} do you find {a}?",
-                "In which direction from {b} is {a}?",
-            ),
-        )
-    ],
-    "relation_yes_no": [
-        (
-            rf"Is (?P<a>the [\w ]+?) (?P<where>{_ANY_RELATION}) (?P<b>the [\w ]+)\?",
-            (
-                "Is {a} {where} {b}?",
-                "Would you say that {a} is {where} {b}?",
-                "{a} is {where} {b}, yes or no?",
-                "Can you check whether {a} is {where} {b}?",
-                "Do you find {a} {where} {b}?",
-            ),
-        )
-    ],
-    "existence": [
-        (
-            r"(?:Is there|Do you see) (?P<what>(?:an?|anything) [\w ]+?)(?: in the image)?\?",
-            (
-                "Can you see {what}?",
-                "Does the picture show {what}?",
-                "Is {what} in this picture?",
-                "Do you find {what} here?",
-                "Can {what} be seen?",
-            ),
-        )
-    ],
-    "statement": [
-        (
-            r"True or false: (?P<claim>.+)\.",
-            (
-                "{claim}. True or false?",
-                "Is this true or false: {claim}?",
-                "Tell me whether it is true or false that {claim}.",
-                "True or false? {claim}",
-                "Answer with true or false: {claim}.",
-            ),
-        )
-    ],
+# By kind: the form of what the generator asks, then what users may ask instead.
+_QUESTIONS: dict[str, tuple[str, ...]] = {
+    "colour": (
+        r"(?:What colou?r is|Which colour does) the (?P<shape>\w+)(?: have)?\?",
+        "What's the colour of the {shape}?",
+        "The {shape} is what colour?",
+        "Tell me the color of the {shape}.",
+        "Can you tell me what colour the {shape} is?",
+        "What color does the {shape} have?",
+        "Name the colour of the {shape}.",
+        "{shape} colour?",
+        "In which colour is the {shape} drawn?",
+    ),
+    "shape": (
+        r"(?:What shape is|What is|Which shape is)(?: the)? (?P<colour>\w+)(?: object| shape)?\?",
+        "What is the {colour} thing?",
+        "What shape does the {colour} thing have?",
+        "The {colour} one is what shape?",
+        "Tell me the shape of the {colour} object.",
+        "Can you name the {colour} shape?",
+        "What kind of shape is {colour}?",
+        "Which form does the {colour} object have?",
+    ),
+    "total_count": (
+        r"How many (?:objects|shapes) .+",
+        "Count the objects.",
+        "How many things are in this picture?",
+        "What is the number of shapes?",
+        "Can you count the shapes for me?",
+        "How many things can you see?",
+        "Tell me how many objects there are.",
+        "Number of objects?",
+        "How many shapes does the picture contain?",
+    ),
+    "count_by_shape": (
+        r"How many (?P<shapes>\w+) are (?:there|in the image)\?",
+        "How many {shapes} can you see?",
+        "Count the {shapes}.",
+        "Number of {shapes}?",
+        "Tell me how many {shapes} there are.",
+        "How many {shapes} does the picture show?",
+        "What's the number of {shapes} here?",
+    ),
+    "count_by_colour": (
+        r"How many (?:are )?(?P<colour>\w+)(?: (?:objects|shapes) are there)?\?",
+        "How many {colour} things are there?",
+        "Count the {colour} objects.",
+        "How many of the shapes are {colour}?",
+        "Tell me how many {colour} shapes you see.",
+        "Number of {colour} things?",
+        "How many {colour} objects does the picture show?",
+    ),
+    "relation": (
+        r"Where is (?P<a>the [\w ]+?) relative to (?P<b>the [\w ]+)\?",
+        "Where is {a} compared to {b}?",
+        "Is {a} left, right, above or below {b}?",
+        "Seen from {b}, where is {a}?",
+        "Which side of {b} is {a} on: left, right, above or below?",
+        "On which side of {b} do you find {a}?",
+        "In which direction from {b} is {a}?",
+    ),
+    "relation_yes_no": (
+        rf"Is (?P<a>the [\w ]+?) (?P<where>{_ANY_RELATION}) (?P<b>the [\w ]+)\?",
+        "Is {a} {where} {b}?",
+        "Would you say that {a} is {where} {b}?",
+        "{a} is {where} {b}, yes or no?",
+        "Can you check whether {a} is {where} {b}?",
+        "Do you find {a} {where} {b}?",
+    ),
+    "existence": (
+        r"(?:Is there|Do you see) (?P<what>(?:an?|anything) [\w ]+?)(?: in the image)?\?",
+        "Can you see {what}?",
+        "Does the picture show {what}?",
+        "Is {what} in this picture?",
+        "Do you find {what} here?",
+        "Can {what} be seen?",
+    ),
+    "statement": (
+        r"True or false: (?P<claim>.+)\.",
+        "{claim}. True or false?",
+        "Is this true or false: {claim}?",
+        "Tell me whether it is true or false that {claim}.",
+        "True or false? {claim}",
+        "Answer with true or false: {claim}.",
+    ),
 }
 _CAPTION_REQUESTS = (
     "Describe this picture.",
@@ -182,21 +146,22 @@ _GROUNDS = (
 
 
 def reword_question(question: str, kind: str, rng: np.random.Generator, reserved: bool = False) -> str:
-    """`question` of this kind (one of `scene_questions.KINDS`, or "caption") in other words.
+    """`question` of this kind (one of `questions.KINDS`, or "caption") in other words.
 
     reserved: only wordings that are never trained on. Raises ValueError for a question of another form.
     """
     if kind == "caption":
         return _casual(_pick(_CAPTION_REQUESTS, rng, reserved), rng)
-    for pattern, wordings in _QUESTIONS[kind]:
-        if match := re.fullmatch(pattern, question):
-            slots = match.groupdict()
-            if "where" in slots:
-                slots["where"] = _pick(RELATION_WORDS[_RELATIONS[slots["where"]]], rng, reserved)
-            if "claim" in slots:
-                slots["claim"] = _reword_claim(slots["claim"], rng, reserved)
-            return _casual(_capital(_pick(wordings, rng, reserved).format(**slots)), rng)
-    raise ValueError(f"no question of kind {kind}: {question}")
+    pattern, *wordings = _QUESTIONS[kind]
+    match = re.fullmatch(pattern, question)
+    if match is None:
+        raise ValueError(f"this is not a question of kind {kind}: {question}")
+    slots = match.groupdict()
+    if "where" in slots:
+        slots["where"] = _pick(RELATION_WORDS[_RELATIONS[slots["where"]]], rng, reserved)
+    if "claim" in slots:
+        slots["claim"] = _reword_claim(slots["claim"], rng, reserved)
+    return _casual(_capital(_pick(wordings, rng, reserved).format(**slots)), rng)
 
 
 def reword_prompt(

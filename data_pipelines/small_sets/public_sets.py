@@ -295,50 +295,28 @@ def _png(image: Image.Image) -> bytes:
 
 _NOTO = "googlefonts/noto-emoji"
 _NOTO_LICENCE = "Apache-2.0 (images), public domain (region flags); newer images OFL-1.1"
+_CALTECH = "MachineLearning2020/Homework2-Caltech101"
+_CALTECH_LICENCE = "CC-BY-4.0 (Caltech-101, Li, Andreeto, Ranzato and Perona)"
+_CLOTHING = "alexeygrigorev/clothing-dataset-small"
+_EMOJI_TAKEN = (
+    Taken("noto", _NOTO, _NOTO_LICENCE),
+    # The commit before the one that replaced the blob-shaped faces.
+    Taken("blob", _NOTO, "Apache-2.0", "69b0092a7^"),
+    Taken("names", "muan/unicode-emoji-json", "MIT"),
+    Taken("keywords", "muan/emojilib", "MIT"),
+)
+_NLVR_TAKEN = Taken("nlvr", "lil-lab/nlvr", "CC-BY-4.0")
+_EASYVQA_TAKEN = Taken("easy-VQA", "vzhou842/easy-VQA", "MIT")
+_CLOTHING_TAKEN = Taken("clothing", _CLOTHING, "may be freely used for any purpose")
+_CALTECH_TAKEN = Taken("caltech", _CALTECH, _CALTECH_LICENCE)
 
 SETS: dict[str, PublicSet] = {
     one.name: one
     for one in (
-        PublicSet(
-            "emoji",
-            "emoji_128.zip",
-            (
-                Taken("noto", _NOTO, _NOTO_LICENCE),
-                # The commit before the one that replaced the blob-shaped faces.
-                Taken("blob", _NOTO, "Apache-2.0", "69b0092a7^"),
-                Taken("names", "muan/unicode-emoji-json", "MIT"),
-                Taken("keywords", "muan/emojilib", "MIT"),
-            ),
-            _emoji,
-            3129,
-        ),
-        PublicSet("nlvr", "nlvr.zip", (Taken("nlvr", "lil-lab/nlvr", "CC-BY-4.0"),), _nlvr, 12_844),
-        PublicSet(
-            "easyvqa", "easyvqa_64.zip", (Taken("easy-VQA", "vzhou842/easy-VQA", "MIT"),), _easyvqa, 4000
-        ),
-        PublicSet(
-            "clothing",
-            "clothing_128.zip",
-            (
-                Taken(
-                    "clothing", "alexeygrigorev/clothing-dataset-small", "may be freely used for any purpose"
-                ),
-            ),
-            _clothing,
-            3781,
-        ),
-        PublicSet(
-            "caltech",
-            "caltech101_128.zip",
-            (
-                Taken(
-                    "caltech",
-                    "MachineLearning2020/Homework2-Caltech101",
-                    "CC-BY-4.0 (Caltech-101, Li, Andreeto, Ranzato and Perona)",
-                ),
-            ),
-            _caltech,
-            8242,
-        ),
+        PublicSet("emoji", "emoji_128.zip", _EMOJI_TAKEN, _emoji, 3129),
+        PublicSet("nlvr", "nlvr.zip", (_NLVR_TAKEN,), _nlvr, 12_844),
+        PublicSet("easyvqa", "easyvqa_64.zip", (_EASYVQA_TAKEN,), _easyvqa, 4000),
+        PublicSet("clothing", "clothing_128.zip", (_CLOTHING_TAKEN,), _clothing, 3781),
+        PublicSet("caltech", "caltech101_128.zip", (_CALTECH_TAKEN,), _caltech, 8242),
     )
 }
