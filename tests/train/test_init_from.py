@@ -45,9 +45,12 @@ def short_recipe(chain: Chain, folder: Path, **changes: Any) -> str:
 def test_a_short_recipe_trains_resumes_and_exports_a_complete_folder(
     mllm: Any, chain: Chain, saved: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--config", short_recipe(chain, tmp_path, mllm=mllm), "--init_from", str(saved)]
+    validation = {"every": 2, "prompts": ["a red circle"]}
+    path = short_recipe(chain, tmp_path, mllm=mllm, validation=validation)
+    arguments = ["--config", path, "--init_from", str(saved)]
     assert train_here([*arguments, "--run.stop_after", "1"]) == 0
     assert train_here(arguments) == 0
+    assert (tmp_path / "run" / "validation" / "step-00000002" / "00-a-red-circle.png").is_file()
     before = DualTokenForConditionalGeneration.from_pretrained(saved)
     after = DualTokenForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
     assert after.visual_tokenizer is not None

@@ -111,7 +111,7 @@ class Validation(Callback):
     def _pipeline(self, objective: MllmObjective) -> Iterator[DualTokenPipeline]:
         """The model being trained with its visual tokenizer, which only image generation needs."""
         if self._visual_tokenizer is None:
-            self._visual_tokenizer = DualTokenizer.from_pretrained(objective.config.visual_tokenizer)
+            self._visual_tokenizer = objective.load_visual_tokenizer()
         model = objective.model
         model.attach_visual_tokenizer(self._visual_tokenizer)
         try:

@@ -27,6 +27,7 @@ from ...mllm import (
 from ...mllm.assembly.tokenizers import unconditional_prompt_ids
 from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.outputs import TargetLosses
+from ...tokenizer import DualTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
@@ -184,11 +185,15 @@ class MllmObjective(Objective):
             cast(self.model, torch.promote_types(self.model.dtype, dtype))
             merge_adapters(self.model)
         cast(self.model, dtype)
-        self.model.attach_visual_tokenizer(self._visual_tokenizer.load())
+        self.model.attach_visual_tokenizer(self.load_visual_tokenizer())
         save_model(self.model, self.processor, folder)
 
+    def load_visual_tokenizer(self) -> DualTokenizer:
+        """The complete visual tokenizer, which training on cached codes does not need."""
+        return self._visual_tokenizer.load()
+
     def rehearse_export(self, folder: Path) -> None:
-        self._visual_tokenizer.load()  # its weights are not needed before
+        self.load_visual_tokenizer()  # its weights are not needed before
         self.processor.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
