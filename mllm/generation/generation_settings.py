@@ -15,10 +15,10 @@ LONGEST, MOST_BEAMS = 1 << 27, 64
 def check_generation_settings(settings: Mapping[str, Any], num_tokens: int) -> None:
     """Raise UserError for settings with which no answer could be written.
 
-    settings: what the file says beyond transformers' defaults; None and False stand for nothing.
+    settings: those of the file that are not transformers' defaults; None and False mean that one is not set.
     num_tokens: size of the vocabulary; token ids are below it.
 
-    What needs code, or another model, or a text tokenizer beside the call (stop strings, assistants,
+    What needs code, another model or a text tokenizer in addition (stop strings, assistants,
     watermarks, …) is not read from a file: it is given to `generate`.
     """
     for name, value in settings.items():

@@ -64,7 +64,7 @@ class StepDecoder:
         self.visible[:, :length] = mask[rows].bool()
         self.next_index.fill_(length)
         self.position_ids.copy_(mask.sum(dim=-1)[rows].unsqueeze(1))
-        # Asked once for the whole image; asking at a step would wait for the device.
+        # Read once for an image: reading it at a step would wait for the device.
         self.has_padding = not bool(mask.all())
         self.filled = length
         return states[rows]
