@@ -70,7 +70,7 @@ def check_images(tokenizer: PreTrainedModel, pixel_values: Tensor) -> None:
             f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
             f"{side}, {side}), as DualTokenizerImageProcessor makes them"
         )
-    # In training the loss tells, without waiting for the device.
+    # In training the loss shows it, without waiting for the device.
     if not tokenizer.training and not bool(torch.isfinite(pixel_values).all()):
         raise UserError(
             "pixel_values hold infinite numbers or NaN; check what the images were normalised with"

@@ -1,9 +1,9 @@
 """Where to tap a new backbone: which layer still holds the picture, and which one already holds its meaning.
 
-The paper reads this off a figure by eye: shallow layers of a SigLIP resemble each other, so do deep ones;
+The paper reads this off a plot by eye: shallow layers of a SigLIP resemble each other, so do deep ones;
 pixels are learned on the former, meaning on the latter (arXiv 2503.14324, section 3.1). Here the similarity
 of all pairs of layers is measured, the sequence of layers is cut where it changes, and a linear regression
-tells how much of the pixels each layer still carries.
+measures how much of the pixels each layer still carries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .backbone import TappedSiglip, cut_patches
 #: Tokens that the similarities are computed from; more change them by less than a hundredth.
 MAX_TOKENS = 4096
 MIN_TOKENS = 512
-#: A pixel layer may lose this share of what the best layer tells about the pixels.
+#: A pixel layer may lose this share of what the best layer holds of the pixels.
 TOLERATED_LOSS = 0.1
 _RIDGE = 1e-2
 
@@ -34,7 +34,7 @@ class LayerSplit:
     in all. cosine, cka: (L+1, L+1) similarity of centred features. pixel_share: (L+1,) share of the pixels'
     variance that a linear map recovers, on tokens it was not fitted to. boundaries: first layer of every
     segment but the first. confidence: between 0 and 1, how much better the chosen cuts are than the best cuts
-    that move the first one by two layers or more; below 0.1 the figure should be looked at.
+    that move the first one by two layers or more; below 0.1 the plot should be looked at.
     """
 
     cosine: Tensor
@@ -192,7 +192,7 @@ def _collect(backbone: TappedSiglip, batches: Iterable[Tensor], seed: int) -> tu
         patches = backbone.embed_patches(images)
         hidden = [patches, *backbone.run_layers(patches, 0, vision.num_hidden_layers)]
         states = states or [[] for _ in hidden]
-        # Few tokens of many images say more than all of a few.
+        # Few tokens of many images are more informative than all of a few.
         keep = torch.randperm(patches.shape[1], generator=generator)[: max(16, patches.shape[1] // 8)]
         for kept, state in zip(states, hidden, strict=True):
             kept.append(state[:, keep.to(state.device)].flatten(0, 1).float())

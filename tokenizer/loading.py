@@ -85,13 +85,13 @@ def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{str(source)!r} is no tokenizer; give a folder with config.json and model.safetensors, or "
+            f"{str(source)!r} is not a tokenizer; give a folder with config.json and model.safetensors, or "
             f"a hub id ({first_line(error)})"
         ) from None
     found = settings.get("model_type")
     if found is None:
         raise UserError(
-            f"{str(source)!r} is no tokenizer: no config.json; give the folder of a saved tokenizer"
+            f"{str(source)!r} is not a tokenizer: no config.json; give the folder of a saved tokenizer"
         )
     if found != DualTokenizerConfig.model_type:
         hint = "; its tokenizer is in its folder 'visual_tokenizer'" if found == "dualtoken" else ""

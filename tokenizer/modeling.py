@@ -273,8 +273,8 @@ class DualTokenizer(PreTrainedModel):
         """Load a released research checkpoint (`.pt` or `.safetensors`) with its `config.json`.
 
         backbone_config: folder, file or hub id of the SigLIP configuration; default: what the config names,
-        looked for beside the config file and then on the hub. causal: whether the projections behind the
-        quantizers were trained causally, as those of the released models were; nothing in the files tells.
+        looked for next to the config file and then on the hub. causal: whether the projections after the
+        quantizers were trained causally, as those of the released models were; no file states it.
         UserError names missing or left-over weights.
         """
         return load_official(cls, checkpoint, config, backbone_config, causal)
@@ -287,7 +287,7 @@ class DualTokenizer(PreTrainedModel):
         The weights' own format does not matter: codes computed in bf16 are other codes (at the fourth level,
         a quarter of them). Pass `dtype` for another one.
 
-        Raises UserError for something that is no tokenizer, and for missing, unexpected or misshapen weights.
+        Raises UserError for something that is not a tokenizer, and for missing, unexpected or misshapen weights.
         """
         return load_tokenizer(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 

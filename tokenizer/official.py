@@ -113,14 +113,14 @@ def read_official_config(
         )
     except KeyError as error:
         raise UserError(
-            f"{str(config_file)!r} is no released tokenizer configuration: it lacks {error}"
+            f"{str(config_file)!r} is not a released tokenizer configuration: it lacks {error}"
         ) from None
     except UserError:
         raise
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         # Values of other types than those that are released; which one, Python's own words tell.
         raise UserError(
-            f"{str(config_file)!r} is no released tokenizer configuration: {first_line(error)}"
+            f"{str(config_file)!r} is not a released tokenizer configuration: {first_line(error)}"
         ) from None
 
 
@@ -166,14 +166,14 @@ def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerCon
     for tensor in tensors.values():
         if len(tensor) not in (rows, rows + 1):  # the released vectors have one row of padding
             raise UserError(
-                f"{name} has {len(tensor)} rows in the checkpoint, but the configuration says n_embed "
+                f"{name} has {len(tensor)} rows in the checkpoint, but the configuration has n_embed "
                 f"{rows}; take the config.json that was released with it"
             )
     ordered = [tensors[index][:rows].float() for index in sorted(tensors)]
     if not settings.shared_codebook:
         return torch.stack(ordered)
     if any(not torch.equal(other, ordered[0]) for other in ordered[1:]):
-        raise UserError(f"the configuration says depths share a codebook, but {name} differs between them")
+        raise UserError(f"the configuration has depths share a codebook, but {name} differs between them")
     return ordered[0].unsqueeze(0).clone()
 
 
@@ -225,7 +225,7 @@ def find_backbone(config_file: Path) -> str:
 
 
 def _find_backbone(named: Any, config_file: Path) -> str:
-    """Where the SigLIP configuration of a released config is: as named, beside the config file, or Google's
+    """Where the SigLIP configuration of a released config is: as named, next to the config file, or Google's
     hub id.
     """
     if not isinstance(named, str) or not named or "\0" in named:

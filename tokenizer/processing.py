@@ -46,7 +46,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> Any:
-        """The image processor saved beside a tokenizer: a folder, a hub id, or "nano".
+        """The image processor saved with a tokenizer: a folder, a hub id, or "nano".
 
         Raises:
             UserError: there is none, or its settings are none.

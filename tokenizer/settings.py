@@ -1,6 +1,6 @@
 """What may be set of a tokenizer: in Python, under `tokenizer.model` of a recipe, and in config.json.
 
-Every dataclass here states its ranges beside its fields and raises UserError for others.
+Every dataclass here states the ranges of its fields and raises UserError for others.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class StoredTokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> StoredTokenizer:
-        """Open a folder, a hub id or "nano"; UserError for something that is no tokenizer or cannot
+        """Open a folder, a hub id or "nano"; UserError for something that is not a tokenizer or cannot
         be read.
         """
         source = tokenizer_source(source)
@@ -72,5 +72,5 @@ class StoredTokenizer:
         return self.weights
 
     def load(self) -> DualTokenizer:
-        """The whole tokenizer."""
+        """The complete tokenizer."""
         return DualTokenizer.from_pretrained(self.source, **self.hub_options)

@@ -120,7 +120,7 @@ def test_saving_in_bf16_keeps_the_codebooks(tmp_path, tiny, images):
 
 
 def test_loading_is_strict(tmp_path, tiny):
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match="is not a tokenizer"):
         DualTokenizer.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dualtoken"}))
     with pytest.raises(UserError, match="visual_tokenizer"):

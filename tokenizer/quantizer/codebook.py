@@ -97,29 +97,29 @@ def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | 
 def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
     """Lloyd's k-means: (M, C) fp32 -> centres (num_codes, C).
 
-    Starts from vectors drawn in rounds, each in proportion to their squared distance to the centres so far
-    (k-means||, arXiv 1203.6402); a centre that loses all its vectors is drawn again in the same way. The
+    Starts from vectors sampled in rounds, each in proportion to their squared distance to the centres so far
+    (k-means||, arXiv 1203.6402); a centre that loses all its vectors is sampled again in the same way. The
     result depends on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
     """
     vectors = _at_least(vectors, num_codes, generator)
     centres = vectors.mean(dim=0, keepdim=True)
     for share in torch.arange(num_codes).tensor_split(min(_SEEDING_ROUNDS, num_codes)):
         distances = (vectors - centres[nearest_codes(vectors, centres)]).square().sum(dim=1)
-        drawn = draw_by_error(vectors, distances, len(share), generator)
-        centres = drawn if share[0] == 0 else torch.cat((centres, drawn))
+        sampled = draw_by_error(vectors, distances, len(share), generator)
+        centres = sampled if share[0] == 0 else torch.cat((centres, sampled))
     for _ in range(iterations):
         centres = lloyd_step(vectors, centres, generator)
     return centres
 
 
 def lloyd_step(vectors: Tensor, centres: Tensor, generator: torch.Generator) -> Tensor:
-    """One assignment and averaging; empty centres are redrawn where the error is large."""
+    """One assignment and averaging; empty centres are resampled where the error is large."""
     codes = nearest_codes(vectors, centres)
     counts, sums = count_and_sum(vectors, codes, len(centres))
     error = (vectors - centres[codes]).square().sum(dim=1)
     means = sums / counts.clamp(min=1).unsqueeze(1)
-    drawn = draw_by_error(vectors, error, len(centres), generator)
-    return torch.where((counts > 0).unsqueeze(1), means, drawn)
+    sampled = draw_by_error(vectors, error, len(centres), generator)
+    return torch.where((counts > 0).unsqueeze(1), means, sampled)
 
 
 def draw_by_error(

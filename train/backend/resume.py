@@ -7,15 +7,16 @@ to its model, its data and its seed, so these stay; how fast it learns, how long
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from torch import nn
 
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
+from ..config.keys import defaults
 from ..config.optimizer import OptimizerConfig
 from ..config.recipe import Recipe, plain_recipe
 from ..optimizers import divides_alike
@@ -128,10 +129,10 @@ def named_paths(recipe: Recipe) -> dict[str, str]:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """The keys that differ, by their dotted names. A key that only one of them has counts unless it has its
     default there: another version of the package may not know it."""
-    one, other, defaults = dict(_leaves(before)), dict(_leaves(now)), _defaults()
+    one, other, default = dict(_leaves(before)), dict(_leaves(now)), dict(defaults(Recipe))
     found = []
     for key in sorted(one.keys() | other.keys()):
-        a, b = (side.get(key, defaults.get(key, _ABSENT)) for side in (one, other))
+        a, b = (side.get(key, default.get(key, _ABSENT)) for side in (one, other))
         nothing = a in (None, _ABSENT) and b in (None, _ABSENT)
         if a != b and not nothing and not (_is_path(key) and _is_same_path(a, b)):
             found.append(Change(key, a, b))
@@ -179,18 +180,6 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{prefix}.{key}".lstrip("."))
     else:
         yield prefix, value
-
-
-def _defaults() -> dict[str, Any]:
-    """The defaults of all sections, by dotted key."""
-    return {
-        f"{section}.{one.name}": list(one.default) if isinstance(one.default, tuple) else one.default
-        for section, hint in get_type_hints(Recipe).items()
-        for kind in (hint, *get_args(hint))
-        if is_dataclass(kind)
-        for one in fields(kind)
-        if one.default is not MISSING
-    }
 
 
 def _worded(value: Any) -> str:

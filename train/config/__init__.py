@@ -1,1 +1,1 @@
-"""The recipe: what a run is told, as typed settings."""
+"""The recipe: the typed settings of a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -33,6 +33,20 @@ def check_keys(section: type, given: Mapping[str, Any], path: str = "") -> None:
             raise UserError(unknown_key(name, hints))
         for inner, mapping, where in _sections(hints[key], value, name):
             check_keys(inner, mapping, where)
+
+
+def defaults(section: type, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, default) of every field of a dataclass, and of the dataclasses in it, that has one."""
+    hints = typing.get_type_hints(section)
+    for one in fields(section):
+        name = f"{path}.{one.name}".lstrip(".")
+        value = one.default if one.default_factory is MISSING else one.default_factory()
+        if value is not MISSING and not is_dataclass(value):
+            yield name, list(value) if isinstance(value, tuple) else value
+        if typing.get_origin(hints[one.name]) is not dict:
+            for option in (hints[one.name], *typing.get_args(hints[one.name])):
+                if isinstance(option, type) and is_dataclass(option):
+                    yield from defaults(option, name)
 
 
 def check_configuration_keys(recipe: Recipe) -> None:

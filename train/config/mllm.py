@@ -25,8 +25,8 @@ class MllmObjectiveConfig:
             ``init_from`` what is not named here is the saved model's; None is all of it, or the defaults.
         prompt_dropout: probability that an image-generation prompt becomes the unconditional token
             (classifier-free guidance).
-        shuffle_turns: question-answer turns about one image are shuffled anew at every visit, but for
-            records whose metadata say "ordered": true, because a turn builds on the one before.
+        shuffle_turns: question-answer turns about one image are shuffled anew at every visit, except in
+            records whose metadata have "ordered": true, because a turn builds on the one before.
         trained: parts of the model that are trained, as beginnings of parameter names or shell patterns
             ([branches] warms projectors and depth transformers up); None trains all.
         lora: trains low-rank adapters instead of the LLM's weights, together with the projectors, the depth

@@ -21,7 +21,7 @@ class RunConfig:
             fast, because the backward pass of torch's fused kernel is slow there.
         gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
             memory. Quantizers are never recomputed.
-        weight_average: export an exponential moving average of the weights with this decay (0.999, say)
+        weight_average: export an exponential moving average of the weights with this decay (0.999 is usual)
             instead of the last ones; checkpoints hold both. None exports the last.
         zero_stage: DeepSpeed ZeRO stage, 0-3. Divided among the GPUs are: nothing, the optimizer's state (1),
             gradients too (2), weights too (3). bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).

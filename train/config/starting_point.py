@@ -32,7 +32,7 @@ FIXED = (
     "shared_quantizer",
     "separate_encoders",
 )
-#: Sizes by which two language models are told apart.
+#: Sizes that distinguish two language models.
 LLM_SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -71,7 +71,7 @@ class StartingPoint:
         return None
 
     def beneath(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a recipe, laid over what the saved model says of itself."""
+        """The settings of a recipe, laid over those of the saved model."""
         if any(settings.get(name) is not None for name in OBJECTIVES if name != self.objective):
             return dict(settings)
         kind = ModelSettings if self.objective == "mllm" else TokenizerSettings
@@ -129,7 +129,7 @@ def _model_type(source: str) -> Any:
 
 
 def _sizes(llm: Any) -> dict[str, Any]:
-    """What a recipe's `mllm.llm` says of a language model's architecture, as far as it is known here."""
+    """What is known here of the architecture that a recipe's `mllm.llm` names."""
     if isinstance(llm, Mapping):
         return dict(llm)
     file = Path(llm or "", "config.json")

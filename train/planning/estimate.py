@@ -45,7 +45,7 @@ SUB_GROUP = 1e9
 #: Of a tokenizer that is not there yet: the released so400m-384.
 ASSUMED_GRID = (27, 27)
 ASSUMED_CODEBOOK = CodebookConfig(num_codes=16384, code_dim=32, depth=8)
-ASSUMED_TEXT = 256  # tokens of text beside one image, where records are not packed
+ASSUMED_TEXT = 256  # tokens of text with one image, where records are not packed
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
 
 
 def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> float:
-    """What autograd keeps of one visual target in a depth transformer: `depth` places in every layer."""
+    """What autograd keeps of one visual target in a depth transformer: `depth` positions in every layer."""
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     layer = width * (8 * hidden + 2 * inner)
     return depth * (sizes.num_layers * layer + 2 * width * hidden)
@@ -268,7 +268,7 @@ def _model_config(recipe: Recipe) -> tuple[DualTokenConfig, list[str]]:
     if isinstance(objective.llm, dict) and "vocab_size" not in objective.llm:
         notes.append(
             f"a vocabulary of {text_config.vocab_size} assumed; the run takes the text tokenizer's "
-            "(say --mllm.llm.vocab_size N)"
+            "(give --mllm.llm.vocab_size N)"
         )
     config = DualTokenConfig(
         text_config=text_config,

@@ -97,7 +97,7 @@ def _flops(parameter: nn.Parameter) -> float:
 
 
 def _head_flops(head: Any, depth: int) -> float:
-    """Of one position, whose `depth` places go through all layers and through one classifier each."""
+    """Of one position, whose `depth` positions go through all layers and through one classifier each."""
     once = sum(_flops(p) for p in head.from_state.parameters())
     classifiers = sum(_flops(p) for p in head.classifiers.parameters()) / len(head.classifiers)
     layers = sum(_flops(p) for p in head.layers.parameters())

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import yaml
 
 from dualtoken.common.errors import UserError
 from dualtoken.train.config.compose import RECIPES
+from dualtoken.train.config.keys import defaults
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import Recipe, plain_recipe
 
@@ -32,20 +30,6 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{prefix}.{key}".lstrip("."))
     else:
         yield prefix, value.replace(f"{ROOT}/", "") if isinstance(value, str) else value
-
-
-def defaults(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, default) of every optional field of a dataclass and of the dataclasses in it."""
-    hints = typing.get_type_hints(section)
-    for one in dataclasses.fields(section):
-        name = f"{prefix}.{one.name}".lstrip(".")
-        value = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        if value is not dataclasses.MISSING and not dataclasses.is_dataclass(value):
-            yield name, list(value) if isinstance(value, tuple) else value
-        options = (hints[one.name], *typing.get_args(hints[one.name]))
-        for option in options:
-            if dataclasses.is_dataclass(option) and not isinstance(hints[one.name], types.GenericAlias):
-                yield from defaults(typing.cast("type", option), name)
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
