@@ -14,11 +14,7 @@ from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from ..common.loading.quiet import quiet, size_of_model
-from ..common.loading.strict import (
-    load_exactly,
-    load_siglip,
-    save_whole,
-)
+from ..common.loading.strict import load_exactly, load_siglip, save_whole
 from ..common.machine import suitable_threads
 from ..common.values import seed_number
 from .backbone import ShallowEncoder, TappedSiglip
@@ -287,7 +283,7 @@ class DualTokenizer(PreTrainedModel):
         The weights' own format does not matter: codes computed in bf16 are other codes (at the fourth level,
         a quarter of them). Pass `dtype` for another one.
 
-        Raises UserError for something that is not a tokenizer, and for missing, unexpected or misshapen weights.
+        Raises UserError for what is not a tokenizer, and for missing, unexpected or misshapen weights.
         """
         return load_tokenizer(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
