@@ -22,7 +22,7 @@ from .assembly.liger import liger_cross_entropy
 from .branch import Branches
 from .conversation.collation import IGNORE
 from .depth_transformer import DepthTransformer
-from .linear_cross_entropy import Classifier
+from .linear_cross_entropy import Classifier, linear_cross_entropy
 from .outputs import DualTokenOutput, LossTerms, TargetLosses
 from .protocol import UnifiedModel
 
@@ -214,8 +214,12 @@ def cross_entropy(
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy` of whatever module makes the logits; adapters and hooks are part of them."""
-    if _computes_losses(head):
-        return head(states, targets, row_weights, softcap)
+    if _is_unhooked(head):
+        return linear_cross_entropy(
+            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
+        )
+    if isinstance(head, Classifier) and hasattr(head.weight, "ds_id"):
+        return head(states, targets, row_weights, softcap)  # ZeRO-3's hooks gather the weight
     losses = functional.cross_entropy(soft_capped(head(states), softcap).float(), targets, reduction="none")
     return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
 
@@ -225,12 +229,7 @@ def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _is_unhooked(head: nn.Module) -> TypeGuard[Classifier]:
-    """Whether the layer's weight is all there is to it; device maps and ZeRO-3 show as hooks."""
+def _is_unhooked(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer's weight is all there is to it; device maps and ZeRO-3 show as hooks."""
     hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
-    return isinstance(head, Classifier) and not hooked
-
-
-def _computes_losses(head: nn.Module) -> TypeGuard[Classifier]:
-    """Whether the layer may be called for losses: ZeRO-3's hooks, unlike others, do not change its output."""
-    return _is_unhooked(head) or (isinstance(head, Classifier) and hasattr(head.weight, "ds_id"))
+    return type(head) in (nn.Linear, Classifier) and not hooked
