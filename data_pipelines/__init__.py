@@ -2,7 +2,7 @@
 
 Every task is one record type, a conversation with text and images (`records`). Converters and the scene
 generator write records to tar shards with a manifest (`shards`); training reads them by index, with images
-or, much faster, with codes that the visual tokenizer computed once (`code_cache`).
+or, much faster, with codes that the visual tokenizer computed once (`codes`).
 """
 
 from typing import TYPE_CHECKING
