@@ -41,7 +41,7 @@ lint: $(DEV)
 	MYPYPATH=.lint $(BIN)/mypy -p dualtoken
 
 tutorials: $(DEV)
-	$(BIN)/python -m pytest -m slow tests/docs
+	$(BIN)/python -m pytest -m slow -n 2 tests/docs
 	$(BIN)/python -m pytest --nbmake docs/tutorials
 
 docs: $(DEV)
