@@ -173,7 +173,7 @@ def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerCon
     if not settings.shared_codebook:
         return torch.stack(ordered)
     if any(not torch.equal(other, ordered[0]) for other in ordered[1:]):
-        raise UserError(f"the configuration has depths share a codebook, but {name} differs between them")
+        raise UserError(f"by the configuration all depths share a codebook, but {name} differs between them")
     return ordered[0].unsqueeze(0).clone()
 
 
