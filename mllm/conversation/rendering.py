@@ -51,10 +51,16 @@ def render(
     turns = normalise_messages(messages)
     segments = [*_markup(chat_format.start)]
     if chat_format.system_start is not None and [turn["role"] for turn in turns[:2]] == ["system", "user"]:
-        segments = _render_system(turns.pop(0)["content"], turns.pop(0)["content"], chat_format)
+        # Some templates put the system turn and the user's turn that follows into one frame.
+        system, question = turns.pop(0)["content"], turns.pop(0)["content"]
+        segments = _framed(chat_format.system_start, system, chat_format.trim_system, chat_format.system_end)
+        segments += _framed("", question, chat_format.trim_user, chat_format.user_end)
     for turn in _without_system(turns):
-        rendered = _render_assistant if turn["role"] == "assistant" else _render_user
-        segments.extend(rendered(turn["content"], chat_format))
+        if turn["role"] == "assistant":
+            segments += _render_assistant(turn["content"], chat_format)
+        else:
+            trim, end = chat_format.trim_user, chat_format.user_end
+            segments += _framed(chat_format.user_start, turn["content"], trim, end)
     if add_generation_prompt:
         segments.extend(_markup(chat_format.assistant_start))
     return segments
@@ -134,23 +140,9 @@ def _joined(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[d
     return [*first, {"type": "text", "text": text}, *second]
 
 
-def _render_system(system: list[Message], question: list[Message], chat_format: ChatFormat) -> list[Segment]:
-    """A system turn with the user's turn that follows, which some templates put into one frame."""
-    return [
-        *_markup(chat_format.system_start or ""),
-        *_render_content(system, False, chat_format.trim_system),
-        *_markup(chat_format.system_end),
-        *_render_content(question, False, chat_format.trim_user),
-        *_markup(chat_format.user_end),
-    ]
-
-
-def _render_user(content: list[Message], chat_format: ChatFormat) -> list[Segment]:
-    return [
-        *_markup(chat_format.user_start),
-        *_render_content(content, False, chat_format.trim_user),
-        *_markup(chat_format.user_end),
-    ]
+def _framed(start: str, content: list[Message], trim: bool, end: str) -> list[Segment]:
+    """Content that is not trained on, between two strings of the format."""
+    return [*_markup(start), *_render_content(content, False, trim), *_markup(end)]
 
 
 def _render_assistant(content: list[Message], chat_format: ChatFormat) -> list[Segment]:

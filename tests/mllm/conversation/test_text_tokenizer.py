@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dualtoken.mllm import train_text_tokenizer
-from dualtoken.mllm.conversation import text_tokenizer as module
+from dualtoken.mllm.conversation import tokenizer_training as module
 from dualtoken.mllm.conversation.rendering import SPECIAL_TOKENS
 from dualtoken.mllm.conversation.text_tokenizer import add_special_tokens, encode_markup, encode_text
 from dualtoken.tokenizer import UserError
