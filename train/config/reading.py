@@ -90,7 +90,7 @@ def _keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
         key, joined, value = word[2:].partition("=")
         if not joined:
             value = "".join(overrides[position + 1 : position + 2])
-        if key not in _HELP:
+        if key.rpartition(".")[2] not in _HELP:
             yield key.rstrip("+"), value
 
 
