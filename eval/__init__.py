@@ -6,10 +6,11 @@ from ..common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .data.hub import HubData
+    from .data.rows import ImageSource
     from .harness.generated_images import GeneratedImage, ImageTask, find_images, item_means
     from .harness.registry import get_task, include, register, task_names
     from .harness.score import Graded, Score, accuracy_score, hidden_answers
-    from .harness.task import ImageSource, Item, ScoringContext, Task
+    from .harness.task import Item, ScoringContext, Task
     from .judges.judged import JudgedTask
 else:
     __getattr__, __dir__ = lazy_exports(__name__)

@@ -1,137 +1,159 @@
-"""Reading the official files of tasks. Every mistake in them is one clear line that names the file."""
+"""Readers of the official files of tasks; every mistake in one is a line that names the file and the row."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ...common.errors import ImageError, UserError, first_line, shown
+from ...common.json_files import read_json, read_json_lines
 from ...common.packages import missing_package
 from ...common.paths import regular_file
 from ..harness.task import MissingData
 from .encoded_image import EncodedImage
+from .rows import ImageSource, Row, values_of
 
 # Images in base64 are fields of megabytes; csv's own limit is 128 KB.
 _FIELD_LIMIT = 1 << 30
 
 
-def read_tsv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a TSV with a heading, quoted as by pandas. Empty and "nan" cells are "".
+def json_rows(path: Path, *within: str, image: Callable[[Row], ImageSource] | None = None) -> Iterator[Row]:
+    """Entries of a JSON file, which holds them as a list or as an object by id.
 
-    UserError if a column of `needed` is missing.
+    Args:
+        path: the file.
+        within: names of the nested fields in which the entries are.
+        image: the image of an entry.
+    """
+    entries = read_json(path)
+    for name in within:
+        entries = Row(entries, str(path))[name]
+    if not isinstance(entries, dict | list):
+        raise UserError(f"{path} holds {shown(entries)}; expected a list or an object of questions")
+    for key, values in entries.items() if isinstance(entries, dict) else enumerate(entries):
+        row = Row(values, f"{path}, entry {shown(key)}", str(key))
+        if image is not None:
+            with values_of(row.where):
+                row.images = (image(row),)
+        yield row
+
+
+def json_line_rows(path: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
+    """Objects of a JSON lines file. UserError, with the line, for one that lacks a field of `needed`."""
+    for number, values in enumerate(read_json_lines(path, needed)):
+        yield Row(values, f"{path}, entry {number}", str(number))
+
+
+def read_tsv(path: Path, needed: Sequence[str], **dialect: Any) -> Iterator[Row]:
+    """Rows of a table in UTF-8 with a header, quoted as by pandas. Empty and "nan" cells are "".
+
+    Args:
+        path: the file.
+        needed: columns that must be there.
+        dialect: other options of `csv.reader`, such as delimiter="," for a CSV.
     """
     csv.field_size_limit(_FIELD_LIMIT)
     with regular_file(path, "the file").open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
+        reader = csv.DictReader(file, **{"delimiter": "\t", **dialect})
         rows = iter(reader)
         try:
-            missing = [name for name in needed if name not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"{path} has no column {', '.join(missing)}; it has {reader.fieldnames}")
+            _need_columns(path, needed, reader.fieldnames or [])
             while (row := next(rows, None)) is not None:
-                yield {
-                    key: "" if value is None or value == "nan" else value
+                cells = {
+                    key: "" if value in (None, "nan") else value
                     for key, value in row.items()
                     if key is not None
                 }
+                yield Row(cells, f"{path}, line {reader.line_num}")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read as a TSV in UTF-8: {first_line(error)}") from None
+            raise UserError(f"{path} cannot be read as a table in UTF-8: {first_line(error)}") from None
 
 
 def parquet_files(folder: Path, pattern: str) -> list[Path]:
-    """The parquet shards of a split below a folder, in order; UserError for none."""
+    """The parquet shards of a split in a folder, in order; UserError if there are none."""
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise MissingData(f"{folder} holds no {pattern}; put the dataset's parquet files there as they are")
     return paths
 
 
-def read_parquet(paths: Sequence[Path], needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of parquet shards as plain Python values. UserError if a column of `needed` is missing."""
+def read_parquet(paths: Sequence[Path], needed: Sequence[str]) -> Iterator[Row]:
+    """Rows of parquet shards, numbered through all of them. UserError for a missing column of `needed`."""
     try:
         import pyarrow.parquet as parquet
         from pyarrow.lib import ArrowException
     except ImportError as error:
         raise UserError(missing_package("pyarrow")) from error
+    number = 0
     for path in paths:
         try:
             file = parquet.ParquetFile(path)
-            missing = [name for name in needed if name not in file.schema_arrow.names]
-            if missing:
-                has = shown(file.schema_arrow.names, 120)
-                raise UserError(f"{path} has no column {', '.join(missing)}; it has {has}")
+            _need_columns(path, needed, file.schema_arrow.names)
             batches = file.iter_batches(batch_size=64)
             while (batch := next(batches, None)) is not None:
-                yield from batch.to_pylist()
+                for values in batch.to_pylist():
+                    yield Row(values, f"{path}, row {number}", str(number))
+                    number += 1
         except (OSError, ArrowException) as error:
             raise UserError(f"{path} is not a complete parquet file ({first_line(error)})") from error
 
 
-def image_from_bytes(content: bytes, what: str) -> Image.Image:
-    """An image that is decoded when used; `what` names it in the message of one that is not."""
+def image_rows(
+    folder: Path, pattern: str, needed: Sequence[str], column: str = "image", optional: bool = False
+) -> Iterator[Row]:
+    """Rows of the parquet shards of a split, with the image of `column` in place of that field.
+
+    A table repeats an image for every question about it; equal images are kept once. Of a list of images
+    (the frames of a video) the first is taken. With `optional`, a row with an empty cell has no image.
+    """
+    kept: dict[bytes, Image.Image] = {}
+    for row in read_parquet(parquet_files(folder, pattern), (*needed, column)):
+        cell = row.pop(column)
+        if isinstance(cell, list):
+            cell = cell[0] if cell else None
+        if cell is not None or not optional:
+            content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+            key = hashlib.sha256(content).digest() if isinstance(content, bytes) else b""
+            if key not in kept:
+                kept[key] = image_from_cell(cell, row.where)
+            row.images = (kept[key],)
+        yield row
+
+
+def image_from_base64(text: str, where: str) -> Image.Image:
+    """An image in base64, decoded when used; UserError that begins with `where` for anything else."""
     try:
-        return EncodedImage(content)
+        return EncodedImage(base64.b64decode(text))
     except ImageError as error:
-        raise UserError(f"{what}: it {error}") from error
+        raise UserError(f"{where}: it {error}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not base64 ({first_line(error)})") from error
 
 
-def image_from_base64(text: str, what: str) -> Image.Image:
-    """An image in base64, as TSV files hold it."""
-    try:
-        return image_from_bytes(base64.b64decode(text), what)
-    except (binascii.Error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{what}: not base64 ({first_line(error)})") from error
-
-
-def image_from_cell(cell: Any, what: str) -> Image.Image:
-    """An image in a parquet cell, {"bytes": …, "path": …}."""
+def image_from_cell(cell: Any, where: str) -> Image.Image:
+    """An image in a parquet cell, {"bytes": …, "path": …}, decoded when used."""
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(content, bytes):
         raise UserError(
-            f"{what}: the parquet cell holds no image bytes; use the dataset with its images embedded"
+            f"{where}: the parquet cell holds no image bytes; use the dataset with its images embedded"
         )
-    return image_from_bytes(content, what)
-
-
-def image_rows(
-    folder: Path, pattern: str, needed: Sequence[str], column: str = "image", optional: bool = False
-) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Rows of the parquet shards of a split, and the image that each holds in `column`.
-
-    A table repeats an image for every question on it; equal images are kept once. Of a list of images (the
-    frames of a video) it is the first. With `optional` the image of an empty cell is None.
-    """
-    kept: dict[bytes, Image.Image] = {}
-    for number, row in enumerate(read_parquet(parquet_files(folder, pattern), (*needed, column))):
-        cell = row[column]
-        if isinstance(cell, list):
-            cell = cell[0] if cell else None
-        if cell is None and optional:
-            yield row, None
-            continue
-        content = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        key = hashlib.sha256(content).digest() if isinstance(content, bytes) else b""
-        if key not in kept:
-            kept[key] = image_from_cell(cell, f"{folder}, row {number}")
-        yield row, kept[key]
+    try:
+        return EncodedImage(content)
+    except ImageError as error:
+        raise UserError(f"{where}: it {error}") from error
 
 
 def image_folder(root: Path, *names: str) -> Path:
-    """The first of the folders `names` that exists below `root`, else the first (to be reported)."""
+    """The first of the folders `names` that exists in `root`, else the first name (to be reported)."""
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
-def field(row: Mapping[str, Any], name: str, path: Path) -> Any:
-    """A field of a row; UserError that names the file and the field if it is missing, or null."""
-    if row.get(name) is None:
-        raise UserError(f"{path}: a question has no field {name!r}; it has {shown(list(row), 120)}")
-    return row[name]
+def _need_columns(path: Path, needed: Sequence[str], columns: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in columns]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {shown(list(columns), 120)}")

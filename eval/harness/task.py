@@ -10,16 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
-from ...common.errors import UserError, first_line, shown
+from ...common.errors import UserError, shown
 from ...common.json_files import is_encodable
 from ..data.hub import HubData
+from ..data.rows import ImageSource, values_of
 from ..judges.protocols import Judges
 from ..judges.replay import Verdicts
 from .score import Graded, Score, accuracy_score, hidden_answers
-
-ImageSource = Path | Image.Image
 
 
 class MissingData(UserError):
@@ -131,24 +128,17 @@ class Task(ABC):
         return accuracy_score(graded, divisions)
 
     def items(self, root: Path | None, split: str) -> list[Item]:
-        """What `load` gives, every item checked: all that reads the data of others goes through here.
+        """The items of `load`, checked; everything that reads a task's data calls this.
 
-        UserError for data that are not as they were published, whatever is wrong with them.
+        UserError for data that differ from the published files, whatever is wrong with them.
         """
-        where = "its data" if root is None else f"the files in {shown(str(root))}"
-        problem = f"{self.name} ({split}): {where} are not as they were published{self._where()}"
-        try:
+        data = "its data" if root is None else f"the files in {shown(str(root))}"
+        problem = f"{self.name} ({split}): {data} are not as they were published{self._where()}"
+        with values_of(problem):  # a field of the wrong type may fail anywhere in `load`
             items = self.load(root, split)
             for item in items:
                 _check_item(item, root)
             repeated = [key for key, count in Counter(item.id for item in items).items() if count > 1]
-        except UserError:
-            raise
-        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            # A field of the wrong kind may fail anywhere in what a task makes of its files.
-            raise UserError(
-                f"{problem}; a value is of the wrong kind ({type(error).__name__}: {first_line(error)})"
-            ) from error
         if repeated:
             raise UserError(f"{problem}; {len(repeated)} ids are there more than once, {repeated[0]!r} first")
         if not items:

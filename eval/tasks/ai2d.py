@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from .. import Graded, HubData, ImageSource, Item, Task, register
+from .. import Graded, HubData, Item, Task, register
 from ..data.files import image_from_base64, image_rows, read_tsv
+from ..data.rows import Row, parse_rows
 from ..scorers.multiple_choice import LETTERS, letters_for, mmbench_option
 from .prompts import option_letter
 
 TSV = "AI2D_TEST.tsv"
 
-# id, question, options, letter of the answer, image
-_Row = tuple[str, str, list[str], str, ImageSource]
-
 
 @register
 class Ai2d(Task):
-    """Multiple choice on diagrams whose parts carry their names."""
+    """Multiple choice on diagrams with labelled parts; options are read as by VLMEvalKit without judge."""
 
     name = "ai2d"
     summary = "multiple choice on school diagrams (accuracy)"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 3088}
+    splits = {"test": 3088}
     source = f"VLMEvalKit's {TSV}, or data/test-*.parquet of huggingface.co/datasets/lmms-lab-encoder/ai2d"
     hub = HubData("lmms-lab-encoder/ai2d", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """Question, options and the request for a letter."""
         path = self.need_file(root, TSV, "data")
-        items = []
-        for key, question, texts, answer, image in _tsv(path) if path.name == TSV else _parquet(path):
-            options = letters_for(texts)
-            target = {"answer": answer, "options": options}
-            items.append(Item(key, option_letter(question, options), (image,), target))
-        return items
+        if path.name == TSV:
+            return parse_rows(read_tsv(path, ("index", "question", "A", "B", "answer", "image")), _tsv_item)
+        rows = image_rows(path, "test-*.parquet", ("question", "options", "answer"))
+        # The answer is the index of the correct option, from 0.
+        return parse_rows(rows, lambda row: _item(row, row["options"], LETTERS[int(row["answer"])]))
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """The option, read as VLMEvalKit does without a judge."""
         picked = mmbench_option(str(prediction), item.target["options"])
         return Graded(picked, float(picked == item.target["answer"]))
 
 
-def _tsv(path: Path) -> Iterator[_Row]:
-    for row in read_tsv(path, ("index", "question", "A", "B", "answer", "image")):
-        options = [row[letter] for letter in LETTERS if row.get(letter)]
-        image = image_from_base64(row["image"], f"{path}, index {row['index']}")
-        yield row["index"], row["question"], options, row["answer"], image
+def _tsv_item(row: Row) -> Item:
+    row.key = row["index"]
+    row.images = (image_from_base64(row["image"], row.where),)
+    return _item(row, [row[letter] for letter in LETTERS if row.get(letter)], row["answer"])
 
 
-def _parquet(folder: Path) -> Iterator[_Row]:
-    rows = image_rows(folder, "test-*.parquet", ("question", "options", "answer"))
-    for number, (row, image) in enumerate(rows):
-        # The answer is the index of the right option, from 0.
-        yield str(number), row["question"], list(row["options"]), LETTERS[int(row["answer"])], image
+def _item(row: Row, texts: list[str], answer: str) -> Item:
+    options = letters_for(texts)
+    target = {"answer": answer, "options": options}
+    return Item(row.key, option_letter(row["question"], options), row.images, target)

@@ -7,18 +7,19 @@ official layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ...common.images.reading import load_image
-from ...common.json_files import read_json_lines, read_text
+from ...common.json_files import read_text
 from ...common.paths import single_name
 from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
+from ..data.files import json_line_rows, read_tsv
+from ..data.rows import Row, parse_rows
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import percent
 from ..scorers.dpg import image_score
@@ -41,9 +42,9 @@ class DpgBench(ImageTask):
         if found.is_dir():
             pairs = [(path.stem, read_text(path).strip()) for path in sorted(found.glob("*.txt"))]
         else:
-            rows = read_json_lines(found, ("item_id", "text"))
-            # The official scorer's pictures are named after the items.
-            pairs = [(single_name(row["item_id"], f"{found}: item_id"), row["text"]) for row in rows]
+            rows = json_line_rows(found, ("item_id", "text"))
+            # The official scorer's images are named after the items.
+            pairs = [(single_name(row["item_id"], f"{row.where}: item_id"), row["text"]) for row in rows]
         sheet = found.parent / "dpg_bench.csv"
         questions = read_questions(sheet) if sheet.is_file() else {}
         return [Item(name, text, target={"questions": questions.get(name, [])}) for name, text in pairs]
@@ -86,14 +87,18 @@ class DpgBench(ImageTask):
 
 def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The questions of dpg_bench.csv for each item: id, text and the ids of those they depend on."""
-    questions: dict[str, list[dict[str, Any]]] = {}
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    # The official script skips the first row of data; its scores are without that question.
-    for row in rows[1:]:
+
+    def question(row: Row) -> tuple[str, dict[str, Any]]:
         parents = [int(part) for part in row["dependency"].split(",") if int(part)]
-        question = {"id": int(row["proposition_id"]), "parents": parents}
-        question["text"] = row["question_natural_language"]
-        questions.setdefault(row["item_id"], []).append(question)
+        text = row["question_natural_language"]
+        return row["item_id"], {"id": int(row["proposition_id"]), "parents": parents, "text": text}
+
+    needed = ("item_id", "proposition_id", "dependency", "question_natural_language")
+    # The official script skips the first row of data; its scores are without that question.
+    rows = islice(read_tsv(path, needed, delimiter=","), 1, None)
+    questions: dict[str, list[dict[str, Any]]] = {}
+    for item, asked in parse_rows(rows, question):
+        questions.setdefault(item, []).append(asked)
     return questions
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...common.errors import UserError
 from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
@@ -29,8 +29,8 @@ class EmojiT2i(Task):
     name = "emoji-t2i"
     summary = "generated emoji, whether their names fit the images best"
     kind = "image"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": COUNT}
-    generation: ClassVar[Mapping[str, Any]] = {}
+    splits = {"test": COUNT}
+    generation = {}
 
     def __init__(self, count: int = COUNT) -> None:
         self.count = count

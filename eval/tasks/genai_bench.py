@@ -7,12 +7,15 @@ itself.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
 from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
+from ..data.files import json_rows
+from ..data.rows import parse_rows, values_of
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import mean
 
@@ -31,16 +34,16 @@ class GenAIBench(ImageTask):
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "genai_image.json")
-        rows = read_json(path)
         listed = path.parent / "genai_skills.json"
-        skills: dict[int, list[str]] = {}
-        for skill, numbers in (read_json(listed) if listed.is_file() else {}).items():
-            for number in numbers:
-                skills.setdefault(int(number), []).append(skill)
-        return [
-            Item(str(key), row["prompt"], target={"skills": skills.get(int(key), [])})
-            for key, row in rows.items()
-        ]
+        skills = defaultdict[int, list[str]](list)
+        with values_of(str(listed)):
+            for skill, numbers in (read_json(listed) if listed.is_file() else {}).items():
+                for number in numbers:
+                    skills[int(number)].append(skill)
+        return parse_rows(
+            json_rows(path),
+            lambda row: Item(row.key, row["prompt"], target={"skills": skills[int(row.key)]}),
+        )
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
         """The JPEG files that the official genai_bench/evaluate.py reads, in `genai_bench/`."""

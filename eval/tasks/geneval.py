@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ...common.json_files import read_json_lines
 from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
+from ..data.files import json_line_rows
 from ..judges.protocols import Judges, missing
 from ..scorers.geneval import TAGS, is_correct, kept_objects, summary
 
@@ -31,8 +31,8 @@ class GenEval(ImageTask):
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "evaluation_metadata.jsonl", "prompts/evaluation_metadata.jsonl")
-        rows = read_json_lines(path, ("tag", "include", "prompt"))
-        return [Item(f"{number:05}", row["prompt"], target=row) for number, row in enumerate(rows)]
+        rows = json_line_rows(path, ("tag", "include", "prompt"))
+        return [Item(f"{number:05}", row["prompt"], target=dict(row)) for number, row in enumerate(rows)]
 
     def image_name(self, index: int, number: int) -> str:
         return f"{index:05}/samples/{number:04}.png"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from .. import Graded, Item, Score, ScoringContext, Task, register
 from ..data.held_out import HELD_OUT, Asked, HeldOut, normalise, single_questions
@@ -23,9 +23,9 @@ class HeldOutQuestions(Task):
     By default all questions of the held-out set `records` are asked, at most `most` about one record.
     """
 
-    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 12}
-    records: ClassVar[str] = ""
-    most: ClassVar[int | None] = None
+    generation = {"max_new_tokens": 12}
+    records = ""
+    most: int | None = None
 
     def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:
         """Ids and questions, in order."""
@@ -56,7 +56,7 @@ class HeldOutQuestions(Task):
 class SceneQuestions(HeldOutQuestions):
     """The first question about each of `count` scenes, by default as many as the split has."""
 
-    reworded: ClassVar[bool] = False
+    reworded = False
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count
@@ -71,14 +71,14 @@ class SceneQuestions(HeldOutQuestions):
 class Scenes(SceneQuestions):
     name = "scenes"
     summary = "questions about rendered scenes of reserved seeds"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 600}
+    splits = {"test": 600}
 
 
 @register
 class RewordedScenes(SceneQuestions):
     name = "scenes-reworded"
     summary = "the first third of the questions of scenes, in words that are in no training data"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 200}
+    splits = {"test": 200}
     reworded = True
 
 
@@ -86,7 +86,7 @@ class RewordedScenes(SceneQuestions):
 class EasyVqa(HeldOutQuestions):
     name = "easyvqa"
     summary = "easy-VQA, three questions each about images held out of its training split"
-    splits: ClassVar[Mapping[str, int | None]] = {"heldout": 1198}
+    splits = {"heldout": 1198}
     records = "easyvqa"
     most = 3
 
@@ -95,7 +95,7 @@ class EasyVqa(HeldOutQuestions):
 class Nlvr(HeldOutQuestions):
     name = "nlvr"
     summary = "NLVR, sentences about three boxes of shapes, true or false (a part of dev)"
-    splits: ClassVar[Mapping[str, int | None]] = {"dev-150": 150}
+    splits = {"dev-150": 150}
     records = "nlvr"
 
 
@@ -103,7 +103,7 @@ class Nlvr(HeldOutQuestions):
 class Clothing(HeldOutQuestions):
     name = "clothing"
     summary = "photos of clothing, which of ten labels (clothing-dataset-small, a part of test)"
-    splits: ClassVar[Mapping[str, int | None]] = {"test-150": 150}
+    splits = {"test-150": 150}
     records = "clothing"
 
     def asked(self, data: HeldOut) -> Iterable[tuple[str, Asked]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ...common.json_files import read_json
 from .. import (
     Graded,
     HubData,
-    ImageSource,
     Item,
     JudgedTask,
     Score,
@@ -20,7 +18,8 @@ from .. import (
     hidden_answers,
     register,
 )
-from ..data.files import field, image_rows
+from ..data.files import image_rows, json_rows
+from ..data.rows import Row, parse_rows
 from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
 from ..scorers.multiple_choice import letters_for
 
@@ -29,12 +28,12 @@ _DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places"
 
 @register
 class MathVista(JudgedTask):
-    """Multiple choice and free answers; what rules cannot extract from an answer, a judge has to."""
+    """Multiple choice and free answers; a judge extracts what rules cannot."""
 
     name = "mathvista"
     summary = "mathematics with figures (accuracy; long answers need a judge)"
-    splits: ClassVar[Mapping[str, int | None]] = {"testmini": 1000, "test": 5141}
-    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 512}
+    splits = {"testmini": 1000, "test": 5141}
+    generation = {"max_new_tokens": 512}
     judge_tokens = 256
     source = "huggingface.co/datasets/AI4Math/MathVista: data/*.parquet, or annot_*.json with images/"
     server = "the MathVista leaderboard"
@@ -43,14 +42,11 @@ class MathVista(JudgedTask):
     )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """The official query of each problem (hint, question, choices)."""
         path = self.need_file(root, f"annot_{split}.json", f"{split}.json", "data")
-        rows = _parquet_rows(path, split) if path.is_dir() else _json_rows(path)
-        items = []
-        for row, image in rows:
-            query = row.get("query") or mathvista_query(row)
-            items.append(Item(str(field(row, "pid", path)), query, (image,), _target(row)))
-        return items
+        if path.is_dir():
+            needed = ("pid", "question", "question_type", "answer_type", "answer")
+            return parse_rows(image_rows(path, f"{split}-*.parquet", needed, "decoded_image"), _item)
+        return parse_rows(json_rows(path, image=lambda row: path.parent / row["image"]), _item)
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
         """The official request for an extraction, for the answers that rules cannot read."""
@@ -127,18 +123,9 @@ def _hint(problem: Mapping[str, Any]) -> str:
     return f"{request}, e.g., {examples}, at the end."
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
-    for pid, row in read_json(path).items():
-        yield {"pid": pid, **row}, path.parent / field(row, "image", path)
-
-
-def _parquet_rows(folder: Path, split: str) -> Iterator[tuple[Mapping[str, Any], ImageSource]]:
-    needed = ("pid", "question", "question_type", "answer_type", "answer")
-    return image_rows(folder, f"{split}-*.parquet", needed, "decoded_image")
-
-
-def _target(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+def _item(row: Row) -> Item:
+    """The official query of a problem (hint, question, choices)."""
+    target = {
         "answer": row.get("answer") or "",
         "question_type": row["question_type"],
         "answer_type": row["answer_type"],
@@ -146,6 +133,7 @@ def _target(row: Mapping[str, Any]) -> dict[str, Any]:
         "precision": row.get("precision"),
         "task": str((row.get("metadata") or {}).get("task", "")),
     }
+    return Item(str(row.get("pid") or row.key), row.get("query") or mathvista_query(row), row.images, target)
 
 
 def _problem(target: Mapping[str, Any]) -> MathProblem:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.json_files import read_json
 from ...common.paths import single_name
 from .. import GeneratedImage, ImageTask, Item, Score, register
+from ..data.files import json_rows
+from ..data.rows import Row, parse_rows
 from ..judges.protocols import Judges, missing
 
 _NAME = "fid-torch-fidelity"
@@ -29,13 +30,13 @@ class Mjhq30k(ImageTask):
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "meta_data.json")
         images = path.parent / "mjhq30k_imgs"
-        items = []
-        for name, row in read_json(path).items():
-            category = single_name(row["category"], "category")
-            reference = images / category / f"{single_name(name, 'image')}.jpg"
-            target = {"category": row["category"], "reference": str(reference)}
-            items.append(Item(name, row["prompt"], target=target))
-        return items
+
+        def item(row: Row) -> Item:
+            category = single_name(row["category"], f"{row.where}: category")
+            reference = images / category / f"{single_name(row.key, f'{row.where}: image')}.jpg"
+            return Item(row.key, row["prompt"], target={"category": category, "reference": str(reference)})
+
+        return parse_rows(json_rows(path), item)
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
         """FID of all images and of each category."""

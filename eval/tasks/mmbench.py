@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, hidden_answers, register
+from .. import Graded, HubData, Item, JudgedTask, Score, ScoringContext, hidden_answers, register
 from ..data.files import image_from_base64, image_rows, read_tsv
+from ..data.rows import Row, parse_rows
 from ..judges.replay import Verdicts
 from ..scorers.averages import percent, percent_by
 from ..scorers.multiple_choice import (
@@ -42,7 +43,7 @@ class MMBench(JudgedTask):
     name = "mmbench"
     summary = "multiple choice, right only in all rotations (circular accuracy)"
     # Rows, rotations included; of the first there are 1,164 questions.
-    splits: ClassVar[Mapping[str, int | None]] = {
+    splits = {
         "dev-en": 4329,
         "dev-cn": 4329,
         "dev-20230712": 4377,
@@ -61,12 +62,7 @@ class MMBench(JudgedTask):
         """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
         folder, name = ON_HUB.get(split, ("", ""))
         path = self.need_file(root, FILES[split], *([folder] if folder else []))
-        items = []
-        for row, image in _parquet_rows(path, name) if path.is_dir() else _tsv_rows(path):
-            options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
-            prompt = mmbench_prompt(row["question"], row.get("hint", ""), options)
-            items.append(Item(row["index"], prompt, (image,), _target(row, options)))
-        return items
+        return parse_rows(_parquet_rows(path, name) if path.is_dir() else _tsv_rows(path), _item)
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """The option that rules read, of one row."""
@@ -149,19 +145,20 @@ class MMBench(JudgedTask):
         return percent(circular_accuracy({**right, **matched}, questions).values()), None
 
 
-def _tsv_rows(path: Path) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
+def _tsv_rows(path: Path) -> Iterator[Row]:
     rows = list(read_tsv(path, ("index", "question", "A", "B", "image")))
     images = {row["index"]: row["image"] for row in rows}
     for row in rows:
         cell = row["image"] if len(row["image"]) > SHORTEST_IMAGE else images.get(row["image"], row["image"])
-        yield row, image_from_base64(cell, f"{path}, index {row['index']}")
+        row.images = (image_from_base64(cell, f"{row.where}, index {row['index']}"),)
+        yield row
 
 
-def _parquet_rows(folder: Path, name: str) -> Iterator[tuple[Mapping[str, str], ImageSource]]:
-    for row, image in image_rows(folder, f"{name}-*.parquet", ("index", "question", "A", "B")):
-        del row["image"]
-        # As in a TSV: what is not there is an empty text; the table writes "nan" for it.
-        yield {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}, image
+def _parquet_rows(folder: Path, name: str) -> Iterator[Row]:
+    for row in image_rows(folder, f"{name}-*.parquet", ("index", "question", "A", "B")):
+        # As in a TSV: an absent cell is an empty string; the table writes "nan" for it.
+        row |= {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
+        yield row
 
 
 def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
@@ -171,12 +168,15 @@ def mmbench_prompt(question: str, hint: str, options: Mapping[str, str]) -> str:
     return "\n".join([*lines, "Please select the correct answer from the options above."])
 
 
-def _target(row: Mapping[str, str], options: Mapping[str, str]) -> dict[str, Any]:
-    return {
+def _item(row: Row) -> Item:
+    options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+    target = {
         "question": str(int(row["index"]) % ROTATION),
         "text": row["question"],
         "answer": row.get("answer", ""),
-        "options": dict(options),
+        "options": options,
         "category": row.get("category", ""),
         "l2-category": row.get("l2-category", "") or row.get("L2-category", ""),
     }
+    prompt = mmbench_prompt(row["question"], row.get("hint", ""), options)
+    return Item(row["index"], prompt, row.images, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...common.errors import UserError
 from ...common.json_files import enumerate_lines, read_text
@@ -22,21 +22,17 @@ class Mme(Task):
 
     name = "mme"
     summary = "yes-no questions, 14 tasks (points: perception of 2000, cognition of 800)"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 2374}
+    splits = {"test": 2374}
     source = "MME's eval_tool (Your_Results/*.txt) and MME_Benchmark_release_version"
     hub = HubData("lmms-lab-encoder/MME", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word; each ends in "Please answer yes or no." already."""
-        first = MME_PERCEPTION[0]
-        if (found := self.need_file(root, *_names(first), "data")).name == "data":
+        if (found := self.need_file(root, *_names(MME_PERCEPTION[0]), "data")).name == "data":
             return _parquet_items(found)
-        items: list[Item] = []
-        for task in (*MME_PERCEPTION, *MME_COGNITION):
-            path = self.need_file(root, *_names(task))
-            assert root is not None  # need_file refused it
-            items.extend(_task_items(task, path, root))
-        return items
+        assert root is not None  # need_file refuses it
+        tasks = {task: self.need_file(root, *_names(task)) for task in (*MME_PERCEPTION, *MME_COGNITION)}
+        return [item for task, path in tasks.items() for item in _task_items(task, path, root)]
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """ "yes", "no", or neither, which is wrong."""
@@ -55,14 +51,12 @@ class Mme(Task):
 
 
 def _names(task: str) -> tuple[str, ...]:
-    """Where the file of a task may be."""
     return f"{task}.txt", f"questions/{task}.txt", f"eval_tool/Your_Results/{task}.txt"
 
 
 def _task_items(task: str, path: Path, root: Path) -> list[Item]:
     """The questions of one task: tab-separated lines of image, question, answer."""
-    # The release keeps the images of some tasks in a folder of their own, and those of others with the
-    # texts.
+    # In the release some tasks have a folder of images, and others have them next to their texts.
     images = image_folder(root, f"{RELEASE}/{task}/images", f"{RELEASE}/{task}", f"{task}/images", task)
     rows = []
     for number, line in enumerate_lines(read_text(path)):
@@ -76,10 +70,10 @@ def _task_items(task: str, path: Path, root: Path) -> list[Item]:
 
 def _parquet_items(folder: Path) -> list[Item]:
     rows = []
-    for row, image in image_rows(folder, "test-*.parquet", ("question_id", "question", "answer", "category")):
+    for row in image_rows(folder, "test-*.parquet", ("question_id", "question", "answer", "category")):
         # The id is TASK/FILE, or the file alone; both questions on an image have the same.
         name = row["question_id"].rpartition("/")[2]
-        rows.append((row["category"], name, row["question"], row["answer"].strip().lower(), image))
+        rows.append((row["category"], name, row["question"], row["answer"].strip().lower(), *row.images))
     return _pairs(rows, folder)
 
 

@@ -5,41 +5,32 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...common.errors import UserError
-from .. import Graded, HubData, ImageSource, Item, Score, ScoringContext, Task, register
+from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
 from ..data.files import image_from_cell, parquet_files, read_parquet
+from ..data.rows import Row, parse_rows
 from ..scorers.averages import percent
 from ..scorers.mmmu_open import open_candidates, open_is_right
 from ..scorers.multiple_choice import letters_for, mmmu_option
 from .prompts import OPTION_LETTER, SHORT_ANSWER
 
 DISCIPLINES = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
+    "Art and Design": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Health and Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine "
+    "Pharmacy Public_Health",
+    "Humanities and Social Science": "History Literature Sociology Psychology",
+    "Tech and Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
+    "Energy_and_Power Materials Mechanical_Engineering",
 }
-DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
+DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects.split()}
 MOST_IMAGES = 7
+NEEDED = ("id", "question", "options", "answer", "question_type", "image_1")
 
 
 @register
@@ -48,8 +39,8 @@ class Mmmu(Task):
 
     name = "mmmu"
     summary = "college questions of 30 subjects, multiple choice and open (accuracy)"
-    splits: ClassVar[Mapping[str, int | None]] = {"validation": 900, "dev": 150, "test": 10500}
-    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 128}
+    splits = {"validation": 900, "dev": 150, "test": 10500}
+    generation = {"max_new_tokens": 128}
     source = "huggingface.co/datasets/MMMU/MMMU, its folder of each subject"
     server = "the EvalAI challenge of MMMU"
     hub = HubData("MMMU/MMMU", {split: (f"*/{split}-*.parquet",) for split in ("validation", "dev", "test")})
@@ -58,11 +49,8 @@ class Mmmu(Task):
         """Subjects in alphabetical order, with the prompt of the official configuration for LLaVA-1.5."""
         items = []
         for subject in sorted(DISCIPLINE_OF):
-            folder = self.need_file(root, subject)
-            needed = ("id", "question", "options", "answer", "question_type", "image_1")
-            for row in read_parquet(parquet_files(folder, f"{split}-*.parquet"), needed):
-                items.append(_item(row, subject, folder))
-        assert root is not None  # need_file refused it
+            files = parquet_files(self.need_file(root, subject), f"{split}-*.parquet")
+            items += parse_rows(read_parquet(files, NEEDED), partial(_item, subject=subject))
         return items
 
     def has_answer(self, item: Item) -> bool:
@@ -75,9 +63,8 @@ class Mmmu(Task):
         if not options:
             return Graded(open_candidates(answer), float(open_is_right(answer, key)))
         letter = mmmu_option(answer, options)
-        return Graded(
-            letter, float(letter is not None and letter in ([key] if isinstance(key, str) else key))
-        )
+        keys = [key] if isinstance(key, str) else key
+        return Graded(letter, float(letter is not None and letter in keys))
 
     def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
         """Discipline and subject."""
@@ -102,25 +89,24 @@ def _expected(item: Item, graded: Graded) -> float:
     return 1 / len(item.target["options"]) if graded.parsed is None else graded.score or 0.0
 
 
-def _literal_list(text: str, what: str) -> list[str]:
-    """A list that the dataset holds as Python text."""
+def _literal_list(text: str, where: str) -> list[str]:
+    """A list that the dataset holds as Python source."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"{what}: expected a list in Python's notation, not {text[:60]!r}") from error
+        raise UserError(f"{where}: expected a list in Python's notation, not {text[:60]!r}") from error
     return [str(entry) for entry in value]
 
 
-def _item(row: Mapping[str, Any], subject: str, folder: Path) -> Item:
-    what = f"{folder}, {row['id']}"
+def _item(row: Row, subject: str) -> Item:
     cells = [row.get(f"image_{number}") for number in range(1, MOST_IMAGES + 1)]
-    images: tuple[ImageSource, ...] = tuple(image_from_cell(cell, what) for cell in cells if cell is not None)
+    images = tuple(image_from_cell(cell, row.where) for cell in cells if cell is not None)
     options: dict[str, str] = {}
     if row["question_type"] == "multiple-choice":
-        options = letters_for(_literal_list(row["options"], what))
-    answer: str | list[str] = row["answer"] or ""
+        options = letters_for(_literal_list(row["options"], row.where))
+    answer: str | list[str] = row.get("answer") or ""
     if isinstance(answer, str) and answer.startswith("[") and not options:
-        answer = _literal_list(answer, what)
+        answer = _literal_list(answer, row.where)
     target = {"answer": answer, "options": options, "subject": subject}
     return Item(row["id"], mmmu_prompt(row["question"], options), images, target)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...common.errors import UserError
-from ...common.json_files import read_json
-from .. import Graded, HubData, ImageSource, Item, JudgedTask, Score, ScoringContext, register
-from ..data.files import field, image_folder, image_rows
+from .. import Graded, HubData, Item, JudgedTask, Score, ScoringContext, register
+from ..data.files import image_folder, image_rows, json_rows
+from ..data.rows import Row, parse_rows
 from ..scorers.averages import mean
 from ..scorers.mmvet import SECOND_REQUEST, grade_in, grading_prompt, mmvet_scores
 
@@ -20,8 +20,8 @@ class MMVet(JudgedTask):
 
     name = "mmvet"
     summary = "open questions of several capabilities (needs a judge)"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 218}
-    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 512}
+    splits = {"test": 218}
+    generation = {"max_new_tokens": 512}
     judge_tokens = 8  # the official number is 3 of GPT-4's; other vocabularies need more for "0.5"
     source = "github.com/yuweihao/MM-Vet, mm-vet.zip"
     hub = HubData("lmms-lab-encoder/MMVet", {"test": ("data/test-*.parquet",)})
@@ -29,16 +29,11 @@ class MMVet(JudgedTask):
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word."""
         path = self.need_file(root, "mm-vet.json", "data")
-        items = [
-            Item(
-                key,
-                field(row, "question", path),
-                (image,),
-                {"answer": row["answer"], "capabilities": _capabilities(row)},
-            )
-            for key, row, image in (_parquet_rows(path) if path.is_dir() else _json_rows(path))
-        ]
-        return items
+        if path.is_dir():
+            needed = ("question_id", "question", "answer", "capability")
+            return parse_rows(image_rows(path, "test-*.parquet", needed), _item)
+        images = image_folder(path.parent, "images")
+        return parse_rows(json_rows(path, image=lambda row: images / row["imagename"]), _item)
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
         """The official request for a grade, for every item."""
@@ -73,22 +68,11 @@ class MMVet(JudgedTask):
         return Score("total", metrics, items=graded)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any], ImageSource]]:
-    images = image_folder(path.parent, "images")
-    for key, row in read_json(path).items():
-        yield key, row, images / field(row, "imagename", path)
-
-
-def _parquet_rows(folder: Path) -> Iterator[tuple[str, Mapping[str, Any], ImageSource]]:
-    needed = ("question_id", "question", "answer", "capability")
-    for row, image in image_rows(folder, "test-*.parquet", needed):
-        yield row["question_id"], row, image
-
-
-def _capabilities(row: Mapping[str, Any]) -> list[str]:
-    """A list in the official file; the table may hold it as one text with commas."""
-    given = row["capability"]
-    return [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+def _item(row: Row) -> Item:
+    given = row["capability"]  # a list in the official file, one string with commas in the table of the hub
+    capabilities = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    target = {"answer": row["answer"], "capabilities": capabilities}
+    return Item(row.get("question_id") or row.key, row["question"], row.images, target)
 
 
 def _grades(grades: Any, what: str) -> list[float]:

@@ -6,11 +6,10 @@ The official judges are people; what is computed here is CLIPScore.
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 
-from ...common.json_files import read_text
 from .. import ImageTask, Item, register
+from ..data.files import read_tsv
 
 
 @register
@@ -25,8 +24,7 @@ class PartiPrompts(ImageTask):
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "PartiPrompts.tsv")
         # Quotation marks belong to the prompts: some begin with one, and a CSV reader would take them away.
-        text = io.StringIO(read_text(path), newline="")
-        rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = read_tsv(path, ("Prompt", "Category", "Challenge"), quoting=csv.QUOTE_NONE)
         return [
             Item(
                 id=f"{number:04}",

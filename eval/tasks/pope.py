@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ...common.json_files import read_json_lines
 from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
-from ..data.files import field, image_folder, image_rows
+from ..data.files import image_folder, image_rows, json_line_rows
+from ..data.rows import parse_rows
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
+
+SPLITS = ("adversarial", "popular", "random")
 
 
 @register
@@ -18,41 +20,36 @@ class Pope(Task):
 
     name = "pope"
     summary = "object hallucination: yes-no questions on COCO images (F1)"
-    splits: ClassVar[Mapping[str, int | None]] = {"adversarial": 3000, "popular": 3000, "random": 3000}
+    splits = dict.fromkeys(SPLITS, 3000)
     source = "github.com/AoiDragon/POPE, output/coco; images: COCO val2014"
-    hub = HubData(
-        "lmms-lab-encoder/POPE",
-        {split: (f"Full/{split}-*.parquet",) for split in ("adversarial", "popular", "random")},
-    )
+    hub = HubData("lmms-lab-encoder/POPE", {split: (f"Full/{split}-*.parquet",) for split in SPLITS})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """Questions word for word, as the official script asks them."""
         name = f"coco_pope_{split}.json"
         path = self.need_file(root, name, f"coco/{name}", f"output/coco/{name}", "Full")
         if path.is_dir():
-            rows = image_rows(path, f"{split}-*.parquet", ("question_id", "question", "answer"))
-            items = [
+            table = image_rows(path, f"{split}-*.parquet", ("question_id", "question", "answer"))
+            return [
                 Item(
                     id=str(row["question_id"]),
                     prompt=row["question"],
-                    images=(image,),
+                    images=row.images,
                     target={"label": row["answer"].strip().lower()},
                 )
-                for row, image in rows
+                for row in table
             ]
-            return items
-        assert root is not None  # need_file refused it
+        assert root is not None  # need_file refuses it
         images = image_folder(root, "val2014", "images", "coco/val2014")
-        items = [
-            Item(
-                id=str(field(row, "question_id", path)),
-                prompt=field(row, "text", path),
-                images=(images / field(row, "image", path),),
-                target={"label": field(row, "label", path)},
-            )
-            for row in read_json_lines(path)
-        ]
-        return items
+        return parse_rows(
+            json_line_rows(path),
+            lambda row: Item(
+                id=str(row["question_id"]),
+                prompt=row["text"],
+                images=(images / row["image"],),
+                target={"label": row["label"]},
+            ),
+        )
 
     def grade(self, item: Item, prediction: Any) -> Graded:
         """Every answer is a yes or a no by the rule; one without either word is unparsed, and a yes."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from .. import Graded, HubData, Item, Task, register
 from ..data.files import image_rows
@@ -13,25 +12,18 @@ from ..scorers.exact_match import realworldqa_answer
 
 @register
 class RealWorldQa(Task):
-    """Letters, numbers and single words; each question includes the request how to answer."""
+    """Letters, numbers and single words; each question includes the instruction how to answer."""
 
     name = "realworldqa"
     summary = "questions on photos (exact match)"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": 765}
+    splits = {"test": 765}
     source = "huggingface.co/datasets/xai-org/RealworldQA, its data folder"
     hub = HubData("xai-org/RealworldQA", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """Questions word for word, with the request that is part of them."""
-        folder = self.need_file(root, "data")
-        rows = image_rows(folder, f"{split}-*.parquet", ("question", "answer"))
-        items = [
-            Item(str(number), row["question"], (image,), {"answer": row["answer"]})
-            for number, (row, image) in enumerate(rows)
-        ]
-        return items
+        rows = image_rows(self.need_file(root, "data"), f"{split}-*.parquet", ("question", "answer"))
+        return [Item(row.key, row["question"], row.images, {"answer": row["answer"]}) for row in rows]
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """Equality, after case, full stops and number words."""
         answer = realworldqa_answer(str(prediction))
         return Graded(answer or None, float(answer == realworldqa_answer(item.target["answer"])))

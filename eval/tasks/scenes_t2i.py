@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ...data_pipelines.scenes.language import EXACT_SKILLS
 from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
@@ -28,8 +28,8 @@ class ScenesT2i(Task):
     name = "scenes-t2i"
     summary = "generated scenes of reserved seeds, judged by an exact checker"
     kind = "image"
-    splits: ClassVar[Mapping[str, int | None]] = {"test": sum(COUNTS.values())}
-    generation: ClassVar[Mapping[str, Any]] = {}
+    splits = {"test": sum(COUNTS.values())}
+    generation = {}
 
     def __init__(self, counts: Mapping[str, int] = COUNTS) -> None:
         self.counts = counts

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ...common.json_files import read_json
-from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import field, image_folder, image_rows
+from .. import Graded, HubData, Item, Task, register
+from ..data.files import image_folder, image_rows
+from ..data.rows import Row, parse_rows
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
 from .prompts import OPTION_LETTER, as_text
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 YOUNGEST_OF_UPPER_GRADES = 7
 ON_HUB = "ScienceQA-FULL"
-
-# id, problem, image
-_Row = tuple[str, Mapping[str, Any], ImageSource | None]
+TABLES = dict.fromkeys(("test", "test-image"), f"{ON_HUB}/test-*.parquet")
+TABLES |= dict.fromkeys(("val", "val-image"), f"{ON_HUB}/validation-*.parquet")
 
 
 @register
@@ -26,45 +26,32 @@ class ScienceQa(Task):
 
     name = "scienceqa"
     summary = "school questions, multiple choice (accuracy; -image splits are the SQA-I of tables)"
-    splits: ClassVar[Mapping[str, int | None]] = {
-        "test": 4241,
-        "test-image": 2017,
-        "val": 4241,
-        "val-image": 2097,
-    }
-    generation: ClassVar[Mapping[str, Any]] = {"max_new_tokens": 64}
+    splits = {"test": 4241, "test-image": 2017, "val": 4241, "val-image": 2097}
+    generation = {"max_new_tokens": 64}
     source = "github.com/lupantech/ScienceQA, data/scienceqa and its images"
-    hub = HubData(
-        "lmms-lab-encoder/ScienceQA",
-        {
-            split: (f"{ON_HUB}/{name}-*.parquet",)
-            for name, splits_of in (("test", ("test", "test-image")), ("validation", ("val", "val-image")))
-            for split in splits_of
-        },
-    )
+    hub = HubData("lmms-lab-encoder/ScienceQA", {split: (table,) for split, table in TABLES.items()})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """The official zero-shot format QCM (question, context, options) with the request for a letter."""
         path = self.need_file(root, "problems.json", ON_HUB)
         name, _, only_images = split.partition("-")
-        rows = _parquet_rows(path, name) if path.is_dir() else self._json_rows(path, name)
-        items = [
-            Item(key, scienceqa_prompt(problem), () if image is None else (image,), _target(problem))
-            for key, problem, image in rows
-            if image is not None or not only_images
-        ]
-        return items
+        if path.is_dir():  # the tables have no ids; a problem's id is its number
+            needed = ("question", "choices", "answer", "hint", "grade", "subject")
+            rows = image_rows(path.parent, TABLES[split], needed, optional=True)
+        else:
+            rows = self._json_rows(path, name)
+        return parse_rows((row for row in rows if row.images or not only_images), _item)
 
-    def _json_rows(self, path: Path, name: str) -> Iterator[_Row]:
-        order = field(read_json(self.need_file(path.parent, "pid_splits.json")), name, path)
-        problems = read_json(path)
+    def _json_rows(self, path: Path, name: str) -> Iterator[Row]:
+        order = self.need_file(path.parent, "pid_splits.json")
+        problems = Row(read_json(path), str(path))
         images = image_folder(path.parent, f"images/{name}", name)
-        for key in order:
-            problem = field(problems, key, path)
-            yield key, problem, images / key / problem["image"] if problem["image"] else None
+        for key in Row(read_json(order), str(order))[name]:
+            row = Row(problems[key], f"{path}, problem {key}", key)
+            if row.get("image"):
+                row.images = (images / key / row["image"],)
+            yield row
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """The letter of an option."""
         picked = scienceqa_option(str(prediction), item.target["choices"])
         return Graded(picked, float(picked == item.target["answer"]))
 
@@ -73,32 +60,26 @@ class ScienceQa(Task):
         return {name: item.target[name] for name in ("subject", "context", "grade")}
 
 
-def _parquet_rows(folder: Path, name: str) -> Iterator[_Row]:
-    """The table has no ids; a problem's is its row."""
-    needed = ("question", "choices", "answer", "hint", "grade", "subject")
-    pattern = f"{'validation' if name == 'val' else name}-*.parquet"
-    for number, (row, image) in enumerate(image_rows(folder, pattern, needed, optional=True)):
-        yield str(number), row, image
-
-
 def scienceqa_prompt(problem: Mapping[str, Any]) -> str:
-    """Question, context ("N/A" without a hint) and options in one line, with double blanks made single."""
+    """The official zero-shot format QCM (question, context, options), and the request for a letter.
+
+    The context is "N/A" without a hint; options are in one line; double blanks become single.
+    """
     lettered = letters_for(problem["choices"]).items()
     options = " ".join(f"({letter}) {as_text(text)}" for letter, text in lettered)
     context = problem["hint"].strip() or "N/A"
-    text = (
-        f"Question: {as_text(problem['question'])}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}"
-    )
-    return text.replace("  ", " ").strip()
+    question = f"Question: {as_text(problem['question'])}"
+    return f"{question}\nContext: {context}\nOptions: {options}\n{OPTION_LETTER}".replace("  ", " ").strip()
 
 
-def _target(problem: Mapping[str, Any]) -> dict[str, Any]:
-    grade = int(problem["grade"].removeprefix("grade"))
-    contexts = {"TXT": bool(problem["hint"]), "IMG": bool(problem["image"])}
-    return {
-        "answer": LETTERS[problem["answer"]],
-        "choices": len(problem["choices"]),
-        "subject": [SUBJECTS.get(problem["subject"], problem["subject"])],
+def _item(row: Row) -> Item:
+    grade = int(row["grade"].removeprefix("grade"))
+    contexts = {"TXT": bool(row["hint"]), "IMG": bool(row.images)}
+    target = {
+        "answer": LETTERS[row["answer"]],
+        "choices": len(row["choices"]),
+        "subject": [SUBJECTS.get(row["subject"], row["subject"])],
         "context": [name for name, there in contexts.items() if there] or ["NO"],
         "grade": ["G7-12" if grade >= YOUNGEST_OF_UPPER_GRADES else "G1-6"],
     }
+    return Item(row.key, scienceqa_prompt(row), row.images, target)

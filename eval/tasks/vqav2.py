@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ...common.json_files import read_json
-from .. import Graded, HubData, ImageSource, Item, Task, register
-from ..data.files import field, image_folder, image_rows
+from .. import Graded, HubData, Item, Task, register
+from ..data.files import image_folder, image_rows, json_rows
+from ..data.rows import Row, parse_rows
 from ..scorers.vqa_accuracy import vqa_accuracy, vqa_answer
 from .prompts import as_text, short_answer
 
-# split -> questions file, annotations file, image folder
+# split -> file of questions, file of annotations, folder of images
 FILES = {
     "val": ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014"),
     "test-dev": ("v2_OpenEnded_mscoco_test-dev2015_questions.json", None, "test2015"),
     "test": ("v2_OpenEnded_mscoco_test2015_questions.json", None, "test2015"),
 }
-ON_HUB = {"val": "validation", "test-dev": "testdev", "test": "test"}
-
-# question, annotation, image
-_Row = tuple[Mapping[str, Any], Mapping[str, Any] | None, ImageSource]
+ON_HUB = {
+    "val": "data/validation-*.parquet",
+    "test-dev": "data/testdev-*.parquet",
+    "test": "data/test-*.parquet",
+}
 
 
 @register
@@ -30,39 +31,34 @@ class VqaV2(Task):
 
     name = "vqav2"
     summary = "open questions on COCO images (soft accuracy over ten people)"
-    splits: ClassVar[Mapping[str, int | None]] = {"val": 214354, "test-dev": 107394, "test": 447793}
+    splits = {"val": 214354, "test-dev": 107394, "test": 447793}
     source = "visualqa.org/download.html; images: COCO"
     server = "the EvalAI challenge of VQA"
-    hub = HubData(
-        "lmms-lab-encoder/VQAv2", {split: (f"data/{name}-*.parquet",) for split, name in ON_HUB.items()}
-    )
+    hub = HubData("lmms-lab-encoder/VQAv2", {split: (pattern,) for split, pattern in ON_HUB.items()})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """Questions with the request for a short answer."""
         path = self.need_file(root, FILES[split][0], "data")
-        rows = _parquet_rows(path, split) if path.is_dir() else self._json_rows(path, split)
-        items = []
-        for row, known, image in rows:
-            target: dict[str, Any] = {}
-            if known is not None:
-                answers = [as_text(given["answer"]) for given in known["answers"]]
-                target = {"answers": answers, "type": as_text(known["answer_type"])}
-            items.append(Item(str(row["question_id"]), short_answer(row["question"]), (image,), target))
-        return items
+        if path.is_dir():
+            needed = ("question_id", "question", "answers", "answer_type")
+            return parse_rows(image_rows(path.parent, ON_HUB[split], needed), _item)
+        return parse_rows(self._json_rows(path, split), _item)
 
-    def _json_rows(self, path: Path, split: str) -> Iterator[_Row]:
-        _, annotations, image_name = FILES[split]
-        known: dict[int, dict[str, Any]] = {}
+    def _json_rows(self, path: Path, split: str) -> Iterator[Row]:
+        """Questions with their images, and with answers where the split has annotations."""
+        _, annotations, folder = FILES[split]
+        known: dict[int, Row] = {}
         if annotations is not None:
-            key_path = self.need_file(path.parent, annotations)
-            known = {row["question_id"]: row for row in field(read_json(key_path), "annotations", key_path)}
-        images = image_folder(path.parent, image_name, "images")
-        for row in field(read_json(path), "questions", path):
-            file = f"COCO_{image_name}_{field(row, 'image_id', path):012}.jpg"
-            yield row, known.get(field(row, "question_id", path)), images / file
+            rows = json_rows(self.need_file(path.parent, annotations), "annotations")
+            known = {row["question_id"]: row for row in rows}
+        images = image_folder(path.parent, folder, "images")
+        for row in json_rows(
+            path, "questions", image=lambda row: images / f"COCO_{folder}_{row['image_id']:012}.jpg"
+        ):
+            if (annotation := known.get(row["question_id"])) is not None:
+                row |= {name: annotation[name] for name in ("answers", "answer_type")}
+            yield row
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """Soft accuracy."""
         text, people = str(prediction), item.target["answers"]
         return Graded(vqa_answer(text, people), vqa_accuracy(text, people))
 
@@ -71,7 +67,9 @@ class VqaV2(Task):
         return {"answer_type": [item.target["type"]]}
 
 
-def _parquet_rows(folder: Path, split: str) -> Iterator[_Row]:
-    needed = ("question_id", "question", "answers", "answer_type")
-    for row, image in image_rows(folder, f"{ON_HUB[split]}-*.parquet", needed):
-        yield row, row if row["answers"] else None, image
+def _item(row: Row) -> Item:
+    target: dict[str, Any] = {}
+    if answers := row.get("answers"):
+        target["answers"] = [as_text(given["answer"]) for given in answers]
+        target["type"] = as_text(row["answer_type"])
+    return Item(str(row["question_id"]), short_answer(row["question"]), row.images, target)

@@ -1,7 +1,8 @@
-"""Files of benchmarks in which any value is of another kind: one line, never another error."""
+"""Official files of tasks with a value of any other type: a message of one line, never another error."""
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def positions(value: Any, before: tuple = ()) -> Iterator[tuple]:
-    """The way to every value in a JSON document; of a list, the first entry stands for all."""
+    """The path to every value in a JSON document, in lists to that of the first entry only."""
     yield before
     entries = list(value.items()) if isinstance(value, dict) else []
     if isinstance(value, list):
@@ -129,7 +130,7 @@ def replaced(document: Any, position: tuple, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Path):
+def test_any_value_of_another_type_is_taken_or_refused_in_one_line(name: str, tmp_path: Path):
     task, refused = get_task(name), 0
     for file, document in PUBLISHED[name].items():
         (tmp_path / file).write_text(json.dumps(document))
@@ -152,8 +153,48 @@ def test_any_value_of_another_kind_is_one_line_or_taken(name: str, tmp_path: Pat
     assert refused
 
 
+QUESTIONS_OF_DPG = "item_id,proposition_id,dependency,question_natural_language\n0,1,0,a?\n0,2,x,b?\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "message"),
+    [
+        ("genai-bench", {"genai_image.json": '{"0": {"text": "x"}}'}, "genai_image.json, entry '0' has no"),
+        (
+            "genai-bench",
+            {"genai_image.json": '{"a": {"prompt": "x"}}'},
+            "genai_image.json, entry 'a': a value",
+        ),
+        (
+            "genai-bench",
+            {"genai_image.json": '{"0": {"prompt": "x"}}', "genai_skills.json": '{"basic": ["y"]}'},
+            "genai_skills.json: a value",
+        ),
+        ("mjhq30k", {"meta_data.json": '{"a": {"category": "x"}}'}, "meta_data.json, entry 'a' has no"),
+        ("mjhq30k", {"meta_data.json": '{"a": ["x"]}'}, "meta_data.json, entry 'a' holds"),
+        (
+            "parti",
+            {"PartiPrompts.tsv": "Prompt\tCategory\nx\ty\n"},
+            "PartiPrompts.tsv has no column Challenge",
+        ),
+        (
+            "dpg",
+            {"prompts.jsonl": '{"item_id": "0", "text": "x"}', "dpg_bench.csv": QUESTIONS_OF_DPG},
+            "dpg_bench.csv, line 3: a value is of the wrong type",
+        ),
+    ],
+)
+def test_a_mistake_in_an_official_file_names_the_file_and_the_row(
+    task: str, files: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_data(get_task(task), Settings(data=tmp_path))
+
+
 @pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/b"])
-def test_names_of_items_never_lead_out_of_the_output(tmp_path: Path, name: str) -> None:
+def test_names_of_items_stay_inside_the_output_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"item_id": name, "text": "a cat"}) + "\n")
     (tmp_path / "color_val.txt").write_text(f"{name}\n")
     for task, split in (("dpg", "test"), ("t2i-compbench", "color_val")):
