@@ -58,7 +58,8 @@ class FrozenCodebook(nn.Module):
         return self.embed_per_depth(codes).sum(dim=-2)
 
     def extra_repr(self) -> str:
-        return f"{self.depth} depths, {self.num_codes} codes of {self.vectors.shape[-1]} numbers"
+        _, num_codes, code_dim = self.vectors.shape
+        return f"{self.depth} depths, {num_codes} codes of {code_dim} numbers"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
         # Follows the model to its device but not to its dtype: `model.to(bfloat16)` must not round the codes.
