@@ -43,7 +43,7 @@ EXTRAS = {
         "lpips>=0.1.4",
     ],
     "eval": [
-        "torchmetrics>=1.5",
+        "torchmetrics>=1.6",  # Metric.merge_state
         "torch-fidelity>=0.4",  # the Inception of FID, which torchmetrics wraps
         "lpips>=0.1.4",
         "open_clip_torch>=3.0",

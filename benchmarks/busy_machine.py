@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from measure import report
+from measure import argument_parser, report
 
 IMAGES = {"small": 4, "full": 16}
 GENERATE = """
@@ -41,7 +40,7 @@ print(time.perf_counter() - start)
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes that do nothing but compute."""
+    """Run this many processes that compute all the time."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -52,13 +51,13 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without its settings of threads: the benchmark is about the choice."""
+    """This process's environment without its thread settings, whose choice is measured."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "KMP_", "GOMP_"))}
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def image_generation(whose: str, images: int, limit: float) -> float | None:
-    """Seconds for so many images of nano in a Python session; None where it takes longer than `limit`."""
+    """Seconds for nano to generate `images` images in a Python session; None if that exceeds `limit`."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", GENERATE, whose, str(images)],
@@ -74,7 +73,7 @@ def image_generation(whose: str, images: int, limit: float) -> float | None:
 
 
 def quickstart(whose: str, images: int, limit: float) -> float | None:
-    """Seconds for the command `dualtoken quickstart`, from its start to its end."""
+    """Seconds of the command `dualtoken quickstart`; None if they exceed `limit`."""
     command = [sys.executable, "-m", "dualtoken.scripts.cli", "quickstart", "--num-images", str(images)]
     waiting = {"OMP_WAIT_POLICY": "active"} if whose == "torch" else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,12 +92,9 @@ def quickstart(whose: str, images: int, limit: float) -> float | None:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(IMAGES), default="small")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default: 3)")
+    parser = argument_parser(__doc__, IMAGES, "runs", repeats=3)
     parser.add_argument("--reference", action="store_true", help="measure torch's own choice too")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run is given up")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run is stopped")
     args = parser.parse_args()
     cores, images = os.cpu_count() or 1, IMAGES[args.size]
     cases: list[dict[str, Any]] = []

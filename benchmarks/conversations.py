@@ -1,4 +1,4 @@
-"""Conversations as for fine-tuning, made up: questions about an image, captions, drawings and plain text."""
+"""Synthetic conversations: questions about an image, captions, image generation and plain text."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def conversation(
     return question_turns([image], asked[: int(rng.integers(1, 7))])
 
 
-def made_up_codes(side: int = 8, depth: int = 4, num_codes: int = 512) -> ImageOf:
-    """Images of random codes, which are as long and as much to compute; nano's shape unless told."""
+def random_codes(side: int = 8, depth: int = 4, num_codes: int = 512) -> ImageOf:
+    """Images of random codes, which cost as much to compute; by default of nano's shape."""
 
     def image(scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
         pixel, semantic = rng.integers(num_codes, size=(2, side, side, depth))

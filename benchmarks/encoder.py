@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import compare, costs, default_device, repeats, report
+from measure import argument_parser, compare, costs, default_device, report
 from torch import nn
 
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
@@ -94,11 +93,8 @@ def parameters(recipe: str) -> dict[str, float]:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argument_parser(__doc__, IMAGES, "passes", repeats=2)
     parser.add_argument("--recipe", choices=list(BACKBONES), default="so400m_384_rvq8")
-    parser.add_argument("--size", choices=list(IMAGES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=2, help="timed passes of each (default: 2)")
     args = parser.parse_args()
     dtype, images = (torch.bfloat16 if args.size == "full" else torch.float32), IMAGES[args.size]
     kinds = ("dualtoken", "bare SigLIP", "decode")

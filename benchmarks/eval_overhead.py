@@ -10,15 +10,15 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import compare, costs, repeats, report
+from measure import argument_parser, compare, costs, report
 
+from dualtoken.common.arguments import integer
 from dualtoken.eval import get_task
 from dualtoken.eval.harness.predictor import PipelinePredictor
 from dualtoken.eval.harness.runner import predict
@@ -30,7 +30,7 @@ QUESTIONS = {"small": 320, "full": 1198}
 
 
 def build(kind: str, questions: int) -> Callable[[], Any]:
-    """Answering once: "harness" or "model alone"."""
+    """One pass over the questions: "harness" or "model alone"."""
     task, settings = get_task("easyvqa"), Settings(batch_size=BATCH, limit=questions)
     predictor = PipelinePredictor(DualTokenPipeline.from_pretrained("nano"))
     items = load_data(task, settings).items[:questions]
@@ -47,11 +47,8 @@ def build(kind: str, questions: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(QUESTIONS), default="small")
-    parser.add_argument("--questions", type=repeats, help="instead of the size's")
-    parser.add_argument("--repeats", type=repeats, default=3, help="timed runs of each (default: 3)")
+    parser = argument_parser(__doc__, QUESTIONS, "runs", repeats=3)
+    parser.add_argument("--questions", type=integer(1, 1000), help="instead of the size's")
     args = parser.parse_args()
     kinds, questions = ("harness", "model alone"), args.questions or QUESTIONS[args.size]
     measured = costs({kind: partial(build, kind, questions) for kind in kinds}, args.repeats)

@@ -1,4 +1,4 @@
-"""Drawing images: our loop against the usual one, and against transformers' Janus, in one run.
+"""Image generation: our loop against the usual one and against transformers' Janus.
 
 `plain` is what the loops of published models of this kind do, written here: the language model has a growing
 cache, the depth transformers have none, so every depth runs all depths before it again, embeds their codes
@@ -13,14 +13,13 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from measure import compare, costs, repeats, report
+from measure import argument_parser, compare, costs, default_device, report
 from torch import Tensor
 
 from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingConfig
@@ -33,7 +32,7 @@ H100_BYTES_PER_SECOND = 3.35e12
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes of a model, and how many images it draws at once."""
+    """Shapes of a model, and how many images are generated at once."""
 
     llm: dict[str, int]
     heads: dict[str, int]
@@ -95,7 +94,7 @@ def dualtoken_model(size: Size, device: str) -> DualTokenForConditionalGeneratio
 
 
 class PlainLoop:
-    """The usual loop, drawn out: depths without a cache, codes embedded anew, all logits."""
+    """The usual loop: depths without a cache, codes embedded again, logits of all depths."""
 
     def __init__(self, model: DualTokenForConditionalGeneration, images: int) -> None:
         self.model, self.images = model, images
@@ -114,14 +113,14 @@ class PlainLoop:
             cache, state = output.past_key_values, output.last_hidden_state[:, -1]
             both: dict[str, Tensor] = {}
             for name in model.config.sampling_order:
-                sampled = self._draw(model.branches[name], state, model.branches.condition(name, both))
+                sampled = self._sample(model.branches[name], state, model.branches.condition(name, both))
                 both[name] = torch.cat([sampled, sampled])
             codes.append(torch.cat([both[name][: self.images] for name in model.config.branches], dim=-1))
             index = torch.full((2 * self.images,), position, device=state.device)
             embeds = model.embed_codes(both, index).unsqueeze(1).to(model.dtype)
         return torch.stack(codes, dim=1)
 
-    def _draw(self, branch: Branch, state: Tensor, condition: Tensor | None) -> Tensor:
+    def _sample(self, branch: Branch, state: Tensor, condition: Tensor | None) -> Tensor:
         head, codebook = branch.depth_transformer, branch.codebook
         codes = torch.zeros(state.shape[0], 0, dtype=torch.long, device=state.device)
         for level in range(head.depth):
@@ -192,8 +191,8 @@ def janus_step(size: Size, device: str) -> Callable[[], Any]:
 
 
 def build(kind: str, name: str) -> Callable[[], Any]:
-    """Drawing once, by "dualtoken", "dualtoken, compiled", "plain" or "Janus"."""
-    size, device = SIZES[name], "cuda" if torch.cuda.is_available() else "cpu"
+    """One generation by "dualtoken", "dualtoken, compiled", "plain" or "Janus"."""
+    size, device = SIZES[name], default_device()
     if kind == "Janus":
         return janus_step(size, device)
     model = dualtoken_model(size, device)
@@ -231,11 +230,7 @@ def weight_reading(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=3, help="timed drawings of each (default: 3)")
-    args = parser.parse_args()
+    args = argument_parser(__doc__, SIZES, "generations", repeats=3).parse_args()
     own = ("dualtoken, compiled", "dualtoken")
     measured = costs(
         {kind: partial(build, kind, args.size) for kind in (*own, "plain", "Janus")}, args.repeats
@@ -243,7 +238,7 @@ def main() -> None:
     size, cases = SIZES[args.size], []
     for kind in own:
         others = {other: cost for other, cost in measured.items() if other == kind or other not in own}
-        cases += compare(f"draw {size.images} images of {size.side**2} positions, {kind}", kind, others)
+        cases += compare(f"generate {size.images} images of {size.side**2} positions, {kind}", kind, others)
     report("generation", cases, weights=weight_reading(args.size))
 
 

@@ -13,7 +13,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import io
 import tempfile
 import time
@@ -27,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from conversations import WEIGHTS, conversation, made_up_codes
-from measure import compare, costs, repeats, report, timed_in_turns
+from conversations import WEIGHTS, conversation, random_codes
+from measure import argument_parser, compare, costs, default_device, report, timed_in_turns
 from PIL import Image
 
 from dualtoken.data_pipelines.codes.code_cache import tokenize_shards
@@ -69,7 +68,7 @@ SIZES = {"small": Size(192, 1024, 128, 64, 2), "full": Size(4096, 8192, 512, 204
 def write_data(folder: Path, size: Size) -> None:
     """Shards of photos ("raw"), of questions with photos and with their codes, and of the other kinds.
 
-    Codes of the other kinds are made up: they are as long and as much to compute.
+    Codes of the other kinds are random: they cost as much to compute.
     """
     rng = np.random.default_rng(0)
     small, large = partial(photo, side=size.side), partial(photo, side=2 * size.side)
@@ -78,7 +77,7 @@ def write_data(folder: Path, size: Size) -> None:
     tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer")
     tokenize_shards(tokenizer, folder / "vqa-images", folder / "vqa", progress=False)
     for name in ("caption", "t2i", "chat"):
-        write(folder / name, size.records, partial(conversation, name, rng, made_up_codes()))
+        write(folder / name, size.records, partial(conversation, name, rng, random_codes()))
 
 
 def write(
@@ -108,7 +107,7 @@ def deliver_codes(folder: Path, samples: int) -> Callable[[], None]:
 
 
 def deliver_tokenized(folder: Path, samples: int) -> Callable[[], None]:
-    """The same batches, each image decoded and tokenized when it is wanted."""
+    """The same batches, each image decoded and tokenized on the fly."""
     processor = DualTokenProcessor.from_pretrained(NANO)
     tokenizer = DualTokenizer.from_pretrained(NANO / "visual_tokenizer").eval()
 
@@ -144,19 +143,17 @@ def taking(stream: Iterator[Any], samples: int) -> Callable[[], None]:
 # --- raw images against webdataset ----------------------------------------
 
 
-def decoded(data: bytes) -> np.ndarray:
-    """The decoding that both have: uint8 (64, 64, 3)."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    return np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
-
-
-def first_image(record: Record, draw: int) -> np.ndarray:
-    image = record.image_parts()[0]["image"]
+def resized(image: Image.Image) -> np.ndarray:
+    """The decoding of both loaders: uint8 (64, 64, 3)."""
     return np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
 
 
+def first_image(record: Record, draw: int) -> np.ndarray:
+    return resized(record.image_parts()[0]["image"])
+
+
 def sample_image(sample: dict[str, Any]) -> np.ndarray:
-    return decoded(sample["0.jpg"])
+    return resized(Image.open(io.BytesIO(sample["0.jpg"])))
 
 
 def stack(images: list[np.ndarray]) -> torch.Tensor:
@@ -230,11 +227,11 @@ def packing_metrics(folder: Path, steps: int) -> dict[str, float]:
 
 
 def median_step(batches: list[dict[str, Any]]) -> float:
-    """Seconds of nano's training step: forward, backward, AdamW; the first one does not count."""
+    """Seconds of nano's training step: forward, backward, AdamW; the first one is warm-up."""
     model = (
         DualTokenForConditionalGeneration.from_pretrained(NANO, load_visual_tokenizer=False).float().train()
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     torch.nn.Module.to(model, device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     seconds = []
@@ -267,11 +264,7 @@ def packed_batches(
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=3, help="timed passes of each (default: 3)")
-    args = parser.parse_args()
+    args = argument_parser(__doc__, SIZES, "passes", repeats=3).parse_args()
     size = SIZES[args.size]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

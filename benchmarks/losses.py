@@ -11,13 +11,12 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from measure import compare, costs, repeats, report
+from measure import argument_parser, compare, costs, default_device, report
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,7 +64,7 @@ LOSSES = {"dualtoken": chunked, "plain": plain}
 def build(kind: str, case: Case, dtype: torch.dtype) -> Callable[[], None]:
     """Loss and backward of one kind on the same numbers."""
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(default_device()):
         states = torch.randn(case.rows, case.width, dtype=dtype).requires_grad_()
         weight = torch.randn(case.classes, case.width, dtype=dtype).div_(case.width**0.5).requires_grad_()
         targets = torch.randint(case.classes, (case.rows,))
@@ -79,11 +78,7 @@ def build(kind: str, case: Case, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(CASES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=2, help="timed steps of each (default: 2)")
-    args = parser.parse_args()
+    args = argument_parser(__doc__, CASES, "steps", repeats=2).parse_args()
     dtype = torch.bfloat16 if args.size == "full" else torch.float32
     entries = []
     for case in CASES[args.size]:

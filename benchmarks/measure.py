@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import torch
 
+from dualtoken.common.arguments import integer
 from dualtoken.common.machine import describe_machine
 
 Candidate = Callable[[], Callable[[], Any]]
@@ -37,27 +38,31 @@ class Cost:
     extra_bytes: int
 
 
-def repeats(text: str) -> int:
-    """An argparse type: how often something is done, from 1 to 1000."""
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= 1000):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: give a whole number from 1 to 1000")
-    return int(text)
+def argument_parser(
+    doc: str | None, sizes: Iterable[str], timed: str, repeats: int
+) -> argparse.ArgumentParser:
+    """A parser with `--size` and `--repeats`, how many `timed` ("steps", "runs") are measured."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(sizes), default="small")
+    help = f"timed {timed} of each (default: %(default)s)"
+    parser.add_argument("--repeats", type=integer(1, 1000), default=repeats, help=help)
+    return parser
 
 
 def default_device() -> str:
-    """Where benchmarks run: the GPU, where there is one."""
+    """The device of benchmarks: the GPU, where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def costs(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, Cost]:
-    """Every candidate's cost. Times are taken in turns, so that a slow moment hits all alike."""
+    """Every candidate's cost. Times are taken in turns, so that a slow moment affects all of them."""
     peaks = {name: _peak_in_own_process(build) for name, build in candidates.items()}
     seconds = timed_in_turns({name: build() for name, build in candidates.items()}, repeats)
     return {name: Cost(seconds[name], peaks[name]) for name in candidates}
 
 
 def timed_in_turns(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The median seconds of every step, after one that does not count."""
+    """The median seconds of every step, after one warm-up."""
     for step in steps.values():
         _timed(step)
     times: dict[str, list[float]] = {name: [] for name in steps}

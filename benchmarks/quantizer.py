@@ -11,12 +11,11 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import compare, costs, default_device, repeats, report
+from measure import argument_parser, compare, costs, default_device, report
 from torch import Tensor, nn
 
 from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
@@ -127,12 +126,7 @@ def _quantizer(kind: str, device: str, training: bool) -> Callable[[Tensor], tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=list(IMAGES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=5, help="timed steps of each (default: 5)")
-    args = parser.parse_args()
+    args = argument_parser(__doc__, IMAGES, "steps", repeats=5).parse_args()
     cases = []
     for name, training in (("train step", True), ("encode", False)):
         candidates = {

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from conversations import WEIGHTS, conversation, made_up_codes
+from conversations import WEIGHTS, conversation, random_codes
 
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.stream.packing import shuffled_rows
@@ -150,7 +150,7 @@ def make_objective(recipe: Recipe, size: Size, device: str | torch.device) -> Ml
 def make_records(size: Size) -> list[Record]:
     """The records of the step, in random order."""
     rng = np.random.default_rng(0)
-    image_of = made_up_codes(size.side, size.codebook["depth"], size.codebook["num_codes"])
+    image_of = random_codes(size.side, size.codebook["depth"], size.codebook["num_codes"])
     kinds = [kind for kind, share in WEIGHTS.items() for _ in range(round(share * size.records))]
     records = [
         Record(f"{number}", conversation(kind, rng, image_of, size.longest_chat))

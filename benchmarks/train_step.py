@@ -14,7 +14,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from measure import compare, costs, repeats, report, timed_in_turns
+from measure import argument_parser, compare, costs, default_device, report, timed_in_turns
 from torch import Tensor
 from torch.nn import functional
 from train_setup import (
@@ -60,10 +59,6 @@ Step = Callable[[], Losses]
 
 
 # --- the steps ----------------------------------------
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def autocast(size: Size, device: str) -> torch.autocast:
@@ -249,11 +244,7 @@ def trainer_against_bare(size: Size, folder: Path, repeats: int) -> dict[str, An
 
 
 def main() -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--size", choices=list(SIZES), default="small")
-    parser.add_argument("--repeats", type=repeats, default=2, help="timed steps of each (default: 2)")
-    args = parser.parse_args()
+    args = argument_parser(__doc__, SIZES, "steps", repeats=2).parse_args()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for number, size in enumerate(SIZES[args.size]):

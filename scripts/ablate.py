@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, shown
-from . import options
-from .options import add_device_argument, number, resolve_device
+from . import cli, options
+from .options import number
 from .processes import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -29,31 +28,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
-    parser.add_argument("plan", type=options.path, help="the plan, a YAML file")
-    parser.add_argument(
-        "--runs", type=options.path, required=True, help="working folder: all runs and their results"
-    )
-    parser.add_argument(
-        "--inputs", type=options.path, help="folder of what the recipes read (default: the plan's)"
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="GROUP", help="only this group (may be given several times)"
-    )
-    parser.add_argument("--seeds", help="seeds, separated by commas (default: the plan's)")
-    parser.add_argument(
-        "--steps-scale", type=number(0.0001, 1000), default=1.0, help="factor on all steps (default 1)"
-    )
-    parser.add_argument(
-        "--measure-again", action="store_true", help="measure existing models again, for new metrics"
-    )
-    parser.add_argument(
-        "--document", type=options.path, help="the document (default: ablations.md in --runs)"
-    )
-    parser.add_argument("--heldout", type=options.path, help="held-out sets (default: those of the package)")
-    parser.add_argument("--list", action="store_true", help="only show groups, runs and their minutes")
-    parser.add_argument("--report", action="store_true", help="only write the document of what is there")
-    add_device_argument(parser)
+    add = parser.add_argument
+    add("plan", type=options.path, help="the plan, a YAML file")
+    add("--runs", type=options.path, required=True, help="working folder: all runs and their results")
+    add("--inputs", type=options.path, help="folder of what the recipes read (default: the plan's)")
+    add("--only", action="append", metavar="GROUP", help="only this group (may be given several times)")
+    add("--seeds", help="seeds, separated by commas (default: the plan's)")
+    add("--steps-scale", type=number(0.0001, 1000), default=1.0, help="factor on all steps (default 1)")
+    add("--measure-again", action="store_true", help="measure existing models again, for new metrics")
+    add("--document", type=options.path, help="the document (default: ablations.md in --runs)")
+    add("--heldout", type=options.path, help="held-out sets (default: those of the package)")
+    add("--list", action="store_true", help="only show groups, runs and their minutes")
+    add("--report", action="store_true", help="only write the document of what is there")
+    options.add_shared(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         from ..eval.data.held_out import HELD_OUT, HeldOut
         from .ablation.runs import Runner
 
-        device = resolve_device(args.device)
+        device = options.resolve_device(args.device)
         heldout = HeldOut(args.heldout or HELD_OUT)
         runner = Runner(plan, folders, args.steps_scale, device, heldout, args.measure_again)
         with sigterm_interrupts():
@@ -147,6 +134,4 @@ def _shown_arguments(args: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("ablate", sys.argv[1:]))
+    cli.run_main(__spec__)

@@ -32,7 +32,7 @@ from ..common.files import atomic_file
 from ..common.json_files import JsonError, parse_json, read_json
 from ..common.output_files import check_file
 from ..common.packages import OPTIONAL, missing_package
-from . import options
+from . import cli, options
 from .cli import unknown_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -57,17 +57,15 @@ class Benchmark:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, or all")
-    parser.add_argument(
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="benchmarks to run, or all")
+    add(
         "--size",
         choices=("small", "full"),
         default="small",
         help="small for two CPU cores, full for a GPU (default: small)",
     )
-    parser.add_argument(
-        "--output", type=options.path, metavar="FILE.json", help="write the results as a JSON list"
-    )
+    add("--output", type=options.path, metavar="FILE.json", help="write the results as a JSON list")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -200,6 +198,4 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("bench", sys.argv[1:]))
+    cli.run_main(__spec__)

@@ -19,16 +19,9 @@ from pathlib import Path
 from ..common.errors import UserError, one_line
 from ..common.json_files import is_encodable
 from ..common.output_files import check_files
-from . import options
+from . import cli, options
 from .chat_session import ChatSession
 from .mistakes import users_mistake
-from .options import (
-    add_device_argument,
-    add_model_argument,
-    add_quantization_argument,
-    load_pipeline,
-    resolve_device,
-)
 
 IMAGES = Path("drawings")
 LONGEST_LINE = 1_000_000  # characters
@@ -37,7 +30,8 @@ MOST_PIECES = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--image",
         type=options.path,
         metavar="FILE",
@@ -45,22 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an image; may be repeated",
     )
-    parser.add_argument("--question", type=options.words, help="ask this, print the answer, and leave")
-    parser.add_argument(
-        "--max-new-tokens", type=options.max_new_tokens, default=128, help="longest answer (default: 128)"
-    )
-    parser.add_argument(
+    add("--question", type=options.words, help="ask this, print the answer, and leave")
+    add("--max-new-tokens", type=options.max_new_tokens, default=128, help="longest answer (default: 128)")
+    add(
         "--seed",
         type=options.seed,
         default=0,
         help="of the first generated image; each one takes the next (default: 0)",
     )
-    parser.add_argument(
+    add(
         "--output", type=options.path, metavar="DIR", help=f"folder of generated images (default: ./{IMAGES})"
     )
-    add_model_argument(parser)
-    add_device_argument(parser)
-    add_quantization_argument(parser)
+    options.add_shared(parser, "--model", "--device", "--quantization")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     images = [load_image(file) for file in args.image]
     if args.output is not None:
         check_files(args.output, [])
-    pipeline = load_pipeline(args.model, resolve_device(args.device), args.quantization)
+    pipeline = options.load_pipeline(args.model, options.resolve_device(args.device), args.quantization)
     if args.question is not None:
         print(pipeline.answer(images or None, args.question, max_new_tokens=args.max_new_tokens))
         return 0
@@ -146,6 +136,4 @@ def read_line() -> str:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["chat", *sys.argv[1:]]))
+    cli.run_main(__spec__)

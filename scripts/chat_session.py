@@ -18,7 +18,7 @@ from ..common.files import atomic_file, atomic_folder
 from ..common.outputs import examining, require_writable
 from ..common.paths import user_path
 from ..common.values import LARGEST_SEED, seed_number
-from .options import text_argument
+from . import options
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
@@ -85,7 +85,7 @@ class ChatSession:
         text, paths = words_and_images(line)
         images = [load_image(path) for path in paths]
         if text:
-            text_argument(text, "the question")
+            options.text_argument(text, "the question")
         for path, image in zip(paths, images, strict=True):
             self.attached.append(image)
             number, size = len(self.attached), f"{image.width} x {image.height}"
@@ -135,7 +135,7 @@ class ChatSession:
 
     def draw(self, prompt: str) -> None:
         """An image from the prompt alone, as the model was trained to; both stay in the conversation."""
-        prompt = text_argument(prompt, "/draw")
+        prompt = options.text_argument(prompt, "/draw")
         bar = sys.stderr.isatty()
         (image,) = self.pipeline.generate_images(prompt, num_images=1, seed=self.seed, progress=bar)
         print(f"(image: {self.save(image)})")

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
 
@@ -94,6 +95,14 @@ def run_module(name: str, prog: str, arguments: Sequence[str]) -> int:
         return int(module.run(command_parser(module, prog).parse_args(arguments)) or 0)
 
     return guarded(prog, run)
+
+
+def run_main(spec: ModuleSpec | None) -> NoReturn:
+    """Run the command of a module that `python -m` runs, by its `__spec__`, and exit with its status."""
+    assert spec is not None
+    module = spec.name.removeprefix(f"{__package__}.")
+    commands = (f"dualtoken {name}" for name, command in COMMANDS.items() if command.module == module)
+    sys.exit(run_module(module, next(commands, f"python -m {spec.name}"), sys.argv[1:]))
 
 
 def guarded(prog: str, run: Callable[[], int]) -> int:

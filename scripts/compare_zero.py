@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from . import cli
 from .options import integer
 
 SETTINGS = (
@@ -132,6 +133,4 @@ def table(logs: dict[tuple[int, str], list[dict[str, float]]], steps: int) -> st
 
 
 if __name__ == "__main__":
-    from .cli import run_module
-
-    sys.exit(run_module("compare_zero", "compare_zero", sys.argv[1:]))
+    cli.run_main(__spec__)

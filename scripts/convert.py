@@ -21,14 +21,13 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.outputs import check_output, mark_output
 from ..common.paths import user_path
-from . import options
+from . import cli, options
 from .options import integer
 
 _COMMAND = "dualtoken convert"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     official = kinds.add_parser("official", help="a tokenizer released with the paper")
     official.add_argument("checkpoint", type=options.path, help="the .pt or .safetensors file")
@@ -134,6 +133,4 @@ def save_text_tokenizer(backbone: str, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("convert", sys.argv[1:]))
+    cli.run_main(__spec__)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,8 @@ from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
 from ..common.output_files import check_file, is_our_picture, write_plot
 from ..common.packages import require_package
-from . import options
-from .options import integer, png_path
+from . import cli, options
+from .options import integer
 
 if TYPE_CHECKING:
     from ..train.loss_curves import LossCurves
@@ -32,24 +31,12 @@ MOST_RUNS = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=options.path, metavar="RUN", help="folder, log.jsonl or CSV of a run"
-    )
-    parser.add_argument(
-        "--reference", type=options.path, help="the same of a run to compare with, plotted in grey"
-    )
-    parser.add_argument(
-        "--smooth",
-        type=integer(1, 1000),
-        default=1,
-        help="mean of so many log lines (default %(default)s)",
-    )
-    parser.add_argument(
-        "--output", type=options.path, default="curves.png", help="picture to write (default %(default)s)"
-    )
-    parser.add_argument(
-        "--csv", type=options.path, help="also write the run's losses there, in 200 rows at most"
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=options.path, metavar="RUN", help="folder, log.jsonl or CSV of a run")
+    add("--reference", type=options.path, help="the same of a run to compare with, plotted in grey")
+    add("--smooth", type=integer(1, 1000), default=1, help="mean of so many log lines (default %(default)s)")
+    add("--output", type=options.path, default="curves.png", help="picture to write (default %(default)s)")
+    add("--csv", type=options.path, help="also write the run's losses there, in 200 rows at most")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--csv writes the losses of one run; {len(args.runs)} are given")
     if len(args.runs) > MOST_RUNS:
         raise UserError(f"{len(args.runs)} runs are given; at most {MOST_RUNS} can be plotted")
-    output = png_path(args.output, "--output")
+    output = options.png_path(args.output, "--output")
     given = [*args.runs, *([args.reference] if args.reference else [])]
     inputs = {"a run to read": [path / LOG if path.is_dir() else path for path in given]}
     check_file(output, inputs, is_our_picture)
@@ -137,6 +124,4 @@ def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["curves", *sys.argv[1:]]))
+    cli.run_main(__spec__)

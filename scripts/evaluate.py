@@ -20,22 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..common.errors import UserError
 from ..common.output_files import check_files, staged_files
 from ..common.paths import user_path
-from . import evaluate_tokenizer, options
-from .options import (
-    add_device_argument,
-    add_model_argument,
-    add_quantization_argument,
-    integer,
-    load_pipeline,
-    resolve_device,
-)
+from . import cli, evaluate_tokenizer, options
+from .options import integer
 
 if TYPE_CHECKING:
     from ..eval import Task
@@ -46,7 +38,6 @@ REPORT = ("report.md", "report.json", "report.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listed = actions.add_parser("list", help="every task with its splits, and where its data come from")
     add_include_path(listed)
@@ -88,15 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name tasks and their data."""
-    parser.add_argument(
-        "--tasks", "--benchmarks", required=True, metavar="NAMES", help="names with commas between them"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--tasks", "--benchmarks", required=True, metavar="NAMES", help="names with commas between them")
+    add(
         "--data",
         help="folder of the task's official files, or of folders named after tasks; "
         "or hub, hub@REVISION, hub:ORG/NAME[@REVISION]: from the Hugging Face hub or its cache",
     )
-    parser.add_argument("--split", help="default: the task's first")
+    add("--split", help="default: the task's first")
     add_include_path(parser)
 
 
@@ -114,14 +104,12 @@ def add_include_path(parser: argparse.ArgumentParser) -> None:
 
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of actions that ask a model."""
-    add_model_argument(parser)
-    parser.add_argument(
-        "--batch-size", type=options.batch_size, default=16, help="items at a time (default: 16)"
-    )
-    parser.add_argument("--limit", type=integer(1), help="only so many items, without a headline metric")
-    parser.add_argument("--seed", type=options.seed, default=0, help="of generated images (default: 0)")
-    add_device_argument(parser)
-    add_quantization_argument(parser)
+    add = parser.add_argument
+    options.add_shared(parser, "--model")
+    add("--batch-size", type=options.batch_size, default=16, help="items at a time (default: 16)")
+    add("--limit", type=integer(1), help="only so many items, without a headline metric")
+    add("--seed", type=options.seed, default=0, help="of generated images (default: 0)")
+    options.add_shared(parser, "--device", "--quantization")
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,10 +217,10 @@ def predict_all(args: argparse.Namespace, tasks: list[Task], settings: Settings)
     loaded = {task.name: load_data(task, settings) for task in tasks}
     for task in tasks:
         need_images(task, loaded[task.name].items[: settings.limit])
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    predictor = PipelinePredictor(load_pipeline(args.model, device, args.quantization))
+    predictor = PipelinePredictor(options.load_pipeline(args.model, device, args.quantization))
     model = ModelIdentity.of(args.model, device)
     for task in tasks:
         predict(task, predictor, args.output, settings, model, loaded[task.name])
@@ -253,7 +241,11 @@ def score_all(
 
     named = {"clip": args.clip, "detector": args.detector, "inception": args.inception, "judge": judge.model}
     named = {name: path for name, path in named.items() if path}
-    models = LocalModels(**named, device=resolve_device("auto")) if named else LocalModels.from_environment()
+    models = (
+        LocalModels(**named, device=options.resolve_device("auto"))
+        if named
+        else LocalModels.from_environment()
+    )
     judges = models.judges()
     for task in tasks:
         folder = run_folder(args.output, task, task.split_or_default(args.split))
@@ -313,6 +305,4 @@ def report(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    cli.run_main(__spec__)

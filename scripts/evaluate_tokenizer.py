@@ -28,8 +28,7 @@ from ..common.files import atomic_file
 from ..common.json_files import enumerate_lines, read_text
 from ..common.output_files import check_file, json_with
 from ..common.paths import user_path
-from . import options
-from .options import add_device_argument, add_model_argument, resolve_device
+from . import cli, options
 
 if TYPE_CHECKING:
     from ..tokenizer import DualTokenizer
@@ -39,37 +38,31 @@ LONGEST_NAME = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
-    add_model_argument(parser)
-    parser.add_argument(
-        "--images", required=True, help="folder, tar, shards, HF dataset on disk, or hf:OWNER/NAME"
-    )
-    parser.add_argument("--split", help="split of shards or of a HF dataset (default: all, or the only one)")
-    parser.add_argument("--metrics", help="metrics to compute, separated by commas (default: all)")
-    parser.add_argument("--output", type=options.path, help="also write the result here, as JSON")
-    parser.add_argument(
+    add = parser.add_argument
+    options.add_shared(parser, "--model")
+    add("--images", required=True, help="folder, tar, shards, HF dataset on disk, or hf:OWNER/NAME")
+    add("--split", help="split of shards or of a HF dataset (default: all, or the only one)")
+    add("--metrics", help="metrics to compute, separated by commas (default: all)")
+    add("--output", type=options.path, help="also write the result here, as JSON")
+    add(
         "--crop",
         choices=("none", "center"),
         default="none",
         help="center cuts the middle square, as papers do on ImageNet; none squeezes (default: none)",
     )
-    parser.add_argument("--classes", help="file with a class name on every line, or imagenet")
-    parser.add_argument(
-        "--templates", type=options.path, help="file with a prompt on every line, {} for the class"
-    )
-    parser.add_argument("--lpips-weights", type=options.path, help='state dict of lpips.LPIPS(net="vgg")')
-    parser.add_argument(
-        "--fid-weights", type=options.path, help="torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
-    )
-    parser.add_argument("--batch-size", type=options.batch_size, default=32, help="(default %(default)s)")
-    add_device_argument(parser)
+    add("--classes", help="file with a class name on every line, or imagenet")
+    add("--templates", type=options.path, help="file with a prompt on every line, {} for the class")
+    add("--lpips-weights", type=options.path, help='state dict of lpips.LPIPS(net="vgg")')
+    add("--fid-weights", type=options.path, help="torch-fidelity's pt_inception-2015-12-05-6726825d.pth")
+    add("--batch-size", type=options.batch_size, default=32, help="(default %(default)s)")
+    options.add_shared(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. UserError for what is missing or cannot be read."""
     if args.output:
         check_file(args.output, {"--images": Path(args.images)}, json_with("figures", "settings"))
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     from ..eval.data.image_sets import open_images
     from ..eval.tokenizer.measure import METRICS, MetricOptions, measure_tokenizer
     from ..mllm.assembly.tokenizers import load_text_tokenizer
@@ -79,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = [name.strip() for name in asked if name.strip()]
     images = open_images(args.images, args.split)
     tokenizer, folder = load_tokenizer(args.model)
-    options = MetricOptions(
+    metric_options = MetricOptions(
         lpips_weights=args.lpips_weights,
         fid_weights=args.fid_weights,
         classes=class_names(args.classes),
@@ -95,7 +88,13 @@ def run(args: argparse.Namespace) -> int:
 
         torch.nn.Module.to(tokenizer, own_device)  # PreTrainedModel's own `to` has no usable types
         result = measure_tokenizer(
-            tokenizer, images, metrics, args.batch_size, progress=True, options=options, processor=processor
+            tokenizer,
+            images,
+            metrics,
+            args.batch_size,
+            progress=True,
+            options=metric_options,
+            processor=processor,
         )
     if rank:
         return 0
@@ -210,6 +209,4 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from .cli import run_module
-
-    sys.exit(run_module("evaluate_tokenizer", "dualtoken eval tokenizer", sys.argv[1:]))
+    cli.run_main(__spec__)

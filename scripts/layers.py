@@ -25,8 +25,8 @@ from ..common.loading.model_source import model_source
 from ..common.output_files import check_file, is_our_picture, json_with, write_plot
 from ..common.packages import require_package
 from ..common.paths import walk_files
-from . import options
-from .options import add_device_argument, integer, png_path, resolve_device
+from . import cli, options
+from .options import integer
 
 if TYPE_CHECKING:
     import torch
@@ -38,29 +38,27 @@ BATCH = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
-    parser.add_argument("--backbone", required=True, help="folder or hub id of a SigLIP model")
-    parser.add_argument("--images", type=options.path, required=True, help="folder with images or shards")
-    parser.add_argument(
-        "--output", type=options.path, default="layers.png", help="the picture (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=options.path, help="also write every number here")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--backbone", required=True, help="folder or hub id of a SigLIP model")
+    add("--images", type=options.path, required=True, help="folder with images or shards")
+    add("--output", type=options.path, default="layers.png", help="the picture (default: %(default)s)")
+    add("--json", type=options.path, help="also write every number here")
+    add(
         "--num-images",
         type=options.num_images,
         default=200,
         help="images to look at, at most (default %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--segments", type=integer(2, 100), default=3, help="parts the layers fall into (default %(default)s)"
     )
-    parser.add_argument("--seed", type=options.seed, default=0, help="of the choice of images and tokens")
-    add_device_argument(parser)
+    add("--seed", type=options.seed, default=0, help="of the choice of images and tokens")
+    options.add_shared(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, plot and print. UserError for a folder without images or a backbone that cannot be read."""
-    output = png_path(args.output, "--output")
+    output = options.png_path(args.output, "--output")
     source = backbone_source(args.backbone)
     images = choose_images(args.images, args.num_images, args.seed)
     inputs = {"one of the images": [image for image in images if isinstance(image, Path)]}
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_file(args.json, inputs, json_with("pixel_share", "linear_cka"), "--json")
     require_package("matplotlib")
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     import torch
 
     from ..tokenizer.layer_split import split_layers
@@ -203,6 +201,4 @@ def numbers(split: LayerSplit) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("layers", sys.argv[1:]))
+    cli.run_main(__spec__)

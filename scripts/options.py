@@ -5,7 +5,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common import arguments
 from ..common.arguments import as_argument
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-QUANTIZATIONS = ("none", "8bit", "4bit")
 #: Characters of a prompt or question; no model's context holds more.
 LONGEST_TEXT = 1_000_000
 
@@ -35,41 +34,38 @@ top_k = integer(0, 10_000_000)
 top_p = number(0, 1, above=0)
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """`--model`: the small model of the package, a folder, or a hub id."""
-    parser.add_argument(
-        "--model",
-        type=model_name,
-        default="nano",
-        help="nano (comes with the package), a model's folder, or a hub id (default: nano)",
-    )
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """`--device auto|cpu|cuda|mps`."""
-    parser.add_argument(
-        "--device",
-        choices=DEVICES,
-        default="auto",
-        help="auto takes cuda, then mps, then cpu (default: auto)",
-    )
-
-
-def add_quantization_argument(parser: argparse.ArgumentParser) -> None:
-    """`--quantization none|8bit|4bit`."""
-    parser.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default="none",
-        help="load the language model in fewer bits; needs cuda and the extra gpu (default: none)",
-    )
-
-
 def model_name(text: str) -> str:
     """An argparse type: what `--model` may be, without looking whether it exists."""
     if not text.strip() or "\0" in text or len(text) > 4096:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a model: give nano, a folder, or a hub id")
     return text
+
+
+#: Options with one meaning in all commands that have them: what argparse's `add_argument` takes.
+_SHARED: dict[str, dict[str, Any]] = {
+    "--model": {
+        "type": model_name,
+        "default": "nano",
+        "help": "nano (comes with the package), a model's folder, or a hub id (default: nano)",
+    },
+    "--device": {
+        "choices": DEVICES,
+        "default": "auto",
+        "help": "auto takes cuda, then mps, then cpu (default: auto)",
+    },
+    "--quantization": {
+        "choices": ("none", "8bit", "4bit"),
+        "default": "none",
+        "help": "load the language model in fewer bits; needs cuda and the extra gpu (default: none)",
+    },
+    "--no-progress": {"action": "store_true", "help": "no progress bar"},
+}
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add options of `_SHARED`, by name."""
+    for name in names:
+        parser.add_argument(name, **_SHARED[name])
 
 
 def resolve_device(name: str) -> str:

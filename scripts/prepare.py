@@ -30,15 +30,14 @@ from ..data_pipelines.convert.registry import load_converters
 from ..data_pipelines.convert.samples import OutputOptions
 from ..data_pipelines.job import REJECTED
 from ..data_pipelines.workers import MOST_WORKERS
-from . import prepare_reports, prepare_sources
-from .options import integer, path
+from . import cli, options, prepare_reports, prepare_sources
+from .options import integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
     include: Any = parser.add_argument(
         "--include-path",
-        type=path,
+        type=options.path,
         action=_IncludePath,
         metavar="FOLDER",
         help="also take the converters in a folder's *.py files; stands before KIND",
@@ -87,15 +86,12 @@ def add_kind(kinds: Any, kind: str, summary: str, example: str) -> argparse.Argu
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=path, required=True, help="folder of shards to make")
-    parser.add_argument(
-        "--shard-size", type=integer(1), default=10_000, help="records per shard (default %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    add = parser.add_argument
+    add("--output", type=options.path, required=True, help="folder of shards to make")
+    add("--shard-size", type=integer(1), default=10_000, help="records per shard (default %(default)s)")
+    add("--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)")
+    add("--overwrite", action="store_true", help="replace an existing folder")
+    options.add_shared(parser, "--no-progress")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -133,6 +129,4 @@ def _rejected(reasons: dict[str, int], names: Path) -> str:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("prepare", sys.argv[1:]))
+    cli.run_main(__spec__)

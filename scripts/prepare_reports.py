@@ -21,8 +21,9 @@ from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards.format import read_manifest
 from ..data_pipelines.shards.reader import ShardDataset
 from ..data_pipelines.workers import MOST_WORKERS
+from . import options
 from .nano.contact_sheet import card_sheet
-from .options import integer, path, png_path, seed
+from .options import integer
 
 _SHOWN_FAULTS = 100
 _SHOWN_REASONS = 20
@@ -46,7 +47,7 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     )
     for parser, run_kind in ((check, _check), (stats, _stats)):
         parser.set_defaults(run_kind=run_kind)
-        parser.add_argument("folder", type=path, metavar="FOLDER", help="folder of shards")
+        parser.add_argument("folder", type=options.path, metavar="FOLDER", help="folder of shards")
         parser.add_argument(
             "--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)"
         )
@@ -58,14 +59,15 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
         help="most pixels of an image (default %(default)s)",
     )
     check.add_argument("--no-progress", action="store_true", help="no progress bar")
-    stats.add_argument("--sheet", type=path, metavar="PNG", help="also make a sheet of records")
-    stats.add_argument(
+    add = stats.add_argument
+    add("--sheet", type=options.path, metavar="PNG", help="also make a sheet of records")
+    add(
         "--samples",
         type=integer(1, MOST_SAMPLES),
         default=24,
         help="records on the sheet (default %(default)s)",
     )
-    stats.add_argument("--seed", type=seed, default=0, help="which records (default %(default)s)")
+    add("--seed", type=options.seed, default=0, help="which records (default %(default)s)")
 
 
 # --- check ----------------------------------------
@@ -100,7 +102,7 @@ def _check(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from ..data_pipelines.shards.statistics import statistics
 
-    sheet = None if args.sheet is None else png_path(args.sheet, "--sheet")
+    sheet = None if args.sheet is None else options.png_path(args.sheet, "--sheet")
     if sheet is not None:
         check_file(sheet, {"FOLDER": args.folder}, is_our_picture, "--sheet")
     facts = statistics(args.folder, args.workers)

@@ -9,7 +9,7 @@ from ..common.errors import UserError, shown
 from ..common.paths import user_path
 from ..data_pipelines.small_sets.public_sets import SETS
 from ..data_pipelines.small_sets.source_sets import SOURCES, SourceOptions, chosen_sets, make_sets
-from .options import path
+from . import options
 
 
 def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -22,10 +22,11 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
   dualtoken prepare sources --output data --only nlvr --clone nlvr=clones/nlvr""",
     )
     parser.set_defaults(run_kind=run)
+    add = parser.add_argument
     repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
-    parser.add_argument("--output", type=path, required=True, help=f"folder for the zips and {SOURCES}")
-    parser.add_argument("--only", metavar="SETS", help=f"some of {','.join(SETS)} (default: all)")
-    parser.add_argument(
+    add("--output", type=options.path, required=True, help=f"folder for the zips and {SOURCES}")
+    add("--only", metavar="SETS", help=f"some of {','.join(SETS)} (default: all)")
+    add(
         "--clone",
         nargs="+",
         action="extend",
@@ -33,7 +34,7 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
         metavar="NAME=PATH",
         help=f"read a clone on the disk instead of downloading; names: {repositories}",
     )
-    parser.add_argument(
+    add(
         "--revision",
         nargs="+",
         action="extend",
@@ -41,8 +42,8 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
         metavar="NAME=COMMIT",
         help="take a repository at this commit or branch instead of the newest",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make zips again that are there")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    add("--overwrite", action="store_true", help="make zips again that are there")
+    options.add_shared(parser, "--no-progress")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,34 +12,29 @@ import sys
 import time
 
 from ..common.output_files import check_files, staged_files
-from . import options
-from .options import add_device_argument, add_model_argument, load_pipeline, resolve_device
+from . import cli, options
 
 QUESTIONS = ("What shape is the purple object?", "How many objects are there?")
 SCENE = "scene.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--prompt",
         type=options.words,
         default="a red circle",
         help="what the images show (default: a red circle)",
     )
-    parser.add_argument(
-        "--num-images", type=options.num_images, default=4, help="how many images (default: 4)"
-    )
-    parser.add_argument(
-        "--seed", type=options.seed, default=0, help="another seed, other images (default: 0)"
-    )
-    parser.add_argument(
+    add("--num-images", type=options.num_images, default=4, help="how many images (default: 4)")
+    add("--seed", type=options.seed, default=0, help="another seed, other images (default: 0)")
+    add(
         "--output",
         type=options.path,
         default="quickstart",
         help="folder for the pictures (default: ./quickstart)",
     )
-    add_model_argument(parser)
-    add_device_argument(parser)
+    options.add_shared(parser, "--model", "--device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     names = [f"drawing_{index}.png" for index in range(args.num_images)]
     check_files(args.output, [SCENE, *names])
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     resolve_model(args.model)  # a wrong one is named before anything is printed
     print(f"loading {args.model} on {device} …", flush=True)
-    pipeline = load_pipeline(args.model, device)
+    pipeline = options.load_pipeline(args.model, device)
     print(f"loaded in {time.perf_counter() - start:.1f} s")
 
     scene = Scene(
@@ -87,6 +82,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["quickstart", *sys.argv[1:]]))
+    cli.run_main(__spec__)

@@ -31,8 +31,7 @@ from ..common.images.reading import is_image_name, load_image
 from ..common.output_files import check_file, check_files, is_our_picture, staged_files, write_picture
 from ..common.paths import walk_files
 from ..common.values import whole_number
-from . import options
-from .options import add_device_argument, add_model_argument, load_pipeline, png_path, resolve_device
+from . import cli, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,31 +53,31 @@ class Reconstruction:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=options.path, metavar="FILE", help="images, and folders")
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="+", type=options.path, metavar="FILE", help="images, and folders")
+    add(
         "--output",
         required=True,
         type=options.path,
         help="the PNG to write, before on the left, after on the right; or a folder for one of each image",
     )
-    parser.add_argument(
+    add(
         "--codes",
         type=options.path,
         help="also write the codes, as an .npz with pixel and semantic (rows, columns, depth); of several "
         "images into this folder",
     )
-    add_model_argument(parser)
-    add_device_argument(parser)
+    options.add_shared(parser, "--model", "--device")
 
 
 def run(args: argparse.Namespace) -> int:
     files = image_files(args.images)
     several = len(files) > 1
-    sheet = png_path(args.output, "--output") if is_image_name(args.output.name) else None
+    sheet = options.png_path(args.output, "--output") if is_image_name(args.output.name) else None
     check_outputs(args, files, sheet)
     if not several:
         load_image(files[0])  # a broken one is named before the model loads
-    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    pipeline = options.load_pipeline(args.model, options.resolve_device(args.device))
     rows: list[Image.Image] = []
     ratios: list[float] = []
     with ExitStack() as stack:
@@ -221,6 +220,4 @@ def on_grid(codes: "Tensor", grid_size: Sequence[int]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["reconstruct", *sys.argv[1:]]))
+    cli.run_main(__spec__)

@@ -14,7 +14,6 @@ Example:
 import argparse
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,8 @@ from ..common.errors import UserError
 from ..common.json_files import enumerate_lines, read_text
 from ..common.output_files import check_files, staged_files
 from ..common.values import whole_number
-from . import options
+from . import cli, options
 from .nano.contact_sheet import contact_sheet, thumbnail
-from .options import (
-    add_device_argument,
-    add_model_argument,
-    add_quantization_argument,
-    load_pipeline,
-    resolve_device,
-)
 
 if TYPE_CHECKING:
     from ..mllm import DualTokenPipeline
@@ -47,6 +39,7 @@ LARGEST_PROMPTS_FILE = 64_000_000  # bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompt",
@@ -57,47 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--prompts-file", type=options.path, metavar="FILE", help="a text file with a prompt on each line"
     )
-    parser.add_argument(
-        "--output", type=options.path, metavar="DIR", required=True, help="the folder to write"
-    )
-    parser.add_argument(
-        "--num-images", type=options.num_images, default=4, help="images for each prompt (default: 4)"
-    )
-    parser.add_argument(
-        "--batch-size", type=options.batch_size, default=16, help="images generated at once (default: 16)"
-    )
-    parser.add_argument(
-        "--seed", type=options.seed, default=0, help="another seed, other images (default: 0)"
-    )
-    parser.add_argument(
+    add("--output", type=options.path, metavar="DIR", required=True, help="the folder to write")
+    add("--num-images", type=options.num_images, default=4, help="images for each prompt (default: 4)")
+    add("--batch-size", type=options.batch_size, default=16, help="images generated at once (default: 16)")
+    add("--seed", type=options.seed, default=0, help="another seed, other images (default: 0)")
+    add(
         "--guidance-scale",
         "--guidance",
         type=options.guidance,
         help="classifier-free guidance; 1 is none, more follows the prompt more closely",
     )
-    parser.add_argument("--temperature", type=options.temperature, help="0 takes the likeliest codes")
-    parser.add_argument("--top-k", type=options.top_k, help="sample from the k likeliest codes; 0: from all")
-    parser.add_argument(
+    add("--temperature", type=options.temperature, help="0 takes the likeliest codes")
+    add("--top-k", type=options.top_k, help="sample from the k likeliest codes; 0: from all")
+    add(
         "--top-p",
         type=options.top_p,
         help="sample from the likeliest codes of this joint probability; 1: from all",
     )
-    parser.add_argument(
+    add(
         "--guidance-schedule",
         choices=("constant", "linear", "cosine"),
         help="keep the guidance, or let it rise from 1 at the first position to --guidance-scale at the last",
     )
-    parser.add_argument(
-        "--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is sampled from its probabilities"
-    )
-    parser.add_argument(
+    add("--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is sampled from its probabilities")
+    add(
         "--compile",
         action="store_true",
         help="compile the image loop: a minute or more at the start, then faster (for many images)",
     )
-    add_model_argument(parser)
-    add_device_argument(parser)
-    add_quantization_argument(parser)
+    options.add_shared(parser, "--model", "--device", "--quantization")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
     names = [image_name(row, index) for row in range(len(prompts)) for index in range(args.num_images)]
     check_files(args.output, [DESCRIPTION, GRID, *names])
     given = {name: getattr(args, name) for name in SAMPLING_OPTIONS if getattr(args, name) is not None}
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     with staged_files(
         args.output, "sample", outdated=lambda name: bool(IMAGE_NAME.fullmatch(name))
     ) as folder:
-        pipeline = load_pipeline(args.model, device, args.quantization)
+        pipeline = options.load_pipeline(args.model, device, args.quantization)
         settings = {
             "num_images": args.num_images,
             "seed": args.seed,
@@ -175,6 +156,4 @@ def generate_all(
 
 
 if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["sample", *sys.argv[1:]]))
+    cli.run_main(__spec__)

@@ -20,53 +20,50 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.outputs import SHARD_MAKERS, check_output
 from ..common.paths import user_path
-from . import options
-from .options import add_device_argument, integer, number, path, resolve_device
+from . import cli, options
+from .options import integer, number
 
 VISUAL_TOKENIZER = "visual_tokenizer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command to `parser`."""
-    parser.add_argument(
-        "--tokenizer", type=path, required=True, help="folder of a tokenizer, or of a model that contains one"
+    add = parser.add_argument
+    add(
+        "--tokenizer",
+        type=options.path,
+        required=True,
+        help="folder of a tokenizer, or of a model that contains one",
     )
-    parser.add_argument("--input", required=True, help="folder of shards with images, or its URL")
-    parser.add_argument("--output", type=path, required=True, help="folder of shards with codes to make")
-    parser.add_argument(
-        "--batch-size", type=integer(1, 65_536), default=64, help="images at a time (default %(default)s)"
-    )
-    parser.add_argument(
-        "--shard-size", type=integer(1), default=50_000, help="most records per shard (default %(default)s)"
-    )
-    parser.add_argument(
+    add("--input", required=True, help="folder of shards with images, or its URL")
+    add("--output", type=options.path, required=True, help="folder of shards with codes to make")
+    add("--batch-size", type=integer(1, 65_536), default=64, help="images at a time (default %(default)s)")
+    add("--shard-size", type=integer(1), default=50_000, help="most records per shard (default %(default)s)")
+    add(
         "--decoders",
         type=integer(1, 1024),
         default=4,
         help="threads that decode images (default %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--crops",
         type=integer(0, 1000),
         default=0,
         help="random crops to add per record (default %(default)s)",
     )
-    parser.add_argument(
-        "--crop-scale", type=number(0.01, 1), default=0.5, help="least area of a crop (default %(default)s)"
-    )
-    parser.add_argument(
+    add("--crop-scale", type=number(0.01, 1), default=0.5, help="least area of a crop (default %(default)s)")
+    add(
         "--flips",
         action="store_true",
         help="add mirror images; only for records in which left and right do not matter",
     )
-    parser.add_argument("--seed", type=options.seed, default=0, help="of the crops (default %(default)s)")
-    parser.add_argument(
+    add("--seed", type=options.seed, default=0, help="of the crops (default %(default)s)")
+    add(
         "--overwrite",
         action="store_true",
         help="replace an existing folder, and unfinished work of another kind",
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    add_device_argument(parser)
+    options.add_shared(parser, "--no-progress")
+    options.add_shared(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         source = None if is_url(args.input) else user_path(args.input)
         inputs = {"--input": source, "--tokenizer": args.tokenizer}
         check_output(args.output, inputs, args.overwrite, makers=SHARD_MAKERS)
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     if device == "cuda":
         import torch
 
@@ -130,6 +127,4 @@ def tokenizer_folder(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("tokenize", sys.argv[1:]))
+    cli.run_main(__spec__)

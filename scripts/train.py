@@ -20,20 +20,18 @@ import os
 import sys
 
 from ..common.errors import UserError
+from . import cli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--recipe-help", action="store_true", help="describe every key of a recipe, and leave"
-    )
-    parser.add_argument(
-        "--estimate", action="store_true", help="print the memory that the recipe will take, and leave"
-    )
+    add = parser.add_argument
+    add("--recipe-help", action="store_true", help="describe every key of a recipe, and leave")
+    add("--estimate", action="store_true", help="print the memory that the recipe will take, and leave")
     # The deepspeed launcher passes it in front; the environment says the same.
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.add_argument("recipe", nargs="?", help="the recipe: a YAML file, or the name of a shipped one")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, help="--section.key value …")
-    parser.add_argument(
+    add("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    add("recipe", nargs="?", help="the recipe: a YAML file, or the name of a shipped one")
+    add("overrides", nargs=argparse.REMAINDER, help="--section.key value …")
+    add(
         "--config",
         nargs=argparse.REMAINDER,
         metavar="RECIPE",
@@ -73,6 +71,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import run_command
-
-    sys.exit(run_command("train", sys.argv[1:]))
+    cli.run_main(__spec__)

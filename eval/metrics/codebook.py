@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...tokenizer.quantizer.codebook import usage_and_perplexity
 from .base import Metric
 
 
 class CodebookUsage(Metric):
     """Counts of every code at every depth of one branch.
 
-    Usage is the share of codes met at least once; perplexity is exp(entropy) of their frequencies, the number
-    of evenly used codes that would carry as much. Both depend on the number of positions looked at: a set
-    with fewer positions than codes cannot use them all.
+    Usage is the share of codes that occur; perplexity is exp(entropy) of their frequencies. Both depend on
+    the number of positions: a set with fewer positions than codes cannot use them all.
     """
 
     full_state_update = False
@@ -33,11 +33,11 @@ class CodebookUsage(Metric):
 
     def compute(self) -> dict[str, Any]:
         """ "usage" and "perplexity", a number for each depth, and "usage_all_depths", the share of codes used
-        at any depth, which means something where the depths share one codebook.
+        at any depth, for depths that share one codebook.
         """
-        shares = self.counts.double() / self.counts.sum(dim=1, keepdim=True).clamp_min(1)
+        usage, perplexity = usage_and_perplexity(self.counts)
         return {
-            "usage": (self.counts > 0).double().mean(dim=1).tolist(),
-            "perplexity": torch.special.entr(shares).sum(dim=1).exp().tolist(),
+            "usage": usage.tolist(),
+            "perplexity": perplexity.tolist(),
             "usage_all_depths": float((self.counts.sum(dim=0) > 0).double().mean()),
         }

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...common.errors import UserError
-from ..metrics.zero_shot import (
-    ZeroShotAccuracy,
-    imagenet_classes,
-    imagenet_templates,
-    zero_shot_classifier,
-)
+from ..metrics.zero_shot import ZeroShotAccuracy, imagenet_classes, imagenet_templates, zero_shot_classifier
 from .batch import Batch
 from .family import Family, Subject, Unavailable, Values
 from .text_tower import TextIds, TextTower

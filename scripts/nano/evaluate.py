@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +25,9 @@ from typing import TYPE_CHECKING, Any
 from ... import __version__
 from ...common.files import atomic_file
 from ...common.machine import processor_name
-from ...eval.data.held_out import (
-    HELD_OUT,
-    HeldOut,
-    emoji_prompt,
-    image_prompts,
-    images_of,
-    named_objects,
-)
-from ..options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
+from ...eval.data.held_out import HELD_OUT, HeldOut, emoji_prompt, image_prompts, images_of, named_objects
+from .. import cli, options
+from ..options import integer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,35 +40,27 @@ IMAGE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
-    add_device_argument(parser)
-    parser.add_argument(
-        "--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    options.add_shared(parser, "--model", "--device")
+    add("--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct")
+    add(
         "--drawings", type=integer(1), default=100, help="generated images of one object; others: a half each"
     )
-    parser.add_argument(
-        "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
-    )
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        help="its SigLIP teacher: how much codes keep of it; and it judges emoji",
-    )
-    parser.add_argument(
+    add("--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)")
+    add("--teacher", type=Path, help="its SigLIP teacher: how much codes keep of it; and it judges emoji")
+    add(
         "--emoji",
         type=Path,
         help="folder of 'dualtoken prepare emoji': also rank the names of its true images",
     )
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    add("--output", type=Path, help="also write the JSON here")
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
     started = time.perf_counter()
-    device = resolve_device(args.device)
+    device = options.resolve_device(args.device)
     result: dict[str, Any] = {
         "model": args.model,
         "version": __version__,
@@ -101,7 +86,7 @@ def evaluate(args: argparse.Namespace, device: str) -> dict[str, Any]:
     from ...eval.tasks.emoji_t2i import EmojiT2i
     from .tasks import question_tasks, run_task, scenes_to_generate
 
-    pipeline, data = load_pipeline(args.model, device), HeldOut(args.heldout)
+    pipeline, data = options.load_pipeline(args.model, device), HeldOut(args.heldout)
     own, teacher = rankers(args.model, args.teacher, device)
     judge = teacher or own
     tasks = [*question_tasks(args.scenes), scenes_to_generate(args.drawings), EmojiT2i(args.drawings)]
@@ -218,6 +203,4 @@ def _rounded(value: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    from ..cli import run_module
-
-    sys.exit(run_module("nano.evaluate", "python -m dualtoken.scripts.nano.evaluate", sys.argv[1:]))
+    cli.run_main(__spec__)

@@ -10,7 +10,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ import numpy as np
 from ...common.files import atomic_file
 from ...common.images.reading import load_image
 from ...eval.data.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
-from ..options import add_device_argument, add_model_argument, integer, load_pipeline, resolve_device
+from .. import cli, options
+from ..options import integer
 from .contact_sheet import card_sheet, contact_sheet, thumbnail
 
 if TYPE_CHECKING:
@@ -44,18 +44,16 @@ PAGE = Path(__file__).with_name("gallery.md")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
-    add_device_argument(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder for README.md and the pictures")
-    parser.add_argument("--overview", type=Path, help="also one picture of a little of everything")
-    parser.add_argument("--dialogues", type=integer(1), default=6, help="how many (default: 6)")
-    parser.add_argument(
-        "--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)"
-    )
+    add = parser.add_argument
+    options.add_shared(parser, "--model", "--device")
+    add("--output", type=Path, required=True, help="folder for README.md and the pictures")
+    add("--overview", type=Path, help="also one picture of a little of everything")
+    add("--dialogues", type=integer(1), default=6, help="how many (default: 6)")
+    add("--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)")
 
 
 def run(args: argparse.Namespace) -> int:
-    pipeline = load_pipeline(args.model, resolve_device(args.device))
+    pipeline = options.load_pipeline(args.model, options.resolve_device(args.device))
     data = HeldOut(args.heldout)
     pictures = {
         "drawings": generated_scenes(pipeline, data),
@@ -185,6 +183,4 @@ def _before_and_after(
 
 
 if __name__ == "__main__":
-    from ..cli import run_module
-
-    sys.exit(run_module("nano.gallery", "python -m dualtoken.scripts.nano.gallery", sys.argv[1:]))
+    cli.run_main(__spec__)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from ...data_pipelines.small_sets.public_sets import SETS
 from ...eval.data.held_out import EMOJI_NAMES, evenly_spread
 from ...eval.data.held_out import HELD_OUT as HELD_OUT_FOLDER
 from ...train.config.compose import RECIPES, composed
+from .. import cli
 from ..processes import run_process, sigterm_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,15 +108,12 @@ class Step:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)"
-    )
-    parser.add_argument("--runs", type=Path, default=RUNS, help="working folder (default: runs/nano)")
-    parser.add_argument(
-        "--output", type=Path, help="the finished model (default: model in the working folder)"
-    )
-    parser.add_argument("--heldout", type=Path, default=HELD_OUT_FOLDER, help="default: that of the package")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data"), help="folder with the data sets (default: data)")
+    add("--runs", type=Path, default=RUNS, help="working folder (default: runs/nano)")
+    add("--output", type=Path, help="the finished model (default: model in the working folder)")
+    add("--heldout", type=Path, default=HELD_OUT_FOLDER, help="default: that of the package")
+    add(
         "--until",
         help="stop after this step (sources, data, text, contrastive, tokenizer, codes, mllm, model, card)",
     )
@@ -288,6 +285,4 @@ def _card_step(args: argparse.Namespace) -> Step:
 
 
 if __name__ == "__main__":
-    from ..cli import run_module
-
-    sys.exit(run_module("nano.make", "python -m dualtoken.scripts.nano.make", sys.argv[1:]))
+    cli.run_main(__spec__)

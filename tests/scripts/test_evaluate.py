@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -139,15 +140,21 @@ def test_a_class_or_template_without_end_is_refused_before_it_is_read_by_a_model
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
 def test_a_damaged_file_of_a_tokenizer_is_reported_and_not_ignored(tmp_path, name):
     from dualtoken.common.loading.model_source import PRETRAINED_FOLDER
-    from dualtoken.scripts.evaluate_tokenizer import image_processor, text_tokenizer
+    from dualtoken.mllm.assembly.tokenizers import load_text_tokenizer
+    from dualtoken.scripts.evaluate_tokenizer import saved_part
+    from dualtoken.tokenizer import DualTokenizerImageProcessor
 
     folder = shutil.copytree(PRETRAINED_FOLDER / "nano" / "visual_tokenizer", tmp_path / "tokenizer")
-    read = image_processor if name.startswith("pre") else text_tokenizer
-    assert read(str(folder)) is not None
+    if name.startswith("pre"):
+        read = partial(saved_part, DualTokenizerImageProcessor.from_pretrained)
+        files = [name]
+    else:
+        read, files = partial(saved_part, load_text_tokenizer), ["tokenizer.json", "tokenizer_config.json"]
+    assert read(str(folder), *files) is not None
     for content in ("null", "[]", "{", '["x"]'):
         (folder / name).write_text(content)
         with pytest.raises(UserError):
-            read(str(folder))
+            read(str(folder), *files)
     for file in folder.glob("*.json"):
         file.unlink()
-    assert read(str(folder)) is None
+    assert read(str(folder), *files) is None

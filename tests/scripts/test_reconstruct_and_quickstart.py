@@ -11,7 +11,7 @@ from PIL import Image
 
 from dualtoken.common.outputs import MARK
 from dualtoken.mllm import DualTokenPipeline
-from dualtoken.scripts import quickstart, reconstruct
+from dualtoken.scripts import options
 from dualtoken.scripts.cli import main
 from dualtoken.scripts.reconstruct import psnr, side_by_side
 
@@ -102,7 +102,7 @@ def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, pictu
 def test_reconstruct_accepts_no_input_and_no_foreign_file_as_output(
     arguments, message, picture, working_folder, capsys, monkeypatch
 ):
-    monkeypatch.setattr(reconstruct, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(options, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     shutil.copy(picture, "photo.png")
     shutil.copy(picture, "mine.png")
     Path("hard.png").hardlink_to("photo.png")
@@ -142,7 +142,7 @@ def test_quickstart_answers_generates_and_names_its_files(tiny_model, working_fo
 
 
 def test_quickstart_leaves_pictures_of_the_users_alone(working_folder, capsys, monkeypatch):
-    monkeypatch.setattr(quickstart, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(options, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     Path("quickstart").mkdir()
     Path("quickstart", "drawing_3.png").write_bytes(b"mine")
     assert main(["quickstart"]) == 2

@@ -9,7 +9,7 @@ from PIL import Image
 
 import dualtoken
 from dualtoken.common.outputs import MARK
-from dualtoken.scripts import sample_t2i
+from dualtoken.scripts import options, sample_t2i
 from dualtoken.scripts.cli import main
 from dualtoken.scripts.nano.contact_sheet import CELL, card_sheet, contact_sheet, thumbnail
 
@@ -95,7 +95,7 @@ def test_a_later_call_replaces_the_earlier_images_and_nothing_else(sample):
 
 @pytest.mark.parametrize("theirs", ["grid.png", "samples.json", "0000_00.png"])
 def test_a_file_of_the_users_is_not_replaced(theirs, tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sample_t2i, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(options, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / theirs).write_text("mine")
     argv = ["sample", "--model", str(tiny_model), "--prompt", "a star", "--output", str(tmp_path / "out")]

@@ -51,6 +51,12 @@ def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
     return nn.functional.embedding(codes, tables.flatten(0, 1))
 
 
+def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts of codes (D, N) -> the share used at each depth, and exp(entropy) of their frequencies (fp64)."""
+    frequencies = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return (counts > 0).double().mean(dim=1), torch.special.entr(frequencies).sum(dim=1).exp()
+
+
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each vector; the lowest index wins a tie.
 

@@ -19,6 +19,7 @@ from .codebook import (
     k_means,
     lloyd_step,
     nearest_codes,
+    usage_and_perplexity,
 )
 
 
@@ -129,15 +130,13 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def read_health(self, reset: bool = True) -> CodebookHealth:
         """How the codebooks fared since the last reset. With several processes all have to call."""
-        counts = self.usage_counts.double()
-        total = counts.sum(dim=1, keepdim=True).clamp(min=1.0)
-        entropy = -torch.xlogy(counts / total, counts / total).sum(dim=1)
+        usage, perplexity = usage_and_perplexity(self.usage_counts)
         seen = self.num_local_vectors.clamp(min=1)
         variance = self.squares[0] / seen - (self.input_sum / seen).square().sum()
         health = CodebookHealth(
-            num_vectors=int(counts[0].sum()),
-            usage=(counts > 0).float().mean(dim=1),
-            perplexity=entropy.exp().float(),
+            num_vectors=int(self.usage_counts[0].sum()),
+            usage=usage.float(),
+            perplexity=perplexity.float(),
             error=(self.squares[1:] / seen / variance.clamp(min=1e-12)).float(),
             restarts=self.restart_counts.clone(),
             rank_difference=self._rank_difference() if is_distributed() else None,

@@ -248,7 +248,7 @@ def test_wrong_command_lines_are_one_line_before_a_model_is_loaded(arguments, tm
     def no_model(*_, **__):
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("dualtoken.scripts.evaluate.load_pipeline", no_model)
+    monkeypatch.setattr("dualtoken.scripts.options.load_pipeline", no_model)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("mine")
     assert cli.run_command("eval", list(arguments)) == 2
