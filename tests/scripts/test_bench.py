@@ -48,7 +48,8 @@ def test_every_benchmark_of_the_package_has_a_summary():
     assert "measure" not in found
     for benchmark in found.values():
         assert benchmark.summary.endswith(".")
-        assert '"--size"' in benchmark.path.read_text()
+        assert "argument_parser(__doc__, " in benchmark.path.read_text()  # has --size
+    assert '"--size"' in (bench.FOLDER / "measure.py").read_text()
 
 
 def test_without_a_name_the_benchmarks_are_listed(folder, capsys):

@@ -52,7 +52,7 @@ def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
 
 
 def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts of codes (D, N) -> the share used at each depth, and exp(entropy) of their frequencies (fp64)."""
+    """Counts of codes (D, N) -> the share used at each depth, exp(entropy) of their frequencies, fp64."""
     frequencies = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     return (counts > 0).double().mean(dim=1), torch.special.entr(frequencies).sum(dim=1).exp()
 
