@@ -59,31 +59,31 @@ class Trainer(TrainState):
         batches = stream.run(objective, self.step * accumulation)
         self.engine.train()
         while self.step < self.last_step:
-            self._call("before_step")
+            self.call("before_step")
             upcoming = partial(stream.batches, objective, self.step * accumulation)
             objective.before_step(self.step, upcoming, self.world.device)
 
             self.micro_batches = [self._on_device(next(batches)) for _ in range(accumulation)]
-            self._call("after_loading")
+            self.call("after_loading")
 
             self._forward_and_backward()
 
-            self._call("before_update")
+            self.call("before_update")
             self.engine.step()
-            self._call("after_update")
+            self.call("after_update")
 
             self.step += 1
             if self.skipped is None:
                 objective.after_step(self.step - 1)
-                self._call("after_step")
+                self.call("after_step")
             else:
                 objective.after_skipped_step()
-                self._call("on_skipped_step")
+                self.call("on_skipped_step")
             if self.step % run.log_every == 0 or self.step == self.last_step:
-                self._call("on_log")
-                self._call("on_metrics", self.metrics.read())
-            self._call("on_step_end")
-        self._call("on_train_end")
+                self.call("on_log")
+                self.call("on_metrics", self.metrics.read())
+            self.call("on_step_end")
+        self.call("on_train_end")
 
     def _forward_and_backward(self) -> None:
         """The gradient of the step's micro-batches, each term a mean over its targets in all of them."""
@@ -98,7 +98,7 @@ class Trainer(TrainState):
                 terms = self.engine(**batch.inputs)
             loss = weighted_loss(terms, counts, self.world.size * len(self.micro_batches))
             self.losses.append(loss.detach())
-            self._call("after_forward", number, terms)
+            self.call("after_forward", number, terms)
             self.engine.backward(loss)
 
     def _over_all_processes(self, counts: list[dict[str, float]]) -> dict[str, float]:
@@ -108,10 +108,6 @@ class Trainer(TrainState):
 
     def _on_device(self, batch: StreamBatch) -> StreamBatch:
         return replace(batch, inputs=to_device(batch.inputs, self.world.device))
-
-    def _call(self, hook: str, *given: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, hook)(self, *given)
 
 
 def train(recipe: Recipe) -> Path | None:
@@ -197,14 +193,13 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
     recipe, world, objective = trainer.recipe, trainer.world, trainer.objective
     run = recipe.run
     samples = recipe.data.micro_batch_size * run.gradient_accumulation_steps * world.size
-    monitor = Monitor(recipe, world, trainer.step, samples)
     validation = []
     if recipe.validation is not None:
-        validation = [Validation(recipe, recipe.validation, objective, world, monitor)]
+        validation = [Validation(recipe, recipe.validation, objective, world)]
     return [
         LossMetrics(list(recipe.data.sources)),
         Throughput(world, run.peak_tflops),
-        monitor,
+        Monitor(recipe, world, trainer.step, samples),
         *validation,
         Checkpointing(checkpoints, run.save_every),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,9 @@ class Callback:
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
         """The log line's numbers, over all processes. May be changed in place."""
 
+    def on_validation(self, state: TrainState, losses: dict[str, float], images: dict[str, Path]) -> None:
+        """A validation is done: its losses by name, and the files of generated images by prompt."""
+
     def on_step_end(self, state: TrainState) -> None:
         """After everything else of a step, skipped or not."""
 
@@ -104,6 +108,11 @@ class TrainState:
         """The precision of a forward pass."""
         enabled = self.recipe.run.precision == "bf16_autocast"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
+
+    def call(self, hook: str, *given: Any) -> None:
+        """Call a hook of every callback, in their order."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *given)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside the engine's state. Every process calls this."""

@@ -88,22 +88,23 @@ class Monitor(Callback):
         shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items() if "/" not in name)
         self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
 
-    def log_validation(self, step: int, losses: dict[str, float], images: dict[str, Path]) -> None:
+    def on_validation(self, state: TrainState, losses: dict[str, float], images: dict[str, Path]) -> None:
         """Write held-out losses into ``validation.jsonl`` and show generated images (PNG files) by prompt."""
         if not self.active:
             return
         self._write(
-            self.validation_path, {"step": step, **{f"validation/{name}": n for name, n in losses.items()}}
+            self.validation_path,
+            {"step": state.step, **{f"validation/{name}": n for name, n in losses.items()}},
         )
         for prompt, path in images.items():
             with Image.open(path) as image:
                 pixels = np.asarray(image)
-            self.board.add_image(f"generated/{prompt}", pixels, step, dataformats="HWC")
+            self.board.add_image(f"generated/{prompt}", pixels, state.step, dataformats="HWC")
             if self.wandb is not None:
-                self.wandb.log({f"generated/{prompt}": self.wandb.Image(pixels)}, step=step)
+                self.wandb.log({f"generated/{prompt}": self.wandb.Image(pixels)}, step=state.step)
         if losses:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self.message(f"step {step}: validation: {shown}")
+            self.message(f"step {state.step}: validation: {shown}")
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
         # JSON has no infinite numbers, such as the gradient norm of a skipped step.

@@ -27,21 +27,17 @@ from ..objectives.base import Batch, to_device
 from ..objectives.mllm import MllmObjective
 from .base import Callback, TrainState
 from .losses import PREFIX, require_finite_losses
-from .monitors import Monitor
 
 
 class Validation(Callback):
-    """Measures every ``config.every`` steps and after the last one, and hands the results to `monitor`.
+    """Measures every ``config.every`` steps and after the last one; `on_validation` gets the results.
 
     Errors:
         UserError for shards that do not exist or do not fit, and for a prompt that is too long.
     """
 
-    def __init__(
-        self, recipe: Recipe, config: ValidationConfig, objective: Objective, world: World, monitor: Monitor
-    ) -> None:
+    def __init__(self, recipe: Recipe, config: ValidationConfig, objective: Objective, world: World) -> None:
         self.recipe, self.config, self.objective, self.world = recipe, config, objective, world
-        self.monitor = monitor
         self._check_prompts()
         self.batches = {name: self._read(name, source.path) for name, source in config.sources.items()}
         self._visual_tokenizer: DualTokenizer | None = None
@@ -54,7 +50,7 @@ class Validation(Callback):
         state.engine.train()
         if losses:
             state.validation_loss = statistics.fmean(losses.values())
-        self.monitor.log_validation(state.step, losses, images)
+        state.call("on_validation", losses, images)
 
     @torch.no_grad()
     def _losses(self, state: TrainState) -> dict[str, float]:

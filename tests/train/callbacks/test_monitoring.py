@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,7 +93,8 @@ def test_generated_images_and_the_recipe_reach_tensorboard_and_wandb(
     Path(recipe.output).mkdir()
     Image.new("RGB", (16, 8), "red").save(tmp_path / "image.png")
     monitor = Monitor(recipe, World(), start=0, samples_per_step=1)
-    monitor.log_validation(3, {"t2i/text": 1.5}, {"a red circle": tmp_path / "image.png"})
+    state: Any = SimpleNamespace(step=3)
+    monitor.on_validation(state, {"t2i/text": 1.5}, {"a red circle": tmp_path / "image.png"})
     monitor.close()
     assert wandb.opened["project"] == "tests"
     assert wandb.opened["config"] == plain_recipe(recipe)
