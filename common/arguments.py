@@ -27,7 +27,7 @@ def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not an integer") from None
         return as_argument(lambda: whole_number(value, "the value", minimum, maximum))
 
     return parse

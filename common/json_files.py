@@ -70,7 +70,7 @@ def json_list(text: str, deepest: int = DEEPEST) -> Iterator[Any]:
             separator = "]" if _next_character(text, place) == "]" else ","
             place = _expected(text, place, separator)
     if text[place:].strip():
-        raise JsonError(f"more behind the end of the list, in line {_line(text, place)}")
+        raise JsonError(f"text after the end of the list, in line {_line(text, place)}")
 
 
 def _list_entry(decoder: json.JSONDecoder, text: str, start: int, deepest: int) -> tuple[Any, int]:
@@ -134,7 +134,7 @@ def _check_value(value: Any, text: str, deepest: int) -> None:
         raise JsonError(f"nested deeper than {deepest} levels")
     suspicious = "\\ud" in text or "\\uD" in text or not is_encodable(text)
     if suspicious and not is_encodable(json.dumps(value, ensure_ascii=False)):
-        raise JsonError("half of a surrogate pair, which no text can hold, or bytes that are not UTF-8")
+        raise JsonError("half of a surrogate pair, which no string can hold, or bytes that are not UTF-8")
 
 
 def nesting(value: Any) -> int:

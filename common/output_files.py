@@ -93,14 +93,14 @@ def check_file(path: Path, inputs: Inputs, is_ours: Callable[[Path], bool], opti
         require_writable(path, option)
         if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
             raise UserError(
-                f"{option} {path} exists and is not of dualtoken's making, so it is not replaced: "
+                f"{option} {path} exists and was not made by dualtoken, so it is not replaced: "
                 "remove it yourself, or give another name"
             )
     return path
 
 
-def is_our_picture(path: Path) -> bool:
-    """Whether `write_picture`, or a plot with PNG_TEXT, made this file."""
+def is_our_image(path: Path) -> bool:
+    """Whether `write_image`, or a plot with PNG_TEXT, made this file."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == PNG_TEXT["Software"]
@@ -120,7 +120,7 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
     return is_ours
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
+def write_image(image: Image.Image, path: Path) -> None:
     """Save a picture as PNG, all of it or nothing; it says that this package made it."""
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=_png_info())

@@ -22,7 +22,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
         UserError, starting with `what`, for one that no file system can hold, and for what is no path at all.
     """
     if not isinstance(path, str | os.PathLike):
-        raise UserError(f"{what} {shown(path)} is not a path; give a text or a pathlib.Path")
+        raise UserError(f"{what} {shown(path)} is not a path; give a string or a pathlib.Path")
     text = os.fsdecode(path)
     if not text or "\0" in text:
         raise UserError(f"{what} {shown(text)} is not a path")

@@ -22,10 +22,10 @@ def whole_number(value: Any, name: str, least: int = 0, most: int | None = None)
     """
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"{name} is {shown(value)}; give a whole number{_range(least, most)}")
+        raise UserError(f"{name} is {shown(value)}; give an integer{_range(least, most)}")
     number = int(value)
     if number < least or (most is not None and number > most):
-        raise UserError(f"{name} is {shown(number)}; give a whole number{_range(least, most)}")
+        raise UserError(f"{name} is {shown(number)}; give an integer{_range(least, most)}")
     return number
 
 

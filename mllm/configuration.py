@@ -173,5 +173,5 @@ class DualTokenConfig(CheckedConfig):
 
 def _grid(given: Any) -> list[int]:
     if not isinstance(given, list | tuple) or len(given) != 2:
-        raise UserError(f"grid_size is {shown(given)}; give two whole numbers (rows, columns)")
+        raise UserError(f"grid_size is {shown(given)}; give two integers (rows, columns)")
     return [whole_number(side, "grid_size", 1, 4096) for side in given]

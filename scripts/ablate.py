@@ -96,9 +96,7 @@ def chosen_seeds(plan: Plan, given: str | None) -> list[int]:
     try:
         seeds = [options.seed(word) for word in given.split(",")]
     except argparse.ArgumentTypeError:
-        raise UserError(
-            f"--seeds {shown(given)}: give whole numbers separated by commas, such as 0,1,2"
-        ) from None
+        raise UserError(f"--seeds {shown(given)}: give integers separated by commas, such as 0,1,2") from None
     return list(dict.fromkeys(seeds))
 
 

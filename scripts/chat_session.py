@@ -151,7 +151,7 @@ class ChatSession:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"/seed {shown(text)}: give a whole number of 0 or more") from None
+            raise UserError(f"/seed {shown(text)}: give an integer of 0 or more") from None
         print(f"(seed {self.seed})")
 
     def save(self, image: Image.Image) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, one_line
 from ..common.files import atomic_file
-from ..common.output_files import check_file, is_our_picture, write_plot
+from ..common.output_files import check_file, is_our_image, write_plot
 from ..common.packages import require_package
 from . import cli, options
 from .options import integer
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     output = options.png_path(args.output, "--output")
     given = [*args.runs, *([args.reference] if args.reference else [])]
     inputs = {"a run to read": [path / LOG if path.is_dir() else path for path in given]}
-    check_file(output, inputs, is_our_picture)
+    check_file(output, inputs, is_our_image)
     if args.csv:
         check_file(args.csv, inputs, is_our_csv, "--csv")
     require_package("matplotlib")

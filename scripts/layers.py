@@ -22,7 +22,7 @@ from ..common.files import atomic_file
 from ..common.images.reading import ImageSource, is_image_name
 from ..common.json_files import read_json_object
 from ..common.loading.model_source import model_source
-from ..common.output_files import check_file, is_our_picture, json_with, write_plot
+from ..common.output_files import check_file, is_our_image, json_with, write_plot
 from ..common.packages import require_package
 from ..common.paths import walk_files
 from . import cli, options
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     source = backbone_source(args.backbone)
     images = choose_images(args.images, args.num_images, args.seed)
     inputs = {"one of the images": [image for image in images if isinstance(image, Path)]}
-    check_file(output, inputs, is_our_picture)
+    check_file(output, inputs, is_our_image)
     if args.json is not None:
         check_file(args.json, inputs, json_with("pixel_share", "linear_cka"), "--json")
     require_package("matplotlib")

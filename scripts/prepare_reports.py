@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..common.errors import ImageError, UserError
 from ..common.images.reading import MAX_PIXELS, load_image
-from ..common.output_files import check_file, is_our_picture, write_picture
+from ..common.output_files import check_file, is_our_image, write_image
 from ..data_pipelines.convert.samples import MOST_PIXELS
 from ..data_pipelines.records import Record, RecordError
 from ..data_pipelines.shards.format import read_manifest
@@ -104,12 +104,12 @@ def _stats(args: argparse.Namespace) -> int:
 
     sheet = None if args.sheet is None else options.png_path(args.sheet, "--sheet")
     if sheet is not None:
-        check_file(sheet, {"FOLDER": args.folder}, is_our_picture, "--sheet")
+        check_file(sheet, {"FOLDER": args.folder}, is_our_image, "--sheet")
     facts = statistics(args.folder, args.workers)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else table(facts))
     if sheet is not None:
         picture = sample_sheet(args.folder, args.samples, args.seed)
-        write_picture(picture, sheet)
+        write_image(picture, sheet)
         print(f"wrote {sheet}", file=sys.stderr)
     return 0
 

@@ -28,7 +28,7 @@ from PIL import Image
 from ..common.errors import UserError
 from ..common.files import atomic_file
 from ..common.images.reading import is_image_name, load_image
-from ..common.output_files import check_file, check_files, is_our_picture, staged_files, write_picture
+from ..common.output_files import check_file, check_files, is_our_image, staged_files, write_image
 from ..common.paths import walk_files
 from ..common.values import whole_number
 from . import cli, options
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if not ratios:
             raise UserError(f"none of the {len(files)} images can be read")
         if sheet is not None:
-            write_picture(below_each_other(rows), sheet)
+            write_image(below_each_other(rows), sheet)
     if several:
         print(f"PSNR {np.mean(ratios):.2f} dB on average of {len(ratios)} images, in {args.output}")
     return 0
@@ -128,7 +128,7 @@ def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | Non
     inputs = {"an image to reconstruct": files}
     if sheet is not None:
         whole_number(len(files), "the number of images on one PNG (give a folder)", 1, MOST_ON_A_SHEET)
-        check_file(sheet, inputs, is_our_picture)
+        check_file(sheet, inputs, is_our_image)
     else:
         if any(path.is_dir() and args.output.resolve() == path.resolve() for path in args.images):
             raise UserError(f"--output {args.output} is also the folder of the images: give another one")

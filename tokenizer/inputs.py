@@ -34,9 +34,9 @@ def codes_to_decode(tokenizer: PreTrainedModel, codes: Any) -> Tensor:
     try:
         tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
     except (TypeError, ValueError):
-        raise UserError(f"pixel codes are {shown(codes)}; give a tensor of whole numbers") from None
+        raise UserError(f"pixel codes are {shown(codes)}; give a tensor of integers") from None
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise UserError(f"pixel codes are {tensor.dtype}; give whole numbers, as encode(images) returns")
+        raise UserError(f"pixel codes are {tensor.dtype}; give integers, as encode(images) returns")
     tensor = tensor.to(tokenizer.device)
     config = tokenizer.config
     expected = (*config.grid_size, config.pixel_quantizer.depth)

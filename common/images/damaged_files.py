@@ -36,7 +36,7 @@ def without_metadata(data: bytes) -> bytes | None:
     return None
 
 
-def first_picture(data: bytes, size: int) -> bytes:
+def first_image(data: bytes, size: int) -> bytes:
     """The first of several pictures in one file (MPO, as phones and stereo cameras write it), a plain JPEG.
 
     size: bytes of the first picture, as the file's table says.

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, first_line
-from .damaged_files import first_picture, orientation, without_metadata
+from .damaged_files import first_image, orientation, without_metadata
 from .sources import float_levels, image_source
 
 #: Images of more pixels are refused before they are decoded, by all commands alike.
@@ -34,7 +34,7 @@ REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "MPEG
 #: A path, a PIL image, bytes, an open file, a data: URL, base64, an array or a tensor: see `load_image`.
 ImageSource = Any
 
-_TOO_MANY = "holds a picture of more pixels than are read"
+_TOO_MANY = "holds an image of more pixels than are allowed"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -116,7 +116,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     Image.init()
     known = [kind for kind in Image.ID if kind not in REFUSED_FORMATS]
-    reason = "is no image, or of a format that Pillow cannot read"
+    reason = "is not an image, or in a format that Pillow cannot read"
     # Formats without a signature come last: they take much for theirs.
     for kind in sorted(known, key=lambda kind: Image.OPEN[kind][1] is None):
         factory, accept = Image.OPEN[kind]
@@ -156,7 +156,7 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
     opened = open_image(data)
     kind = opened.format or ""
     if kind == "MPO":
-        data, kind = first_picture(data, _size_of_first(opened, data)), "JPEG"
+        data, kind = first_image(data, _size_of_first(opened, data)), "JPEG"
         opened = open_image(data)
     return DecodedImage(_upright_rgb(opened, max_pixels), kind, data)
 

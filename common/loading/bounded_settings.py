@@ -58,7 +58,7 @@ def _check_number(key: str, number: int, where: str) -> None:
     most = next((most for pattern, most in LIMITS if pattern.fullmatch(key)), None)
     least, most = (-LARGEST_INTEGER, LARGEST_INTEGER) if most is None else (0, most)
     if not least <= number <= most:
-        raise UserError(f"{where}: {key} is {shown(number)}; give a whole number from {least} to {most}")
+        raise UserError(f"{where}: {key} is {shown(number)}; give an integer from {least} to {most}")
 
 
 def _is_attention(value: Any) -> bool:

@@ -34,7 +34,7 @@ class CheckedConfig(PreTrainedConfig):
             raise
         except Exception as error:  # a hundred model types read their settings, and expect right ones
             raise UserError(
-                f"config.json is no {cls.model_type} configuration: {first_line(error)}"
+                f"config.json is not a {cls.model_type} configuration: {first_line(error)}"
             ) from error
 
     @classmethod
@@ -44,7 +44,7 @@ class CheckedConfig(PreTrainedConfig):
         """The settings of a folder, of a hub id or of "nano", not yet checked."""
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
-            raise UserError(f"a configuration's place is {shown(source)}; give a folder or a hub id")
+            raise UserError(f"the source of a configuration is {shown(source)}; give a folder or a hub id")
         if str(source) == NANO:
             source = os.path.join(model_source(source), cls.packaged_folder)
         check_model_files(source, kwargs.get("subfolder"))

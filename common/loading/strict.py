@@ -25,7 +25,7 @@ TOKENIZER_FOLDER = "visual_tokenizer"
 def loading_reason(error: Exception) -> str:
     """Why something from elsewhere could not be loaded, in one line."""
     if "trust_remote_code" in str(error):
-        return "it needs code of its own, and no code of a model folder is run"
+        return "it needs custom code, and no code of a model folder is run"
     return first_line(error)
 
 
@@ -104,7 +104,7 @@ def load_tensors(path: Path) -> Mapping[str, Tensor]:
         raise UserError(f"checkpoint {str(path)!r} cannot be read: {first_line(error)}") from None
     except Exception as error:  # pickle raises many types for refused or broken content
         raise UserError(
-            f"checkpoint {str(path)!r} is no plain weights file: {type(error).__name__}"
+            f"checkpoint {str(path)!r} is not a file of plain weights: {type(error).__name__}"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -31,7 +31,7 @@ def locate(path: str | os.PathLike[str] | Location) -> Path | Location:
         return path
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise UserError(f"{shown(path)} is not a path; give a text or a pathlib.Path")
+        raise UserError(f"{shown(path)} is not a path; give a string or a pathlib.Path")
     return Location(text.rstrip("/")) if is_url(text) else user_path(text.removeprefix(_LOCAL))
 
 

@@ -112,7 +112,7 @@ def _pairs(state: Mapping[str, Any], name: str, where: str) -> list[tuple[int, i
             and all(type(number) is int and 0 <= number < 2**53 for number in pair)
         )
 
-    pairs = take_list(state, name, is_pair, "pairs of whole numbers", where)
+    pairs = take_list(state, name, is_pair, "pairs of integers", where)
     return [(first, second) for first, second in pairs]
 
 

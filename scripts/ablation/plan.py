@@ -202,7 +202,7 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    words = {str: "a text", float: "a number", int: "a whole number", type(None): "nothing"}
+    words = {str: "a text", float: "a number", int: "an integer", type(None): "nothing"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_in_words(one) for one in arguments)

@@ -248,7 +248,7 @@ def test_a_lock_of_a_killed_process_is_not_in_the_way(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [True, 1.5, "3", None, -1, 11, float("nan"), [1]])
 def test_whole_numbers_out_of_range_or_kind_are_refused(value: object):
-    with pytest.raises(UserError, match=r"count is .*; give a whole number from 0 to 10"):
+    with pytest.raises(UserError, match=r"count is .*; give an integer from 0 to 10"):
         whole_number(value, "count", 0, 10)
 
 

@@ -11,9 +11,9 @@ from dualtoken.common.files import atomic_file
 from dualtoken.common.output_files import (
     check_file,
     check_files,
-    is_our_picture,
+    is_our_image,
     staged_files,
-    write_picture,
+    write_image,
 )
 from dualtoken.common.outputs import MARK, made_entries
 
@@ -82,24 +82,24 @@ def test_a_folder_that_cannot_be_made_is_refused(place: str, tmp_path: Path):
 
 def test_our_pictures_are_known_and_foreign_ones_stay(tmp_path: Path):
     image = Image.new("RGB", (4, 4), "red")
-    write_picture(image, tmp_path / "ours.png")
+    write_image(image, tmp_path / "ours.png")
     image.save(tmp_path / "theirs.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     os.mkfifo(tmp_path / "pipe.png")
-    check_file(tmp_path / "ours.png", {}, is_our_picture)
-    check_file(tmp_path / "new.png", {}, is_our_picture)
+    check_file(tmp_path / "ours.png", {}, is_our_image)
+    check_file(tmp_path / "new.png", {}, is_our_image)
     for name in ("theirs.png", "broken.png", "pipe.png"):
-        with pytest.raises(UserError, match="not of dualtoken's making"):
-            check_file(tmp_path / name, {}, is_our_picture)
+        with pytest.raises(UserError, match="not made by dualtoken"):
+            check_file(tmp_path / name, {}, is_our_image)
 
 
 def test_an_output_is_no_input_under_any_name(tmp_path: Path):
-    write_picture(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    write_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
     (tmp_path / "soft.png").symlink_to("a.png")
     for name in ("a.png", "hard.png", "soft.png"):
         with pytest.raises(UserError, match="is also --image"):
-            check_file(tmp_path / name, {"--image": [tmp_path / "a.png"]}, is_our_picture)
+            check_file(tmp_path / name, {"--image": [tmp_path / "a.png"]}, is_our_image)
 
 
 def test_a_name_of_any_length_that_the_disk_takes_can_be_written(tmp_path: Path):
@@ -110,5 +110,5 @@ def test_a_name_of_any_length_that_the_disk_takes_can_be_written(tmp_path: Path)
 
 
 def test_an_input_that_is_not_there_is_not_the_outputs_fault(tmp_path: Path):
-    write_picture(Image.new("RGB", (4, 4)), tmp_path / "a.png")
-    check_file(tmp_path / "a.png", {"RUN": tmp_path / "none"}, is_our_picture)
+    write_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    check_file(tmp_path / "a.png", {"RUN": tmp_path / "none"}, is_our_image)

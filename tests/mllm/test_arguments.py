@@ -167,8 +167,8 @@ def test_a_tokenizer_takes_images_and_its_own_codes(pipe, square, square_file):
         (torch.zeros(8, 8, 4, dtype=torch.long), "shape"),
         (torch.full((1, 8, 8, 4), 512), "0 to 511"),
         (torch.full((1, 8, 8, 4), -1), "0 to 511"),
-        ("abc", "whole numbers"),
-        (None, "whole numbers"),
+        ("abc", "integers"),
+        (None, "integers"),
         (VisualCodes(torch.zeros(1, 8, 8, 3, dtype=torch.long), torch.zeros(1)), "shape"),
     ],
 )

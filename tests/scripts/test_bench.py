@@ -112,7 +112,7 @@ def test_what_the_benchmarks_import_has_an_extra(folder, monkeypatch):
         (["good", "qqqq"], "unknown benchmark 'qqqq'; (benchmarks:"),
         (["good", "--output", "results.txt"], "must end in .json"),
         (["good", "--output", "/proc/results.json"], "cannot be made"),
-        (["good", "--output", "benchmarks/mine.json"], "is not of dualtoken's making"),
+        (["good", "--output", "benchmarks/mine.json"], "was not made by dualtoken"),
     ],
 )
 def test_mistakes_are_one_line(folder, arguments, mistake, capsys, monkeypatch):

@@ -170,8 +170,8 @@ def test_a_run_and_a_picture_of_the_users_are_never_replaced(
     for arguments, message in (
         (["run", "--csv", "run/log.jsonl"], "is also a run to read"),
         (["run", "--reference", "old.csv", "--csv", "old.csv"], "is also a run to read"),
-        (["run", "--output", "mine.png"], "not of dualtoken's making"),
-        (["run", "--csv", "mine.csv"], "not of dualtoken's making"),
+        (["run", "--output", "mine.png"], "not made by dualtoken"),
+        (["run", "--csv", "mine.csv"], "not made by dualtoken"),
         (["run", "--output", "/proc/x.png"], "cannot be made"),
     ):
         before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}

@@ -104,7 +104,7 @@ def test_every_number_has_a_range_and_every_message_an_end(parser, action):
 @pytest.mark.parametrize(("parser", "action"), ACTIONS)
 def test_a_number_says_what_is_allowed(parser, action):
     if action.type is not None and action.type.__qualname__.startswith("integer."):
-        assert "give a whole number from" in (refused(parser, action, "-1") or "")
+        assert "give an integer from" in (refused(parser, action, "-1") or "")
         assert action.default is None or refused(parser, action, str(action.default)) is None
 
 

@@ -30,7 +30,7 @@ def test_load_image_gives_upright_rgb_on_white(tmp_path):
 
 def test_load_image_errors(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="is no image"):
+    with pytest.raises(UserError, match="is not an image"):
         load_image(tmp_path / "text.png")
     with pytest.raises(UserError, match="does not exist"):
         load_image(tmp_path / "none.png")

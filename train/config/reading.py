@@ -119,7 +119,8 @@ _SCAFFOLD = re.compile(
 )
 #: Its words for what is wrong, and ours.
 _WORDS = (
-    (re.compile(r"<class 'int'>"), "whole number"),
+    (re.compile(r"\ba <class 'int'>"), "an integer"),
+    (re.compile(r"<class 'int'>"), "integer"),
     (re.compile(r"<class 'float'>"), "number"),
     (re.compile(r"<class 'str'>"), "text"),
     (re.compile(r"<class 'bool'>"), "truth value (true or false)"),

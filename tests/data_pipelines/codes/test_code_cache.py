@@ -354,7 +354,7 @@ def test_ranks_are_numbers(monkeypatch, rank, size):
     [{"batch_size": 0}, {"batch_size": 10**9}, {"shard_size": -1}, {"shard_size": 1.5}, {"decoders": 10**6}],
 )
 def test_sizes_are_checked_before_any_work(tokenizer, images, tmp_path, wrong):
-    with pytest.raises(UserError, match="give a whole number"):
+    with pytest.raises(UserError, match="give an integer"):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, **wrong)
     for views_ in ({"crops": -1}, {"crops": 10**6}, {"crop_scale": float("nan")}, {"seed": -1}, {"flips": 1}):
         with pytest.raises(UserError):

@@ -64,7 +64,7 @@ def test_no_pixels_stay_behind():
 
 
 def test_bytes_that_are_no_image_are_refused_at_once_and_broken_pixels_on_use():
-    with pytest.raises(ImageError, match="is no image"):
+    with pytest.raises(ImageError, match="is not an image"):
         EncodedImage(b"text")
     broken = EncodedImage(encoded(Image.effect_noise((64, 64), 80), "JPEG")[:-200])
     with pytest.raises(ImageError, match="truncated"):

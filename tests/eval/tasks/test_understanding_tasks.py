@@ -233,7 +233,7 @@ def test_tsv_with_mistakes(tmp_path):
     with pytest.raises(UserError, match="no column A, B, image"):
         get_task("mmbench").load(tmp_path, "dev-en")
     write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [{**rows[0], "image": base64.b64encode(b"x" * 99).decode()}])
-    with pytest.raises(UserError, match="line 2, index 5: it is no image"):
+    with pytest.raises(UserError, match="line 2, index 5: it is not an image"):
         get_task("mmbench").load(tmp_path, "dev-en")
 
 

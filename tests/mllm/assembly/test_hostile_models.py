@@ -83,8 +83,8 @@ def test_code_of_a_folder_is_never_run_nor_asked_about(folder: Path, tmp_path: P
     load_text_tokenizer(folder)
     change(folder / "tokenizer_config.json", tokenizer_class="Evil")
     message = refused(lambda: DualTokenPipeline.from_pretrained(folder, device="cpu"))
-    assert "code of its own" in message
-    assert "code of its own" in refused(lambda: load_text_tokenizer(folder))
+    assert "custom code" in message
+    assert "custom code" in refused(lambda: load_text_tokenizer(folder))
     assert not ran.exists()
 
 

@@ -305,7 +305,7 @@ def test_a_model_from_nothing_needs_a_language_model_and_a_tokenizer() -> None:
         (["--mllm.llm", "[a]"], "mllm.llm: Expected a text"),
         (["--mllm.lora", "5"], "mllm.lora: Expected a mapping. Got value: 5"),
         (["--data.sources", "{a: null}"], "data.sources: Expected a mapping. Got value: None"),
-        (["--run.steps", "1e3"], "run.steps: Expected a whole number. Got value: 1000.0"),
+        (["--run.steps", "1e3"], "run.steps: Expected an integer. Got value: 1000.0"),
         (
             ["--run.offload", "8"],
             "run.offload: Expected one of 'none', 'optimizer', 'all'. Got value: 8",
