@@ -15,21 +15,19 @@ from .backend.deepspeed import build_muon
 from .config.optimizer import OptimizerConfig
 from .config.schedule import ScheduleConfig
 
-# Part of the name of every parameter inside a stack of transformer layers: the LLM's, the depth transformers'
-# and the vision and text towers'.
+# Part of the name of every parameter in a stack of transformer layers, whatever model it is in.
 TRANSFORMER_LAYERS = ".layers."
-# Part of the name of every low-rank factor (peft). Muon makes the update of a matrix orthogonal; that of two
-# factors by themselves leaves their product's update anything but that, so they stay with AdamW.
+# Part of the name of every low-rank factor (peft). They stay with AdamW: Muon makes the update of each matrix
+# orthogonal, but not that of the product of two.
 LOW_RANK_FACTOR = ".lora_"
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups by (Muon or AdamW, learning rate, decays or not); frozen parameters are left out.
+    """Groups by (Muon or AdamW, learning rate, weight decay or not) of all trained parameters, AdamW first.
 
-    The longest key of ``config.lr_scale`` contained in a parameter's name sets the factor on its rate, and
-    the rate itself is that of its group in ``config.group_lr``. Matrices decay, vectors do not. Groups of
-    AdamW come first. With ``config.muon_lr`` every parameter and group has ``use_muon``, by which DeepSpeed
-    chooses its optimizer.
+    The longest key of ``config.lr_scale`` in a parameter's name sets the factor on its rate, which is that of
+    its group in ``config.group_lr``. Matrices decay, vectors do not. With ``config.muon_lr`` every parameter
+    and group has ``use_muon``, by which DeepSpeed chooses its optimizer.
     """
     members: dict[tuple[bool, float, bool], list[nn.Parameter]] = defaultdict(list)
     group_of = _named_groups(model, config)
@@ -52,7 +50,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         if config.muon_lr is not None:
             group["use_muon"] = by_muon
             group |= (
-                # "gram" saves time on wide matrices only and wants fp16, which CPUs lack.
+                # "gram" saves time on wide matrices only and needs fp16, which CPUs lack.
                 {"momentum": config.muon_momentum, "ns_method": "standard"}
                 if by_muon
                 else {"betas": config.betas, "eps": config.eps}
@@ -64,7 +62,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def _named_groups(model: nn.Module, config: OptimizerConfig) -> Callable[[str, nn.Parameter], str]:
-    """The name of a parameter's group; UserError for a rate of a group that the model does not have."""
+    """A function for the group name of a parameter. UserError for rates of groups the model does not have."""
     allowed = tuple(getattr(model, "GROUPS", ()))
     unknown = sorted(set(config.group_lr) - set(allowed))
     if unknown:
@@ -84,8 +82,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return build_muon(groups, adamw)
 
 
-def divides_alike(model: nn.Module, one: OptimizerConfig, other: OptimizerConfig) -> bool:
-    """Whether both configurations make the same groups of parameters, so that each one's state fits both."""
+def has_same_groups(model: nn.Module, one: OptimizerConfig, other: OptimizerConfig) -> bool:
+    """Whether both configurations make the same parameter groups, so that their states are compatible."""
     groups = [
         [[id(parameter) for parameter in group["params"]] for group in parameter_groups(model, config)]
         for config in (one, other)
@@ -94,9 +92,9 @@ def divides_alike(model: nn.Module, one: OptimizerConfig, other: OptimizerConfig
 
 
 class GroupSettings:
-    """Rates, decay and the like of every group of a new optimizer, as the recipe gives them.
+    """The settings of a new optimizer's groups, as given by the recipe.
 
-    A checkpoint restores those of the run that wrote it. `use` puts these back.
+    Loading a checkpoint overwrites them with those of its run; `use` restores them.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -106,7 +104,7 @@ class GroupSettings:
         ]
 
     def use(self, optimizer: Any, scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
-        """Give `optimizer` these settings, with the rates of the step that `scheduler` has come to."""
+        """Apply these settings to `optimizer`, with the learning rates at the current step of `scheduler`."""
         scheduler.base_lrs = [settings["lr"] for settings in self._groups]
         factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
         rates = [peak * factor for peak, factor in zip(scheduler.base_lrs, factors, strict=True)]
@@ -116,7 +114,7 @@ class GroupSettings:
 
 
 def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """The factor on the peak learning rate at optimizer step ``step`` (from 0)."""
+    """The factor on the peak learning rate at optimizer step ``step``, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":

@@ -25,7 +25,7 @@ from .backend.checkpoint_files import RECIPE
 from .backend.deepspeed import build_engine, set_clipping
 from .backend.distributed import World, join_world, leave_world
 from .backend.export import export_trained
-from .backend.resume import Change, agreed_changes, require_same_groups, resuming_with
+from .backend.resume import Change, allowed_changes, require_same_groups
 from .backend.saved_state import load_file
 from .backend.zero import deepspeed_config
 from .callbacks.base import Callback, TrainState
@@ -143,7 +143,7 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
     start = checkpoints.newest()
     changed: list[Change] = []
     if start:
-        changed = world.on_main(lambda: agreed_changes(checkpoints.path(start), recipe, data))
+        changed = world.on_main(lambda: allowed_changes(checkpoints.path(start), recipe, data))
     hang.enter("building the model")
     objective = _prepared_objective(recipe, stream)
     world.on_main(lambda: rehearse_export(objective))
@@ -169,8 +169,8 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
         settings.use(engine.optimizer, engine.lr_scheduler)
         set_clipping(engine, recipe.optimizer.gradient_clipping)
     if world.is_main:
-        for line in resuming_with(changed, start):
-            print(line, file=sys.stderr)
+        for change in changed:
+            print(f"resuming from step {start} with {change}", file=sys.stderr)
         save_resolved(recipe, folder / RECIPE)
     threads = nullcontext() if run.threads else suitable_threads(objective, LARGE_BATCH)
     with threads, request:

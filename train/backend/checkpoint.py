@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written under another name, made durable, renamed when complete, pruned, found again.
+"""Checkpoints of a run: written durably under a temporary name, renamed when complete, pruned, found again.
 
-Only weights, optimizer, scheduler and the step number are stored, and what callbacks and the objective keep.
-The data position and all random numbers follow from the step number, so a resumed run is the uninterrupted
-run.
+They hold weights, optimizer, scheduler, the step number, and the state of callbacks and objective. The
+position in the data and all random numbers follow from the step number, so a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ _LEFTOVER = re.compile(rf"{STEP_NAME.pattern}(\.old)?\{_PARTIAL}")
 
 @dataclass(frozen=True)
 class JudgedBy:
-    """The loss by which a checkpoint may be the best so far: lower is better."""
+    """The loss by which checkpoints are compared; lower is better."""
 
     loss: float
     data: Literal["training", "validation"]
 
 
 class Checkpoints:
-    """The folder ``checkpoints/`` of a run: one folder for each kept step, ``best.json`` names the best.
+    """The folder ``checkpoints/`` of a run: one folder for each kept step; ``best.json`` names the best.
 
-    A folder with a checkpoint's name is complete: it is written under another name, brought to the disk
-    (fsync) and renamed. `fault` and `damage` recognise one that was damaged later. Other files there are
-    neither read nor deleted.
+    A folder with a checkpoint's name is complete: it is written under a temporary name, flushed to disk
+    (fsync) and renamed. `fault` and `damage` recognise later damage. Other files in the folder are neither
+    read nor deleted.
 
     Args:
-        keep: how many of the newest checkpoints stay.
-        keep_best: whether the one with the lowest loss stays too.
-        data: a digest of this run's records, by source, for ``state.json``.
+        keep: number of newest checkpoints to keep.
+        keep_best: whether to keep the one with the lowest loss too.
+        data: a digest of this run's records by source, for ``state.json``.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.world, self.keep, self.keep_best = folder, world, max(1, keep), keep_best
         self.data = dict(data or {})
-        self._damaged: set[int] = set()  # found by their contents, which `fault` does not look at
+        self._damaged: set[int] = set()  # by their contents, which `fault` does not check
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -82,7 +82,7 @@ class Checkpoints:
         return [step for step in self._all_steps() if self._is_intact(step)]
 
     def best(self) -> Best | None:
-        """The best checkpoint, if it is there."""
+        """The best checkpoint, if it exists and is intact."""
         best = Best.read(self.folder)
         return best if best is not None and self._is_intact(best.step) else None
 
@@ -95,13 +95,15 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         judged: JudgedBy | None = None,
     ) -> None:
-        """Write the checkpoint of ``step``, with the state of callbacks and objective; every rank calls this.
+        """Write the checkpoint of ``step``; every rank calls this.
 
-        judged: the loss with which it competes for the best; None leaves it out of the competition.
+        Args:
+            extra: state of callbacks and objective.
+            judged: the loss for the comparison with other checkpoints; None leaves this one out of it.
 
         Errors:
-            UserError on every rank when any of them could not write (a full disk). The checkpoints before
-            are untouched, the torn one is removed.
+            UserError on every rank if any of them could not write (a full disk). Earlier checkpoints are
+            untouched, the incomplete one is removed.
         """
         final = self.path(step)
         partial = final.with_name(final.name + _PARTIAL)
@@ -131,7 +133,7 @@ class Checkpoints:
         partial.mkdir(parents=True)
 
     def _write(self, engine: Any, partial: Path, extra: dict[str, Any]) -> dict[str, int]:
-        """This rank's files of a checkpoint, on the disk; their checksums by path."""
+        """Write and flush this rank's files of a checkpoint; returns their checksums by path."""
         with recorded_writing(engine) as record:
             engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         with writing():
@@ -146,7 +148,7 @@ class Checkpoints:
     def _write_extra(self, partial: Path, extra: dict[str, Any]) -> list[Path]:
         files = []
         recipe = self.folder.parent / RECIPE
-        if recipe.is_file():  # so that a checkpoint by itself is enough to export the model
+        if recipe.is_file():  # so that the model can be exported from the checkpoint alone
             files.append(Path(shutil.copyfile(recipe, partial / RECIPE)))
         if extra:
             torch.save(extra, partial / EXTRA)
@@ -155,13 +157,13 @@ class Checkpoints:
 
     @writing()
     def _finish(self, partial: Path, final: Path, state: SavedState, judged: JudgedBy | None) -> None:
-        """Describe the files of all ranks, give the folder its name, and remove what is not kept any more."""
+        """Write ``state.json``, rename the folder, and remove checkpoints that are no longer kept."""
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
         replace(state, files=sizes).write(partial)
         flush_to_disk(partial)
         if _is_real_folder(final) and is_checkpoint(final):
-            _remove(final)  # a damaged one, passed over at the start
+            _remove(final)  # a damaged one, skipped at the start
         _move_aside(final)
         partial.rename(final)
         self._damaged.discard(state.step)
@@ -176,7 +178,7 @@ class Checkpoints:
 
     def _is_best(self, judged: JudgedBy) -> bool:
         best = self.best()
-        if best is None or best.data != judged.data:  # losses on different data do not compare
+        if best is None or best.data != judged.data:  # losses on different data are not comparable
             return best is None or judged.data == "validation"
         return judged.loss < best.loss
 
@@ -184,7 +186,7 @@ class Checkpoints:
         if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         intact = self.steps()
-        before = f"the newest before it is step {intact[-1]}" if intact else "there is none before it"
+        before = f"the newest one is step {intact[-1]}" if intact else "there is no earlier one"
         free = shutil.disk_usage(self.folder).free / 1e9 if self.folder.is_dir() else 0.0
         return (
             f"the checkpoint of step {step} could not be written to {self.folder} ({error}; {free:.1f} GB "
@@ -194,11 +196,12 @@ class Checkpoints:
     # ---- reading
 
     def newest(self) -> int:
-        """The step of the newest checkpoint that can be resumed from, 0 where there is none; every rank calls
-        this, and gets the same. Damaged ones are named and passed over, leftovers are removed.
+        """The step of the newest intact checkpoint, 0 without any; every rank calls this and gets the same.
+
+        Damaged checkpoints are reported and skipped, leftovers of killed runs are removed.
 
         Errors:
-            UserError when there are checkpoints and all are damaged.
+            UserError if there are checkpoints and all are damaged.
         """
         damaged: list[str] = []
         for step in reversed(self.world.from_main(self._candidates() if self.world.is_main else None)):
@@ -210,19 +213,21 @@ class Checkpoints:
             self._damaged.add(step)
             damaged.append(f"checkpoint {self.path(step)} {wrong}")
         if damaged:
-            raise UserError(f"{damaged[0]}; none before it is intact: remove checkpoints/ to start again")
+            raise UserError(f"{damaged[0]}; no earlier one is intact: remove checkpoints/ to start again")
         return 0
 
     def load(
         self, engine: Any, step: int, load_extra: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
-        """Restore the checkpoint of ``step``, one that `newest` found.
+        """Restore the checkpoint of ``step``, as found by `newest`.
 
-        load_extra is given what `save` was given as `extra` ({} if that was nothing). The number of
-        processes may be another one than that of the run before, the number of records per step may not.
+        The number of processes may differ from the run that wrote it, the number of records per step may not.
+
+        Args:
+            load_extra: is called with the `extra` that was saved ({} for none).
 
         Errors:
-            UserError when this run cannot be resumed from it.
+            UserError if this run cannot be resumed from it.
         """
         folder = self.path(step)
         state = SavedState.read(folder)
@@ -233,12 +238,12 @@ class Checkpoints:
                 load_extra(read_extra(folder))
         except UserError:
             raise
-        except Exception as error:  # foreign content: DeepSpeed and torch fail at it in many ways
+        except Exception as error:  # DeepSpeed and torch raise many types for foreign content
             if is_lost_connection(error):
                 raise
             raise UserError(
                 f"{folder} cannot be restored ({type(error).__name__}: {first_line(error)}): it is of "
-                "another model, or damaged; remove it to resume from the checkpoint before"
+                "another model, or damaged; remove it to resume from the previous checkpoint"
             ) from error
 
     def _restore(self, engine: Any, folder: Path, state: SavedState) -> None:
@@ -249,7 +254,7 @@ class Checkpoints:
             return
         path, _ = engine.load_checkpoint(str(self.folder), tag=folder.name)
         if path is None:
-            raise UserError(f"{folder} cannot be read; remove it to resume from the checkpoint before")
+            raise UserError(f"{folder} cannot be read; remove it to resume from the previous checkpoint")
 
     def _all_steps(self) -> list[int]:
         if not self.folder.is_dir():
@@ -262,7 +267,7 @@ class Checkpoints:
         return step not in self._damaged and _is_real_folder(path) and fault(path) is None
 
     def _candidates(self) -> list[int]:
-        """The steps that have a folder; leftovers of a killed run are removed."""
+        """All steps with a folder; removes the leftovers of a killed run."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if _LEFTOVER.fullmatch(path.name) and _is_real_folder(path):
@@ -272,7 +277,7 @@ class Checkpoints:
         return self._all_steps()
 
     def _fault_of(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; the ranks share the reading of its contents."""
+        """What is wrong with a checkpoint, or None; each rank reads a part of the files."""
         folder = self.path(step)
         wrong = self.world.from_main(fault(folder) if self.world.is_main else None)
         if wrong is not None:
@@ -284,9 +289,9 @@ class Checkpoints:
         before, now = state.global_batch, int(engine.train_batch_size())
         if before is not None and before != now:
             raise UserError(
-                f"{folder} was written by a run of {before} records per step, this one takes {now} "
+                f"{folder} was written by a run of {before} records per step, this one uses {now} "
                 f"(data.micro_batch_size x run.gradient_accumulation_steps x {self.world.size} processes); "
-                "set them so that the product stays, or give another output folder"
+                "keep the product, or give another output folder"
             )
 
 
@@ -295,14 +300,14 @@ def _is_real_folder(path: Path) -> bool:
 
 
 def _move_aside(path: Path) -> None:
-    """Rename what was put by others under a name that the run needs, if anything; nothing is lost."""
+    """Rename foreign files under a name that the run needs; nothing is deleted."""
     if path.exists() or path.is_symlink():
         names = (path.with_name(f"{path.name}.aside-{number}") for number in range(1, 1000))
         path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint; renamed first, so that one killed in between is a leftover, not a checkpoint."""
+    """Rename, then delete a checkpoint: if killed in between, a leftover remains, not a broken checkpoint."""
     doomed = folder.with_name(f"{folder.name}.old{_PARTIAL}")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

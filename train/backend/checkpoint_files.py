@@ -1,7 +1,7 @@
-"""The files of one checkpoint: their description in ``state.json``, and whether they still match it.
+"""The files of one checkpoint: their description in ``state.json``, and checks against it.
 
-A checkpoint may come from elsewhere or from a failing disk: nothing in it is trusted before it is checked,
-and nothing in it is executed.
+A checkpoint may come from an untrusted source or a failing disk: its content is checked before use and never
+executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...common.paths import inside
 from .saved_state import UnreadableFile, load_file
 
 STATE = "state.json"
-#: State of callbacks and objective, beside that of the engine.
+#: State of callbacks and objective, which the engine's files do not hold.
 EXTRA = "beside_engine.pt"
 BEST = "best.json"
 RECIPE = "recipe.yaml"
@@ -35,13 +35,13 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class SavedState:
-    """The content of ``state.json``.
+    """The content of ``state.json``. Old checkpoints lack some fields, which then have their defaults.
 
     Args:
-        global_batch: records per step. This and ``zero_stage`` are None in old checkpoints.
+        global_batch: records per step.
         files: the size of every file, by its name in the folder.
-        checksums: the CRC-32 of every file; none in old checkpoints.
-        data: a digest of the records, by source; none in old checkpoints.
+        checksums: the CRC-32 of every file.
+        data: a digest of the records by source.
     """
 
     step: int
@@ -54,16 +54,17 @@ class SavedState:
 
     @classmethod
     def read(cls, folder: Path) -> SavedState:
-        """UserError for a file that is missing, torn, or holds anything else."""
+        """Read it from a checkpoint. UserError for a file that is missing, torn, or of another kind."""
         path = folder / STATE
         found = read_json_object(path)
-        files, checksums = (take(found, name, dict, path, {}) for name in ("files", "checksums"))
-        data = take(found, "data", dict, path, {})
+        files, checksums, data = (
+            take(found, name, dict, path, {}) for name in ("files", "checksums", "data")
+        )
         for name in (*files, *checksums):
             inside(folder, name, f"{path}: the file")
         for name, value in data.items():
             if not isinstance(value, str):
-                raise UserError(f"{path}: the data of {shown(name)} are {shown(value)}; expected a text")
+                raise UserError(f"{path}: the data of {shown(name)} are {shown(value)}; expected a string")
         return cls(
             step=take_count(found, "step", path, most=LAST_STEP),
             world_size=take_count(found, "world_size", path, most=10**6),
@@ -80,7 +81,7 @@ class SavedState:
 
 @dataclass(frozen=True)
 class Best:
-    """``best.json``: which checkpoint had the lowest loss so far, and the loss of what."""
+    """The content of ``best.json``: the best checkpoint, and the loss on which data it had."""
 
     step: int
     loss: float
@@ -88,7 +89,7 @@ class Best:
 
     @classmethod
     def read(cls, folder: Path) -> Best | None:
-        """None where there is no such file, or it holds nothing that can be used."""
+        """Read it from the folder of all checkpoints; None if the file is missing or unusable."""
         path = folder / BEST
         try:
             found = read_json_object(path)
@@ -105,13 +106,13 @@ class Best:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's folder, or None. Sizes are compared, not contents (see `damage`)."""
+    """What is wrong with a checkpoint's folder, or None. Compares sizes, not contents (see `damage`)."""
     try:
         state = SavedState.read(folder)
     except UserError as error:
         reason = str(error) if (folder / STATE).exists() else f"{STATE} is missing"
         return f"is incomplete: {reason}"
-    name = STEP_NAME.fullmatch(folder.name)  # one that was copied may have any
+    name = STEP_NAME.fullmatch(folder.name)  # a copy may have any name
     if name is not None and int(name[1]) != state.step:
         return f"is damaged: {STATE} names step {state.step}"
     for file, size in state.files.items():
@@ -127,8 +128,8 @@ def fault(folder: Path) -> str | None:
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with the contents of a checkpoint without a `fault`, or None.
 
-    Every file must have the checksum that was written down for it, and be one that can be read without
-    executing anything. With `parts`, only every `parts`-th file is checked, from number `part` on.
+    Every file must have its recorded checksum and be readable without executing anything. Only every
+    `parts`-th file is checked, from number `part`.
     """
     try:
         state = SavedState.read(folder)
@@ -149,7 +150,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside the engine's state, by part: ``objective``, ``weight_average``, …"""
+    """State of callbacks and objective in a checkpoint, by part: ``objective``, ``weight_average``, …"""
     for name in (EXTRA, _OLD_EXTRA):
         if (folder / name).is_file():
             extra = load_file(folder / name, mapped=False)
@@ -160,7 +161,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file: it finds what a disk or a copy got wrong, at more than 1 GB/s. Not a signature."""
+    """CRC-32 of a file, at more than 1 GB/s: detects errors of disks and copies. Not a signature."""
     value = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -174,7 +175,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have the system write a file or a folder's entries out (fsync), so that a power cut keeps them."""
+    """Fsync a file, or the entries of a folder, so that they survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,12 +185,12 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """What a disk or torch's writer raises in the block becomes a UserError with its first line."""
+    """Turn errors of the disk or of torch's writer in the block into a UserError of one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = first_line(error)
-        if "inline_container" in reason:  # how torch reports that fewer bytes arrived than it wrote
+        if "inline_container" in reason:  # torch's message for an incomplete write
             reason = f"a file could not be written in full: {reason}"
         raise UserError(reason) from error
 

@@ -1,6 +1,6 @@
-"""Everything that depends on how DeepSpeed works inside, by plain names. No other file imports it.
+"""All that depends on DeepSpeed's internals. No other file imports DeepSpeed.
 
-Its version is bounded in setup.py, because much of this is private there.
+setup.py bounds its version, because much of what is used here is private.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 def name_accelerator() -> None:
-    """Choose the CPU where there is no GPU; else DeepSpeed warns on stdout that it found none."""
+    """Name the CPU as accelerator if there is no GPU; otherwise DeepSpeed warns on stdout."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -45,9 +45,8 @@ def leave_processes() -> None:
 def _without_shared_memory_operator() -> None:
     """Keep DeepSpeed from compiling its shared-memory collective, which only tensor-parallel inference uses.
 
-    On CPUs it would compile for a minute or more, without a message, at the first start of any run. It looks
-    into a table of what can be compiled here, which is made at the first look, by a trial that writes a
-    linker's errors to the terminal; nothing else uses the table.
+    On CPUs the first start of a run would compile for a minute or more, without a message. An empty table of
+    compatible operators prevents it; nothing else uses that table.
     """
     import deepspeed.ops
 
@@ -64,10 +63,10 @@ def build_engine(
     config: dict[str, Any],
     read: Callable[[Path], Any],
 ) -> Any:
-    """The model in DeepSpeed's engine.
+    """Wrap the model in DeepSpeed's engine.
 
     Args:
-        read: reads a file of a checkpoint, instead of DeepSpeed's own way, which is to unpickle it.
+        read: reads a file of a checkpoint; DeepSpeed itself would unpickle it.
     """
     import deepspeed
 
@@ -77,10 +76,10 @@ def build_engine(
 
 
 def read_by(engine: Any, read: Callable[[Path], Any]) -> None:
-    """Have an engine read all files of checkpoints by this function.
+    """Make an engine read all files of checkpoints with this function.
 
-    `load_checkpoint` reads by the engine's checkpoint engine alone as long as no universal checkpoint is
-    asked for, which a run here never does.
+    `load_checkpoint` reads only through the checkpoint engine unless a universal checkpoint is requested,
+    which never happens here.
     """
     engine.checkpoint_engine.load = lambda path, map_location=None: read(Path(path))
 
@@ -97,16 +96,16 @@ def build_muon(groups: list[dict[str, Any]], adamw: dict[str, Any]) -> torch.opt
 
 
 def set_clipping(engine: Any, largest_norm: float) -> None:
-    """Clip gradients at this norm; ZeRO takes that of a checkpoint when it loads one."""
+    """Clip gradients at this norm; ZeRO otherwise keeps the one from the loaded checkpoint."""
     if engine.zero_optimization():
         engine.optimizer.clip_grad = largest_norm
 
 
 def ask_before_updates(engine: Any, is_allowed: Callable[[], bool]) -> None:
-    """Have the optimizer inside the engine ask before it changes anything; a refused update does nothing.
+    """Make the engine's optimizer call `is_allowed` before each update; a refused update does nothing.
 
-    ZeRO computes the gradient norm inside its own step, so the question comes where all its stages end: in
-    the step of the optimizer that they wrap. It is asked once for each of ZeRO's groups of parameters.
+    ZeRO computes the gradient norm inside its step, so the hook is in the step of the wrapped optimizer,
+    which runs once for each of ZeRO's parameter groups.
     """
     optimizer = engine.basic_optimizer
     update = optimizer.step
@@ -120,14 +119,14 @@ def ask_before_updates(engine: Any, is_allowed: Callable[[], bool]) -> None:
 
 
 def zero_gradient_norm(engine: Any) -> float | None:
-    """The global gradient norm before clipping, known while ZeRO's optimizer steps. None if not computed."""
+    """The global gradient norm before clipping, available while ZeRO's optimizer steps, or None."""
     norm = engine.optimizer._global_grad_norm
     return None if norm is None else float(norm)
 
 
 # --- the files of a checkpoint ----------------------------------------
 
-#: Key of a parameter's fp32 master weights beside those of its optimizer state.
+#: Key of a parameter's fp32 master weights, next to the keys of its optimizer state.
 MASTER = "fp32"
 OPTIMIZER_FILES = "*_optim_states.pt"
 MODEL_FILES = "*_model_states.pt"
@@ -135,7 +134,7 @@ MODEL_FILES = "*_model_states.pt"
 
 @dataclass
 class WrittenFiles:
-    """Files that DeepSpeed's writer was asked for, and what it raised."""
+    """The files that DeepSpeed wrote or failed to write, and its errors."""
 
     paths: list[Path] = field(default_factory=list)
     errors: list[OSError | RuntimeError] = field(default_factory=list)
@@ -143,9 +142,9 @@ class WrittenFiles:
 
 @contextmanager
 def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
-    """DeepSpeed's writer, with its files noted, and errors collected instead of raised.
+    """Record the files that DeepSpeed writes in the block; collect errors instead of raising them.
 
-    A process that left in the middle of saving would keep the others waiting for it.
+    A process that left saving early would keep the others waiting.
     """
     writer, written = engine.checkpoint_engine, WrittenFiles()
     save = writer.save
@@ -165,7 +164,7 @@ def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
 
 
 def classes_in_files() -> list[Any]:
-    """DeepSpeed's own classes in the files that it writes, all without behaviour when they are read."""
+    """DeepSpeed's classes in its checkpoint files; none of them executes anything when it is loaded."""
     name_accelerator()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -175,18 +174,18 @@ def classes_in_files() -> list[Any]:
 
 
 def model_file(folder: Path, stage: int) -> Path:
-    """The file with the weights, at stage 3 that of rank 0."""
+    """The file with the weights; at stage 3 that of rank 0."""
     return folder / f"{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt"
 
 
 def trained_shapes(model_state: dict[str, Any]) -> list[dict[str, torch.Size]]:
-    """The shape of every trained parameter by its name, for each group of the optimizer."""
+    """The shape of every trained parameter by name, for each optimizer group."""
     shapes: list[dict[str, torch.Size]] = model_state["param_shapes"]
     return shapes
 
 
 def frozen_weights(model_states: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Stage 3: the frozen parameters, complete, from the model files of all ranks."""
+    """The complete frozen parameters at stage 3, from the model files of all ranks."""
     fragments = [state["frozen_param_fragments"] or {} for state in model_states]
     weights = {}
     for name, shape in (model_states[0]["frozen_param_shapes"] or {}).items():
@@ -201,9 +200,9 @@ Piece = tuple[str, dict[str, Any], int, int]
 def optimizer_pieces(
     saved: dict[str, Any], stage: int, shapes: list[dict[str, torch.Size]], ranks: int
 ) -> Iterator[Piece]:
-    """(parameter's name, vectors by key, first index, length) of what one rank's optimizer file holds.
+    """(parameter name, vectors by key, first index, length) of each piece in one rank's optimizer file.
 
-    A piece lies at those indices of every vector that is divided as the parameter is.
+    The indices hold for every vector that is partitioned like the parameter.
     """
     saved = saved["optimizer_state_dict"]
     if stage < 3:  # each group of parameters is one vector, cut at equal distances
@@ -222,15 +221,14 @@ def optimizer_pieces(
             start += length
 
 
-# --- what of the optimizer belongs to this rank ----------------------------------------
+# --- this rank's partition of the optimizer ----------------------------------------
 
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's vector for one group of parameters.
+    """This rank's vector for one parameter group.
 
-    pieces: (index in the vector, parameter's name, first number of the parameter, count); the rest is
-    padding.
+    pieces: (index in the vector, parameter name, first index in the parameter, count); the rest is padding.
     """
 
     shape: torch.Size
@@ -238,7 +236,7 @@ class Share:
 
 
 def own_shares(engine: Any) -> list[Share]:
-    """How ZeRO (stage 1 to 3) has divided the groups of parameters, for this rank."""
+    """This rank's partition of the parameter groups under ZeRO stage 1, 2 or 3."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
@@ -251,14 +249,14 @@ def _pieces_of_stage_1_or_2(engine: Any, parameters: list[Any]) -> list[tuple[in
     pieces = []
     for parameter in parameters:
         mapping = parameter._hp_mapping
-        if mapping is not None:  # some of it is this rank's
+        if mapping is not None:  # this rank holds a part of it
             address, within = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
             pieces.append((address.start, engine.param_names[parameter], within.start, within.numel))
     return pieces
 
 
 def _pieces_of_stage_3(engine: Any, parameters: list[Any]) -> list[tuple[int, str, int, int]]:
-    rank, ranks = _place(engine.optimizer)
+    rank, ranks = _rank_and_size(engine.optimizer)
     pieces, start = [], 0
     for parameter in parameters:
         share = ceil(parameter.ds_numel / ranks)
@@ -269,29 +267,29 @@ def _pieces_of_stage_3(engine: Any, parameters: list[Any]) -> list[tuple[int, st
 
 
 def load_shares(engine: Any, masters: list[Tensor], states: dict[int, dict[str, Any]]) -> None:
-    """Give ZeRO this rank's master weights and optimizer state by group, as if it had saved them itself."""
+    """Load this rank's master weights and optimizer state, by group, into ZeRO."""
     optimizer = engine.optimizer
-    own = optimizer.state_dict()  # in the layout of this run; the settings of its groups stay
-    everyone = [own] * (_place(optimizer)[0] + 1)
+    saved = optimizer.state_dict()  # in the layout of this run; keeps the settings of its groups
+    all_ranks = [saved] * (_rank_and_size(optimizer)[0] + 1)
     if engine.zero_optimization_stage() == 3:
-        own["fp32_flat_groups"] = masters
-        own["optimizer_state_dict"]["state"] = states
-        optimizer.load_state_dict(everyone)
+        saved["fp32_flat_groups"] = masters
+        saved["optimizer_state_dict"]["state"] = states
+        optimizer.load_state_dict(all_ranks)
         return
-    own["single_partition_of_fp32_groups"] = masters
-    own["base_optimizer_state"]["state"] = states
-    optimizer.load_state_dict(everyone, load_from_fp32_weights=True)
+    saved["single_partition_of_fp32_groups"] = masters
+    saved["base_optimizer_state"]["state"] = states
+    optimizer.load_state_dict(all_ranks, load_from_fp32_weights=True)
     optimizer.update_lp_params()
 
 
 def load_weights(engine: Any, weights: dict[str, Tensor]) -> None:
-    """Parameters and buffers; where parameters are divided (stage 3) they are gathered for it."""
+    """Load parameters and buffers; partitioned parameters (stage 3) are gathered for it."""
     partitioned = engine.zero_optimization_partition_weights()
     engine.load_module_state_dict({"module": weights}, fetch_z3_params=partitioned)
 
 
 def load_counters(engine: Any, state: dict[str, Any]) -> None:
-    """Steps done, and the schedule with the learning rate that it had reached, from a model file."""
+    """Load the number of steps, the schedule and its learning rate from the content of a model file."""
     engine.global_steps = state["global_steps"]
     engine.global_samples = state["global_samples"]
     engine.skipped_steps = state["skipped_steps"]
@@ -301,7 +299,7 @@ def load_counters(engine: Any, state: dict[str, Any]) -> None:
         group["lr"] = rate
 
 
-def _place(optimizer: Any) -> tuple[int, int]:
-    """(rank, number of ranks) among those that divide the optimizer."""
+def _rank_and_size(optimizer: Any) -> tuple[int, int]:
+    """This rank and the number of ranks among which the optimizer is partitioned."""
     group = optimizer.dp_process_group
     return torch.distributed.get_rank(group=group), torch.distributed.get_world_size(group=group)

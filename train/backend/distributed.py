@@ -18,13 +18,13 @@ from .deepspeed import join_processes, leave_processes
 
 T = TypeVar("T")
 
-#: Words in what communication raises when another process is gone or late.
+#: Words in the errors that communication raises when another process is gone or late.
 _FAULTS = ("gloo", "nccl", "timed out", "timeout", "connection", "socket", "process group", "peer")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run: its rank, their number, its device. By default one on a CPU."""
+    """The rank and device of this process and the number of processes; by default a single CPU process."""
 
     rank: int = 0
     size: int = 1
@@ -41,7 +41,7 @@ class World:
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value (any small picklable object), on all of them."""
+        """All-gather a small picklable object: every rank's value, by rank."""
         values: list[Any] = [value]
         if self.size > 1:
             values = [None] * self.size
@@ -49,11 +49,11 @@ class World:
         return values
 
     def from_main(self, value: Any) -> Any:
-        """The main rank's value, on all of them."""
+        """Broadcast the main rank's value."""
         return self.gather(value)[0]
 
     def everywhere(self, action: Callable[[], T]) -> list[T]:
-        """What ``action`` returns on every rank, or the first UserError of any, on all of them."""
+        """Run ``action`` on every rank; return all results, or raise the first UserError, on all ranks."""
         value: Any = None
         error: str | None = None
         try:
@@ -67,19 +67,18 @@ class World:
         return [value for value, _ in results]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns on the main rank, or the UserError that it raises there, on all of them."""
+        """Run ``action`` on the main rank; return its result, or raise its UserError, on all ranks."""
         return cast(T, self.everywhere(action if self.is_main else lambda: None)[0])
 
 
 def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the process group; a process without a launcher becomes a world of one.
 
-    Waiting for the other processes longer than ``timeout``, now or later, is an error.
-
-    DeepSpeed asks for mpi4py when the launcher's variables are missing, so they are set here for a single
-    process.
+    Args:
+        threads: CPU threads of this process; 0 leaves torch's default.
+        timeout: waiting longer for the other processes, now or later, is an error.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if "WORLD_SIZE" not in os.environ:  # DeepSpeed would require mpi4py
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port()
         )
@@ -96,22 +95,23 @@ def join_world(threads: int = 0, timeout: timedelta = timedelta(minutes=30)) -> 
 
 
 def leave_world() -> None:
-    """Leave the process group: a process that ends within it is sometimes aborted by its threads, with its
-    work done. Not for the end of a failed one: that would wait for others, which may be stuck."""
+    """Leave the process group, so that its threads do not abort the process at exit.
+
+    Not to be called after a failure: it waits for the other processes, which may be stuck.
+    """
     leave_processes()
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether communication raised it, because another process is gone or late."""
+    """Whether it is a communication error caused by another process that is gone or late."""
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, RuntimeError) and any(word in text for word in _FAULTS)
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library reuse large blocks instead of returning them to the system after every operation.
+    """Make glibc reuse large blocks instead of returning them to the system after every operation.
 
-    Batches of changing length otherwise spend a quarter of a CPU step on page faults. Does nothing where the
-    C library is not glibc.
+    Otherwise batches of varying length spend a quarter of a CPU step on page faults.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

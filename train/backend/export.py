@@ -1,15 +1,13 @@
-"""From a checkpoint of any ZeRO stage to the model's public one-folder format, in one process on a CPU."""
+"""Export a checkpoint of any ZeRO stage to the model's public one-folder format, in one CPU process."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import atomic_folder
@@ -38,14 +36,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
-    """The folder of one intact checkpoint.
+    """The folder of an intact checkpoint.
 
     Args:
         path: a run's output folder, or one checkpoint in it.
-        step: which one of a run; "best" takes the one with the lowest loss, None the newest.
+        step: of the checkpoint in a run; "best" is the one with the lowest loss, None the newest.
 
     Errors:
-        UserError for a folder that is neither, a step that is not there, or a damaged checkpoint.
+        UserError for a folder that is neither, a step without a checkpoint, or a damaged checkpoint.
     """
     if not (path / "checkpoints").is_dir():
         if not (path / STATE).is_file():
@@ -58,59 +56,57 @@ def find_checkpoint(path: Path, step: int | str | None = None) -> Path:
     else:
         checkpoints = Checkpoints(path / "checkpoints", World(), keep=1)
         steps, best = checkpoints.steps(), checkpoints.best()
-        newest = steps[-1] if steps else None
-        lowest = None if best is None else best.step
-        wanted = lowest if step == "best" else (step or newest)
-        if step == "best" and lowest is None:
+        if step == "best" and best is None:
             raise UserError(f"{checkpoints.folder / BEST} names no intact checkpoint; give a step's number")
+        wanted = best.step if best and step == "best" else step or (steps[-1] if steps else None)
         if wanted is None or not checkpoints.path(int(wanted)).is_dir():
-            there = f"there are {', '.join(map(str, steps))}" if steps else "none there is intact"
-            raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {there}")
+            intact = f"there are {', '.join(map(str, steps))}" if steps else "none there is intact"
+            raise UserError(f"{path} has no checkpoint of step {step or 'any'}; {intact}")
         found = checkpoints.path(int(wanted))
         if step is None:
             _warn_of_newer(checkpoints, found)
     wrong = fault(found) or damage(found)
     if wrong is not None:
-        raise UserError(f"checkpoint {found} {wrong}; take another one by --step")
+        raise UserError(f"checkpoint {found} {wrong}; choose another one with --step")
     return found
 
 
 def _warn_of_newer(checkpoints: Checkpoints, taken: Path) -> None:
-    """Warn of checkpoints newer than the one that is taken, which are damaged."""
+    """Warn of damaged checkpoints that are newer than the selected one."""
     for folder in sorted(taken.parent.iterdir()):
         if STEP_NAME.fullmatch(folder.name) and folder.name > taken.name and is_checkpoint(folder):
-            logger.warning(one_line(f"checkpoint {folder} {fault(folder)}; {taken.name} is taken"))
+            logger.warning(one_line(f"checkpoint {folder} {fault(folder)}; {taken.name} is used"))
 
 
 def recipe_of(checkpoint: Path) -> Recipe:
-    """The recipe that a checkpoint was written by (kept in it, or in its run's folder)."""
+    """The recipe of the run that wrote a checkpoint (stored in it, or in its run's folder)."""
     path = recipe_file(checkpoint)
     if path is None:
         raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
-    written_recipe(checkpoint)  # refuses what only harms its reader
+    written_recipe(checkpoint)  # refuses files that are harmful to parse
     return parse_recipe([str(path)])
 
 
 def export_checkpoint(
     checkpoint: Path, recipe: Recipe, output: Path, dtype: str | None = None, average: bool = False
 ) -> None:
-    """Write the model of a checkpoint as the run itself exports it at its end; ``output`` is replaced.
+    """Export the model of a checkpoint as its run does at the end; ``output`` is replaced.
 
     Args:
-        dtype: "fp32" or "bf16"; None takes ``run.export_dtype``.
-        average: the averaged weights (``run.weight_average``) instead of the last ones.
+        dtype: "fp32" or "bf16"; None uses ``run.export_dtype``.
+        average: export the averaged weights (``run.weight_average``) instead of the last ones.
 
     Errors:
-        UserError when there are no averages, or the recipe builds another model than the trained one.
+        UserError if there are no averages, or the recipe builds another model than the trained one.
     """
-    objective = build_objective(_without_judges(recipe))
-    if recipe.run.precision == "bf16":  # the weights that the run computes with
+    objective = build_objective(_without_auxiliary_networks(recipe))
+    if recipe.run.precision == "bf16":  # the format in which the run computes
         objective.bfloat16()
     try:
         _restore(objective, checkpoint, recipe, average)
     except UserError:
         raise
-    except Exception as error:  # foreign content fails in many ways
+    except Exception as error:  # torch raises many types for foreign content
         raise UserError(
             f"{checkpoint} does not fit the model of its recipe, or is damaged: {first_line(error)}"
         ) from error
@@ -118,33 +114,30 @@ def export_checkpoint(
 
 
 def export_trained(objective: Objective, checkpoint: Path, recipe: Recipe, output: Path) -> None:
-    """Write the model at the end of its run; ``output`` is replaced.
-
-    checkpoint: the run's last one.
-    """
+    """Export the model at the end of its run, with its last checkpoint; ``output`` is replaced."""
     try:
-        if recipe.run.zero_stage == 3:  # no process holds complete weights; the last checkpoint's files do
+        if recipe.run.zero_stage == 3:  # only the checkpoint's files hold complete weights
             export_checkpoint(checkpoint, recipe, output)
         else:
             _write(objective, recipe, output, recipe.run.export_dtype)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"The training is done, as {checkpoint.name} holds it, but the model could not be written to "
+            f"Training is complete and saved in {checkpoint.name}, but the model could not be written to "
             f"{shown(str(output))} ({shown(first_line(error))}): make room and start the run again, which "
             "then only writes the model"
         ) from error
 
 
 def _write(objective: Objective, recipe: Recipe, output: Path, dtype: str) -> None:
-    """The model in its public format, complete or not at all."""
+    """Write the model in its public format, atomically."""
     objective.eval()
     with atomic_folder(output) as temporary:
         objective.export(temporary, DTYPES[dtype])
         save_resolved(recipe, temporary / RECIPE)
 
 
-def _without_judges(recipe: Recipe) -> Recipe:
-    """The recipe without the networks that only judge a tokenizer in training and need files of their own."""
+def _without_auxiliary_networks(recipe: Recipe) -> Recipe:
+    """The recipe without the networks for a tokenizer's losses, which would be downloaded."""
     if recipe.tokenizer is None:
         return recipe
     tokenizer = dataclasses.replace(recipe.tokenizer, perceptual_weight=0.0, adversarial=None)
@@ -159,11 +152,8 @@ def _restore(objective: Objective, checkpoint: Path, recipe: Recipe, average: bo
     stage = SavedState.read(checkpoint).zero_stage
     objective.load_state_dict(saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage))
     if average:
-        _assign(dict(objective.named_parameters()), averages)
+        weights = dict(objective.named_parameters())
+        with torch.no_grad():
+            for name, value in averages.items():
+                weights[name].copy_(value)
     objective.load_extra_state(extra.get("objective", {}))
-
-
-@torch.no_grad()
-def _assign(parameters: dict[str, nn.Parameter], values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        parameters[name].copy_(value)

@@ -1,8 +1,8 @@
-"""Resuming on another number of processes, or at another ZeRO stage, than the checkpoint was written by.
+"""Resume with another number of processes, or another ZeRO stage, than the checkpoint was written with.
 
-DeepSpeed restores only what the same number of processes has written; its universal checkpoints need a
-conversion beforehand, and at stage 3 lose the weight decay of all parameter groups but the first. Here every
-rank cuts its own part out of the tensors of all files and hands it to DeepSpeed as if it had written it.
+DeepSpeed restores only checkpoints of the same number of processes; its universal checkpoints need a
+conversion first, and at stage 3 lose the weight decay of all parameter groups but the first. Here every rank
+cuts its partition out of the tensors of all files and loads it as DeepSpeed's own state.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def load_resharded(engine: Any, folder: Path, stage: int) -> None:
     if not stage or not now:
         raise UserError(
             f"{folder} was written with run.zero_stage {stage}, this run has {now}; stage 0 cannot be "
-            "changed from or to another one: set it as it was, or give another output folder"
+            "changed from or to another one: set it back, or give another output folder"
         )
     saved = OptimizerState(folder, stage)
     if saved.others:
         raise UserError(
-            f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be divided again, only what "
-            "AdamW keeps; start as many processes as then, with the same run.zero_stage"
+            f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be partitioned again, only "
+            "AdamW's state can; resume with the same number of processes and the same run.zero_stage"
         )
     load_weights(engine, saved_weights(folder, stage))
     parts = [_cut(saved, share) for share in own_shares(engine)]
@@ -44,13 +44,13 @@ def load_resharded(engine: Any, folder: Path, stage: int) -> None:
 
 
 def _cut(saved: OptimizerState, share: Share) -> tuple[Tensor, dict[str, Any]]:
-    """This rank's vector of master weights for one group of parameters, and its optimizer state."""
+    """This rank's vector of master weights for one parameter group, and its optimizer state."""
     state: dict[str, Any] = {}
     for start, name, first, count in share.pieces:
         for key in saved.divided_keys(name):
             vector = state.setdefault(key, torch.zeros(share.shape, dtype=torch.float32))
-            vector[start : start + count] = saved.whole(name, key)[first : first + count]
-        # Each group needs a step counter of its own: one shared by two would advance twice.
+            vector[start : start + count] = saved.complete(name, key)[first : first + count]
+        # Each group needs its own step counter: a shared one would advance twice.
         state |= {
             key: value.clone() if isinstance(value, Tensor) else value
             for key, value in saved.common[name].items()

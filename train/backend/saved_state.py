@@ -1,6 +1,6 @@
-"""What DeepSpeed's files of a checkpoint hold, as complete tensors by parameter name, at every ZeRO stage.
+"""Complete tensors by parameter name from DeepSpeed's checkpoint files, at every ZeRO stage.
 
-The files are mapped, not read: a tensor is in memory only once it is asked for. Nothing in them is executed.
+The files are memory-mapped: a tensor is read only when it is used. Nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .deepspeed import (
     trained_shapes,
 )
 
-#: Keys with as many numbers as the parameter, divided as it is: AdamW's moments. Muon's momentum is not.
+#: Keys of tensors that are partitioned like the parameter: AdamW's moments. Muon's momentum is not.
 DIVIDED = (MASTER, "exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
 
 
 class UnreadableFile(UserError):
-    """A file that is not one of a checkpoint; ``reason`` is in a few words."""
+    """A file that is not a valid file of a checkpoint; ``reason`` is a short phrase."""
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{file} cannot be read as a file of a checkpoint: {reason}")
@@ -43,8 +43,8 @@ class UnreadableFile(UserError):
 class OptimizerState:
     """Every trained parameter's fp32 master weights and optimizer state, of ZeRO stage 1, 2 or 3.
 
-    A key of a parameter is either in `DIVIDED`, with pieces in all ranks' files, or in ``common``, one number
-    for all of it (the step); names of tensors that are neither are in ``others``.
+    A parameter's keys are either in `DIVIDED`, with pieces in the files of all ranks, or in ``common``, with
+    one number for the parameter (the step). ``others`` has the names of tensors that are neither.
     """
 
     def __init__(self, folder: Path, stage: int) -> None:
@@ -70,16 +70,15 @@ class OptimizerState:
     def divided_keys(self, name: str) -> list[str]:
         return list(self._pieces[name])
 
-    def whole(self, name: str, key: str) -> Tensor:
-        """All numbers of a divided key, flat, in fp32."""
+    def complete(self, name: str, key: str) -> Tensor:
+        """The complete tensor of a divided key, flat, in fp32."""
         return torch.cat(self._pieces[name][key])[: prod(self.shapes[name])]
 
 
 def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
-    """The state dict of the trained module: parameters, frozen ones too, and buffers.
+    """The state dict of the trained module: trained and frozen parameters, and buffers.
 
-    Up to stage 2 as they were used; at stage 3 trained parameters are the fp32 masters, of which those used
-    are the rounded copies.
+    At stage 3 trained parameters are the fp32 master weights; at lower stages they have the run's dtype.
     """
     state = load_file(model_file(folder, stage))
     if stage < 3:
@@ -89,7 +88,7 @@ def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
     weights |= frozen_weights([load_file(file) for file in _by_rank(folder, MODEL_FILES)])
     trained = OptimizerState(folder, stage)
     for name, shape in trained.shapes.items():
-        weights[name] = trained.whole(name, MASTER).view(shape)
+        weights[name] = trained.complete(name, MASTER).view(shape)
     for name, other in state["shared_params"].items():
         if other in weights:
             weights[name] = weights[other]
@@ -97,17 +96,17 @@ def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def load_file(file: Path, mapped: bool = True) -> Any:
-    """One of DeepSpeed's files, on the CPU; with `mapped` its tensors are read once they are asked for.
+    """Load one of DeepSpeed's files on the CPU; with `mapped` its tensors are read when they are used.
 
     Errors:
-        UnreadableFile for one that is torn, or holds anything but tensors and DeepSpeed's own few classes.
+        UnreadableFile for one that is torn, or holds objects other than tensors and DeepSpeed's few classes.
     """
     try:
         with torch.serialization.safe_globals(classes_in_files()):
             return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
     except UnpicklingError:
         reason = "it holds Python objects, which are never loaded"
-    except Exception as error:  # foreign bytes: torch fails at them in many ways
+    except Exception as error:  # torch raises many types for foreign bytes
         reason = first_line(error)
     raise UnreadableFile(file, reason)
 

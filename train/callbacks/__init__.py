@@ -1,1 +1,1 @@
-"""What happens around the steps of a run: logging, validation, guards, stopping."""
+"""Callbacks of the trainer: logging, validation, checkpointing, guards, stopping."""

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: the hooks, and what they see of it."""
+"""The interface of callbacks, and the state of a run that they are given."""
 
 from __future__ import annotations
 
@@ -18,74 +18,74 @@ from ..stream import Stream
 
 
 class Callback:
-    """Something that happens around the steps of a run. A hook does nothing unless it is overridden.
+    """Hooks around the steps of a run; each does nothing unless it is overridden.
 
     The hooks of a step, in order: `before_step`, `after_loading`, `after_forward` for every micro-batch,
     `before_update`, `after_update`, `after_step` or `on_skipped_step`, then `on_log` and `on_metrics` if a
     log line is due, and `on_step_end`. Every process calls all of them.
     """
 
-    #: Under this name a checkpoint holds its state; empty for callbacks without.
+    #: Name of its state in checkpoints; empty for a callback without state.
     state_name: ClassVar[str] = ""
 
     def before_step(self, state: TrainState) -> None:
-        """Before the data of step ``state.step + 1`` are taken."""
+        """Called before the data of step ``state.step + 1`` are loaded."""
 
     def after_loading(self, state: TrainState) -> None:
-        """``state.micro_batches`` are on the device. Processes wait for one another here anyway."""
+        """``state.micro_batches`` are on the device. Processes are synchronised here anyway."""
 
     def after_forward(self, state: TrainState, number: int, terms: dict[str, LossTerm]) -> None:
-        """The losses of micro-batch ``number`` of the step are known; the backward pass follows."""
+        """The losses of micro-batch ``number`` of the step are computed; the backward pass follows."""
 
     def before_update(self, state: TrainState) -> None:
         """The gradient of all micro-batches is complete."""
 
     def after_update(self, state: TrainState) -> None:
-        """The optimizer has been asked to step."""
+        """The engine has stepped, or refused to."""
 
     def after_step(self, state: TrainState) -> None:
         """Step ``state.step`` is done."""
 
     def on_skipped_step(self, state: TrainState) -> None:
-        """Instead of `after_step` where the weights did not move; ``state.skipped`` is the reason."""
+        """Instead of `after_step` if the weights were not updated; ``state.skipped`` is the reason."""
 
     def on_log(self, state: TrainState) -> None:
-        """A log line is due: what belongs in it is recorded now at the latest."""
+        """A log line is due: the last chance to record metrics for it."""
 
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """The log line's numbers, over all processes. May be changed in place."""
+        """The metrics of the log line, reduced over all processes; may be changed in place."""
 
     def on_validation(self, state: TrainState, losses: dict[str, float], images: dict[str, Path]) -> None:
         """A validation is done: its losses by name, and the files of generated images by prompt."""
 
     def on_step_end(self, state: TrainState) -> None:
-        """After everything else of a step, skipped or not."""
+        """After all other hooks of a step, skipped or not."""
 
     def on_train_end(self, state: TrainState) -> None:
         """After the last step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold, the same on all processes; empty for nothing."""
+        """State for checkpoints, the same on all processes; empty for none."""
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; `saved` is empty where the checkpoint holds nothing."""
+        """Inverse of `state_dict`; `saved` is empty if the checkpoint has no such state."""
 
 
 @dataclass
 class TrainState:
-    """What a run is made of, and where it is.
+    """The components and the progress of a run.
 
     Args:
         step: optimizer steps done, skipped ones included.
         last_step: training ends after this one. A callback may lower it.
-        metrics: what the next log line will hold.
-        micro_batches: of the step at hand, their inputs on the device.
-        target_counts: number of targets of every loss term in each of them, on this process.
-        losses: the weighted loss of each, as it goes into the backward pass.
+        metrics: collects the next log line.
+        micro_batches: of the current step, their inputs on the device.
+        target_counts: number of targets of every loss term in each micro-batch, on this process.
+        losses: the weighted loss of each micro-batch, as used in the backward pass.
         skipped: why the last step was skipped, or None.
         stopping: whether a signal ends the run.
-        validation_loss: the mean of the newest validation's losses.
+        validation_loss: mean of the losses of the last validation.
     """
 
     recipe: Recipe
@@ -105,7 +105,7 @@ class TrainState:
     validation_loss: float | None = None
 
     def autocast(self) -> torch.autocast:
-        """The precision of a forward pass."""
+        """Context of the forward pass in the run's precision."""
         enabled = self.recipe.run.precision == "bf16_autocast"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
@@ -115,9 +115,9 @@ class TrainState:
             getattr(callback, hook)(self, *given)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the engine's state. Every process calls this."""
+        """State for a checkpoint in addition to the engine's. Every process calls this."""
         parts = {"objective": self.objective.extra_state(), "stream": self.stream.state_dict()}
-        parts |= {one.state_name: one.state_dict() for one in self.callbacks if one.state_name}
+        parts |= {callback.state_name: callback.state_dict() for callback in self._with_state()}
         return {name: part for name, part in parts.items() if part}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -125,6 +125,8 @@ class TrainState:
             self.objective.load_extra_state(saved["objective"])
         if "stream" in saved:
             self.stream.load_state_dict(saved["stream"])
-        for callback in self.callbacks:
-            if callback.state_name:
-                callback.load_state_dict(saved.get(callback.state_name, {}))
+        for callback in self._with_state():
+            callback.load_state_dict(saved.get(callback.state_name, {}))
+
+    def _with_state(self) -> list[Callback]:
+        return [callback for callback in self.callbacks if callback.state_name]

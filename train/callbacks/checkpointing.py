@@ -1,4 +1,4 @@
-"""When checkpoints are written, and by which loss they are compared."""
+"""Regular checkpoints, and the loss by which they are compared."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .losses import require_finite_losses
 
 
 class Checkpointing(Callback):
-    """Saves every so many steps, and after the last one.
+    """Saves a checkpoint at regular steps and after the last one.
 
-    Checkpoints compete by the newest validation loss; without validation, by the weighted training loss, its
-    mean over the steps since the checkpoint before and over all processes.
+    Checkpoints are compared by the last validation loss; without validation by the weighted training loss,
+    averaged over all processes and the steps since the previous checkpoint.
 
     Args:
         every: steps between checkpoints; 0 writes only the last one.
@@ -23,7 +23,7 @@ class Checkpointing(Callback):
         self._window = Metrics(checkpoints.world)
 
     def after_step(self, state: TrainState) -> None:
-        # A loss is this process's share, times what DeepSpeed divides by: processes and micro-batches.
+        # A loss is this process's share, scaled by the number of processes and micro-batches.
         for loss in state.losses:
             self._window.record("loss", loss, 1.0)
 
@@ -36,7 +36,7 @@ class Checkpointing(Callback):
     def _judged(self, state: TrainState) -> JudgedBy | None:
         if state.validation_loss is not None:
             return JudgedBy(state.validation_loss, "validation")
-        if state.stopping:  # the few steps before a signal make no fair comparison
+        if state.stopping:  # a mean over the few steps before a signal is not comparable
             return None
         loss = self._window.read().get("loss")
         return None if loss is None else JudgedBy(loss, "training")

@@ -1,8 +1,8 @@
-"""No run hangs: a process that is stuck ends with an error that names its rank and what it was doing.
+"""End a stuck process with an error that names its rank and phase, so that no run hangs.
 
-Collectives over gloo give up by themselves after the process group's time-out, with an error that does not
-name the place; those over NCCL are ended by a thread that kills the process, and nothing ends a stuck data
-loader. So every phase is named before it is entered, and a thread looks at the clock.
+Collectives over gloo time out with an error that does not name the phase; those over NCCL are ended by a
+thread that kills the process, and nothing ends a stuck data loader. So every phase is named when it starts,
+and a thread watches its duration.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .base import Callback, TrainState
 
 
 class HangGuard(Callback):
-    """Knows the phase that this process is in, and ends the process when one lasts too long.
+    """Tracks the phase of this process, and ends the process when a phase lasts too long.
 
     Args:
         rank: of this process, for the message.
-        timeout: longest phase. The process group should have the same: its own error then comes first.
+        timeout: longest phase. The process group should have the same, so that its error comes first.
     """
 
-    _GRACE = 20.0  # seconds in which the process group's own time-out may raise a proper error
+    _GRACE = 20.0  # seconds in which the process group's time-out may raise a proper error
 
     def __init__(self, rank: int, timeout: timedelta) -> None:
         self.rank, self.timeout = rank, timeout
@@ -37,7 +37,7 @@ class HangGuard(Callback):
         threading.Thread(target=self._watch, name="hang-guard", daemon=True).start()
 
     def enter(self, phase: str) -> None:
-        """What comes now, such as "step 12: forward and backward"."""
+        """Start a phase, such as "step 12: forward and backward"."""
         self._phase, self._since = phase, time.monotonic()
 
     def before_step(self, state: TrainState) -> None:
@@ -53,7 +53,7 @@ class HangGuard(Callback):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within it an error of communication names rank and phase; on leaving, the watch ends."""
+        """Add rank and phase to communication errors raised in the block; leaving it ends the watch."""
         try:
             yield
         except RuntimeError as error:
@@ -75,7 +75,7 @@ class HangGuard(Callback):
                 print(
                     f"error: rank {self.rank} has been in phase '{self._phase}' for {waited:.0f} s; "
                     "run.timeout_minutes is the limit. Another process died or is stuck, or the data do not "
-                    "come. The newest checkpoint is complete: start the run again",
+                    "arrive. The newest checkpoint is complete: start the run again",
                     file=sys.stderr,
                     flush=True,
                 )

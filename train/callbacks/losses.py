@@ -1,4 +1,4 @@
-"""The mean of every loss between two log lines, over all processes and for each source of data."""
+"""The mean of every loss between two log lines, over all processes and by data source."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ PREFIX = "loss/"
 
 
 class LossMetrics(Callback):
-    """Records ``loss/TERM`` and ``loss/TERM/SOURCE`` of every step that was not skipped, as means over
-    targets.
+    """Records ``loss/TERM`` and ``loss/TERM/SOURCE``, means over the targets of steps that were not skipped.
 
     Args:
-        sources: names of the sources of data, in the order of a batch's ``source_ids``.
+        sources: names of the data sources, in the order of a batch's ``source_ids``.
     """
 
     def __init__(self, sources: list[str]) -> None:
@@ -38,7 +37,7 @@ class LossMetrics(Callback):
         for by_source in self._by_source:
             for name, (sums, targets) in by_source.items():
                 state.metrics.record([f"{PREFIX}{name}/{one}" for one in self.sources], sums, targets)
-        self._totals, self._by_source = [], []
+        self.on_skipped_step(state)
 
     def on_skipped_step(self, state: TrainState) -> None:
         self._totals, self._by_source = [], []
@@ -48,11 +47,11 @@ class LossMetrics(Callback):
 
 
 def require_finite_losses(metrics: dict[str, float], step: int) -> None:
-    """UserError naming the losses that are infinite or not a number: training never recovers from them."""
+    """Raise a UserError that names the non-finite losses: training never recovers from them."""
     wrong = [name for name, value in metrics.items() if name.startswith(PREFIX) and not math.isfinite(value)]
     if wrong:
         raise UserError(
             f"{', '.join(wrong)} became infinite or not a number shortly before step {step}; the "
-            "checkpoints are from before: start again with a lower optimizer.lr or "
+            "checkpoints are older: start again with a lower optimizer.lr or "
             "optimizer.gradient_clipping, or look for broken numbers in data.sources"
         )

@@ -1,5 +1,4 @@
-"""What a run reports: a progress bar with losses, samples/s and time left; TensorBoard; Weights & Biases; a
-JSON-lines log."""
+"""Reports of a run: progress bar, TensorBoard, Weights & Biases, and a log in JSON lines."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ from .losses import PREFIX
 class Monitor(Callback):
     """Reports steps on the main process; silent on the others.
 
-    ``log.jsonl`` holds one object per logged step and is the source of the reference curves; on resume,
-    lines of steps that will be done again are dropped.
+    ``log.jsonl`` holds one object per logged step; on resume, lines of steps that will be repeated are
+    dropped.
 
     Args:
-        start: steps done before.
+        start: steps already done.
         samples_per_step: over all processes.
     """
 
@@ -47,7 +46,7 @@ class Monitor(Callback):
         self.validation_path = folder / "validation.jsonl"
         for path in (self.path, self.validation_path):
             _drop_lines_after(path, start)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start if start else None)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
         self.bar = tqdm(
             total=recipe.run.steps, initial=start, desc=folder.name, dynamic_ncols=True, mininterval=2.0
         )
@@ -85,17 +84,16 @@ class Monitor(Callback):
         self._last = (step, now)
         self._write(self.path, {"step": step, **metrics, "samples_per_second": rate})
         losses = {key.removeprefix(PREFIX): n for key, n in metrics.items() if key.startswith(PREFIX)}
-        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items() if "/" not in name)
-        self.bar.set_postfix_str(" ".join(filter(None, (shown, summary, f"{rate:.0f} samples/s"))))
+        losses = {name: value for name, value in losses.items() if "/" not in name}
+        parts = _in_words(losses), summary, f"{rate:.0f} samples/s"
+        self.bar.set_postfix_str(" ".join(filter(None, parts)))
 
     def on_validation(self, state: TrainState, losses: dict[str, float], images: dict[str, Path]) -> None:
-        """Write held-out losses into ``validation.jsonl`` and show generated images (PNG files) by prompt."""
+        """Write held-out losses to ``validation.jsonl`` and show generated images (PNG files) by prompt."""
         if not self.active:
             return
-        self._write(
-            self.validation_path,
-            {"step": state.step, **{f"validation/{name}": n for name, n in losses.items()}},
-        )
+        values = {f"validation/{name}": value for name, value in losses.items()}
+        self._write(self.validation_path, {"step": state.step, **values})
         for prompt, path in images.items():
             with Image.open(path) as image:
                 pixels = np.asarray(image)
@@ -103,8 +101,7 @@ class Monitor(Callback):
             if self.wandb is not None:
                 self.wandb.log({f"generated/{prompt}": self.wandb.Image(pixels)}, step=state.step)
         if losses:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self.message(f"step {state.step}: validation: {shown}")
+            self.message(f"step {state.step}: validation: {_in_words(losses)}")
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
         # JSON has no infinite numbers, such as the gradient norm of a skipped step.
@@ -117,7 +114,7 @@ class Monitor(Callback):
             self.wandb.log(values, step=values["step"])
 
     def _warn(self, step: int, alarms: dict[str, str]) -> None:
-        """Print alarms that were not there at the last log line."""
+        """Print alarms that were not raised at the last log line."""
         for key in alarms.keys() - self._alarms:
             self.message(f"step {step}: warning: {alarms[key]}")
         self._alarms = set(alarms)
@@ -132,6 +129,10 @@ class Monitor(Callback):
             self.board.close()
             if self.wandb is not None:
                 self.wandb.finish()
+
+
+def _in_words(losses: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
 
 def _drop_lines_after(path: Path, start: int) -> None:
@@ -151,7 +152,7 @@ def _step_of(line: str) -> int:
 
 
 def _open_wandb(recipe: Recipe, folder: Path) -> Any:
-    """The package wandb, logging to a run with this recipe that is resumed when this one is."""
+    """The package wandb, logging to a W&B run that is resumed whenever this run is."""
     import wandb
 
     # The id follows from the folder, so a resumed run continues the same curves.

@@ -1,7 +1,7 @@
-"""Steps that must not happen: a non-finite loss or gradient norm, or a norm far above the usual.
+"""Skip steps with a non-finite loss or gradient norm, or with a norm far above the usual.
 
-Such a step is skipped on all processes alike: neither weights nor the optimizer's state change, while the
-learning rate and the data continue as if it had been done.
+A step is skipped on all processes: neither weights nor optimizer state change, while the learning rate and
+the data advance as usual.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..backend.deepspeed import ask_before_updates, zero_gradient_norm
 from .base import Callback, TrainState
 
 _HISTORY = 128  # norms whose median is "the usual"
-_ENOUGH = 16  # before so many are known, no norm is called a spike
-_SHOWN = 8  # record ids in the message; the file has them all
+_ENOUGH = 16  # norms needed before one can be called a spike
+_SHOWN = 8  # record ids in the message; the file lists them all
 
 
 class StepGuard(Callback):
@@ -29,9 +29,9 @@ class StepGuard(Callback):
 
     Args:
         engine: DeepSpeed's engine.
-        folder: of the run; skipped steps are appended to ``skipped-steps.jsonl`` there.
-        spike_factor: times the running median of the norms; 0 switches that off.
-        max_skipped: UserError after so many skipped steps in a row.
+        folder: of the run; skipped steps are appended to its ``skipped-steps.jsonl``.
+        spike_factor: allowed multiple of the running median of the norms; 0 allows any finite norm.
+        max_skipped: UserError after this many skipped steps in a row.
     """
 
     state_name = "guard"
@@ -57,7 +57,7 @@ class StepGuard(Callback):
 
     def after_update(self, state: TrainState) -> None:
         """Set ``state.skipped``. UserError on all processes when too many steps in a row were skipped."""
-        if not self._judged:  # DeepSpeed itself refused the norm, and left its schedule behind
+        if not self._judged:  # DeepSpeed itself refused the norm, and did not step its schedule
             self.norm = math.nan
             self._judge()
             self.engine.lr_scheduler.step()
@@ -75,7 +75,7 @@ class StepGuard(Callback):
         if self._in_a_row >= self.max_skipped:
             raise UserError(
                 f"{self._in_a_row} steps in a row were skipped, the last because {self._fault}; their "
-                f"records are in {self.path}, the checkpoints are from before: start again with a lower "
+                f"records are listed in {self.path}, the checkpoints are older: start again with a lower "
                 "optimizer.lr or optimizer.gradient_clipping, or look for broken numbers in those records"
             )
 
@@ -93,7 +93,7 @@ class StepGuard(Callback):
             self._skipped, self._in_a_row = int(saved["skipped"]), int(saved["in_a_row"])
 
     def _is_allowed(self) -> bool:
-        """Whether the optimizer may step; ZeRO asks once for each of its groups."""
+        """Whether the optimizer may step; asked once for each of ZeRO's parameter groups."""
         if not self._judged:
             if self.engine.zero_optimization():
                 self.norm = zero_gradient_norm(self.engine)

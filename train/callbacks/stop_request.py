@@ -1,4 +1,4 @@
-"""Ending a run when the system asks for it: SIGTERM (preemption) and SIGINT (Ctrl-C) become a flag."""
+"""End a run after the current step on SIGTERM (preemption) or SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..backend.distributed import World
 from .base import Callback, TrainState
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers pass on a signal that the terminal has already sent to everyone: that is not a second one.
+# Launchers forward a signal that the terminal has already sent to all processes: that is not a second one.
 ECHO_SECONDS = 1.0
 
 
@@ -33,10 +33,10 @@ class RunStopped(Exception):
 
 
 class StopRequest(Callback):
-    """While entered, the first SIGTERM or SIGINT only ends the run after the step at hand and a checkpoint;
-    a second one, later than ``ECHO_SECONDS``, ends the process at once.
+    """Within the context, the first SIGTERM or SIGINT ends the run after the current step and a checkpoint.
 
-    ``signum`` is the signal that this process received, or learnt of by `agreed`; 0 for none.
+    A second signal, later than ``ECHO_SECONDS``, ends the process at once. ``signum`` is the signal that any
+    process received, 0 for none; other processes' signals are known after `agreed`.
     """
 
     def __init__(self, world: World) -> None:
@@ -61,14 +61,10 @@ class StopRequest(Callback):
             os.kill(os.getpid(), signum)
 
     def agreed(self) -> bool:
-        """Whether any process has been asked to stop; the same answer on all of them.
-
-        One number is all-reduced. Called where the loop waits for its processes anyway, it costs nothing.
-        """
+        """Whether any process received a signal; all-reduced, so the same on all processes."""
         asked = torch.tensor([float(self.signum)], device=self.world.device)
         if self.world.size > 1:
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        # A process that was not asked itself reports the others' signal.
         self.signum = self.signum or int(asked)
         return bool(asked)
 

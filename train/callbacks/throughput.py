@@ -1,4 +1,4 @@
-"""How fast a run is and how much memory it takes: tokens/s, images/s, MFU, peak memory."""
+"""Speed and memory of a run: tokens/s, images/s, MFU, peak memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .base import Callback, TrainState
 
 
 class Throughput(Callback):
-    """Adds up the work of all processes between two log lines.
+    """Measures the work of all processes between two log lines.
 
     Args:
-        peak: TFLOP/s of one GPU; 0 looks it up by the GPU's name. Without one there is no MFU.
+        peak: TFLOP/s of one GPU; 0 looks it up by the GPU's name. No MFU is logged for an unknown GPU.
     """
 
     def __init__(self, world: World, peak: float = 0.0) -> None:
@@ -26,8 +26,7 @@ class Throughput(Callback):
 
     def after_loading(self, state: TrainState) -> None:
         for batch in state.micro_batches:
-            work = state.objective.work(batch.inputs)
-            for name, value in vars(work).items():
+            for name, value in vars(state.objective.work(batch.inputs)).items():
                 state.metrics.record(name, value, reduce="sum")
 
     def on_log(self, state: TrainState) -> None:

@@ -1,4 +1,4 @@
-"""Held-out losses and generated images during a run, always of the same records, prompts and seeds."""
+"""Held-out losses and generated images during a run, always for the same records, prompts and seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .losses import PREFIX, require_finite_losses
 
 
 class Validation(Callback):
-    """Measures every ``config.every`` steps and after the last one; `on_validation` gets the results.
+    """Validates every ``config.every`` steps and after the last one; `on_validation` gets the results.
 
     Errors:
         UserError for shards that do not exist or do not fit, and for a prompt that is too long.
@@ -54,7 +54,7 @@ class Validation(Callback):
 
     @torch.no_grad()
     def _losses(self, state: TrainState) -> dict[str, float]:
-        """Means over every source, by source/term."""
+        """Mean losses by ``SOURCE/TERM``."""
         metrics = Metrics(self.world)
         for source, batches in self.batches.items():
             for batch in batches:
@@ -69,7 +69,7 @@ class Validation(Callback):
         return {name.removeprefix(PREFIX): value for name, value in means.items()}
 
     def _generate_images(self, state: TrainState) -> dict[str, Path]:
-        """An image for every prompt in ``validation/step-N/``; the files by prompt, on the main process."""
+        """Write an image for every prompt to ``validation/step-N/``; the files by prompt (main process)."""
         if not self.config.prompts or not self.world.is_main:
             return {}
         assert isinstance(self.objective, MllmObjective)
@@ -78,7 +78,9 @@ class Validation(Callback):
         files = {}
         guidance = self.config.guidance_scale
         options: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
-        with self._pipeline(self.objective) as pipeline, _kept_random_state(self.world.device):
+        device = self.world.device
+        kept_random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with self._pipeline(self.objective) as pipeline, kept_random_state:
             for number, prompt in enumerate(self.config.prompts):
                 with state.autocast():
                     image = pipeline.generate_images(prompt, seed=self.config.seed, **options)[0]
@@ -88,12 +90,12 @@ class Validation(Callback):
         return files
 
     def _check_prompts(self) -> None:
-        """UserError for a prompt that leaves no room for its image, which validation would fail at."""
+        """Raise UserError for a prompt that leaves no room for its image in the model's context."""
         if not isinstance(self.objective, MllmObjective):
-            return  # the recipe has no prompts
+            return  # other objectives have no prompts
         config, processor = self.objective.model.config, self.objective.processor
         context = getattr(config.text_config, "max_position_embeddings", None) or sys.maxsize
-        room = context - config.num_positions - 2  # the image, and the tokens that open and close it
+        room = context - config.num_positions - 2  # the image and its start and end tokens
         for number, prompt in enumerate(self.config.prompts):
             conversation = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
             inputs = processor.apply_chat_template([conversation], add_generation_prompt=True)
@@ -116,7 +118,7 @@ class Validation(Callback):
             model.detach_visual_tokenizer()
 
     def _read(self, name: str, path: str) -> list[Batch]:
-        """This process's micro-batches of a source: records at equal distances through all of it."""
+        """This process's micro-batches of a source: evenly spaced records."""
         if not Path(path).is_dir():
             raise UserError(
                 f"validation.sources.{name}: no such folder: {path}; write it with dualtoken prepare"
@@ -130,19 +132,11 @@ class Validation(Callback):
             try:
                 examples.append(self.objective.prepare(source[index], index))
             except RecordError:
-                continue  # named when the source was prepared or trained on
+                continue  # reported when the source was prepared or trained on
         if not examples:
-            raise UserError(f"validation.sources.{name}: {path} has no record that can be used")
+            raise UserError(f"validation.sources.{name}: {path} has no usable record")
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]
-        # At stage 3 a forward pass is a collective, so all processes do the same passes, as they do where
-        # there are too few batches to share.
+        # At stage 3 a forward pass is a collective, so all processes do the same passes; so do they if there
+        # are too few batches to share.
         share = self.world.size if self.recipe.run.zero_stage < 3 and len(groups) >= self.world.size else 1
         return [self.objective.collate(group) for group in groups[self.world.rank % share :: share]]
-
-
-@contextmanager
-def _kept_random_state(device: torch.device) -> Iterator[None]:
-    """Image generation takes no random numbers away from training."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, which is what the run then exports."""
+"""An exponential moving average of the trained weights, for the export."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from .base import Callback, TrainState
 
-_WARMUP = 10  # steps; before, the average follows the weights more closely
+_WARMUP = 10  # steps in which the average follows the weights more closely
 
 
 class WeightAverage(Callback):
     """Averages of all trained parameters of `model`, in fp32.
 
-    Every process of a ZeRO run up to stage 2 holds complete weights, so each keeps the same averages.
+    Up to ZeRO stage 2 every process holds complete weights and so keeps the same averages.
 
     Args:
-        decay: share of the old average in the new one; about 1 / (1 - decay) steps are averaged.
+        decay: weight of the old average in the new one; about 1 / (1 - decay) steps are averaged.
     """
 
     state_name = "weight_average"
@@ -34,31 +34,31 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of one more step."""
+        """Include the present weights."""
         self.num_updates += 1
-        # Early on the start would weigh too much: (1 + n) / (10 + n) forgets it.
+        # (1 + n) / (10 + n) soon forgets the initial weights.
         decay = min(self.decay, (1 + self.num_updates) / (_WARMUP + self.num_updates))
         weights = [parameter.detach().float() for parameter in self._parameters().values()]
         torch._foreach_lerp_(self._averages, weights, 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with its averages as weights; its own are back afterwards."""
+        """Within the context the model's weights are the averages."""
         parameters = list(self._parameters().values())
-        own = [parameter.detach().clone() for parameter in parameters]
+        trained = [parameter.detach().clone() for parameter in parameters]
         self._assign(parameters, self._averages)
         try:
             yield
         finally:
-            self._assign(parameters, own)
+            self._assign(parameters, trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages by parameter name, on the CPU, and how many steps are in them."""
+        """The averages by parameter name, on the CPU, and the number of steps in them."""
         named = zip(self._parameters(), self._averages, strict=True)
         return {"num_updates": self.num_updates, "averages": {name: value.cpu() for name, value in named}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; from a checkpoint without averages, start with the model's weights."""
+        """Inverse of `state_dict`; without saved averages, start from the model's weights."""
         self.num_updates = int(saved.get("num_updates", 0))
         averages = saved.get("averages", self._parameters())
         self._assign(self._averages, [averages[name] for name in self._parameters()])

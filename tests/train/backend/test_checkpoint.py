@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(
 def test_a_run_does_not_silently_start_again_when_all_are_damaged(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "step-00000010" / "weights.pt").unlink()
-    with pytest.raises(UserError, match=r"weights.pt is missing; none before it is intact"):
+    with pytest.raises(UserError, match=r"weights.pt is missing; no earlier one is intact"):
         load_newest(checkpoints, FakeEngine())
     assert load_newest(Checkpoints(tmp_path / "none", ALONE, keep=1), FakeEngine()) == 0
 
@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_line_wherever_it_is_met() -> None:
 
 def test_another_batch_is_refused(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5)
-    with pytest.raises(UserError, match="8 records per step, this one takes 12"):
+    with pytest.raises(UserError, match="8 records per step, this one uses 12"):
         load_newest(checkpoints, FakeEngine(batch=12))
 
 

@@ -246,7 +246,7 @@ def test_a_state_that_names_files_elsewhere_is_refused(name: str, tmp_path: Path
     state["files"][name] = 1
     (checkpoints.path(10) / STATE).write_text(json.dumps(state))
     assert fault(checkpoints.path(10)) is not None
-    with pytest.raises(UserError, match="none before it is intact"):
+    with pytest.raises(UserError, match="no earlier one is intact"):
         checkpoints.newest()
 
 

@@ -108,7 +108,7 @@ def test_a_newer_checkpoint_that_is_not_whole_is_told_of(
     assert find_checkpoint(run).name == "step-00000010"
     (message,) = caplog.messages
     assert "step-00000020 is incomplete" in message
-    assert message.endswith("step-00000010 is taken")
+    assert message.endswith("step-00000010 is used")
 
 
 def test_the_checkpoint_meant_is_found_or_named(tmp_path: Path) -> None:

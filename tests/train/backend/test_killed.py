@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_one_line(
     assert running.returncode == (2 if processes == 1 else 1)  # with several, the status is the launcher's
     lines = [line for line in errors.splitlines() if "error: the checkpoint of step 6" in line]
     assert len(lines) == processes
-    assert "the newest before it is step 3: make room" in lines[0]
+    assert "the newest one is step 3: make room" in lines[0]
     assert {path: path.read_bytes() for path in files} == before
     assert not list((full / "checkpoints").glob("*.partial"))
     run_training([*chain.recipe("contrastive", full), *options], processes)

@@ -161,7 +161,7 @@ class Stage2:
 def test_momentum_of_muon_is_refused(tmp_path: Path) -> None:
     save_files(tmp_path, 2, momentum=True)
     with pytest.raises(
-        UserError, match=r"momentum_buffer cannot be divided again.*as many processes as then"
+        UserError, match=r"momentum_buffer cannot be partitioned again.*the same number of processes"
     ):
         load_resharded(Stage2(), tmp_path, 2)
 

@@ -124,7 +124,7 @@ def test_what_may_change_is_used_and_reported(
         (["--run.precision", "bf16_autocast"], "run.precision bf16_autocast (was fp32)"),
         (["--init_from", "somewhere"], "init_from somewhere (was None)"),
         (["--optimizer.lr_scale", '{"vision": 0.1}'], "other groups of parameters"),
-        (["--data.micro_batch_size", "2"], "4 records per step, this one takes 2"),
+        (["--data.micro_batch_size", "2"], "4 records per step, this one uses 2"),
     ],
 )
 def test_what_would_make_another_run_of_it_is_refused(
