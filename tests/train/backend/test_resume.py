@@ -123,7 +123,7 @@ def test_what_may_change_is_used_and_reported(
         (["--contrastive.vision_config.hidden_size", "64"], "vision_config.hidden_size 64 (was 32)"),
         (["--run.precision", "bf16_autocast"], "run.precision bf16_autocast (was fp32)"),
         (["--init_from", "somewhere"], "init_from somewhere (was None)"),
-        (["--optimizer.lr_scale", '{"vision": 0.1}'], "other groups of parameters"),
+        (["--optimizer.lr_scale", '{"vision": 0.1}'], "other parameter groups"),
         (["--data.micro_batch_size", "2"], "4 records per step, this one uses 2"),
     ],
 )
