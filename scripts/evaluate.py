@@ -267,8 +267,8 @@ def check_data(args: argparse.Namespace, tasks: list[Task]) -> int:
     for task in tasks:
         splits = [task.split_or_default(args.split)] if args.split else None
         for report in check_splits(task, data_option(args.data), splits):
-            print("\n".join(report.lines()))
-            complete &= report.is_complete(images=not args.no_images)
+            print("\n".join(report.lines))
+            complete &= report.has_items and (args.no_images or report.has_images)
     return 0 if complete else 2
 
 

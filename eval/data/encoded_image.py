@@ -1,6 +1,4 @@
-"""Images out of tables (TSV, parquet) that do not pile up in memory."""
-
-from __future__ import annotations
+"""Images of tables (TSV, parquet) that stay encoded in memory."""
 
 import hashlib
 from functools import cached_property
@@ -14,9 +12,8 @@ from ...common.images.reading import open_image, pillow_errors
 class EncodedImage(Image.Image):
     """A PIL image that keeps its file's bytes and decodes them anew for every use.
 
-    An ordinary image keeps its pixels once they were used, so that all images of a task that come in a table
-    would end up decoded at once, gigabytes of them. Raises ImageError if the bytes
-    are not an image; broken pixels show on use, as with a file.
+    An ordinary image keeps its pixels once decoded, so that the images of a table would take gigabytes.
+    Raises ImageError if the bytes are not an image; broken pixels raise when used, as with a file.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -32,7 +29,7 @@ class EncodedImage(Image.Image):
         return hashlib.sha256(self._content).hexdigest()
 
     def decode(self) -> Image.Image:
-        """The image as an ordinary one, with its pixels. ImageError where these are broken."""
+        """An ordinary image with the pixels. ImageError where these are broken."""
         with pillow_errors():
             image = open_image(self._content)
             image.load()
@@ -40,7 +37,7 @@ class EncodedImage(Image.Image):
 
     @property
     def im(self) -> Any:
-        """The pixels, for Pillow's own methods other than those below."""
+        """The pixels, for those methods of Pillow that are not overridden below."""
         return self.decode().im
 
     @im.setter
@@ -48,17 +45,15 @@ class EncodedImage(Image.Image):
         raise AttributeError("an EncodedImage cannot be changed; use its copy()")
 
     def load(self) -> Any:
-        """Decode, and forget: what this image returns elsewhere is decoded again."""
+        """The pixel access of Pillow; the decoded pixels are not kept."""
         return self.decode().load()
 
     def copy(self) -> Image.Image:
-        """An ordinary image of its own."""
+        """An ordinary image."""
         return self.decode().copy()
 
     def convert(self, *args: Any, **kwargs: Any) -> Image.Image:
-        """As of an ordinary image."""
         return self.decode().convert(*args, **kwargs)
 
     def transpose(self, *args: Any, **kwargs: Any) -> Image.Image:
-        """As of an ordinary image."""
         return self.decode().transpose(*args, **kwargs)

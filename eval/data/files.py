@@ -1,7 +1,5 @@
 """Readers of the official files of tasks; every mistake in one is a line that names the file and the row."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

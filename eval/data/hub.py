@@ -1,6 +1,4 @@
-"""Data of tasks from the Hugging Face hub, into its cache; the loaders then read them like local files."""
-
-from __future__ import annotations
+"""Download of the data of tasks from the Hugging Face hub; loaders read the files in its cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +12,14 @@ PREFIX = "hub"
 
 @dataclass(frozen=True)
 class HubData:
-    """The dataset repository of a task and, for each split that is there, the files of it to fetch."""
+    """A task's dataset repository, and the patterns of the files to download for each of its splits."""
 
     repo: str
     files: Mapping[str, tuple[str, ...]]
 
 
 class Fetched(NamedTuple):
-    """The folder to load from, and its source for the manifest: "hub:ORG/NAME@COMMIT"."""
+    """The folder to load from, and its source as in the manifest: "hub:ORG/NAME@COMMIT"."""
 
     root: Path
     source: str
@@ -33,25 +31,20 @@ def is_hub(data: str | Path | None) -> bool:
 
 
 def fetch(data: str, task: str, hub: HubData | None, split: str) -> Fetched:
-    """Download what a split needs, unless it is in the cache.
+    """Download the files of a split, unless they are in the cache (HF_HUB_OFFLINE=1: the cache only).
 
     Args:
-        data: "hub", "hub@REVISION", or "hub:ORG/NAME[@REVISION]" for a copy of the same layout.
+        data: "hub", "hub@REVISION", or "hub:ORG/NAME[@REVISION]" for another dataset of the same layout.
         task: its name, for messages.
-        hub: where the task is on the hub.
-        split: the split wanted.
 
     Raises:
-        UserError: the task or the split is not on the hub, or it can be neither reached nor found in the
-            cache; HF_HUB_OFFLINE=1 allows the cache only.
+        UserError: the task or the split is not on the hub, or its files are neither there nor in the cache.
     """
     if hub is None:
         raise UserError(f"{task} is not taken from the hub; give --data DIR, the folder of its files")
-    patterns = hub.files.get(split)
-    if patterns is None:
-        raise UserError(
-            f"{task}: the split {split} is not on the hub, {', '.join(hub.files)} are; give --data DIR"
-        )
+    if (patterns := hub.files.get(split)) is None:
+        known = ", ".join(hub.files)
+        raise UserError(f"{task}: the split {split} is not on the hub, {known} are; give --data DIR")
     repo, revision = _parse(data, hub)
     root = snapshot(repo, "dataset", patterns, f"{task} also takes --data DIR", revision)
     if not any(next(root.glob(pattern), None) for pattern in patterns):
@@ -62,9 +55,9 @@ def fetch(data: str, task: str, hub: HubData | None, split: str) -> Fetched:
 
 
 def snapshot(repo: str, kind: str, patterns: Sequence[str], advice: str, revision: str | None = None) -> Path:
-    """The files of a "dataset" or "model" in the hub's cache, fetched where they are not there.
+    """The folder of a "dataset" or "model" in the hub's cache, downloaded first where it is not there.
 
-    UserError with `advice` where they can be neither fetched nor found.
+    UserError, which ends with `advice`, where it can be neither downloaded nor found.
     """
     import huggingface_hub
 

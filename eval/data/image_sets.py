@@ -1,13 +1,11 @@
 """Images to measure on: a folder, a tar, this package's shards, or a HF dataset, read one at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,21 @@ from ...data_pipelines.records import Record, RecordError
 from ...data_pipelines.shards.format import MANIFEST
 from ...data_pipelines.shards.reader import ShardDataset
 
-#: Endings of what a tar may hold about an image.
+_NO_IMAGE = "{} holds no image (.jpg, .png, .webp, … as Pillow knows them)"
+# Endings of the files that describe an image of a tar.
 _SIDECARS = ("json", "cls", "txt")
 _TEXT_COLUMNS = ("caption", "captions", "text", "texts", "sentences")
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
-#: Where a member's content is in its tar: (offset, length).
+# Position of a member's content in its tar: (offset, length).
 _Slice = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known of it: the name of its class, or a class number; its captions."""
+    """One image: its name, its class by name or number, its captions.
+
+    `image` is None for one that cannot be read, with the reason in `problem`.
+    """
 
     name: str
     image: Image.Image | None
@@ -43,119 +45,104 @@ class Sample:
 
 
 class ImageSet(ABC):
-    """Samples by number, so that processes can share them out without reading each other's.
+    """Samples by index, so that each process reads only its own.
 
-    A sample that cannot be read comes with `image=None` and the reason in `problem`.
+    Args:
+        source: where they are from.
+        entries: what `read` takes sample `index` from.
     """
 
-    source: str
+    def __init__(self, source: object, entries: Any) -> None:
+        self.source = str(source)
+        self._entries = entries
 
-    @abstractmethod
     def __len__(self) -> int:
-        """Number of samples."""
+        return len(self._entries)
 
     @abstractmethod
     def read(self, index: int) -> Sample:
         """Sample `index`, decoded."""
 
     def part(self, rank: int = 0, world: int = 1) -> Iterator[Sample]:
-        """Every `world`-th sample from `rank` on: all of them over all ranks, none twice."""
+        """Every `world`-th sample, starting at `rank`: the ranks together read each sample once."""
         for index in range(rank, len(self), world):
             yield self.read(index)
 
-    @property
+    @cached_property
     def classes(self) -> list[str] | None:
         """All class names, in the order of their numbers, where the set knows them."""
         return None
 
 
 class GivenImages(ImageSet):
-    """Images, paths or samples already in memory."""
+    """Images, paths or samples in memory."""
 
     def __init__(self, images: Sequence[Any]) -> None:
-        self.source = "given"
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
+        super().__init__("given", images)
 
     def read(self, index: int) -> Sample:
-        given = self._images[index]
-        return given if isinstance(given, Sample) else _checked(str(index), given)
+        given = self._entries[index]
+        return given if isinstance(given, Sample) else _loaded(str(index), given)
 
 
 class FolderImages(ImageSet):
-    """All images below a folder, links followed; if there are subfolders, an image's folder is its class.
+    """All images below a folder, links followed; the name of an image's subfolder is its class.
 
-    A text file of an image's name holds its captions, one a line.
+    A text file with the name of an image holds its captions, one a line.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.source = str(folder)
+        super().__init__(folder, [path for path in walk_files(folder) if is_image_name(path.name)])
         self._folder = folder
-        self._files = [path for path in walk_files(folder) if is_image_name(path.name)]
-        if not self._files:
-            raise UserError(f"{folder} holds no image (.jpg, .png, .webp, … as Pillow knows them)")
-        self._classes = sorted({p.parent.name for p in self._files if p.parent != folder})
-
-    def __len__(self) -> int:
-        return len(self._files)
+        if not self._entries:
+            raise UserError(_NO_IMAGE.format(folder))
 
     def read(self, index: int) -> Sample:
-        path = self._files[index]
-        name = str(path.relative_to(self._folder))
-        captions = path.with_suffix(".txt")
+        path = self._entries[index]
+        name, captions = str(path.relative_to(self._folder)), path.with_suffix(".txt")
         try:
             texts = _lines(read_text(captions)) if captions.is_file() else ()
         except UserError as error:
             return Sample(name, None, problem=f"its caption: {error}")
-        label = path.parent.name if path.parent != self._folder else None
-        return _checked(name, path, label, texts)
+        return _loaded(name, path, path.parent.name if path.parent != self._folder else None, texts)
 
-    @property
+    @cached_property
     def classes(self) -> list[str] | None:
-        return self._classes or None
+        return sorted({path.parent.name for path in self._entries if path.parent != self._folder}) or None
 
 
 class TarImages(ImageSet):
-    """A webdataset tar: every image in it, with `KEY.cls` (class number or name), `KEY.txt` (captions, one a
-    line) or `KEY.json` (fields "label", "caption") for `KEY.jpg`.
+    """The images of a webdataset tar.
 
-    The key of `a.b.jpg` is `a.b`, or `a` where nothing else has that key.
+    Next to `KEY.jpg`, `KEY.cls` holds the class (number or name), `KEY.txt` captions, one a line, and
+    `KEY.json` both (fields "label", "caption"). The key of `a.b.jpg` is `a.b`, or `a` where nothing has that
+    key.
     """
 
     def __init__(self, path: Path) -> None:
-        self.source = str(path)
-        self._path = path
-        self._images: list[tuple[str, _Slice]] = []
-        self._sidecars: dict[tuple[str, str], _Slice] = {}
         try:
             with tarfile.open(path, "r:") as tar:
                 members = [(one.name, (one.offset_data, one.size)) for one in tar if one.isfile()]
-        except Exception as error:  # tarfile raises whatever it meets in a damaged header
+        except Exception as error:  # of many types, for a damaged header
             raise UserError(
                 f"{path} cannot be read as a tar without compression ({first_line(error)})"
             ) from error
+        super().__init__(path, [(name, where) for name, where in members if is_image_name(name)])
+        self._path = path
+        self._sidecars: dict[tuple[str, str], _Slice] = {}
         for name, where in members:
-            self._add(name, where)
-        if not self._images:
-            raise UserError(f"{path} holds no image (.jpg, .png, .webp, … as Pillow knows them)")
-
-    def _add(self, name: str, where: _Slice) -> None:
-        stem, _, ending = name.rpartition(".")
-        if is_image_name(name):
-            self._images.append((name, where))
-        elif ending.lower() in _SIDECARS:
-            self._sidecars[stem, ending.lower()] = where
-
-    def __len__(self) -> int:
-        return len(self._images)
+            key, _, ending = name.rpartition(".")
+            if ending.lower() in _SIDECARS:
+                self._sidecars[key, ending.lower()] = where
+        if not self._entries:
+            raise UserError(_NO_IMAGE.format(path))
 
     def read(self, index: int) -> Sample:
-        name, where = self._images[index]
+        name, where = self._entries[index]
         key = name.rpartition(".")[0]
         try:
-            fields = self._fields(key)
+            loaded = {} if (text := self._text(key, "json")) is None else parse_json(text)
+            fields = loaded if isinstance(loaded, dict) else {}
             label = fields.get("label")
             if (text := self._text(key, "cls")) is not None:
                 label = int(text) if text.isdecimal() and len(text) < 10 else text
@@ -165,15 +152,10 @@ class TarImages(ImageSet):
             image = self._bytes(where)
         except (OSError, ValueError) as error:  # cut short, not UTF-8, not JSON
             return Sample(key, None, problem=first_line(error))
-        return _checked(key, image, label if isinstance(label, str | int) else None, texts)
-
-    def _fields(self, key: str) -> Mapping[str, Any]:
-        text = self._text(key, "json")
-        loaded = {} if text is None else parse_json(text)
-        return loaded if isinstance(loaded, dict) else {}
+        return _loaded(key, image, label if isinstance(label, str | int) else None, texts)
 
     def _text(self, key: str, ending: str) -> str | None:
-        """The text that belongs to the image of `key`; None where there is none."""
+        """The text file that belongs to the image of `key`; None if there is none."""
         folder, slash, file = key.rpartition("/")
         short = f"{folder}{slash}{file.partition('.')[0]}"
         where = self._sidecars.get((key, ending)) or self._sidecars.get((short, ending))
@@ -189,71 +171,57 @@ class TarImages(ImageSet):
 
 
 class ShardImages(ImageSet):
-    """The first image of every record of this package's shards; its label and caption are the record's.
+    """The first image of every record of this package's shards, with the record's label.
 
     The caption of an image to generate is its prompt; an answer to a question is not a caption.
     """
 
     def __init__(self, source: Path, split: str = "all") -> None:
-        self.source = str(source)
-        self._records = ShardDataset(source, split=split)
-
-    def __len__(self) -> int:
-        return len(self._records)
+        super().__init__(source, ShardDataset(source, split=split))
 
     def read(self, index: int) -> Sample:
         try:
-            record = self._records[index]
+            record = self._entries[index]
         except RecordError as error:
             return Sample(str(index), None, problem=first_line(error))
         image = next((part["image"] for part in record.image_parts() if "image" in part), None)
         if image is None:
             problem = "its images are stored as codes only" if record.image_parts() else "it has no image"
             return Sample(record.id, None, problem=problem)
-        return _checked(record.id, image, record.metadata.get("label"), _caption(record))
+        return _loaded(record.id, image, record.metadata.get("label"), _caption(record))
 
     @cached_property
-    def _classes(self) -> list[str]:
-        labels = set()
-        for index in range(len(self._records)):
-            with contextlib.suppress(RecordError):  # `read` will name it
-                labels.add(self._records.record(index, load_images=False).metadata.get("label"))
-        return sorted(label for label in labels if isinstance(label, str))
-
-    @property
     def classes(self) -> list[str] | None:
-        return self._classes or None
+        labels = set()
+        for index in range(len(self)):
+            with contextlib.suppress(RecordError):  # `read` will name it
+                labels.add(self._entries.record(index, load_images=False).metadata.get("label"))
+        return sorted(label for label in labels if isinstance(label, str)) or None
 
 
 class HubImages(ImageSet):
     """A HF dataset: its image column, and its class label and captions where it has them."""
 
     def __init__(self, dataset: Any, source: str = "dataset") -> None:
-        datasets = optional_package("datasets")
-        self.source = source
-        self._dataset = dataset
-        features = dataset.features
-        pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-        if not pictures:
+        super().__init__(source, dataset)
+        kind, features = optional_package("datasets").Image, dataset.features
+        self._image = next((name for name in features if isinstance(features[name], kind)), None)
+        if self._image is None:
             raise UserError(f"{source} has no column of images; it has {', '.join(features)}")
-        self._image = pictures[0]
         self._label = next((name for name in _LABEL_COLUMNS if name in features), None)
         self._text = next((name for name in _TEXT_COLUMNS if name in features), None)
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
     def read(self, index: int) -> Sample:
         try:
-            row = self._dataset[index]
-        except Exception as error:  # it decodes the image, and raises whatever that raises
+            row = self._entries[index]
+        except Exception as error:  # it decodes the image; decoders raise errors of many types
             return Sample(str(index), None, problem=first_line(error))
         label = row[self._label] if self._label else None
-        return _checked(str(index), row[self._image], label, _texts(row[self._text]) if self._text else ())
+        return _loaded(str(index), row[self._image], label, _texts(row[self._text]) if self._text else ())
 
-    @property
+    @cached_property
     def classes(self) -> list[str] | None:
-        names = getattr(self._dataset.features[self._label], "names", None) if self._label else None
+        names = getattr(self._entries.features[self._label], "names", None) if self._label else None
         return list(names) if names else None
 
 
@@ -265,14 +233,14 @@ def open_images(source: str | Path, split: str | None = None) -> ImageSet:
     """
     if str(source).startswith("hf:"):
         load = optional_package("datasets").load_dataset
-        return HubImages(_one_split(partial(load, str(source)[3:]), str(source)[3:], split), str(source))
+        return HubImages(_one_split(load, str(source)[3:], split), str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return ShardImages(path, split or "all")
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             load = optional_package("datasets").load_from_disk
-            return HubImages(_one_split(partial(load, str(path)), str(path), split), str(path))
+            return HubImages(_one_split(load, str(path), split), str(path))
         return FolderImages(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a folder, a tar, shards, or hf:OWNER/NAME")
@@ -281,10 +249,10 @@ def open_images(source: str | Path, split: str | None = None) -> ImageSet:
     raise UserError(f"{path} is neither a folder nor a .tar; unpack it, or give hf:OWNER/NAME")
 
 
-def _one_split(load: Callable[[], Any], name: str, split: str | None) -> Any:
-    """What a loader of HF datasets gives, or the one split of it that is meant."""
+def _one_split(load: Callable[[str], Any], name: str, split: str | None) -> Any:
+    """The HF dataset of a name, or the chosen one of its splits."""
     try:
-        dataset = load()
+        dataset = load(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} cannot be loaded as a HF dataset: {first_line(error)}") from error
     if not isinstance(dataset, Mapping):
@@ -296,7 +264,7 @@ def _one_split(load: Callable[[], Any], name: str, split: str | None) -> Any:
     return dataset[split]
 
 
-def _checked(name: str, source: Any, label: str | int | None = None, texts: tuple[str, ...] = ()) -> Sample:
+def _loaded(name: str, source: Any, label: str | int | None = None, texts: tuple[str, ...] = ()) -> Sample:
     try:
         return Sample(name, load_image(source), label, texts)
     except UserError as error:
@@ -304,9 +272,8 @@ def _checked(name: str, source: Any, label: str | int | None = None, texts: tupl
 
 
 def _caption(record: Record) -> tuple[str, ...]:
-    """The prompt of an image: the user's text before an image of the assistant's."""
-    generated = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
-    if not generated:
+    """The prompt of an image to generate: the user's first text, if the assistant's turn has an image."""
+    if not any(role == "assistant" and part["type"] == "image" for role, part in record.parts()):
         return ()
     texts = (part["text"] for role, part in record.parts() if role == "user" and part["type"] == "text")
     return tuple(text for text in texts if text.strip())[:1]

@@ -1,7 +1,5 @@
 """Rows of official files: every mistake in one is a UserError that names the file and the row."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,9 +1,7 @@
-"""What image generation tasks share: finding the generated images, CLIPScore, and putting scores together.
+"""Image generation tasks: finding the generated images, CLIPScore, scores of items.
 
-Images are generated once; every scorer whose model is given then reads the same files.
+Images are generated once; every scorer whose model is given reads the same files.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from ...common.errors import UserError
 from ...common.images.reading import load_image
 from ..judges.protocols import Clip, Judges, missing
 from ..scorers.averages import mean
-from .score import Graded, Score
+from .score import Graded, Score, null_score
 from .task import Item, ScoringContext, Task
 
 _BATCH = 16
@@ -41,11 +39,11 @@ class ImageTask(Task):
     generation: ClassVar[Mapping[str, Any]] = {}
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
-        """The task's own score of all images; by default it has none but CLIPScore."""
+        """The score by the rule of the task; by default it has CLIPScore only."""
         return Score("clip_score", {})
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
-        """The own metrics and CLIPScore of the images that `predictions` name below `context.folder`."""
+        """`own_score` and CLIPScore of the images in `context.folder` that `predictions` name."""
         images = find_images(items, predictions, context.folder)
         own, clip = self.own_score(images, context.judges), clip_score(images, context.judges.clip())
         return Score(
@@ -57,7 +55,7 @@ class ImageTask(Task):
 
 
 def find_images(items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> list[GeneratedImage]:
-    """All generated images in the order of the items. UserError for one that is not there."""
+    """All generated images in the order of the items. UserError for a missing one."""
     found = []
     for item in items:
         names = predictions[item.id]
@@ -71,10 +69,10 @@ def find_images(items: Sequence[Item], predictions: Mapping[str, Any], folder: P
 
 def clip_score(images: Sequence[GeneratedImage], clip: Clip | None) -> Score:
     """The mean CLIPScore of the images with their prompts; None without a CLIP."""
-    from ..metrics.clip_score import clip_scores  # here, because it imports torch
+    from ..metrics.clip_score import clip_scores  # here, because it imports torch, which takes seconds
 
     if clip is None:
-        return Score("clip_score", {"clip_score": None}, notes=(f"clip_score is null: {missing('clip')}",))
+        return null_score("clip_score", missing("clip"))
     graded: list[tuple[GeneratedImage, Graded]] = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
@@ -86,13 +84,13 @@ def clip_score(images: Sequence[GeneratedImage], clip: Clip | None) -> Score:
 
 
 def item_means(graded: Iterable[tuple[GeneratedImage, Graded]]) -> dict[str, Graded]:
-    """Each item with the mean score of its images, and the list of what was read out of them."""
+    """For each item the mean score of its images, and the list of what was parsed from them."""
     by_item: dict[str, list[Graded]] = {}
     for image, one in graded:
         by_item.setdefault(image.item.id, []).append(one)
     means = {}
     for key, found in by_item.items():
         parsed = [one.parsed for one in found]
-        read = None if all(value is None for value in parsed) else parsed
-        means[key] = Graded(read, mean(one.score or 0.0 for one in found))
+        has_parsed = any(value is not None for value in parsed)
+        means[key] = Graded(parsed if has_parsed else None, mean(one.score or 0.0 for one in found))
     return means

@@ -1,6 +1,4 @@
-"""What produced a set of predictions: checkpoint, data, prompts, settings and versions, with checksums."""
-
-from __future__ import annotations
+"""The identity of a run: checkpoint, data, prompts, settings and versions, with checksums."""
 
 import hashlib
 import json
@@ -9,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
@@ -19,16 +17,17 @@ from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
 from ...mllm import resolve_model
 from ..data.encoded_image import EncodedImage
-from .task import ImageSource, Item
+from ..data.rows import ImageSource
+from .task import Item
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
-# A resumed run must agree on these; versions may differ, and are listed.
+# Fields that must be equal in a resumed run; versions may differ.
 FIXED = ("benchmark", "split", "limit", "model", "checkpoint", "data", "prompts", "generation", "seed")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the package and of those that results may depend on."""
+    """Versions of this package and of those that results may depend on."""
     found = {"dualtoken": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -40,15 +39,15 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The model of a run: its name as it was given, the checksum of its folder, and the kind of device."""
+    """The model of a run: its name as given, the checksum of its folder, and the type of device."""
 
     model: str = ""
     checkpoint: str = ""
     device: str = ""
 
     @classmethod
-    def of(cls, model: str, device: str) -> ModelIdentity:
-        """That of a model as `--model` names it, on a device such as "cuda:1"."""
+    def of(cls, model: str, device: str) -> Self:
+        """The identity of a model, named as for `--model`, on a device such as "cuda:1"."""
         folder = Path(resolve_model(model))
         checkpoint = checkpoint_checksum(folder) if folder.is_dir() else model
         return cls(model, checkpoint, device.partition(":")[0])
@@ -56,7 +55,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """All that produced a run's predictions; `to_dict` is the content of `manifest.json`."""
+    """Everything that a run's predictions depend on; `to_dict` is the content of `manifest.json`."""
 
     benchmark: str
     split: str
@@ -78,16 +77,15 @@ class RunIdentity:
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return content
 
-    def differences(self, other: RunIdentity) -> list[str]:
-        """The names of the fields that a resumed run must share and these two do not."""
+    def differences(self, other: Self) -> list[str]:
+        """The names of the fields that differ and must be equal in a resumed run."""
         one, two = self.to_dict(), other.to_dict()
         return [name for name in FIXED if one[name] != two[name]]
 
     def open(self, folder: Path) -> None:
-        """Write the manifest of a new run; compare with that of a resumed one.
+        """Write the manifest of a new run, or compare with that of the run that is resumed.
 
-        Raises:
-            UserError: the folder's predictions were made by something else; names what differs.
+        UserError for predictions of another run, naming the fields that differ, and for a folder of others.
         """
         path = folder / MANIFEST
         if path.exists():
@@ -97,8 +95,7 @@ class RunIdentity:
                     "--output, or remove the folder"
                 )
             return
-        foreign = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
-        if foreign:
+        if foreign := sorted(one.name for one in folder.iterdir() if not one.name.startswith(".")):
             raise UserError(
                 f"{folder} holds {foreign[0]!r} and no {MANIFEST}, so it is not a folder of predictions; "
                 "give another --output, or move that away"
@@ -107,8 +104,8 @@ class RunIdentity:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> RunIdentity:
-        """That of a folder of predictions. UserError if it has no manifest, or it cannot be read."""
+    def read(cls, folder: Path) -> Self:
+        """The identity in a folder of predictions. UserError without a valid manifest."""
         path = folder / MANIFEST
         if not path.exists():
             raise UserError(f"{folder} holds no {MANIFEST}; make predictions first: dualtoken eval predict")
@@ -131,7 +128,7 @@ def data_checksum(items: Iterable[Item]) -> str:
 
 
 def prompts_checksum(items: Iterable[Item]) -> str:
-    """SHA-256 over what the model is asked, word for word and in order."""
+    """SHA-256 over the ids and prompts, in order."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.id, item.prompt]).encode())
@@ -139,7 +136,7 @@ def prompts_checksum(items: Iterable[Item]) -> str:
 
 
 def checkpoint_checksum(folder: Path) -> str:
-    """SHA-256 over a model folder's configurations and weights; what only describes it is left out."""
+    """SHA-256 over the names and contents of a model folder's configurations, vocabularies and weights."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):

@@ -1,7 +1,5 @@
 """Teacher-forced log-likelihood of answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ from ...mllm.conversation.collation import IGNORE
 
 
 class AnswerLikelihood(NamedTuple):
-    """Of an answer's tokens with its end: summed log-probability, and whether each is the most likely one."""
+    """Summed log-probability of an answer's tokens and its end, and whether each is the most likely one."""
 
     log_probability: float
     is_greedy: bool
@@ -24,7 +22,7 @@ class AnswerLikelihood(NamedTuple):
 def answer_likelihoods(
     pipeline: DualTokenPipeline, conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[AnswerLikelihood]:
-    """The likelihood of the assistant's turn of each conversation, given all that comes before it."""
+    """The likelihood of the assistant's turn of each conversation, given the turns before it."""
     processor = pipeline.processor
     batch = processor.collate([processor.encode_record(messages) for messages in conversations])
     inputs = {name: value.to(pipeline.device) for name, value in batch.items()}

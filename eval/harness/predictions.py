@@ -1,18 +1,16 @@
 """Predictions on disk: append-only JSON lines, one file for each rank, then one for all.
 
-A line is {"id": ..., "prediction": ...}; the prediction of an item that could not be asked is null. Lines are
-written completely and at once; a partial line that a killed run left at the end of a file is dropped. The
-same id twice, or one that the task does not have, is refused.
+A line is {"id": ..., "prediction": ...}, with null for an item that could not be asked. Lines are written at
+once; an incomplete line that a killed run left at the end of a file is dropped. An id that occurs twice, or
+that the task does not have, is refused.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ...common.errors import UserError, shown
 from ...common.files import atomic_file
@@ -29,9 +27,10 @@ class PredictionWriter:
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         self.path = folder / PART.format(rank=rank, world=world)
-        _drop_torn_line(self.path)
+        if self.path.exists():  # a killed run may leave an incomplete line at the end
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
-    def __enter__(self) -> PredictionWriter:
+    def __enter__(self) -> Self:
         self._file = self.path.open("a", encoding="utf-8")
         return self
 
@@ -46,10 +45,9 @@ class PredictionWriter:
 
 
 def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """Every prediction made so far, by any number of ranks, in the order of `ids`.
+    """All predictions made so far, by any number of ranks, in the order of `ids`.
 
-    Raises:
-        UserError: an id twice or unknown, or a line that is not a prediction; names file and line.
+    UserError, naming file and line, for an id that is unknown or occurs twice, and for an invalid line.
     """
     merged, parts = folder / MERGED, sorted(folder.glob("part-*.jsonl"))
     before = list(_lines(merged)) if merged.exists() else []
@@ -71,9 +69,10 @@ def read_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str, Any], folder: Path) -> None:
-    """Raise UserError for a prediction that is not what a task of this kind takes.
+    """UserError for a prediction that a task of this kind cannot score.
 
-    A text, a finite number for each choice, or names of images in `folder`; or null, but not for images.
+    Valid are a string ("answer"), a finite number for each choice ("choose"), both also null, and names of
+    images in `folder` ("image").
     """
     for item in items:
         given = predictions.get(item.id)
@@ -94,9 +93,9 @@ def check_predictions(kind: str, items: Sequence[Item], predictions: Mapping[str
 
 
 def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
-    """Once every item has its prediction, write them in order to one file; returns whether they are complete.
+    """Write the predictions in order to one file if every item has one; returns whether that is so.
 
-    Any rank may be the last one, and each that finds itself to be writes the same bytes.
+    Several ranks may find them complete at the same time; they write the same bytes.
     """
     predictions = read_predictions(folder, ids)
     if len(predictions) < len(ids):
@@ -132,17 +131,6 @@ def _lines(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _is_numbers(given: Any, count: int) -> bool:
-    """Whether `given` is a list of `count` finite numbers."""
     if not isinstance(given, list) or len(given) != count:
         return False
     return all(type(value) in (int, float) and math.isfinite(value) for value in given)
-
-
-def _drop_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    complete = data.rfind(b"\n") + 1
-    if complete < len(data):
-        with path.open("r+b") as file:
-            file.truncate(complete)

@@ -1,6 +1,4 @@
-"""The model's side of an evaluation: answers, likelihoods of choices, generated images."""
-
-from __future__ import annotations
+"""Predictions of a model: answers, log-likelihoods of choices, generated images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -14,7 +12,7 @@ from .task import Item
 
 
 class Predictor(Protocol):
-    """What the runner asks of a model."""
+    """The interface through which the runner uses a model."""
 
     def answer(self, items: Sequence[Item], settings: Mapping[str, Any]) -> list[str]:
         """A greedy answer to each item."""
@@ -43,9 +41,7 @@ class PipelinePredictor:
         for item in items:
             images = [{"type": "image", "image": image} for image in map(load_image, item.images)]
             question = {"role": "user", "content": [*images, {"type": "text", "text": item.prompt}]}
-            answered: list[list[dict[str, Any]]] = [
-                [question, {"role": "assistant", "content": choice}] for choice in item.choices
-            ]
+            answered = [[question, {"role": "assistant", "content": choice}] for choice in item.choices]
             likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
         return likelihoods
 

@@ -1,10 +1,8 @@
-"""Tasks by name: those of the modules in `eval/tasks/`, and those that plug-ins register.
+"""The registry of tasks: those in `eval/tasks/`, and those of plug-ins.
 
-A plug-in is an installed package with the entry point `dualtoken.tasks`, or a folder of Python files that is
-named on the command line (--include-path).
+A plug-in is an installed package with the entry point `dualtoken.tasks`, or a folder of Python files given
+as --include-path.
 """
-
-from __future__ import annotations
 
 import difflib
 import importlib
@@ -28,7 +26,7 @@ _REGISTERED: dict[str, Task] = {}
 
 
 def register(task: type[T]) -> type[T]:
-    """Class decorator: makes a task known under its name. UserError if another task has that name."""
+    """Class decorator that registers a task by its name. UserError if another task has that name."""
     known = _REGISTERED.get(task.name)
     if known is not None and _origin(type(known)) != _origin(task):
         raise UserError(f"two tasks are named {task.name!r}: {_origin(type(known))} and {_origin(task)}")
@@ -54,13 +52,13 @@ def include(folders: Sequence[Path]) -> None:
 
 
 def task_names() -> list[str]:
-    """All names, sorted."""
+    """The names of all tasks, sorted."""
     _load_package_and_entry_points()
     return sorted(_REGISTERED)
 
 
 def get_task(name: str) -> Task:
-    """A task by name. UserError for an unknown one, with the nearest known names."""
+    """A task by name. UserError for an unknown one, with similar names."""
     names = task_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)

@@ -1,6 +1,4 @@
-"""Tables and a chart of results: several models side by side."""
-
-from __future__ import annotations
+"""Tables and a chart that compare the results of models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +8,14 @@ from .results import Result
 
 
 def table(results: Sequence[Result]) -> dict[str, dict[str, float | None]]:
-    """Headline metrics: row "benchmark (split): metric" -> model -> value; None where there is none."""
+    """Headline metrics: "benchmark (split): metric" -> model -> value, None where it has none."""
     rows: dict[str, dict[str, float | None]] = {}
     for result in results:
         label = f"{result['benchmark']} ({result['split']})"
         for metric, value in (result["headline"] or {"incomplete": None}).items():
             cells = rows.setdefault(f"{label}: {metric}", {})
             if result["model"] in cells:
-                raise UserError(
-                    f"two results of {result['model']} on {label}; give folders of one run for each model"
-                )
+                raise UserError(f"two results of {result['model']} on {label}; give one run of each model")
             cells[result["model"]] = value
     return rows
 
@@ -36,9 +32,8 @@ def markdown(results: Sequence[Result]) -> str:
     for result in results:
         remarks = list(result["notes"])
         if result["n_unparsed"]:
-            remarks.append(
-                f"{result['n_unparsed']} of {result['n']} answers hold no answer by the official rule"
-            )
+            unparsed = f"{result['n_unparsed']} of {result['n']}"
+            remarks.append(f"the official rule finds no answer in {unparsed} predictions")
         lines += [f"- {result['model']}, {result['benchmark']}: {remark}" for remark in remarks]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,16 +1,14 @@
-"""Results on disk: metrics in `result.json`, and what every item scored in `samples.jsonl`.
+"""Results on disk: metrics in `result.json`, and the scores of items in `samples.jsonl`.
 
-`samples.jsonl`, in the same folder, has one line an item, in the task's order, with the fields
+`samples.jsonl` has one line for each item, in the task's order, with the fields
 
 * `id`, `prompt`, `target`: those of the item;
 * `prediction`: the model's answer, the choices' log-likelihoods, or the files of the generated images; null
   for an item that could not be asked;
-* `parsed`: what the rule read out of the prediction (a letter, a normalised text, a verdict); null where it
-  found no answer or reads none;
-* `score`: the item's own score, mostly from 0 to 1; null where it has none.
+* `parsed`: the answer that the rule finds in the prediction (a letter, a normalised string, a verdict), or
+  null;
+* `score`: mostly from 0 to 1; null where the rule scores no single items.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,15 +32,15 @@ Result = Mapping[str, Any]
 def make_result(
     identity: RunIdentity, score: Score, judge: Mapping[str, Any] | None, unasked: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of `result.json`; without a headline where items are left out or could not be asked.
+    """The content of `result.json`; its headline is null where items are left out or could not be asked.
 
-    judge: the file of a judge's replies, if there is one. unasked: ids of the items without a prediction.
+    Args:
+        judge: `Verdicts.source`, if a judge was asked.
+        unasked: ids of the items without a prediction.
     """
     expected = identity.n_expected
     complete = identity.limit is None and expected in (None, identity.n)
-    metrics = {
-        name: None if value is None else round(float(value), 6) for name, value in score.metrics.items()
-    }
+    metrics = {key: None if value is None else round(float(value), 6) for key, value in score.metrics.items()}
     notes = list(score.notes)
     if judge:
         notes.append(f"judge: {', '.join(judge['models']) or 'not named in ' + judge['file']}")
@@ -79,14 +77,14 @@ def sample_lines(items: Sequence[Item], predictions: Mapping[str, Any], score: S
 
 
 def write_result(folder: Path, result: Result, samples: Iterable[str]) -> None:
-    """Write both files, each when it is complete."""
+    """Write both files atomically."""
     with atomic_file(folder / RESULT) as result_file, atomic_file(folder / SAMPLES) as samples_file:
         samples_file.write_text("".join(samples), encoding="utf-8")
         result_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def collect_results(folders: Iterable[Path]) -> list[Result]:
-    """Every result below the folders. UserError where there is none."""
+    """Every result below the folders. UserError if there are none."""
     folders = list(folders)
     paths = sorted(path for folder in folders for path in folder.rglob(RESULT))
     if not paths:
@@ -96,7 +94,7 @@ def collect_results(folders: Iterable[Path]) -> list[Result]:
 
 
 def read_result(path: Path) -> Result:
-    """One result, with what the tables take from it checked. UserError that names the file and the field."""
+    """One result, with the fields that tables need checked. UserError names the file and the field."""
     result = read_json_object(path)
     for name in ("benchmark", "split", "model"):
         take(result, name, str, path)

@@ -1,10 +1,8 @@
 """Predict and score.
 
-Items are put into fixed batches first and batches dealt to ranks, so a batch, and with it every prediction,
-is the same whatever the number of ranks and however often a run was stopped.
+Items are first split into batches, then batches among ranks. So batches, and with them predictions, do not
+depend on the number of ranks or on interruptions.
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,9 +34,9 @@ def run_tasks(
     model: ModelIdentity | None = None,
     judges: Judges | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Predict and score tasks with one model; their results by name, as in each task's `result.json`.
+    """Predict and score tasks with one model; returns the content of each task's `result.json` by its name.
 
-    All data are loaded before the model is asked anything. Resumable: predictions found in `output` are kept.
+    All data are loaded before the first prediction. Resumable: predictions found in `output` are kept.
     """
     settings, results = settings or Settings(), {}
     loaded = [load_data(task, settings) for task in tasks]
@@ -50,7 +48,7 @@ def run_tasks(
 
 
 def run_folder(output: Path, task: Task, split: str) -> Path:
-    """Where the predictions and the result of one task are."""
+    """The folder of the predictions and the result of one task."""
     return output / task.name / split
 
 
@@ -64,10 +62,8 @@ def predict(
 ) -> Path:
     """Make this rank's share of the predictions, resuming an earlier run; returns the folder.
 
-    `loaded` is what `load_data` gave for these settings, where that was done before.
-
-    Raises:
-        UserError: the folder holds predictions of another model, other data or other settings.
+    `loaded` saves loading the data again. UserError if the folder holds predictions of another model, other
+    data or other settings.
     """
     loaded = loaded or load_data(task, settings)
     items = loaded.items[: settings.limit]
@@ -102,13 +98,9 @@ def score(
 ) -> dict[str, Any]:
     """Score finished predictions, without the model that made them.
 
-    Writes `result.json`, which is returned, and `samples.jsonl` (see `results`). A task with a
-    judge's part asks the judge of answers, where one is given, for verdicts not yet recorded.
-
-    `loaded` is what `load_data` gave for these settings, where that was done before.
-
-    Raises:
-        UserError: predictions are missing, or the data are not those that the predictions were made from.
+    Writes `samples.jsonl` and `result.json` (see `results`), whose content is returned. For a `JudgedTask`
+    the judge of answers, where one is given, is asked for verdicts not yet recorded. `loaded` saves loading
+    the data again. UserError if predictions are missing or were made from other data.
     """
     judges = judges or Judges()
     folder = run_folder(output, task, task.split_or_default(settings.split))
@@ -116,9 +108,7 @@ def score(
     items = (loaded or load_data(task, settings)).items[: identity.limit]
     for name, checksum in (("data", data_checksum(items)), ("prompts", prompts_checksum(items))):
         if getattr(identity, name) != checksum:
-            raise UserError(
-                f"{folder}: the predictions were made from other {name}; give the --data of that run"
-            )
+            raise UserError(f"{folder}: the predictions were made from other {name}; give that run's --data")
     predictions = read_predictions(folder, [item.id for item in items])
     check_predictions(task.kind, items, predictions, folder)
     if missing := len(items) - len(predictions):
@@ -157,7 +147,7 @@ def _identity(task: Task, loaded: Loaded, settings: Settings, model: ModelIdenti
 
 
 def _no_answer(task: Task, item: Item) -> Any:
-    """The prediction that stands for none: the empty answer, or choices of equal likelihood."""
+    """The prediction scored in place of a missing one: the empty answer, or equally likely choices."""
     return [0.0] * len(item.choices) if task.kind == "choose" else ""
 
 
@@ -169,7 +159,7 @@ def _predict_batch(
     folder: Path,
     identity: RunIdentity,
 ) -> list[Any]:
-    """The predictions of a batch whose first item is number `start`; generated images are written."""
+    """The predictions of a batch whose first item has index `start`; generated images are written."""
     options = {name: value for name, value in identity.generation.items() if name != "batch_size"}
     if task.kind != "image":
         return _ask(task, predictor, batch, options)
@@ -185,7 +175,7 @@ def _predict_batch(
 
 
 def _ask(task: Task, predictor: Predictor, batch: Sequence[Item], options: Mapping[str, Any]) -> list[Any]:
-    """Texts or likelihoods; None for an item with an image that cannot be decoded."""
+    """Answers or log-likelihoods; None for an item with an image that cannot be decoded."""
 
     def ask(items: Sequence[Item]) -> list[Any]:
         return list(predictor.choose(items) if task.kind == "choose" else predictor.answer(items, options))
@@ -199,7 +189,7 @@ def _ask(task: Task, predictor: Predictor, batch: Sequence[Item], options: Mappi
 
 
 def _is_readable(item: Item) -> bool:
-    """Whether all images of an item can be decoded; reports on stderr what is wrong with one that cannot."""
+    """Whether all images of an item can be decoded; the reason why not goes to stderr."""
     try:
         for image in item.images:
             load_image(image)

@@ -1,6 +1,4 @@
-"""What a task's rule gives: metrics, and for each item what was read out of the prediction and its score."""
-
-from __future__ import annotations
+"""Scores of a task: its metrics, and for each item the parsed prediction and its score."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +11,9 @@ Divisions = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 class Graded(NamedTuple):
-    """One item: what the rule read out of its prediction, and its score.
+    """One item: the answer that the rule finds in its prediction, and its score.
 
-    `parsed` is a JSON value, None where the rule finds no answer. `score` is mostly 0…1, None where there is
-    none.
+    `parsed` is a JSON value, None where the rule finds no answer; `score` is mostly 0…1, None without one.
     """
 
     parsed: Any
@@ -29,10 +26,10 @@ class Score:
 
     Args:
         headline: the name of the metric to quote.
-        metrics: by name, in the unit of the official table; None where a metric cannot be had, with the
+        metrics: by name, in the unit of the official table; None for one that cannot be computed, with the
             reason in `notes`.
         unparsed: how many predictions hold no answer by the official rule.
-        notes: what a reader of the metrics has to know.
+        notes: remarks that the metrics cannot be understood without.
         items: by item id, for `samples.jsonl`.
     """
 
@@ -44,7 +41,7 @@ class Score:
 
     @property
     def scores(self) -> dict[str, float]:
-        """The items' scores, of those that have one."""
+        """The scores of the items that have one."""
         return {key: graded.score for key, graded in self.items.items() if graded.score is not None}
 
 
@@ -61,6 +58,11 @@ def accuracy_score(
     for division, groups in (divisions or {}).items():
         metrics.update(percent_by(score.scores, groups, f"{division}/"))
     return Score("accuracy", metrics, unparsed, notes, items)
+
+
+def null_score(metric: str, reason: str) -> Score:
+    """A score whose only metric cannot be computed, for the reason given."""
+    return Score(metric, {metric: None}, notes=(f"{metric} is null: {reason}",))
 
 
 def hidden_answers(server: str) -> Score:

@@ -1,6 +1,4 @@
-"""What a task is: items, exact prompts, and a pure scoring function by the official rule."""
-
-from __future__ import annotations
+"""The base class of tasks: items with exact prompts, and a pure scoring function by the official rule."""
 
 import os
 from abc import ABC, abstractmethod
@@ -20,7 +18,7 @@ from .score import Graded, Score, accuracy_score, hidden_answers
 
 
 class MissingData(UserError):
-    """The files of a task or of one of its splits are not there at all."""
+    """None of the files of a task, or of one of its splits, are there."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,10 @@ class Item:
 
     Args:
         id: unique in its split.
-        prompt: word for word what the model is asked.
+        prompt: the exact text given to the model.
         images: files or images, shown before the prompt.
-        target: what scoring needs and the model never sees; JSON values only.
-        choices: the texts whose likelihoods are compared, of kind "choose".
+        target: values for scoring, hidden from the model; JSON values only.
+        choices: the answers whose likelihoods are compared, of kind "choose".
     """
 
     id: str
@@ -44,12 +42,12 @@ class Item:
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What a rule may use besides items and predictions.
+    """Inputs of scoring other than items and predictions.
 
     Args:
         folder: where the generated images are, of kind "image".
-        verdicts: the recorded replies of a judge of answers.
-        judges: the models that score generated images.
+        verdicts: recorded replies of a judge of answers.
+        judges: models that score generated images.
     """
 
     folder: Path = Path()
@@ -64,15 +62,14 @@ class Task(ABC):
 
     Class attributes:
         name: on the command line; summary: one line for `dualtoken eval list`.
-        kind: how a model is asked, and what a prediction is: "answer" (a text), "choose" (the log-likelihood
-            of each of the item's choices) or "image" (names of generated images below the output folder).
+        kind: the form of predictions: "answer" (a string), "choose" (the log-likelihood of each of the
+            item's choices) or "image" (names of generated images in the output folder).
         splits: name -> official number of items (None: any number); the first is the default.
-        generation: settings of generating that belong to the task's rule.
+        generation: settings of generation that the task's rule prescribes.
         images_per_prompt: images generated for each prompt, of kind "image".
-        source: where its official files are, for the message when they are missing; empty for a task
-            that comes with the package.
-        hub: the dataset on the Hugging Face hub that `load` can read as it is; None for none.
-        server: where predictions are scored whose answers are not public; empty where all are.
+        source: where its official files are, for messages; empty for a task that comes with the package.
+        hub: the dataset on the Hugging Face hub whose files `load` can read.
+        server: where predictions are scored if answers are not public; empty where all are.
     """
 
     name: ClassVar[str]
@@ -92,31 +89,31 @@ class Task(ABC):
     def load(self, root: Path | None, split: str) -> list[Item]:
         """All items of a split, in the official order, from the folder `root` of official files.
 
-        None means what comes with the package, for the tasks that do. Images stay paths where they are
-        files. UserError for a missing file, which names it.
+        `root` is None for data that come with the package. Images that are files stay paths. UserError for
+        a missing file, naming it.
         """
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """What the rule reads out of one prediction, and its score from 0 to 1."""
+        """The answer that the rule finds in one prediction, and its score from 0 to 1."""
         raise NotImplementedError(f"the task {self.name} defines neither grade nor score")
 
     def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
-        """The parts of the table that an item belongs to: {"subject": ["Art"]}."""
+        """The groups of the results table that an item belongs to: {"subject": ["Art"]}."""
         return {}
 
     def has_answer(self, item: Item) -> bool:
-        """Whether an item's answer is public; asked of tasks that have a `server`."""
+        """Whether an item's answer is public; used for tasks with a `server`."""
         return bool(item.target.get("answer") or item.target.get("answers"))
 
     def is_hidden(self, items: Sequence[Item]) -> bool:
-        """Whether answers are lacking, so that only the server can score."""
+        """Whether some answers are not public, so that only the server can score."""
         return bool(self.server) and not all(map(self.has_answer, items))
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
-        """The official score of `predictions` (item id -> prediction), all items having one.
+        """The official score of `predictions`, which has one for every item id.
 
-        By default accuracy in per cent, over all items and over each of their groups. A function of its
-        arguments only, without randomness.
+        By default accuracy in per cent, over all items and over each group. A function of its arguments
+        only, without randomness.
         """
         if self.is_hidden(items):
             return hidden_answers(self.server)
@@ -140,7 +137,7 @@ class Task(ABC):
                 _check_item(item, root)
             repeated = [key for key, count in Counter(item.id for item in items).items() if count > 1]
         if repeated:
-            raise UserError(f"{problem}; {len(repeated)} ids are there more than once, {repeated[0]!r} first")
+            raise UserError(f"{problem}; {len(repeated)} ids occur more than once, {repeated[0]!r} first")
         if not items:
             raise UserError(f"{problem}; they hold no items")
         return items
@@ -150,11 +147,11 @@ class Task(ABC):
         return f"images/{index:05}_{number:02}.png"
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
-        """Write what an official scorer expects besides the generated images. Nothing, unless overridden."""
+        """Write the files that an official scorer needs besides the generated images; none by default."""
         return
 
     def split_or_default(self, split: str | None) -> str:
-        """The split meant; UserError for one that the task does not have."""
+        """`split`, or the default for None. UserError for a split that the task does not have."""
         if split is None:
             return next(iter(self.splits))
         if split not in self.splits:
@@ -162,7 +159,7 @@ class Task(ABC):
         return split
 
     def need_file(self, root: Path | None, *names: str) -> Path:
-        """The first of `names` that exists below `root`. UserError that states what to put where."""
+        """The first of `names` that exists in `root`. UserError that states which files to put where."""
         if root is None:
             or_hub = "" if self.hub is None else ", or --data hub"
             raise MissingData(
@@ -178,14 +175,14 @@ class Task(ABC):
 
 
 def _check_item(item: Item, root: Path | None) -> None:
-    """TypeError for a question that no model can be asked, ValueError for a text that is not UTF-8 and for an
-    image outside the folder of the data (links that lie in it are followed).
+    """TypeError or ValueError for a prompt or a choice that is not UTF-8 text, for a blank prompt, and for an
+    image outside the folder of the data (links in it are followed).
     """
     question = f"question {shown(item.id, 40)}"
     texts = {"prompt": item.prompt, **{f"choice {n}": text for n, text in enumerate(item.choices, 1)}}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise TypeError(f"{question} has the {name} {shown(text, 60)}, which is not a text")
+            raise TypeError(f"{question} has the {name} {shown(text, 60)}, which is not a string")
         if name == "prompt" and not text.strip():
             raise ValueError(f"{question}: the {name} is blank")
         if not is_encodable(text) or "\0" in text:
@@ -193,6 +190,6 @@ def _check_item(item: Item, root: Path | None) -> None:
     for path in (image for image in item.images if isinstance(image, Path)):
         if not is_encodable(str(path)) or "\0" in str(path):
             raise ValueError(f"{question}: {shown(str(path), 60)} is not the name of an image")
-        # Compared by its words: what is linked in the folder belongs to it.
+        # Links are not resolved: what is linked in the folder belongs to it.
         if root is not None and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
             raise ValueError(f"{question}: image {shown(str(path), 60)} is outside the folder of the data")

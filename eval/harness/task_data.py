@@ -1,6 +1,4 @@
-"""The settings of a run, and the items of a task for them."""
-
-from __future__ import annotations
+"""The settings of a run, and the data of a task for them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +14,17 @@ from .task import Item, Task
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made.
+    """Settings of a run.
 
     Args:
-        data: folder of the task's official files, or of folders that are named after tasks; or "hub",
-            "hub@REVISION", "hub:ORG/NAME[@REVISION]"; None: what comes with the package.
-        split: None takes the task's default.
-        batch_size: items at a time; part of what is compared when a run is resumed.
-        limit: only this many items, for a quick look; there is no headline metric then.
-        seed: of generated images; item i is generated from seed + i.
-        generation: overrides of the task's own settings.
-        rank, world: this process among those that share the work.
+        data: folder of the task's official files, or of folders named after tasks; or "hub",
+            "hub@REVISION", "hub:ORG/NAME[@REVISION]"; None: data that come with the package.
+        split: None for the task's default.
+        batch_size: items at a time; must be the same when a run is resumed.
+        limit: the first items only; the result then has no headline metric.
+        seed: item i generates images from seed + i.
+        generation: overrides of the task's settings of generation.
+        rank, world: this process and the number of processes that share the items.
     """
 
     data: Path | str | None = None
@@ -41,7 +39,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All items of a split, and where they are from: "package", "files" or "hub:ORG/NAME@COMMIT"."""
+    """All items of a split, and their source: "package", "files" or "hub:ORG/NAME@COMMIT"."""
 
     split: str
     items: Sequence[Item] = field(repr=False)
@@ -49,35 +47,33 @@ class Loaded:
 
 
 def load_data(task: Task, settings: Settings) -> Loaded:
-    """The items of the split meant."""
+    """The items of the split that the settings name."""
     split = task.split_or_default(settings.split)
     root, source = _open(task, settings.data, split)
-    items = task.items(root, split)
-    return Loaded(split, items, source)
+    return Loaded(split, task.items(root, split), source)
 
 
 def _open(task: Task, data: Path | str | None, split: str) -> tuple[Path | None, str]:
-    """The folder to load from, and where it is from."""
+    """The folder to load from, and its source."""
     packaged = not task.source
-    if data is None or (packaged and is_hub(data)):  # such a one may be asked for together with others
+    if data is None or (packaged and is_hub(data)):  # --data hub may be meant for other tasks of the run
         return None, "package"
     if is_hub(data):
         return fetch(str(data), task.name, task.hub, split)
     root = Path(data)
-    own = [] if packaged else [root / task.name, root / task.name.replace("-", "_")]
-    return next((folder for folder in own if folder.is_dir()), root), "files"
+    named = [] if packaged else [root / task.name, root / task.name.replace("-", "_")]
+    return next((folder for folder in named if folder.is_dir()), root), "files"
 
 
 def image_paths(items: Sequence[Item]) -> list[Path]:
-    """The images of the items that are files."""
+    """The files of the items' images."""
     return [image for item in items for image in item.images if not isinstance(image, Image.Image)]
 
 
 def need_images(task: Task, items: Sequence[Item]) -> None:
-    """UserError if images are missing."""
+    """UserError if image files of the items are missing."""
     paths = image_paths(items)
-    missing = [path for path in paths if not path.exists()]
-    if missing:
+    if missing := [path for path in paths if not path.exists()]:
         raise UserError(
             f"{task.name}: {len(missing)} of {len(paths)} images are missing, the first is {missing[0]}"
         )

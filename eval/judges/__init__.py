@@ -1,1 +1,1 @@
-"""Models that judge: of answers, of images, of objects."""
+"""Models that score: judges of answers, judges of images, object detectors."""

@@ -1,6 +1,4 @@
-"""An object detector of transformers from a local folder, with GenEval's names of the COCO classes."""
-
-from __future__ import annotations
+"""An object detector of transformers in a local folder, with GenEval's names of the COCO classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image
 from ...common.errors import UserError, first_line
 from ..scorers.geneval import THRESHOLD, Detection
 
-# Names of COCO classes in checkpoints of transformers -> GenEval's.
+# Names of COCO classes in checkpoints of transformers -> names in GenEval.
 _OTHER_NAMES = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -31,14 +29,9 @@ _SEGMENTERS = ("mask2former", "maskformer")
 
 
 class LocalDetector:
-    """Objects in images, by an object detector or an instance segmenter (Mask2Former, MaskFormer).
+    """An object detector or an instance segmenter (Mask2Former, MaskFormer) as a `Detector`.
 
-    Args:
-        folder: the saved model with its image processor.
-        device: where it runs.
-
-    Raises:
-        UserError: no such folder, or no detector in it.
+    `folder` holds the saved model with its image processor. UserError without a detector in it.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
@@ -60,16 +53,11 @@ class LocalDetector:
             self._model = kind.from_pretrained(folder, trust_remote_code=False).to(self._device).eval()
             self._processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(
-                f"{str(folder)!r} holds no object detector that can be read: {first_line(error)}"
-            ) from error
-        names = (str(name).lower().replace("_", " ") for name in config.id2label.values())
-        self._names = dict(
-            zip(config.id2label, (_OTHER_NAMES.get(name, name) for name in names), strict=True)
-        )
+            raise UserError(f"{str(folder)!r} holds no object detector: {first_line(error)}") from error
+        names = {number: str(name).lower().replace("_", " ") for number, name in config.id2label.items()}
+        self._names = {number: _OTHER_NAMES.get(name, name) for number, name in names.items()}
 
     def require(self, names: Sequence[str]) -> None:
-        """UserError unless the detector knows all these classes."""
         unknown = sorted(set(names) - set(self._names.values()))
         if unknown:
             raise UserError(
@@ -79,7 +67,6 @@ class LocalDetector:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """All objects of one RGB image above a confidence of 0.3, GenEval's threshold."""
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
         size = [(image.height, image.width)]
@@ -97,12 +84,10 @@ class LocalDetector:
         )
         detections = []
         for segment, mask in zip(found["segments_info"], found["segmentation"], strict=True):
-            shown = np.asarray(mask.cpu()) > 0
-            if shown.any():
-                rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
-                left, right = float(columns[0]), float(columns[-1] + 1)
-                top, bottom = float(rows[0]), float(rows[-1] + 1)
+            pixels = np.asarray(mask.cpu()) > 0
+            if pixels.any():
+                rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+                box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
                 name = self._names[segment["label_id"]]
-                box = (left, top, right, bottom)
-                detections.append(Detection(name, segment["score"], box, shown))
+                detections.append(Detection(name, segment["score"], box, pixels))
         return detections

@@ -1,10 +1,8 @@
-"""Tasks whose rule asks a language model, and how a local one is asked.
+"""Tasks whose rule asks a language model to judge answers.
 
-Its replies go to a file in the folder of the predictions, and scores are made from that file only: they can
-be repeated without the model.
+Its replies are written to a file in the folder of the predictions. Scores depend on that file only, so they
+can be computed again without the model.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -25,24 +23,20 @@ _BATCH = 8
 
 
 class JudgedTask(Task):
-    """A task with a judge's part; `score` finds its replies in `context.verdicts`.
+    """A task with a judge of answers; `score` finds its replies in `context.verdicts`."""
 
-    Class attributes:
-        judge_tokens: how long a reply may be.
-    """
-
-    judge_tokens: ClassVar[int]
+    judge_tokens: ClassVar[int]  # maximal length of a reply
 
     @abstractmethod
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
-        """What the judge is asked, word for word, by the ids of those items for which the rule asks it."""
+        """The exact prompts of the judge, by the ids of the items for which the rule asks it."""
 
     @abstractmethod
     def read_reply(self, reply: str) -> dict[str, Any] | None:
-        """The verdict in a reply, as fields of the judge's file; None if it holds none."""
+        """The verdict in a reply, as fields of the judge's file; None for a reply without one."""
 
     def second_prompt(self, prompt: str) -> str | None:
-        """What the judge is asked once more after a reply without a verdict; None where the rule does not."""
+        """The prompt after a reply without a verdict; None if the rule does not ask again."""
         return None
 
 
@@ -53,10 +47,9 @@ def judge_predictions(
     folder: Path,
     judge: Source[TextJudge],
 ) -> Verdicts:
-    """The recorded replies, after asking the judge, if one is given, for those that are not there.
+    """The recorded replies; those that are missing are first requested from the judge, if one is given.
 
-    Raises:
-        UserError: the judge's file in `folder` is of another judge, or of other predictions.
+    UserError if the judge's file in `folder` is of another judge or of other predictions.
     """
     prompts = task.judge_prompts(items, predictions)
     verdicts = Verdicts.read(folder, task.name)
@@ -74,7 +67,7 @@ def judge_predictions(
 def _ask(
     task: JudgedTask, judge: TextJudge, prompts: Mapping[str, str], path: Path, rows: dict[str, Any]
 ) -> None:
-    """Add to `rows` the replies on those prompts that have none; the file is written after every batch."""
+    """Add the missing replies to `rows`, and write the file after every batch."""
     others = [key for key, row in rows.items() if row.get("model") != judge.name]
     if others:
         raise UserError(
@@ -86,12 +79,8 @@ def _ask(
         keys = wanted[start : start + _BATCH]
         replies = _replies(task, judge, [prompts[key] for key in keys])
         for key, reply in zip(keys, replies, strict=True):
-            rows[key] = {
-                **(task.read_reply(reply) or {}),
-                "reply": reply,
-                "model": judge.name,
-                "prompt": _checksum(prompts[key]),
-            }
+            record = {"reply": reply, "model": judge.name, "prompt": _checksum(prompts[key])}
+            rows[key] = {**(task.read_reply(reply) or {}), **record}
         with atomic_file(path) as partial:
             partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -115,5 +104,5 @@ def _checksum(prompt: str) -> str:
 
 
 def _belongs(row: Mapping[str, Any], prompt: str) -> bool:
-    """Whether a verdict is on this answer, as far as its row states; rows of other programs do not."""
+    """Whether a verdict is on this prompt; rows of other programs, which do not record it, are accepted."""
     return row.get("prompt", _checksum(prompt)) == _checksum(prompt)

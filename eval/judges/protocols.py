@@ -1,4 +1,4 @@
-"""The models that score, as tasks see them. Where one is not given, what needs it is null with the reason."""
+"""Interfaces of the models that score. A metric whose model is not given is null, with the reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 M = TypeVar("M")
-#: A function that returns the model, loaded at its first call; None where no model is given.
+#: Returns the model, which it loads at its first call; None if no model is given.
 Source = Callable[[], M | None]
 ENVIRONMENT = "DUALTOKEN_EVAL_"
 
 
 class Clip(Protocol):
-    """Normalised embeddings of images and texts, for CLIPScore and names of colours."""
+    """Normalised embeddings of images and texts."""
 
     name: str
 
@@ -32,7 +32,7 @@ class Clip(Protocol):
 
 
 class Detector(Protocol):
-    """Objects in images, with the names of COCO's classes."""
+    """Detects objects of COCO's classes, under GenEval's names."""
 
     name: str
 
@@ -40,11 +40,11 @@ class Detector(Protocol):
         """UserError unless the detector knows all these classes."""
 
     def __call__(self, image: Image.Image) -> list[Detection]:
-        """All objects of one RGB image above GenEval's threshold."""
+        """All objects of one RGB image with a confidence above 0.3, GenEval's threshold."""
 
 
 class VqaJudge(Protocol):
-    """A model that answers yes or no about an image."""
+    """Answers yes or no to a question about an image."""
 
     name: str
 
@@ -53,19 +53,19 @@ class VqaJudge(Protocol):
 
 
 class TextJudge(Protocol):
-    """A language model that replies to questions; `name` includes its checksum."""
+    """A language model; `name` includes its checksum."""
 
     name: str
 
     def reply(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """A reply to each prompt."""
+        """A reply to each prompt, without surrounding blanks."""
 
 
 class Ranker(Protocol):
-    """A model that ranks texts by how well they fit an image."""
+    """Ranks texts by how well they fit an image."""
 
     def ranks(self, images: Sequence[Image.Image], correct: Sequence[int], texts: Sequence[str]) -> list[int]:
-        """For each image the rank, from 0, of `texts[correct]` among all texts."""
+        """The rank, from 0, of `texts[i]` among all texts for each image; `correct` holds i for each."""
 
 
 def not_given() -> None:
@@ -75,7 +75,7 @@ def not_given() -> None:
 
 @dataclass(frozen=True)
 class Judges:
-    """The models that score, each behind a function that loads it at its first call."""
+    """The models that score; a function loads each at its first call."""
 
     clip: Source[Clip] = not_given
     detector: Source[Detector] = not_given
@@ -86,5 +86,5 @@ class Judges:
 
 
 def missing(option: str) -> str:
-    """The reason given where a scoring model is not; `option` is its name on the command line."""
+    """The reason why a metric is null without a scoring model; `option` is that of the command line."""
     return f"no local {option} is given (--{option}, or {ENVIRONMENT}{option.upper()})"

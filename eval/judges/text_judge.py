@@ -1,7 +1,5 @@
 """A judge of answers: any chat model of transformers, from a folder or the hub."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,9 @@ _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 class LocalTextJudge:
-    """Replies greedily to one user's message at a time, so that the same question gets the same reply.
+    """A causal language model as a `TextJudge`: greedy replies to single messages.
 
-    Args:
-        where: folder of a saved causal language model with a chat template, or its hub id.
-        device: where it runs.
-
-    Raises:
-        UserError: no such model, or it has no chat template.
+    `where` is the folder of a saved model with a chat template, or its hub id. UserError without one.
     """
 
     def __init__(self, where: Path, device: str | torch.device = "cpu") -> None:
@@ -41,7 +34,7 @@ class LocalTextJudge:
             raise UserError(f"{str(where)!r} has no chat template; give an instruction-tuned model as judge")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        # In place of the model's own settings, which may sample or punish repetition.
+        # Replaces the settings saved with the model, which may sample or penalise repetition.
         model.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=model.generation_config.eos_token_id,
@@ -52,7 +45,6 @@ class LocalTextJudge:
 
     @torch.inference_mode()
     def reply(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """A reply to each prompt, without the blanks around it."""
         inputs = self._tokenizer.apply_chat_template(
             [[{"role": "user", "content": prompt}] for prompt in prompts],
             add_generation_prompt=True,
@@ -60,7 +52,7 @@ class LocalTextJudge:
             padding=True,
             return_dict=True,
             return_tensors="pt",
-            enable_thinking=False,  # where the template knows it; a verdict is a few words
+            enable_thinking=False,  # ignored by templates without it; a verdict is a few words
         ).to(self._model.device)
         ids = self._model.generate(**inputs, max_new_tokens=max_new_tokens)
         new = ids[:, inputs["input_ids"].shape[1] :]
@@ -68,7 +60,7 @@ class LocalTextJudge:
 
 
 def _folder(where: Path) -> Path:
-    """The model's folder, fetched from the hub if it is an id of it."""
+    """The model's folder, downloaded first for a hub id."""
     folder = where.expanduser()
     if folder.is_dir():
         return folder

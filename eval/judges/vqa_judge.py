@@ -1,6 +1,4 @@
-"""A judge from a local folder: the probability of "Yes" to a question about an image."""
-
-from __future__ import annotations
+"""A judge in a local folder: the probability of "Yes" to a question about an image."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,9 @@ from ...common.errors import UserError, first_line
 
 
 class LocalVqaJudge:
-    """Any model of transformers that answers questions about images, saved in a folder.
+    """A model of transformers that answers questions about images, as a `VqaJudge`.
 
-    Args:
-        folder: the saved model with its processor and chat template.
-        device: where it runs.
-
-    Raises:
-        UserError: no such folder, or no such model in it.
+    `folder` holds the saved model with its processor and chat template. UserError without such a model.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
@@ -31,9 +24,8 @@ class LocalVqaJudge:
         self.name = folder.name
         try:
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model: Any = transformers.AutoModelForMultimodalLM.from_pretrained(
-                folder, trust_remote_code=False
-            )
+            kind: Any = transformers.AutoModelForMultimodalLM
+            model = kind.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
                 f"{str(folder)!r} holds no model that answers about images: {first_line(error)}"
@@ -45,7 +37,6 @@ class LocalVqaJudge:
 
     @torch.inference_mode()
     def probabilities(self, image: Image.Image, question: str) -> tuple[float, float]:
-        """The probabilities of "Yes" and of "No" as the first word of the answer."""
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -54,8 +45,7 @@ class LocalVqaJudge:
             return_dict=True,
             return_tensors="pt",
         ).to(self._model.device)
-        logits = self._model(**inputs).logits[0, -1].float()
-        probabilities = logits.softmax(dim=-1)
+        probabilities = self._model(**inputs).logits[0, -1].float().softmax(dim=-1)
         return float(probabilities[self._yes]), float(probabilities[self._no])
 
     def _first_id(self, word: str) -> int:

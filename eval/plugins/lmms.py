@@ -1,18 +1,18 @@
 """Plug-in for lmms-eval: its tasks run on our models as `--model dualtoken --model_args pretrained=FOLDER`.
 
-The entry point `lmms_eval.models` (setup.py) calls `manifest` whenever lmms-eval starts; the model itself is
-in `lmms_model.py`, imported when it is asked for.
+The entry point `lmms_eval.models` (setup.py) calls `manifest` whenever lmms-eval starts; `lmms_model.py` is
+imported only when the model is used.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of a task's generation settings, those that a text answer takes; the others are for other kinds of models.
+# The generation settings of a task that our models take; the others are for other kinds of models.
 GENERATION_SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample")
 
 
 def manifest() -> Any:
-    """What lmms-eval's registry wants to know of a model: its name and its class."""
+    """The name and the class of our model for lmms-eval's registry."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(
@@ -21,13 +21,12 @@ def manifest() -> Any:
 
 
 def generation_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A task's settings as those of our `generate`, greedy where it does not sample; and its stop strings."""
+    """A task's settings as arguments of our `generate`, and its stop strings."""
     settings = {name: given[name] for name in GENERATION_SETTINGS if given.get(name) is not None}
     sampled = settings.pop("do_sample", True) and settings.get("temperature", 0) > 0
     if not sampled:
-        settings = {
-            name: value for name, value in settings.items() if name in ("max_new_tokens", "num_beams")
-        }
+        for name in ("temperature", "top_p", "top_k"):
+            settings.pop(name, None)
     until = given.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
     return {"max_new_tokens": 1024, **settings, "do_sample": sampled}, [stop for stop in stops if stop]

@@ -1,6 +1,4 @@
-"""A DualToken model as lmms-eval sees it: batched answers, likelihoods of answers, several processes."""
-
-from __future__ import annotations
+"""A DualToken model for lmms-eval: batched answers, likelihoods of answers, several processes."""
 
 import json
 from collections.abc import Sequence
@@ -52,12 +50,12 @@ class DualTokenLmms(lmms):
         return self.pipeline.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """An answer to each request, in their order; requests of equal settings are answered together."""
+        """An answer to each request, in order; requests with equal settings share batches."""
         order = sorted(range(len(requests)), key=lambda index: _settings_key(requests[index]))
         results: dict[int, GenerationResult] = {}
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="DualToken", unit="answer")
-        for _, alike in groupby(order, key=lambda index: _settings_key(requests[index])):
-            indices = list(alike)
+        for _, group in groupby(order, key=lambda index: _settings_key(requests[index])):
+            indices = list(group)
             for start in range(0, len(indices), self.batch_size):
                 chunk = indices[start : start + self.batch_size]
                 for index, result in zip(chunk, self._answer([requests[n] for n in chunk]), strict=True):

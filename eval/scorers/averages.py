@@ -1,7 +1,5 @@
 """Averages that are None where there is nothing to average."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 

@@ -1,7 +1,5 @@
 """DPG-Bench's rule: the share of questions answered yes, where a question counts only if its parents do."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 

@@ -1,7 +1,5 @@
 """Answers that must equal the key, after a little tidying."""
 
-from __future__ import annotations
-
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

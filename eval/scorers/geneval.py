@@ -4,8 +4,6 @@ The rule is that of the official `evaluate_images.py` with its default settings;
 names their colours is handed in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

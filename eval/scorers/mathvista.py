@@ -3,8 +3,6 @@
 Source: lupantech/MathVista, evaluation/extract_answer.py with prompts/ext_ans.py, and calculate_score.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Source of all rules here: MMMU-Benchmark/MMMU, eval/eval_utils.py (parse_open_re
 extract_numbers, eval_open).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

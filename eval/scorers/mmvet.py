@@ -3,8 +3,6 @@
 Source: yuweihao/MM-Vet, mm-vet_evaluator.py (prompt, runs, export_result); Yu et al., arXiv 2308.02490.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from .averages import percent, percent_by

@@ -4,8 +4,6 @@ None means that the rule finds no option. Official scripts then ask GPT or pick 
 wrong and counted as unparsed, or (MMBench) a judge may be asked.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

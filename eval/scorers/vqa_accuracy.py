@@ -4,8 +4,6 @@ VQAv2 normalises only where the people disagree; TextVQA (EvalAI's processor) al
 question marks and the possessive apart first. Everything after that is shared.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

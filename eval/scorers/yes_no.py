@@ -1,7 +1,5 @@
 """Yes-or-no answers. POPE and MME read the same answer differently; each rule has its own function."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """AI2D: questions on school diagrams. Kembhavi et al., arXiv 1603.07396."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ questions come from the official dpg_bench.csv in the folder of the prompts. The
 official layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path

@@ -3,8 +3,6 @@
 Without another ranker (`LocalModels.ranker`) it is the packaged tokenizer, whose text side knows the names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ is CLIP-FlanT5-XXL; the own one is any local model, so its score has its own nam
 itself.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path

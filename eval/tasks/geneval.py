@@ -4,8 +4,6 @@ The images are written in the official layout, so the official scorer runs on th
 The own score applies the official rule to another detector and another CLIP, and so has another name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

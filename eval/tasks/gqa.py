@@ -1,7 +1,5 @@
 """GQA: questions made from scene graphs. Hudson and Manning, arXiv 1902.09506."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The held-out images come with the package; scenes are rendered from reserved see
 it is the reference's words, except for capitals, surrounding space and a full stop.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice

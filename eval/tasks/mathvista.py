@@ -1,7 +1,5 @@
 """MathVista: mathematics with figures. Lu et al., arXiv 2310.02255."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

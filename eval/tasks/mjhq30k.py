@@ -4,8 +4,6 @@ The published metrics are by clean-fid, which resizes by another filter; ours is
 name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MMBench: every question is asked with its options in every rotation. Liu et al., arXiv 2307.06281."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

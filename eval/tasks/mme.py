@@ -1,7 +1,5 @@
 """MME: two yes-no questions on each image, 14 tasks in all. Fu et al., arXiv 2306.13394."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

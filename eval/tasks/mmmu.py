@@ -1,7 +1,5 @@
 """MMMU: college questions of 30 subjects, multiple choice and open. Yue et al., arXiv 2311.16502."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

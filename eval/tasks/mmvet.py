@@ -1,7 +1,5 @@
 """MM-Vet: open questions that need several capabilities at once. Yu et al., arXiv 2308.02490."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

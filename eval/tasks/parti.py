@@ -3,8 +3,6 @@
 The official judges are people; what is computed here is CLIPScore.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

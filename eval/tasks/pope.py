@@ -1,7 +1,5 @@
 """POPE: is an object in the image? Li et al., arXiv 2305.10355."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

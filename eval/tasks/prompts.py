@@ -3,8 +3,6 @@
 Source: haotian-liu/LLaVA, docs/Evaluation.md; MMMU's own configuration of LLaVA-1.5 has the same sentences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """RealWorldQA: questions on photos, many from vehicles. Published by xAI with Grok-1.5 Vision."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Generating scenes from prompts, judged by image processing: does the image show what was asked for?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

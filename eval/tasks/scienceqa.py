@@ -1,7 +1,5 @@
 """ScienceQA: school questions, half of them with an image. Lu et al., arXiv 2209.09513."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

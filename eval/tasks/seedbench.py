@@ -1,7 +1,5 @@
 """SEED-Bench, the questions on images, asked in two ways as two tasks. Li et al., arXiv 2307.16125."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

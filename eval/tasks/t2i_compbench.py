@@ -4,8 +4,6 @@ The official scores need BLIP-VQA, UniDet and others in the official repository;
 layout, `t2i_compbench/CATEGORY/samples/PROMPT_NUMBER.png`. Ours is CLIPScore only.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

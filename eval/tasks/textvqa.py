@@ -1,7 +1,5 @@
 """TextVQA: questions whose answer is read in the image. Singh et al., arXiv 1904.08920."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """VQAv2: open questions on COCO images, ten human answers each. Goyal et al., arXiv 1612.00837."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

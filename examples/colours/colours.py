@@ -12,7 +12,7 @@ class Colours(Task):
 
     name = "colours"
     summary = "the colour of one object"
-    splits = {"test": 6}  # the number of items; None where any number will do
+    splits = {"test": 6}  # the number of items; None for any number
     generation = {"max_new_tokens": 8}
 
     def load(self, root: Path | None, split: str) -> list[Item]:

@@ -74,7 +74,7 @@ def test_a_task_of_a_folder_is_run_from_the_command_line(folder, tmp_path, capsy
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "colours.txt").write_text("red green black")
     assert evaluate("check", "--split", "own", "--data", tmp_path / "data", *named) == 0
-    assert "3 items, any number will do" in capsys.readouterr().out
+    assert "3 items, any number is accepted" in capsys.readouterr().out
 
 
 def test_a_task_of_an_installed_package_is_found_by_its_entry_point(folder, monkeypatch):
