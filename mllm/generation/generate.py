@@ -25,30 +25,28 @@ def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str
 
     Args:
         generation_mode: "text": ids (B x num_return_sequences, L + new), by transformers' `generate`,
-            with all its options and streamers. None (default) is the same, but raises UserError where the
-            model wants to answer with an image: words alone would be nonsense there. "image": codes (B x
-            num_return_sequences, P x (pixel depth + semantic depth)), position by position and pixel
-            before semantic; `decode_image_tokens` turns them into pixels. "interleaved": an
-            `InterleavedOutput`, for one prompt; the processor's `post_process_multimodal_output` makes
-            content parts of it.
+            with all its options and streamers. None (default): the same, but UserError where the model would
+            answer with an image: text alone would be nonsense there. "image": codes (B x
+            num_return_sequences, P x (pixel depth + semantic depth)), position by position and pixel before
+            semantic; `decode_image_tokens` turns them into pixels. "interleaved": an `InterleavedOutput` for
+            one prompt; the processor's `post_process_multimodal_output` makes content parts of it.
         num_return_sequences: answers per prompt.
-        guidance_scale, temperature, top_k, top_p, ...: of images, the fields of `ImageSamplingConfig`;
-            the default is the model's own (`config.image_sampling`).
-        compile: of images: True compiles the steps of the image loop (`torch.compile`, with CUDA graphs
-            on CUDA); that takes a minute or more at the first image of a shape and is kept as long as the
-            model. A string names another backend.
-        progress: of images: True shows a bar on stderr; a function is called with (positions done,
-            positions in all) after each, and when it returns False the call ends with
-            `GenerationCancelled`.
-        seed: of the images, one number or one per prompt: image j of a prompt depends on its seed and j
-            only. Of sampled text, one number. Random numbers of other threads change neither.
-        generator: a torch.Generator from which a missing `seed` is drawn.
+        guidance_scale, temperature, top_k, top_p, ...: for images, the fields of `ImageSamplingConfig`; their
+            defaults are `config.image_sampling`.
+        compile: for images; True compiles the steps of the image loop (`torch.compile`, with CUDA graphs on
+            CUDA), a string names another backend. It takes a minute or more at the first image of a shape and
+            is kept as long as the model.
+        progress: for images; True shows a bar on stderr; a function is called with (positions done, total
+            positions) after each, and returns False to end the call with `GenerationCancelled`.
+        seed: of images, one number or one per prompt: image j of a prompt depends on its seed and j only. Of
+            sampled text, one number. Random numbers of other threads change neither.
+        generator: a torch.Generator from which a missing `seed` is sampled.
         first_image_index: index j of each prompt's first image, to generate many images in parts.
         max_images: most images of an interleaved answer.
 
     Raises:
-        UserError: an unknown mode or option, an image where text was to be generated, a value outside
-            its range, right-padded prompts.
+        UserError: an unknown mode or option, an image where text was to be generated, a value outside its
+            range, right-padded prompts.
     """
     mode = generation_mode or "text"
     if mode not in GENERATORS:
@@ -62,7 +60,7 @@ def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str
 
 
 def _rows(options: Mapping[str, Any]) -> int:
-    """Sequences that are generated side by side in one call. UserError for an invalid number of copies."""
+    """Sequences that are generated in one batch. UserError for an invalid number of copies."""
     given = (options.get(name) for name in ("input_ids", "inputs_embeds"))
     prompts = next((len(one) for one in given if one is not None), 0)
     counts = {name: options.get(name) for name in ("num_return_sequences", "num_beams")}

@@ -1,4 +1,4 @@
-"""Images for prompts: arguments checked, prompts completed, and the image loop run, compiled or not."""
+"""Images for prompts: checks arguments, completes prompts, and runs the image loop, compiled or not."""
 
 import threading
 from collections.abc import Sequence
@@ -21,15 +21,11 @@ from .progress import Progress, shown_progress
 from .sampling import ImageSamplingConfig, prompt_seeds
 from .text import refuse_right_padding
 
-# What transformers' pipelines pass along with every call and an image has no use for.
-TEXT_ONLY_ARGUMENTS = (
-    "generation_config",
-    "max_new_tokens",
-    "tokenizer",
-    "assistant_model",
-    "assistant_tokenizer",
-)
-#: Each model's compiled loop and what it was made for, kept for the next call like that.
+# Transformers' pipelines pass them with every call; they do not matter for images.
+TEXT_ONLY_ARGUMENTS = {
+    *("generation_config", "max_new_tokens", "tokenizer", "assistant_model", "assistant_tokenizer")
+}
+#: Each model's compiled loop and what it was compiled for, kept for the next such call.
 _compiled_loops: WeakKeyDictionary[Any, tuple[Any, ImageLoop]] = WeakKeyDictionary()
 #: A compiled loop works in place, and torch's compiler has one setting for all threads.
 _compiled_lock = threading.RLock()
@@ -52,7 +48,7 @@ def generate_image(
 ) -> Tensor:
     """Tokens (B x num_return_sequences, P x 2D) of images for left-padded prompts (B, L).
 
-    Arguments are those of the model's `generate`; `codes` are those of the prompts' images.
+    Arguments as in the model's `generate`; `codes` are those of the prompts' images.
     """
     if "pixel" not in model.config.branches:
         raise UserError(
@@ -87,7 +83,7 @@ def check_compile(choice: Any) -> None:
 
 
 def unconditional_ids(config: DualTokenConfig) -> Tensor:
-    """The sequence (L,) that guidance's unconditional branch starts from; training shows it too."""
+    """The sequence (L,) that guidance's unconditional branch starts from, as in training."""
     ids = config.unconditional_prompt_ids or [
         config.bos_token_id,
         config.user_token_id,
@@ -101,7 +97,7 @@ def unconditional_ids(config: DualTokenConfig) -> Tensor:
 def image_prompt(
     config: DualTokenConfig, input_ids: Tensor, attention_mask: Tensor | None, codes: VisualCodes | None
 ) -> ImagePrompt:
-    """Left-padded prompts (B, L) with their image opened. UserError where they are padded on the right."""
+    """Left-padded prompts (B, L), with `<|image_start|>` at the end. UserError for right-padded ones."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     refuse_right_padding(mask)
     start = config.image_start_token_id
@@ -114,7 +110,7 @@ def image_prompt(
 def _loop(
     model: UnifiedModel, sampling: ImageSamplingConfig, shape: tuple[int, int], compile: bool | str
 ) -> ImageLoop:
-    """A loop for one call of this many rows and positions, or the kept one whose compiled steps fit."""
+    """A new loop for this many (rows, positions), or the kept one whose compiled steps fit."""
     rows, capacity = shape
     if not compile:
         return ImageLoop(model, sampling, rows, capacity)

@@ -1,6 +1,5 @@
 """Answers of text and images in turn."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def generate_interleaved(
     progress: Progress | bool | None = None,
     **options: Any,
 ) -> InterleavedOutput:
-    """Text until the model opens an image, the image, and on, until it ends its turn; for one prompt (1, L).
+    """Text and images in turn, until the model ends its turn; for one prompt (1, L).
 
     Args:
         codes: of the prompt's images.
@@ -45,7 +44,7 @@ def generate_interleaved(
         raise UserError("interleaved generation takes one prompt at a time, without padding")
     max_images = whole_number(max_images, "max_images")
     left = whole_number(max_new_tokens, "max_new_tokens", 1)
-    # Wrong options of images are refused before the first word, also where no image follows.
+    # Wrong options of images are refused before any text is generated, also where no image follows.
     chosen = {name: options.pop(name) for name in ImageSamplingConfig.names() if name in options}
     sampling = ImageSamplingConfig.of(model.config.image_sampling, chosen)
     check_compile(compile)
@@ -55,8 +54,8 @@ def generate_interleaved(
     answer = _Answer(model, input_ids, codes)
     for index in range(max_images + 1):
         with own_random:
-            left -= answer.add_text(left, index < max_images, streamer, options)
-        if not answer.opens_image:
+            left -= answer.add_text(index < max_images, max_new_tokens=left, streamer=streamer, **options)
+        if answer.ids[0, -1] != model.config.image_start_token_id:
             break
         tokens = answer.add_image(first_image_index=index, **image_options)
         if hasattr(streamer, "put_image"):
@@ -67,30 +66,17 @@ def generate_interleaved(
 
 
 class _Answer:
-    """A prompt and what has been added to it: ids (1, L), and the codes of all images in them."""
+    """A prompt and its continuation: ids (1, L), and the codes (I, P, D) of all images in them."""
 
     def __init__(self, model: UnifiedModel, input_ids: Tensor, codes: VisualCodes | None) -> None:
         self.model, self.ids, self.prompt_length = model, input_ids, input_ids.shape[1]
-        self.given = 0 if codes is None else codes.pixel.shape[0]
-        self.images = [] if codes is None else [codes]
-
-    @property
-    def codes(self) -> VisualCodes | None:
-        """The codes (I, P, D) of all images so far."""
-        if not self.images:
-            return None
-        return VisualCodes(
-            pixel=torch.cat([one.pixel for one in self.images]),
-            semantic=torch.cat([one.semantic for one in self.images]),
+        self.codes = codes or split_image_tokens(
+            model.config, input_ids.new_zeros(0, model.config.codes_per_image)
         )
+        self.given = len(self.codes.pixel)
 
-    @property
-    def opens_image(self) -> bool:
-        """Whether the last token opens an image."""
-        return int(self.ids[0, -1]) == self.model.config.image_start_token_id
-
-    def add_text(self, most: int, allow_image: bool, streamer: Any, options: Mapping[str, Any]) -> int:
-        """Text up to the end of the turn, the start of an image, or `most` tokens; returns how many."""
+    def add_text(self, allow_image: bool, **options: Any) -> int:
+        """Add text up to the end of the turn or the start of an image; returns the number of tokens."""
         config, length = self.model.config, self.ids.shape[1]
         allow_image = allow_image and has_room_for_image(config, length)
         self.ids = transformers_generate(
@@ -99,34 +85,27 @@ class _Answer:
             attention_mask=torch.ones_like(self.ids),
             suppress_tokens=never_in_text(config, allow_image),
             eos_token_id=[config.eos_token_id, config.image_start_token_id],
-            max_new_tokens=most,
-            streamer=streamer,
             **code_inputs(self.codes),
             **options,
         )
         return self.ids.shape[1] - length
 
     def add_image(self, **options: Any) -> Tensor:
-        """The image that was opened; returns its tokens (1, P x 2D)."""
+        """Add the image that was opened; returns its tokens (1, P x 2D)."""
         config = self.model.config
         tokens = generate_image(self.model, self.ids, codes=self.codes, **options)
-        self.images.append(split_image_tokens(config, tokens))
+        new = split_image_tokens(config, tokens)
+        self.codes = VisualCodes(
+            pixel=torch.cat([self.codes.pixel, new.pixel]),
+            semantic=torch.cat([self.codes.semantic, new.semantic]),
+        )
         slots = [config.image_token_id] * config.num_positions + [config.image_end_token_id]
         self.ids = torch.cat([self.ids, self.ids.new_tensor([slots])], dim=1)
         return tokens
 
     def output(self) -> InterleavedOutput:
         """The answer without the images of the prompt."""
-        model, codes = self.model, self.codes
-        if codes is None:
-            empty = self.ids.new_zeros(0, model.config.num_positions, 1)
-            codes = VisualCodes(pixel=empty, semantic=empty)
-        pixel, semantic = codes.pixel[self.given :], codes.semantic[self.given :]
-        has_pixels = model.visual_tokenizer is not None and pixel.shape[0] > 0
-        return InterleavedOutput(
-            sequences=self.ids,
-            pixel_codes=pixel,
-            semantic_codes=semantic,
-            prompt_length=self.prompt_length,
-            images=model.codec.decode(pixel) if has_pixels else None,
-        )
+        pixel, semantic = self.codes.pixel[self.given :], self.codes.semantic[self.given :]
+        has_pixels = self.model.visual_tokenizer is not None and len(pixel) > 0
+        images = self.model.codec.decode(pixel) if has_pixels else None
+        return InterleavedOutput(self.ids, pixel, semantic, self.prompt_length, images)

@@ -1,7 +1,7 @@
-"""A key-value cache allocated once: no copy of the past at every step.
+"""A key-value cache that is allocated once: no copy of the past at every step.
 
-It shows its layers either what is filled so far, which any attention kernel takes (the default), or all of
-its positions at every step: tensors of one shape, as `torch.compile` and CUDA graphs need, under a mask.
+Layers see either the filled positions, which any attention kernel takes (the default), or all positions under
+a mask: tensors of one shape, which `torch.compile` and CUDA graphs need.
 """
 
 from typing import cast
@@ -24,13 +24,11 @@ class PreallocatedLayer(DynamicLayer):
 
     def start_from(self, prompt: DynamicLayer, rows: Tensor) -> None:
         """Begin with the prompt's keys and values of the batch's `rows`, which may repeat."""
-        keys, values = prompt.keys, prompt.values
-        assert keys is not None
-        assert values is not None
+        keys, values = cast(Tensor, prompt.keys), cast(Tensor, prompt.values)
         _, heads, length, width = keys.shape
         shape = (2, rows.shape[0], heads, self.capacity, width)
         if self.buffer is None or self.buffer.shape != shape:
-            # Zeros, not what was in memory: a masked position may not hold a NaN either.
+            # Zeros, not uninitialised memory: a masked position may not hold a NaN either.
             self.buffer = keys.new_zeros(shape)
             if self.index is not None:
                 torch._dynamo.mark_static_address(self.buffer)
@@ -72,6 +70,6 @@ class PreallocatedCache(Cache):
         super().__init__(layers=list(self.preallocated))
 
     def start_from(self, prompt: Cache, rows: Tensor) -> None:
-        """Begin with the prompt's cache, of its batch the `rows`, which may repeat."""
+        """Begin with the prompt's keys and values of the batch's `rows`, which may repeat."""
         for layer, filled in zip(self.preallocated, prompt.layers, strict=True):
             layer.start_from(cast(DynamicLayer, filled), rows)

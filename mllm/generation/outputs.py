@@ -12,11 +12,11 @@ from ..configuration import DualTokenConfig
 
 @dataclass(frozen=True)
 class InterleavedOutput:
-    """One answer: `sequences` (1, L), ids with the prompt, and the new images' codes (I, P, D), in order.
+    """One answer: `sequences` (1, L), ids with the prompt's, and the new images' codes (I, P, D), in order.
 
-    prompt_length: how many of the ids are the prompt.
-    images: the new images' pixels (I, 3, S, S) in the image processor's range; None for a model without its
-        visual tokenizer.
+    prompt_length: number of the prompt's ids.
+    images: pixels (I, 3, S, S) of the new images in the image processor's range; None without a visual
+        tokenizer.
     """
 
     sequences: Tensor

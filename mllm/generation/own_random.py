@@ -1,4 +1,4 @@
-"""Random numbers that belong to one call, whatever other threads sample meanwhile."""
+"""Random numbers of one call, independent of what other threads sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class OwnRandom(TorchFunctionMode):
-    """Within this context, in this thread, `torch.multinomial` draws from a generator of its own.
+    """In this context and thread transformers' sampling (`torch.multinomial`) uses a generator of its own.
 
-    It is how transformers chooses tokens; the numbers are those that `torch.manual_seed(seed)` would give
-    to a call that runs alone.
+    The numbers are those that `torch.manual_seed(seed)` would give to a call that runs alone.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:

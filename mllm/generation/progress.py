@@ -6,12 +6,12 @@ from typing import Any
 
 from ...common.errors import UserError, shown
 
-# Called after each position with (positions done, positions in all); False stops the generation.
+# Called after each position with (positions done, total positions); False stops the generation.
 Progress = Callable[[int, int], object]
 
 
 class ProgressBar:
-    """A bar of positions that appears with the first one and counts `rounds` image loops as one."""
+    """A bar that appears at the first position and counts those of `rounds` image loops."""
 
     def __init__(self, rounds: int = 1) -> None:
         self.rounds = rounds
@@ -35,12 +35,9 @@ class ProgressBar:
 
 @contextmanager
 def shown_progress(progress: Progress | bool | None, rounds: int = 1) -> Iterator[Progress | None]:
-    """What an image loop calls for an argument `progress`: a callback as it is, a bar for True, or nothing.
+    """The callback of image loops for an argument `progress`: a function as it is, a bar for True, or None.
 
-    The bar counts the positions of `rounds` loops, one after the other.
-
-    Raises:
-        UserError: `progress` is anything else.
+    The bar counts the positions of `rounds` loops. UserError for any other value.
     """
     if progress is None or progress is False:
         yield None
@@ -51,5 +48,5 @@ def shown_progress(progress: Progress | bool | None, rounds: int = 1) -> Iterato
         yield progress
     else:
         raise UserError(
-            f"progress is {shown(progress)}; give True for a bar, or a function of (positions done, in all)"
+            f"progress is {shown(progress)}; give True for a bar, or a function of (positions done, total)"
         )

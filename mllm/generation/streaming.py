@@ -1,4 +1,4 @@
-"""An answer part by part, while a thread makes it: pieces of text, and images."""
+"""An answer part by part, text and images, while a thread generates it."""
 
 import queue
 import threading
@@ -22,13 +22,13 @@ def stream_parts(
     progress: Any = None,
     **options: Any,
 ) -> Iterator[Part]:
-    """Content parts of one interleaved answer as they are made; an error of the thread is raised here.
+    """Content parts of one interleaved answer as they are generated; the thread's errors are raised here.
 
     Closing the iterator stops the model at its next token or position, and waits for that.
 
     Args:
         generate: the model's `generate`, called with `options`.
-        decode: turns the tokens (1, P x 2D) of an image into a list with this image.
+        decode: turns the tokens (1, P x 2D) of an image into a list of this image.
         progress: of each image, as in `generate`.
     """
     parts: queue.SimpleQueue[Part | BaseException | None] = queue.SimpleQueue()
@@ -64,14 +64,14 @@ def stream_parts(
                 raise part
             yield part
     finally:
-        # An error holds this frame, and would keep all tensors of its traceback if the frame held it.
+        # An error refers to this frame: if the frame kept the error, its traceback's tensors would stay.
         part = None
         closed.set()
         thread.join()
 
 
 class PartStreamer(TextStreamer):
-    """Puts finished pieces of text, and images, as content parts into a queue."""
+    """Puts finished text and images into a queue, as content parts."""
 
     def __init__(self, text_tokenizer: Any, decode: Decoder, parts: "queue.SimpleQueue[Any]") -> None:
         super().__init__(text_tokenizer, skip_prompt=True, skip_special_tokens=True)

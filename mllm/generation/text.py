@@ -1,4 +1,4 @@
-"""Text by transformers' `generate`: which tokens it may contain, and how images are part of its inputs."""
+"""Text by transformers' `generate`, without image tokens, from prompts with images."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ def generate_text(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Any:
-    """What transformers' `generate` returns for left-padded prompts (B, L), without any token of an image.
+    """Transformers' `generate` for left-padded prompts (B, L), without any token of an image.
 
     Args:
         codes: of the prompts' images, in order of appearance.
         refuse_images: raise UserError where the model would answer with an image, because text alone would
             be nonsense there.
-        seed: of sampled text; without one, and without a `generator` to draw it from, torch's global
-            generator is used.
+        seed: of sampled text; None: sampled from `generator`, or, without one, torch's global generator
+            samples the text itself.
         **options: of transformers' `generate`.
     """
     if "guidance_scale" in options:
@@ -55,7 +55,7 @@ def generate_text(
 
 
 def transformers_generate(model: Any, **options: Any) -> Any:
-    """Transformers' own `generate`, past the unified model's."""
+    """Transformers' `generate`, which the unified model's overrides."""
     return GenerationMixin.generate(model, **options)
 
 
@@ -65,23 +65,23 @@ def code_inputs(codes: VisualCodes | None) -> dict[str, Tensor]:
 
 
 def never_in_text(config: DualTokenConfig, allow_image_start: bool = False) -> list[int]:
-    """Special tokens that no answer contains."""
+    """Special tokens that are suppressed in every answer."""
     ids = [config.bos_token_id, config.pad_token_id, config.user_token_id, config.assistant_token_id]
-    # Some language models have none of one kind, or pad with the token that ends a turn.
+    # Some language models lack one of them, or pad with the token that ends a turn.
     ids = [one for one in ids if one not in (None, config.eos_token_id)]
     ids += [config.image_token_id, config.image_end_token_id, config.unconditional_token_id]
     return ids if allow_image_start else [*ids, config.image_start_token_id]
 
 
 def has_room_for_image(config: DualTokenConfig, length: int) -> bool:
-    """Whether the model generates images at all, and its context holds `length` tokens and then an image."""
+    """Whether the model can generate an image after `length` tokens of its context."""
     longest = context_length(config.text_config)
     fits = longest is None or length + config.num_positions + 2 <= longest
     return fits and "pixel" in config.branches
 
 
 def refuse_right_padding(mask: Any) -> None:
-    """Raise UserError for prompts (B, L) that end in padding: what follows them would be nonsense."""
+    """Raise UserError for prompts whose mask (B, L) ends in padding: their continuation would be nonsense."""
     if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
         raise UserError(
             "prompts for generation are padded on the left; collate them with padding_side='left'"
@@ -89,7 +89,7 @@ def refuse_right_padding(mask: Any) -> None:
 
 
 def repeat_codes(codes: dict[str, Tensor], input_ids: Tensor, copies: int, config: DualTokenConfig) -> dict:
-    """The image inputs of prompts (B, L) of which each is repeated with all of its images."""
+    """The image inputs of prompts (B, L) that are each repeated `copies` times with all of their images."""
     counts = (input_ids.eq(config.image_token_id).sum(dim=1) // config.num_positions).tolist()
     return {
         key: torch.cat([part.repeat(copies, 1, 1) for part in value.split(counts)])
@@ -98,10 +98,9 @@ def repeat_codes(codes: dict[str, Tensor], input_ids: Tensor, copies: int, confi
 
 
 class ImageAnswerDetector(LogitsProcessor):
-    """Raises UserError where a prompt's answer would continue with an image, and changes nothing otherwise.
+    """Raises UserError where an answer would continue with an image; scores stay as they are.
 
-    A text alone would be nonsense there: the token that opens an image is suppressed, and whatever comes next
-    is almost impossible under the model.
+    The token that opens an image is suppressed in text, and any other one is almost impossible there.
 
     Args:
         prompt_length: tokens of a prompt, padding included.
@@ -122,6 +121,6 @@ class ImageAnswerDetector(LogitsProcessor):
             raise UserError(
                 f"the model answers prompt {int(found[0]) + 1} of {len(best)} with an image: pass "
                 "generation_mode='image' to generate it, 'interleaved' for text and images in turn, or "
-                "'text' for words only"
+                "'text' for text only"
             )
         return scores
