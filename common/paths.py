@@ -107,6 +107,11 @@ def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
     return path
 
 
+def is_data_url(text: str) -> bool:
+    """Whether `text` is a data: URL and not a path; in any case, perhaps after white space."""
+    return text[:80].lstrip()[:5].lower() == "data:"
+
+
 def native_name(name: str) -> str:
     """The name of a file, read from a UTF-8 text, as this process has to write it.
 

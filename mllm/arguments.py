@@ -1,4 +1,4 @@
-"""What users pass to the pipeline: accepted where its meaning is clear, else refused in one line."""
+"""Arguments of the pipeline: accepted where their meaning is clear, else refused in one line."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,35 +12,21 @@ from ..common.values import flag, refuse_unknown
 from .conversation.messages import text_problem
 from .generation.sampling import ImageSamplingConfig
 
-#: Images of one prompt in one call: all of them are kept until the last one is generated.
+#: Images of one prompt in one call, which are all kept until the last one is generated.
 MOST_IMAGES = 1_000_000
-#: Options of `chat` besides those of image sampling and of transformers' generation.
-CHAT_OPTIONS = (
-    "compile",
-    "generator",
-    "max_images",
-    "progress",
-    "seed",
-    "stopping_criteria",
-    "logits_processor",
-)
+#: Options of `chat` in addition to those of image sampling and of transformers' generation.
+_CHAT = ("compile", "generator", "max_images", "progress", "seed", "stopping_criteria", "logits_processor")
 
 
-def given_text(text: Any, name: str, instead: str = "") -> str:
-    """A text that is not empty; bytes are UTF-8.
-
-    instead: what to call for something else, for the message.
-
-    Raises:
-        UserError: it is empty, or something else.
-    """
+def given_text(text: Any, name: str, hint: str = "") -> str:
+    """A string that is not empty; bytes are UTF-8. UserError, with `hint` at its end, for any other value."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"{name} is bytes that are not UTF-8; give a text") from None
+            raise UserError(f"{name} is bytes that are not UTF-8; give a string") from None
     if not isinstance(text, str):
-        raise UserError(f"{name} is {shown(text)}; give a text{instead}")
+        raise UserError(f"{name} is {shown(text)}; give a string{hint}")
     if not text.strip():
         raise UserError(f"{name} is empty; give at least one word")
     if problem := text_problem(text):
@@ -49,14 +35,16 @@ def given_text(text: Any, name: str, instead: str = "") -> str:
 
 
 def given_prompts(prompts: Any) -> list[str]:
-    """Prompts of images. UserError for a single text, or anything else than a list of texts."""
+    """Prompts of images. UserError for a single string, and any other value that is not a list of strings."""
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
-        raise UserError(f"prompts is {shown(prompts)}; give a list of texts, or call generate_images for one")
+        raise UserError(
+            f"prompts is {shown(prompts)}; give a list of strings, or call generate_images for one"
+        )
     return [given_text(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
 
 
 def question(images: ImageSource | Sequence[ImageSource] | None, text: Any) -> list[dict[str, Any]]:
-    """A user's turn: images first, then the text. If swapped, they are put in order where that is certain."""
+    """A user's turn: images, then the text. Swapped arguments are put in order where that is certain."""
     if isinstance(images, str | bytes) and not isinstance(text, str | bytes | list | tuple | None):
         images, text = text, images
     if isinstance(images, str) and isinstance(text, str) and _is_file(text) and not _is_file(images):
@@ -80,7 +68,7 @@ def questions(items: Any) -> list[list[dict[str, Any]]]:
 
 
 def conversation(messages: Any) -> Any:
-    """Messages; a text is one user's turn, a single message a conversation of one."""
+    """Messages; a string is one user's turn, a single message a conversation of one."""
     if isinstance(messages, str | bytes):
         return question(None, messages)
     return [messages] if isinstance(messages, Mapping) else messages
@@ -89,7 +77,7 @@ def conversation(messages: Any) -> Any:
 def check_chat_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an unknown option of `chat`, or a `do_sample` that is not a flag."""
     generation = GenerationConfig().to_dict()
-    refuse_unknown(options, {*CHAT_OPTIONS, *ImageSamplingConfig.names(), *generation}, "option of chat")
+    refuse_unknown(options, {*_CHAT, *ImageSamplingConfig.names(), *generation}, "option of chat")
     if options.get("do_sample") is not None:
         flag(options["do_sample"], "do_sample")
 

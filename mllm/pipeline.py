@@ -29,6 +29,9 @@ from .generation.streaming import stream_parts
 from .language_model import context_length
 from .modeling import DualTokenForConditionalGeneration
 
+#: The images of one question.
+Images = ImageSource | Sequence[ImageSource] | None
+
 
 class DualTokenPipeline:
     """A model and its processor on one device, ready for use.
@@ -42,7 +45,7 @@ class DualTokenPipeline:
         if processor.num_positions != model.config.num_positions:
             raise UserError(
                 f"the processor has num_positions {processor.num_positions} (its processor_config.json), but "
-                f"the model's images take {model.config.num_positions}; load both from one folder"
+                f"the model's images have {model.config.num_positions}; load both from one folder"
             )
         self.model = model.eval()
         self.processor = processor
@@ -60,8 +63,8 @@ class DualTokenPipeline:
 
         Args:
             device: "auto" (cuda, then mps, then cpu), one of them, "cuda:1", or a torch.device.
-            dtype: of the language model and heads, as torch's or by name ("bf16"); "auto" is bfloat16 on cuda
-                and float32 elsewhere. The visual tokenizer is always float32: its codes must not depend on
+            dtype: of the language model and heads, as torch's or by name ("bf16"); "auto" is bfloat16 on
+                cuda, else float32. The visual tokenizer is always float32, so that codes do not depend on
                 the device.
             quantization: "8bit" or "4bit" quantizes the language model's linear layers with bitsandbytes, for
                 less memory; on cuda only.
@@ -72,7 +75,7 @@ class DualTokenPipeline:
             UserError: no such model or device, a folder that is not a model, an unknown option, or a
                 quantization that is not available here.
         """
-        # transformers' own names: torch_dtype is the older one, and no code of a folder is ever run.
+        # Names of transformers: torch_dtype is the older one, and code of a folder is never run.
         dtype = options.pop("torch_dtype", dtype)
         options.pop("trust_remote_code", None)
         device = options.pop("device_map", device)
@@ -98,7 +101,7 @@ class DualTokenPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     @property
@@ -120,7 +123,7 @@ class DualTokenPipeline:
             else:
                 device = one
         if getattr(self.model, "is_quantized", False):
-            raise UserError("a quantized model cannot be moved; load it with the device it is to have")
+            raise UserError("a quantized model cannot be moved; name the device when loading it")
         if device is not None:
             self.model.to(resolve_device(device))
         if dtype is not None:
@@ -128,42 +131,37 @@ class DualTokenPipeline:
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
-        """Write model, visual tokenizer, processor and model card to a folder, all or nothing.
-
-        A model that this package saved there is replaced. `options` as of `save_model`.
-
-        Raises:
-            UserError: the folder holds something else, or cannot be written.
-        """
+        """`save_model` of the model and its processor, with its `options` and errors."""
         save_model(self.model, self.processor, folder, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Save the model to a repository of the hub, created if needed; returns the hub's answer.
+        """`push_model`: save the model to a repository of the hub, created if needed.
 
-        `options`: `private`, `token`, `revision`, `commit_message` and `create_pr`, as of `push_model`.
-
-        Raises:
-            UserError: a name that is not a hub id, or a hub that refuses.
+        `options`: `private`, `token`, `revision`, `commit_message` and `create_pr`.
         """
         return push_model(self.model, self.processor, repo_id, **options)
 
+    @overload
+    def answer(self, image: Images, question: str, max_new_tokens: int = 128) -> str: ...
+
+    @overload
     def answer(
-        self, image: ImageSource | Sequence[ImageSource] | None, question: Any, max_new_tokens: int = 128
-    ) -> Any:
-        """The model's answer, in words, to a question about one image, several, or none (greedy).
+        self, image: Images, question: list[str] | tuple[str, ...], max_new_tokens: int = 128
+    ) -> list[str]: ...
+
+    def answer(
+        self, image: Images, question: str | list[str] | tuple[str, ...], max_new_tokens: int = 128
+    ) -> str | list[str]:
+        """The model's answer (greedy) to a question about one image, several, or none.
 
         A list of questions gives a list of answers.
         """
-        several = isinstance(question, list | tuple)
-        pairs = [(image, one) for one in (question if several else [question])]
-        answers = self.answer_many(pairs, max_new_tokens=max_new_tokens)
-        return answers if several else answers[0]
+        if isinstance(question, list | tuple):
+            return self.answer_many([(image, one) for one in question], max_new_tokens)
+        return self.answer_many([(image, question)], max_new_tokens)[0]
 
     def answer_many(
-        self,
-        items: Sequence[tuple[ImageSource | Sequence[ImageSource] | None, str]],
-        max_new_tokens: int = 128,
-        batch_size: int = 16,
+        self, items: Sequence[tuple[Images, str]], max_new_tokens: int = 128, batch_size: int = 16
     ) -> list[str]:
         """Answers to many (image or images, question) pairs; the same as `answer` on each, in batches."""
         conversations = arguments.questions(items)
@@ -171,10 +169,8 @@ class DualTokenPipeline:
         answers: list[str] = []
         for start in range(0, len(conversations), batch_size):
             inputs = self._inputs(conversations[start : start + batch_size])
-            new_tokens = self._at_most(max_new_tokens, inputs)
-            ids = self.model.generate(
-                **inputs, generation_mode="text", max_new_tokens=new_tokens, do_sample=False
-            )
+            options: Any = {"max_new_tokens": self._at_most(max_new_tokens, inputs), "do_sample": False}
+            ids = self.model.generate(**inputs, generation_mode="text", **options)
             new = ids[:, inputs["input_ids"].shape[1] :]
             answers.extend(self.processor.tokenizer.batch_decode(new, skip_special_tokens=True))
         return answers
@@ -186,12 +182,12 @@ class DualTokenPipeline:
         max_new_tokens: int = 256,
         **options: Any,
     ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        """The assistant's next turn: content parts, text and images in the order they were produced.
+        """The assistant's next turn: content parts, text and images in the order of generation.
 
         Parts are `{"type": "text", "text": ...}` and `{"type": "image", "image": PIL image}`, so that
         `{"role": "assistant", "content": parts}` continues the conversation. With `stream=True` an iterator
-        yields text in small parts and images as they are made; closing it stops the model. `options`: those
-        of `generate` ("interleaved"), such as `do_sample`, `guidance_scale`, `seed`, `max_images`.
+        yields small parts of text, and images, as they are generated; closing it stops the model. `options`:
+        those of `generate` ("interleaved"), such as `do_sample`, `guidance_scale`, `seed`, `max_images`.
         """
         flag(stream, "stream")
         arguments.check_chat_options(options)
@@ -212,13 +208,12 @@ class DualTokenPipeline:
         """Images for a text prompt.
 
         Args:
-            prompt: what they show; not empty.
-            num_images: how many; image i of a seed is the same however many are generated.
-            seed: of the random numbers; None takes a random one.
+            prompt: not empty.
+            num_images: image i of a seed is the same for every `num_images`.
+            seed: None takes a random one.
             batch_size: images generated side by side.
-            **options: `guidance_scale`, `temperature` and the other fields of `ImageSamplingConfig` (what is
-                left out is the model's own default); `progress`, True for a bar or a function, and `compile`
-                as in the model's `generate`.
+            **options: fields of `ImageSamplingConfig` (`guidance_scale`, `temperature`, ...), by default the
+                model's own; `progress` and `compile` as in the model's `generate`.
 
         Raises:
             UserError: an empty prompt or an option outside its range.
@@ -237,8 +232,8 @@ class DualTokenPipeline:
     ) -> list[list[Image.Image]]:
         """`num_images` images for every prompt; the same as `generate_images` on each, in batches.
 
-        `seed`: one for all prompts, or one per prompt. `progress`: as in `generate_images`; a bar counts the
-        positions of all batches, a function those of each.
+        `seed`: one for all prompts, or one per prompt. `progress`: a bar counts the positions of all batches,
+        a function gets those of each.
         """
         return list(self.iter_images(prompts, num_images, seed, batch_size, progress, **options))
 
@@ -258,8 +253,7 @@ class DualTokenPipeline:
         seeds = prompt_seeds(seed, len(prompts))
         together = max(1, batch_size // num_images)
         starts, firsts = range(0, len(prompts), together), range(0, num_images, batch_size)
-        # The image itself, and the tokens that open and close it.
-        room = self.model.config.num_positions + 2
+        room = self.model.config.num_positions + 2  # with the tokens that open and close the image
         with shown_progress(progress, len(starts) * len(firsts)) as report:
             for start in starts:
                 chosen = prompts[start : start + together]
@@ -288,7 +282,7 @@ class DualTokenPipeline:
     def reconstruct(self, image: Any) -> Image.Image: ...
 
     def reconstruct(self, image: Any) -> Image.Image | list[Image.Image]:
-        """The image as its pixel codes hold it, at the model's resolution; a list of images gives a list."""
+        """The image decoded from its pixel codes, at the model's resolution; a list gives a list."""
         self.model.require_visual_tokenizer()
         pixel_values = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
@@ -301,24 +295,21 @@ class DualTokenPipeline:
     def _inputs(self, conversations: Sequence[Sequence[Mapping[str, Any]]], room: int = 1) -> dict[str, Any]:
         """Left-padded model inputs on the device; UserError when `room` new tokens do not fit the context."""
         batch = self.processor.apply_chat_template(list(conversations), add_generation_prompt=True)
-        length = batch["input_ids"].shape[1]
-        if length + room > self._context_length:
+        if self._room_after(batch) < room:
             raise UserError(
-                f"the conversation takes {length} tokens and needs {room} new ones; the model's context "
-                f"holds {self._context_length}: shorten it or use fewer images"
+                f"the conversation has {batch['input_ids'].shape[1]} tokens and needs {room} new ones; the "
+                f"model's context is {context_length(self.model.config.text_config)}: shorten the "
+                "conversation or use fewer images"
             )
         return dict(batch.to(self.device))
 
     def _at_most(self, max_new_tokens: int, inputs: dict[str, Any]) -> int:
-        """`max_new_tokens`, or what the context has left."""
-        return min(
-            whole_number(max_new_tokens, "max_new_tokens", 1),
-            self._context_length - inputs["input_ids"].shape[1],
-        )
+        """`max_new_tokens`, or the rest of the context where that is less."""
+        return min(whole_number(max_new_tokens, "max_new_tokens", 1), self._room_after(inputs))
 
-    @property
-    def _context_length(self) -> int:
-        return context_length(self.model.config.text_config) or sys.maxsize
+    def _room_after(self, inputs: Mapping[str, Any]) -> int:
+        longest = context_length(self.model.config.text_config) or sys.maxsize
+        return longest - inputs["input_ids"].shape[1]
 
     def _decode(self, tokens: torch.Tensor) -> list[Image.Image]:
         return self.processor.image_processor.to_images(self.model.decode_image_tokens(tokens))

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, UserError, shown
-from ..paths import read_bounded, regular_file, user_path
+from ..paths import is_data_url, read_bounded, regular_file, user_path
 
 #: Files of more bytes are not read: 64 million pixels of 16-bit RGB, uncompressed, are fewer.
 LARGEST_IMAGE_FILE = 400_000_000
@@ -124,11 +124,6 @@ def inline_image(text: str) -> bytes | None:
         ImageError for a data: URL that is broken.
     """
     return _from_data_url(text.strip()) if is_data_url(text) else _from_base64(text)
-
-
-def is_data_url(text: str) -> bool:
-    """Whether `text` is written as a data: URL, in capitals or small letters, perhaps behind a space."""
-    return text[:80].lstrip()[:5].lower() == "data:"
 
 
 def _from_text(text: str) -> tuple[str, bytes]:

@@ -13,16 +13,15 @@ class ChatFormat:
 
     Args:
         start: before the first turn, with a default system prompt where the template adds one.
-        system_start, system_end: in place of `start`, around a system turn at the start; `system_end` reaches
-            up to the content of the user's turn that follows. None: there is no such role, and the text goes
-            before the user's.
+        system_start, system_end: around a system turn at the start, instead of `start` and the following
+            turn's `user_start`. None: the template has no system role; the text precedes the user's.
         user_start, user_end: around a user's content.
-        assistant_start: before an assistant's content; what generation starts from.
+        assistant_start: before an assistant's content; generation starts from it.
         end: the special token that ends an assistant's turn, the model's end of sequence.
         assistant_end_rest: after `end`, not trained on.
-        answer_prefix, answer_suffix: white space that the assistant writes around its text (not around an
-            image), trained on.
-        trim_system, trim_user, trim_assistant: white space at both ends of a turn's text is dropped.
+        answer_prefix, answer_suffix: white space around the assistant's text (not around an image), trained
+            on.
+        trim_system, trim_user, trim_assistant: drop white space at both ends of a turn's text.
     """
 
     start: str = BOS
@@ -40,13 +39,12 @@ class ChatFormat:
     trim_system: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError for a string that is not one, and a flag that is neither True nor False."""
         for field in fields(self):
             value, name = getattr(self, field.name), f"chat_format's {field.name}"
             if isinstance(field.default, bool):
                 flag(value, name)
             elif not (isinstance(value, str) or value is field.default is None):
-                raise UserError(f"{name} is {shown(value)}; give a text")
+                raise UserError(f"{name} is {shown(value)}; give a string")
 
     @property
     def is_own(self) -> bool:

@@ -29,10 +29,9 @@ class CachedCodes:
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """One conversation as a sequence.
+    """One conversation as a sequence: ids and labels (L,) int64, and images in order of appearance.
 
-    `input_ids` (L,) int64. `labels` (L,): the id where it is a target, -100 elsewhere; at the slots of a
-    target image the `<|image|>` id. `images` in order of appearance.
+    `labels` are the ids of targets (`<|image|>` at the slots of a target image), and -100 at other positions.
     """
 
     input_ids: NDArray[np.int64]
@@ -61,8 +60,8 @@ def pad(records: Sequence[EncodedRecord], pad_id: int, padding_side: str) -> dic
 def pack(rows: Sequence[Sequence[EncodedRecord]], pad_id: int, length: int) -> dict[str, Tensor]:
     """input_ids, position_ids and labels (B, length), several records a row.
 
-    Positions begin anew at every record: from that alone, without an attention_mask, transformers keeps
-    records from seeing each other. What a row has left over is one more document, without targets.
+    Positions restart at every record: without an attention_mask, transformers infers from them that records
+    do not see each other. The rest of a row is one more document, without targets.
 
     Raises:
         UserError: there is no row, or one is longer than `length`.
@@ -87,39 +86,31 @@ def collate_images(images: Sequence[Image.Image | CachedCodes], image_processor:
     Raises:
         UserError: images are mixed with cached codes.
     """
+    if not images:
+        return {}
     cached = [image for image in images if isinstance(image, CachedCodes)]
     if not cached:
-        return (
-            {"pixel_values": image_processor(images, return_tensors="pt")["pixel_values"]} if images else {}
-        )
+        return {"pixel_values": image_processor(images, return_tensors="pt")["pixel_values"]}
     if len(cached) < len(images):
         raise UserError("a batch mixes images and cached codes; cache all of them or none")
-    stack = lambda codes: torch.from_numpy(np.stack(codes).astype(np.int64))  # noqa: E731
-    return {
-        "pixel_codes": stack([image.pixel for image in cached]),
-        "semantic_codes": stack([image.semantic for image in cached]),
-    }
+    codes = {"pixel_codes": [one.pixel for one in cached], "semantic_codes": [one.semantic for one in cached]}
+    return {name: torch.from_numpy(np.stack(arrays).astype(np.int64)) for name, arrays in codes.items()}
 
 
 def flash_attention_bounds(position_ids: Tensor) -> dict[str, Any]:
-    """Where the documents of a packed batch begin, as flash_attention_2 needs it for more than one row.
+    """The bounds of a packed batch's documents, which flash_attention_2 needs for more than one row.
 
-    position_ids (B, L), 0 at every start. Returns cu_seq_lens_q and cu_seq_lens_k, the starts and the end in
-    the B * L flattened positions (int32), and max_length_q and max_length_k, the longest document.
+    From position_ids (B, L), 0 at every start: cu_seq_lens_q and cu_seq_lens_k, the starts and the end in the
+    flattened B * L positions (int32), and max_length_q and max_length_k, the longest document.
     """
     starts = position_ids.flatten().eq(0).nonzero().squeeze(1).to(torch.int32)
     bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])])
-    longest = int(bounds.diff().max())
-    return {
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    named = {"cu_seq_lens": bounds, "max_length": int(bounds.diff().max())}
+    return {f"{name}_{side}": value for name, value in named.items() for side in "qk"}
 
 
 def _empty_rows(count: int, length: int, pad_id: int, counter: str) -> dict[str, Tensor]:
-    """Padding without targets, (count, length), and zeros under the name `counter`."""
+    """Rows (count, length) of padding without targets, and zeros under the name `counter`."""
     if not count:
         raise UserError("an empty batch has nothing to collate")
     fill = {"input_ids": pad_id, counter: 0, "labels": IGNORE}

@@ -1,11 +1,11 @@
-"""Images that are given apart from a text: which slot of the text, or of a conversation, each of them fills.
+"""Images given apart from a text or a conversation, distributed to its slots.
 
 Transformers' processors accept `images=` with messages that have bare `{"type": "image"}` parts, and with
-texts that a chat template has rendered already.
+texts that a chat template has rendered.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -27,7 +27,7 @@ def text_segments(
 ) -> list[list[Segment]]:
     """Texts with their images, each as a prompt that the model answers.
 
-    A text that a chat template has rendered already is kept, its slots filled. Any other, or None for images
+    A text that a chat template has rendered is kept, with its slots filled. Any other, or None for images
     alone, becomes a user's turn.
 
     Args:
@@ -54,7 +54,7 @@ def text_segments(
 
 
 def _content(pieces: Sequence[str | None], images: Sequence[Any]) -> list[dict[str, Any]]:
-    """The content of text around slots (None): images in the slots, or before the text where it has none."""
+    """Pieces of text and slots (None) as content: images fill the slots, or precede a text without slots."""
     rest = iter([{"type": "image", "image": image} for image in images])
     parts = [] if None in pieces else list(rest)
     for piece in pieces:
@@ -73,8 +73,8 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
     """The images of each of several texts.
 
     images: None; for one text an image or a list; for several one entry per text (an image, a list, or None),
-        or all images in a row.
-    slots: how many images each text has room for; None for one that accepts any number.
+        or all images in one list.
+    slots: the number of images of each text; None for one that accepts any number.
 
     Raises:
         UserError: they do not fit.
@@ -101,31 +101,27 @@ def distribute(images: Any, slots: Sequence[int | None]) -> list[list[Any]]:
 
 
 def placeholders(conversation: Any) -> int:
-    """How many image parts of a conversation come without their image."""
-    return sum(_is_placeholder(part) for part in _parts(conversation))
+    """The number of a conversation's image parts that have no image."""
+    messages = conversation if isinstance(conversation, list | tuple) else ()
+    return sum(_is_placeholder(part) for message in messages for part in _parts(message))
 
 
-def filled(conversation: Any, images: Sequence[Any]) -> Any:
+def filled(conversation: Any, images: Iterable[Any]) -> Any:
     """The conversation with its placeholders replaced by `images`, in order of appearance."""
     rest = iter(images)
+
+    def fill(part: Any) -> Any:
+        return {"type": "image", "image": next(rest)} if _is_placeholder(part) else part
+
     return [
-        {
-            **message,
-            "content": [
-                {"type": "image", "image": next(rest)} if _is_placeholder(part) else part
-                for part in message["content"]
-            ],
-        }
-        if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
-        else message
+        {**message, "content": list(map(fill, parts))} if (parts := _parts(message)) else message
         for message in conversation
     ]
 
 
-def _parts(conversation: Any) -> Iterator[Any]:
-    for message in conversation if isinstance(conversation, list | tuple) else ():
-        content = message.get("content") if isinstance(message, Mapping) else None
-        yield from content if isinstance(content, list | tuple) else ()
+def _parts(message: Any) -> Sequence[Any]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, list | tuple) else ()
 
 
 def _is_placeholder(part: Any) -> bool:
@@ -148,7 +144,7 @@ def _flat(entry: Any) -> list[Any]:
 
 
 def _in_a_row(images: list[Any], slots: Sequence[int | None]) -> list[list[Any]]:
-    """Images distributed by the slots, where the numbers agree; otherwise one for each text."""
+    """Images in order of the slots, where the numbers agree; otherwise one for each text."""
     if None in slots or sum(room or 0 for room in slots) != len(images):
         return [[image] for image in images]
     rest = iter(images)
@@ -156,7 +152,7 @@ def _in_a_row(images: list[Any], slots: Sequence[int | None]) -> list[list[Any]]
 
 
 def _pieces(text: str, positions: int) -> Iterator[str | None]:
-    """The text between slots, and None for each slot; the tokens around an image are left out."""
+    """The text between slots, and None for each slot; the tokens that enclose an image are left out."""
     end = 0
     for run in _RUN.finditer(text):
         yield text[end : run.start()].removesuffix(IMAGE_START)

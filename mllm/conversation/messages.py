@@ -1,16 +1,16 @@
-"""Messages of a conversation: the one schema of what may be converted, stored, trained on and answered.
+"""Messages of a conversation: the one schema for conversion, storage, training and inference.
 
 A conversation is a list of messages `{"role": "system" | "user" | "assistant", "content": [part, ...]}`; the
-content may also be a text. A part is a text, or one of
+content may also be a string. A part is a string, or one of
 
 * `{"type": "text", "text": ...}`, also as OpenAI's responses write it: `input_text`, `output_text`
-* `{"type": "image", "image": whatever load_image takes}`, also as OpenAI and transformers write it:
+* `{"type": "image", "image": any argument of load_image}`, also as OpenAI and transformers write it:
   `image_url`, `url`, `path`, `base64`
 * `{"type": "image", "pixel_codes": ..., "semantic_codes": ...}`, cached codes of the visual tokenizer
 * `{"type": "unconditional"}`, in a user's turn: "no prompt" of classifier-free guidance
 
-Roles may come in any order, also the same one twice; a text may be empty, content may not. null is the same
-as a key that is not there. Video and sound are refused by name.
+Roles may come in any order and repeat; a text may be empty, content may not. null is the same as a missing
+key. Video and audio are refused by name.
 """
 
 import re
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...common.errors import UserError, shown
-from ...common.images.sources import is_data_url
 from ...common.json_files import is_encodable
+from ...common.paths import is_data_url
 
 ROLES = ("system", "user", "assistant")
 
@@ -33,14 +33,12 @@ _SOURCE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source"
 _CODES = ("pixel_codes", "semantic_codes")
 _NO_IMAGES = (bool, int, float, list, tuple, dict)
 _MEDIA = re.compile(r"(?:input_)?(?:video|audio|sound|speech)s?(?:_url|_path|_file)?", re.IGNORECASE)
-#: A placeholder of a video or a sound begins a line or ends the text; elsewhere the text is about it.
+#: A placeholder of video or audio begins a line or ends the text; in a sentence the text is about it.
 _MARK = re.compile(r"(?:\A\s*|^[ \t]*)<(video|audio)>|<(video|audio)>\s*\Z", re.IGNORECASE | re.MULTILINE)
 
 
 def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Check a conversation and bring it to the one canonical form (content as a list of typed parts).
-
-    Plain strings as content become one text part; images under other names (`image_url`, …) move to `image`.
 
     Raises:
         UserError: names the message and the part that does not fit, counted from 1.
@@ -58,7 +56,7 @@ def normalise_messages(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
 
 
 def is_list(value: Any) -> bool:
-    """Whether `value` is any kind of list; an array without dimensions is not."""
+    """Whether `value` is an iterable of items, not a string, a mapping or an array without dimensions."""
     several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     return several and getattr(value, "ndim", 1) > 0
 
@@ -77,7 +75,7 @@ def has_cached_codes(part: Mapping[str, Any]) -> bool:
 
 
 def image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
-    """The image of a part, under whichever of `_SOURCE_KEYS` it is given; None where there is none.
+    """The image of a part, under any of `_SOURCE_KEYS`; None where there is none.
 
     OpenAI writes {"image_url": {"url": ...}} or {"image_url": ...}, transformers {"url" | "path" | "base64"},
     datasets {"image": {"bytes": ...}}, others {"source": {"data": ...}}.
@@ -93,42 +91,39 @@ def image_source(part: Mapping[str, Any], may_nest: bool = True) -> Any:
 
 
 def is_media(kind: Any) -> bool:
-    """Whether a part of this type, or a field of this name, holds a video or a sound."""
+    """Whether a part of this type, or a field of this name, holds video or audio."""
     return isinstance(kind, str) and _MEDIA.fullmatch(kind) is not None
 
 
 def media_kind(name: str) -> str:
-    """ "video" or "audio", for a type or field that `is_media`."""
+    """The kind, "video" or "audio", of a type or field that `is_media`."""
     return "video" if "video" in name.lower() else "audio"
 
 
 def no_media(what: str, kind: str) -> str:
-    """Why `what` is refused, which is of the kind "video" or "audio"."""
+    """The reason why `what`, which is of the kind "video" or "audio", is refused."""
     return f"{what} is {kind}, which is not supported: only text and images are"
 
 
 def text_problem(text: str) -> str | None:
-    """Why no model can be given `text`, or None."""
+    """The reason why `text` cannot be an input, or None."""
     if not is_encodable(text):
         return "the text has half of a surrogate pair, or bytes that are not UTF-8"
     if "\0" in text:
         return "the text has a NUL character"
-    if "<" in text and (kind := _marked_media(text)):
-        return no_media(f"the mark <{kind}>", kind)
+    if "<" in text:
+        kinds = {(first or second).lower() for first, second in _MARK.findall(text)}
+        for kind in sorted(kinds):
+            if f"</{kind}>" not in text.lower():  # a closed one is HTML
+                return no_media(f"the mark <{kind}>", kind)
     return None
-
-
-def _marked_media(text: str) -> str | None:
-    """ "video" or "audio" where the text has a placeholder of it; one that is closed again is HTML."""
-    kinds = {(first or second).lower() for first, second in _MARK.findall(text)}
-    return next((kind for kind in sorted(kinds) if f"</{kind}>" not in text.lower()), None)
 
 
 def _normalise_message(number: int, message: Mapping[str, Any]) -> Message:
     where = f"message {number}"
-    # Plain types come first: a check against an abstract one takes longer, and records have many parts.
+    # `dict` first: a check against an abstract type takes longer, and records have many parts.
     if not isinstance(message, dict | Mapping):
-        raise UserError(f"{where} is {shown(message)}; it needs to be an object with 'role' and 'content'")
+        raise UserError(f"{where} is {shown(message)}; give an object with 'role' and 'content'")
     role, content = message.get("role"), message.get("content")
     if role is None or content is None:
         raise UserError(f"{where} needs the keys 'role' and 'content', and neither may be null")
@@ -137,10 +132,10 @@ def _normalise_message(number: int, message: Mapping[str, Any]) -> Message:
     if isinstance(content, str):
         content = [content]
     elif not is_list(content):
-        raise UserError(f"{where}: content is a text or a list of parts, not {type(content).__name__}")
+        raise UserError(f"{where}: content is a string or a list of parts, not {type(content).__name__}")
     parts = [_normalise_part(f"{where}, part {index}", part, role) for index, part in enumerate(content, 1)]
     if not parts:
-        raise UserError(f"{where}: content is an empty list; give a text or at least one part")
+        raise UserError(f"{where}: content is an empty list; give a string or at least one part")
     return {"role": role, "content": parts}
 
 

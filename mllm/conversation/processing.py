@@ -5,7 +5,7 @@ Shapes: B sequences, L length, I images in order of appearance, P visual positio
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class DualTokenProcessor(ProcessorMixin):
         chat_format: ChatFormat | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The tokenizer's file chat_template.jinja is for a tokenizer that is loaded by itself.
+        # chat_template.jinja belongs to the text tokenizer, for when that is loaded without this processor.
         super().__init__(image_processor, tokenizer, **kwargs)
         if not isinstance(image_processor, DualTokenizerImageProcessor | None):
             kind = type(image_processor).__name__
@@ -73,7 +73,7 @@ class DualTokenProcessor(ProcessorMixin):
             )
         if tokenizer.pad_token_id is None:
             raise UserError(
-                "the text tokenizer names no pad token (in its tokenizer_config.json); set one, as "
+                "the text tokenizer has no pad token (in its tokenizer_config.json); set one, as "
                 "mllm.conversation.text_tokenizer.add_special_tokens does"
             )
         self.special_ids: dict[str, int] = {token: vocabulary[token] for token in needed}
@@ -92,13 +92,13 @@ class DualTokenProcessor(ProcessorMixin):
         check_model_files(source, kwargs.get("subfolder"))
         try:
             return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
-        except Exception as error:  # a handful of files from elsewhere, read by transformers and tokenizers
+        except Exception as error:  # untrusted files, read by transformers and tokenizers
             raise UserError(
                 f"{source} has no usable processor and text tokenizer: {loading_reason(error)}"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved in processor_config.json; a format of DualToken's own is left out."""
+        """The content of processor_config.json; DualToken's own chat format is left out."""
         settings = {**super().to_dict(), "chat_format": asdict(self.chat_format)}
         if self.chat_format.is_own:
             del settings["chat_format"]
@@ -173,28 +173,24 @@ class DualTokenProcessor(ProcessorMixin):
         Args:
             chat_template: must stay None; the template is fixed (see `rendering` and `chat_format`).
             return_dict: False returns only the ids.
-            images: of parts `{"type": "image"}` that have none of their own, in order of appearance: an image
-                or a list; for several conversations a list per conversation, or all in a row.
+            images: of parts `{"type": "image"}` without an image, in order of appearance: an image or a list;
+                for several conversations a list per conversation, or one list of all.
 
         Returns:
             A BatchFeature with input_ids, attention_mask and pixel_values or cached codes.
 
         Raises:
-            UserError: the conversation is malformed, an image cannot be read, images and parts do not fit,
-                or the template was to be replaced.
+            UserError: a malformed conversation, an image that cannot be read, images and parts that do not
+                fit, or a `chat_template`.
         """
         if chat_template is not None:
             raise UserError("DualToken's conversation template is fixed; leave chat_template out")
         conversations = [conversation] if _is_single(conversation) else list(conversation)
-        open_parts = [placeholders(messages) for messages in conversations]
         if images is not None:
-            given = distribute(images, open_parts)
+            given = distribute(images, [placeholders(messages) for messages in conversations])
             conversations = [filled(*pair) for pair in zip(conversations, given, strict=True)]
         elif not tokenize:
-            conversations = [
-                filled(messages, [NoImage()] * count)
-                for messages, count in zip(conversations, open_parts, strict=True)
-            ]
+            conversations = [filled(messages, repeat(NoImage())) for messages in conversations]
         rendered = [render(messages, add_generation_prompt, self.chat_format) for messages in conversations]
         if continue_final_message:
             rendered = [continue_last_message(segments, self.chat_format) for segments in rendered]
@@ -211,18 +207,18 @@ class DualTokenProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Texts and images as inputs of the model (left-padded), for it to answer.
+        """Texts and images as left-padded inputs of the model, for it to answer.
 
-        A text that `apply_chat_template(..., tokenize=False)` has made is taken as it is, its `<|image|>`
-        filled by `images`. A plain text becomes one user turn, images before it (or at its `<|image|>`).
-        Messages are accepted as well.
+        A text rendered by `apply_chat_template(..., tokenize=False)` is kept, with `images` in its slots. A
+        plain text becomes one user turn, with images before it (or at its `<|image|>`). Messages are
+        accepted as well.
 
         Args:
             images: for one text an image or a list; for several texts an image or a list of images per text,
-                or all of them in a row.
+                or one list of all.
 
         Raises:
-            UserError: an image cannot be read, or there are not as many as the texts have slots for.
+            UserError: an image cannot be read, or the numbers of images and slots differ.
         """
         if isinstance(images, str) and not isinstance(text, str | list | tuple):
             text, images = images, text  # processor(image, "question")
@@ -232,8 +228,10 @@ class DualTokenProcessor(ProcessorMixin):
         texts = list(text) if isinstance(text, list | tuple) else [text]
         for one in texts:
             if not isinstance(one, str | None):
-                raise UserError(f"text is {shown(one)}; give a text or a list of texts, and images=")
-        segments = text_segments(texts, images, self.num_positions, self.chat_format, self._starts)
+                raise UserError(f"text is {shown(one)}; give a string or a list of strings, and images=")
+        never_first = {self.tokenizer.unk_token, self.tokenizer.pad_token, *VISUAL_TOKENS}
+        starts = [token for token in special_strings(self.tokenizer) if token not in never_first]
+        segments = text_segments(texts, images, self.num_positions, self.chat_format, starts)
         return self._batch(segments, return_tensors, **kwargs)
 
     def post_process_multimodal_output(
@@ -243,9 +241,9 @@ class DualTokenProcessor(ProcessorMixin):
         generation_mode: str | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """What `generate` returned, in a user's terms.
+        """Outputs of `generate` as strings, PIL images or content parts.
 
-        Ids (B, L) become texts; in image mode decoded pixels (B, 3, S, S) become PIL images; an
+        Ids (B, L) become strings; in image mode decoded pixels (B, 3, S, S) become PIL images; an
         `InterleavedOutput` becomes the answer's content parts, text and images in turn, without the prompt.
         """
         if isinstance(generated_outputs, InterleavedOutput):
@@ -265,7 +263,7 @@ class DualTokenProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Model inputs of rendered conversations.
 
-        What transformers' callers pass along in `kwargs` is followed, or refused where ignoring it would give
+        Options of transformers' callers in `kwargs` are followed, or refused where ignoring them would give
         wrong inputs.
         """
         options = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
@@ -281,16 +279,12 @@ class DualTokenProcessor(ProcessorMixin):
         longest = max(map(len, records), default=0)
         if max_length is not None and longest > max_length:
             raise UserError(
-                f"a conversation has {longest} tokens, and max_length is {max_length}: it cannot be cut, for "
-                "an image would lose its codes; make it shorter"
+                f"a conversation has {longest} tokens, and max_length is {max_length}: it cannot be "
+                "truncated, as an image would lose its codes; make it shorter"
             )
-        batch = BatchFeature(self.collate(records, options.get("padding_side") or "left", with_labels=False))
-        if return_tensors == "pt":
-            return batch
-        as_lists = return_tensors is None
-        return BatchFeature(
-            {key: value.tolist() if as_lists else value.numpy() for key, value in batch.items()}
-        )
+        batch = self.collate(records, options.get("padding_side") or "left", with_labels=False)
+        convert = {"pt": lambda value: value, "np": Tensor.numpy, None: Tensor.tolist}[return_tensors]
+        return BatchFeature({key: convert(value) for key, value in batch.items()})
 
     def _answer_parts(self, output: InterleavedOutput, skip_special_tokens: bool) -> list[dict[str, Any]]:
         """The content parts of an interleaved answer."""
@@ -307,19 +301,13 @@ class DualTokenProcessor(ProcessorMixin):
                 parts.append({"type": "text", "text": text})
         return parts
 
-    @property
-    def _starts(self) -> list[str]:
-        """Special tokens that may begin a rendered conversation."""
-        never = {self.tokenizer.unk_token, self.tokenizer.pad_token, *VISUAL_TOKENS}
-        return [token for token in special_strings(self.tokenizer) if token not in never]
-
     def _image(self, part: Mapping[str, Any]) -> Image.Image | CachedCodes:
         if not has_cached_codes(part):
             return load_image(part["image"], self.image_processor.max_pixels)
         return CachedCodes(*(self._codes(name, part[name]) for name in ("pixel_codes", "semantic_codes")))
 
     def _codes(self, name: str, codes: Any) -> NDArray[Any]:
-        """(H, W, D) or (P, D) codes as (P, D)."""
+        """Codes (H, W, D) or (P, D) as (P, D)."""
         array = np.asarray(codes)
         if array.ndim not in (2, 3) or array.dtype.kind not in "iu":
             raise UserError(
@@ -329,7 +317,7 @@ class DualTokenProcessor(ProcessorMixin):
         if array.shape[0] != self.num_positions:
             raise UserError(
                 f"{name} has {array.shape[0]} positions, the model {self.num_positions}; cache the "
-                "codes with its own visual tokenizer"
+                "codes with the model's visual tokenizer"
             )
         return array
 

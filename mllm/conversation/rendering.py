@@ -1,18 +1,16 @@
 """The one template that turns a conversation, as `messages` defines it, into a sequence.
 
-The template of one turn in DualToken's own format, with one `<|image|>` per visual position:
+In DualToken's own format, with one `<|image|>` per visual position:
 
-    <|user|> ... text and <|image_start|><|image|>...<|image_end|> ... <|end|>
+    <|bos|><|user|> ... text and <|image_start|><|image|>...<|image_end|> ... <|end|>
     <|assistant|> ... <|end|>
 
-with `<|bos|>` before the first turn. A language model that has a chat template of its own keeps it: a
-`ChatFormat` holds the strings around the turns. Trained on: the content of an assistant's turn and the token
-that ends it.
+An LLM that has a chat template keeps it: a `ChatFormat` holds the strings around the turns. Targets of
+training are the content of an assistant's turn and the token that ends it.
 
-A system turn at the start, before a user's, is framed as the language model's template does it. Where the
-template has no system role, and in DualToken's own format, it precedes the user's text, a blank line between.
-So does any other system turn: it precedes the user's turn that follows it, and is a user's turn of its own
-where none does.
+A system turn at the start, before a user's, follows the LLM's template. Where the template has no system
+role, in DualToken's own format, and later in a conversation, it precedes the text of the next user's turn
+with a blank line between, or becomes a user's turn where none follows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +25,10 @@ from .special_tokens import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, UNCON
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the sequence: exactly one of `special` (a special token of DualToken), `markup` (a string
-    of a chat template, in which special tokens are parsed), `text` (in which they are not), `image` (an image
-    part).
+    """A part of the sequence: exactly one of `special`, `markup`, `text` and `image` (an image part).
 
-    `is_target` marks what the model is trained to produce.
+    `special` is a special token of DualToken, `markup` a string of a chat template, in which special tokens
+    are parsed; in `text` they are not. `is_target` marks what the model is trained to produce.
     """
 
     special: str | None = None
@@ -44,14 +41,14 @@ class Segment:
 def render(
     messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = False, chat_format: ChatFormat = OWN
 ) -> list[Segment]:
-    """The template: a conversation as segments, in order. Training, generation and evaluation all call this.
+    """A conversation as segments, in order: the one function for training, generation and evaluation.
 
     `add_generation_prompt` appends the opening of an assistant turn, for the model to continue.
     """
     turns = normalise_messages(messages)
     segments = [*_markup(chat_format.start)]
     if chat_format.system_start is not None and [turn["role"] for turn in turns[:2]] == ["system", "user"]:
-        # Some templates put the system turn and the user's turn that follows into one frame.
+        # Some templates enclose the system turn together with the user's turn that follows.
         system, question = turns.pop(0)["content"], turns.pop(0)["content"]
         segments = _framed(chat_format.system_start, system, chat_format.trim_system, chat_format.system_end)
         segments += _framed("", question, chat_format.trim_user, chat_format.user_end)
@@ -67,7 +64,7 @@ def render(
 
 
 def continue_last_message(segments: Sequence[Segment], chat_format: ChatFormat = OWN) -> list[Segment]:
-    """Segments without what ends the final turn, so that generation continues it."""
+    """Segments without the end of the final turn, so that generation continues it."""
     answer_end = [*_markup(chat_format.end, True), *_markup(chat_format.assistant_end_rest)]
     suffix = _markup(chat_format.answer_suffix, True)
     for ending in ([*suffix, *answer_end], answer_end, [*_markup(chat_format.user_end)]):
@@ -85,10 +82,7 @@ def segments_text(segments: Iterable[Segment]) -> str:
 
 
 def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a record is one text prompt answered by images only; such a prompt may be dropped.
-
-    A system turn before it belongs to the prompt.
-    """
+    """Whether a record is one text prompt, perhaps with a system turn, answered by images only."""
     turns = normalise_messages(messages)
     if [turn["role"] for turn in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
         return False
@@ -100,7 +94,7 @@ def is_text_to_image(messages: Sequence[Mapping[str, Any]]) -> bool:
 def drop_prompt(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """A text-to-image record with its prompt replaced by `<|unconditional|>`, for classifier-free guidance.
 
-    Any other record is returned unchanged: there is no guidance to learn from it.
+    Other records are returned unchanged.
     """
     normalised = normalise_messages(messages)
     return [*unconditional_prompt(), normalised[-1]] if is_text_to_image(normalised) else normalised
@@ -112,7 +106,7 @@ def unconditional_prompt() -> list[Message]:
 
 
 def _without_system(turns: Sequence[Message]) -> list[Message]:
-    """The turns with each system turn put before the next user's turn, or as one where none follows."""
+    """The turns, each system turn joined to the next user's turn, or a user's turn where none follows."""
     folded: list[Message] = []
     waiting: list[dict[str, Any]] = []
     for turn in turns:
@@ -129,7 +123,7 @@ def _without_system(turns: Sequence[Message]) -> list[Message]:
 
 
 def _joined(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Content of two turns as that of one, a blank line between; texts that meet become one text."""
+    """Content of two turns as that of one, separated by a blank line; adjacent texts become one."""
     if all(part.get("text") == "" for part in first):
         return second
     text = "\n\n"
@@ -147,7 +141,7 @@ def _framed(start: str, content: list[Message], trim: bool, end: str) -> list[Se
 
 def _render_assistant(content: list[Message], chat_format: ChatFormat) -> list[Segment]:
     inner = _render_content(content, True, chat_format.trim_assistant)
-    # Only text has white space around it: an image starts right where the prompt ends.
+    # Only text has white space around it: an image follows the prompt directly.
     prefix = chat_format.answer_prefix if inner and inner[0].text is not None else ""
     suffix = chat_format.answer_suffix if inner and inner[-1].text is not None else ""
     return [
@@ -173,9 +167,9 @@ def _render_content(content: list[Message], is_target: bool, trim: bool) -> list
     ]
 
 
-@lru_cache(maxsize=256)  # a format has few strings, and each comes in every record
+@lru_cache(maxsize=256)  # the few strings of a format are in every record
 def _markup(text: str, is_target: bool = False) -> tuple[Segment, ...]:
-    """A string of the format; one that is a special token of DualToken's own is a segment of that kind."""
+    """A string of the format, as a segment `special` where it is one of DualToken's special tokens."""
     if text in SPECIAL_TOKENS:
         return (Segment(special=text, is_target=is_target),)
     return (Segment(markup=text, is_target=is_target),) if text else ()

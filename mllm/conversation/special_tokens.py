@@ -3,15 +3,10 @@
 from transformers import PreTrainedTokenizerBase
 
 BOS, PAD, USER, ASSISTANT, END = "<|bos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
-IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = (
-    "<|image_start|>",
-    "<|image|>",
-    "<|image_end|>",
-    "<|unconditional|>",
-)
-SPECIAL_TOKENS = (BOS, PAD, USER, ASSISTANT, END, IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
-#: All that a language model with a chat template of its own needs.
-VISUAL_TOKENS = (IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL)
+#: All that a language model with a chat template needs.
+VISUAL_TOKENS = ("<|image_start|>", "<|image|>", "<|image_end|>", "<|unconditional|>")
+IMAGE_START, IMAGE, IMAGE_END, UNCONDITIONAL = VISUAL_TOKENS
+SPECIAL_TOKENS = (BOS, PAD, USER, ASSISTANT, END, *VISUAL_TOKENS)
 
 
 def special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,8 +1,9 @@
-"""Text tokenizers with DualToken's special tokens, and conversations as ids."""
+"""Text tokenizers with DualToken's special tokens, and rendered conversations as ids."""
 
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -13,11 +14,11 @@ from .special_tokens import BOS, END, IMAGE, PAD, SPECIAL_TOKENS, VISUAL_TOKENS,
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat = OWN) -> int:
-    """Add DualToken's special tokens to any tokenizer (an LLM's own); returns how many were new.
+    """Add DualToken's special tokens to any tokenizer, in place; returns the number of new ones.
 
-    With a format of its own the tokenizer keeps its bos, pad and eos and gets the visual tokens only, and a
-    pad token where it has none. With DualToken's format all are added and become its bos, pad and eos; a chat
-    template of the tokenizer, which would then be wrong, is replaced by DualToken's own.
+    With an LLM's chat format only the visual tokens are added, and a pad token where there is none. With
+    DualToken's format all are added and become bos, pad and eos, and its chat template replaces the
+    tokenizer's, which would be wrong.
     """
     wanted: tuple[str, ...] = SPECIAL_TOKENS
     if not chat_format.is_own:
@@ -45,16 +46,14 @@ def encode_segments(
     num_positions: int,
     special: re.Pattern[str],
 ) -> Iterator[tuple[list[int], Segment]]:
-    """Ids of a rendered conversation, in pieces; all ids of a piece share the segment's `is_target`.
+    """Ids of a rendered conversation, in pieces, each with a segment whose `is_target` holds for all its ids.
 
-    A chat template's strings and the text between them are encoded together, so that the ids are those which
+    A chat template's strings and the text between them are encoded together, so that the ids are those that
     the language model was trained on. `special` is the tokenizer's `special_pattern`.
     """
-    if not any(segment.markup for segment in segments):  # DualToken's own format: nothing to join
-        for segment in segments:
-            yield _piece_ids(tokenizer, segment, num_positions), segment
-        return
-    for (is_written, _), run in groupby(segments, key=_kind):
+    # Text and markup are encoded together, targets apart from the rest.
+    kinds = groupby(segments, lambda one: (one.text is not None or one.markup is not None, one.is_target))
+    for (is_written, _), run in kinds:
         pieces = list(run)
         if is_written and any(piece.markup for piece in pieces):
             together = "".join((piece.markup or piece.text or "") for piece in pieces)
@@ -78,10 +77,7 @@ def encode_markup(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens: bool) -> list[int]:
-    """`tokenizer.encode` without what the tokenizer itself adds around a text.
-
-    A record has many short texts, for which the backend needs a quarter of the time that `encode` does.
-    """
+    """`tokenizer.encode` without added special tokens; by the backend, which takes a quarter of the time."""
     kind = type(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or not (
         kind.encode is PreTrainedTokenizerFast.encode
@@ -89,7 +85,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens:
     ):
         return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
     backend = tokenizer.backend_tokenizer
-    # Settings that earlier calls, or the tokenizer's file, have left; `encode` resets them too.
+    # Settings of earlier calls, or of the tokenizer's file; `encode` resets them too.
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
@@ -98,29 +94,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split_special_tokens:
     return backend.encode(text, add_special_tokens=False).ids
 
 
-def _kind(segment: Segment) -> tuple[bool, bool]:
-    """Whether it is text or markup, which are encoded together, and whether it is a target."""
-    return segment.text is not None or segment.markup is not None, segment.is_target
-
-
 def _piece_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment, num_positions: int) -> list[int]:
-    if segment.special is not None:
-        return [_special_id(tokenizer, segment.special)]
     if segment.text is not None:
         return encode_text(tokenizer, segment.text)
     if segment.markup is not None:
         return encode_markup(tokenizer, segment.markup)
-    return [_special_id(tokenizer, IMAGE)] * num_positions
-
-
-def _special_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    return tokenizer.convert_tokens_to_ids(token)  # type: ignore[return-value]  # an id for a single token
+    token: Any = tokenizer.convert_tokens_to_ids(segment.special or IMAGE)
+    return [token] * (num_positions if segment.special is None else 1)
 
 
 def _turn_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> list[str]:
-    """Tokens of the format that the tokenizer does not count as special, as which text could write them."""
-    markup = "".join((chat_format.start, chat_format.user_start, chat_format.user_end))
-    markup += "".join((chat_format.assistant_start, chat_format.end, chat_format.assistant_end_rest))
-    markup += (chat_format.system_start or "") + chat_format.system_end
+    """Tokens of the format that are not special in the tokenizer: a user's text could contain them."""
+    markup = "".join(value for value in vars(chat_format).values() if isinstance(value, str))
     added = (token for token in tokenizer.added_tokens_decoder.values() if not token.special)
     return [token.content for token in added if token.content.strip() and token.content in markup]

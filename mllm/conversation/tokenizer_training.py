@@ -24,10 +24,9 @@ def train_text_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on `texts` and save it to `folder`, from which `AutoTokenizer` loads it.
 
-    Text is never normalised and no space is put before it, so decoding gives back exactly what was encoded
-    (except for the character U+2581, which becomes a space). The vocabulary holds `<unk>`, 256 bytes, the
-    learned pieces and, last, `SPECIAL_TOKENS`; it is smaller than `vocab_size` where the texts do not offer
-    enough pieces.
+    Text is not normalised and no space is put before it, so decoding inverts encoding exactly (except that
+    the character U+2581 becomes a space). The vocabulary is `<unk>`, 256 bytes, the learned pieces and
+    `SPECIAL_TOKENS`; it is smaller than `vocab_size` where the texts do not offer enough pieces.
 
     Raises:
         UserError: no text, or `vocab_size` too small for bytes and special tokens.
@@ -37,8 +36,7 @@ def train_text_tokenizer(
         raise UserError(
             f"vocab_size is {vocab_size}; it must be above {smallest} (bytes, <unk> and special tokens)"
         )
-    pieces = _train_pieces(texts, vocab_size - len(SPECIAL_TOKENS))
-    tokenizer = build_tokenizer(pieces)
+    tokenizer = build_tokenizer(_train_pieces(texts, vocab_size - len(SPECIAL_TOKENS)))
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -62,7 +60,7 @@ def build_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _train_pieces(texts: Iterable[str], num_pieces: int) -> list[str]:
-    """Pieces of a sentencepiece BPE in id order; fewer than asked for where the texts are too few."""
+    """At most `num_pieces` pieces of a sentencepiece BPE, in id order."""
     sentences = [text for text in texts if text]
     if not sentences:
         raise UserError("no text to train the text tokenizer on")

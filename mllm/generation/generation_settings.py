@@ -14,13 +14,12 @@ LONGEST, MOST_BEAMS = 1 << 27, 64
 
 
 def check_generation_settings(settings: Mapping[str, Any], num_tokens: int) -> None:
-    """Raise UserError for settings with which no answer could be written.
+    """Raise UserError for settings out of range, and for those that only `generate` may be given.
 
-    settings: those of the file that are not transformers' defaults; None and False mean that one is not set.
+    The latter need code, another model or a text tokenizer: stop strings, assistant models, watermarks, …
+
+    settings: those that differ from transformers' defaults; None and False mean that one is not set.
     num_tokens: size of the vocabulary; token ids are below it.
-
-    What needs code, another model or a text tokenizer in addition (stop strings, assistants,
-    watermarks, …) is not read from a file: it is given to `generate`.
     """
     for name, value in settings.items():
         if value is None or value is False or name in _NOTES:

@@ -22,9 +22,13 @@ from .sampling import ImageSamplingConfig, prompt_seeds
 from .text import refuse_right_padding
 
 # Transformers' pipelines pass them with every call; they do not matter for images.
-TEXT_ONLY_ARGUMENTS = {
-    *("generation_config", "max_new_tokens", "tokenizer", "assistant_model", "assistant_tokenizer")
-}
+TEXT_ONLY_ARGUMENTS = (
+    "generation_config",
+    "max_new_tokens",
+    "tokenizer",
+    "assistant_model",
+    "assistant_tokenizer",
+)
 #: Each model's compiled loop and what it was compiled for, kept for the next such call.
 _compiled_loops: WeakKeyDictionary[Any, tuple[Any, ImageLoop]] = WeakKeyDictionary()
 #: A compiled loop works in place, and torch's compiler has one setting for all threads.
