@@ -1,4 +1,4 @@
-"""What the unified model needs to know about any causal language model of transformers."""
+"""The unified model's calls of any causal language model of transformers."""
 
 from dataclasses import fields
 from typing import Any
@@ -13,13 +13,14 @@ CACHE_NAME = "cache" if "cache" in _FIELDS else "past_key_values"
 
 
 def visible_positions(attention_mask: Tensor) -> Tensor:
-    """The position of every token (B, L) among those that its mask (B, L) shows; padding is at position 0."""
+    """The position of every token among the unmasked ones: mask (B, L) -> (B, L); left padding is at 0."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def context_length(text_config: Any) -> int | None:
-    """How many tokens the language model can hold; None where its configuration sets no limit."""
-    return getattr(text_config, "max_position_embeddings", None) or None
+    """The language model's longest sequence in tokens; None where its configuration sets no limit."""
+    limit = getattr(text_config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def run_language_model(
@@ -33,7 +34,7 @@ def run_language_model(
 ) -> Any:
     """The outputs of a language model without its output layer, for embeddings (B, L, H).
 
-    Positions follow from a mask (B, L), padding on either side, unless they are given or there is a past.
+    Positions follow from the mask (B, L), padded on either side, unless they are given or there is a past.
     """
     if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
         position_ids = visible_positions(attention_mask)

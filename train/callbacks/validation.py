@@ -17,6 +17,7 @@ from ...common.errors import UserError, shown
 from ...data_pipelines.records import RecordError
 from ...data_pipelines.shards.reader import ShardDataset
 from ...mllm import DualTokenPipeline
+from ...mllm.language_model import context_length
 from ...tokenizer import DualTokenizer
 from ..backend.distributed import World
 from ..config.recipe import Recipe
@@ -94,7 +95,7 @@ class Validation(Callback):
         if not isinstance(self.objective, MllmObjective):
             return  # other objectives have no prompts
         config, processor = self.objective.model.config, self.objective.processor
-        context = getattr(config.text_config, "max_position_embeddings", None) or sys.maxsize
+        context = context_length(config.text_config) or sys.maxsize
         room = context - config.num_positions - 2  # the image and its start and end tokens
         for number, prompt in enumerate(self.config.prompts):
             conversation = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]

@@ -8,6 +8,7 @@ from typing import Any
 from ...common.errors import shown
 from ...data_pipelines.records import Record, RecordError
 from ...mllm import DualTokenForConditionalGeneration
+from ...mllm.language_model import context_length
 
 _UNSTATED_CONTEXT = 32_768  # tokens of a record, for a language model that states no context
 
@@ -29,8 +30,8 @@ class RecordLimit:
     @classmethod
     def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
         """The language model's context, or `max_length` where that is smaller and not 0."""
-        context = getattr(model.config.text_config, "max_position_embeddings", None)
-        if not isinstance(context, int) or context < 1:  # as of models without positions
+        context = context_length(model.config.text_config)
+        if context is None:
             tokens, setting = max_length or _UNSTATED_CONTEXT, "data.max_length"
         elif 0 < max_length < context:
             tokens, setting = max_length, "data.max_length"
