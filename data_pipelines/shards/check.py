@@ -1,7 +1,6 @@
-"""Whether a folder of shards is complete and intact: every fault by file, record and reason.
+"""Check that a folder of shards is complete and intact: every fault by file, record and reason.
 
-Records are read by the functions that training reads them with: where nothing is found here, training skips
-no record for being damaged.
+Records are read by the same functions as in training, which skips no damaged record where no fault is found.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import file_checksum
 from ...common.images.reading import MAX_PIXELS
 from ...common.values import whole_number
-from ..records import Part, RecordError, require_trainable
+from ..records import RecordError, require_trainable
 from ..workers import map_in_workers
 from .format import MANIFEST, manifest_code_shape, read_manifest
 from .sample_codec import CODE_PARTS, CodeShape, decode_record, load_part
@@ -30,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong: in which file, in which record (None: the file itself), and what."""
+    """A fault of a record in a file, or of the file itself (`record` is None)."""
 
     file: str
     record: str | None
@@ -43,24 +42,21 @@ class Fault:
 def check_shards(
     folder: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, workers: int = 1
 ) -> Iterator[tuple[str, list[Fault]]]:
-    """(file, its faults) for every shard of the manifest, in order, then for tars that it does not know.
+    """(file, its faults) for every shard of the manifest, in order, then for tars that it does not list.
 
-    Checks sizes and SHA-256, reads every record, decodes every image and array of codes. Raises UserError
-    when `folder` has no manifest that can be read.
+    Checks sizes and SHA-256, reads every record, decodes every image and array of codes. UserError when
+    `folder` has no readable manifest.
     """
     root = locate(folder)
     if not isinstance(root, Path):
         raise UserError(f"{root} is a URL; only a local folder can be checked")
     manifest = read_manifest(root)
     shards = manifest["shards"]
-    check = partial(check_shard, root, shape=manifest_code_shape(manifest), max_pixels=max_pixels)
-    results = each_shard(check, shards, workers)
-    for shard, faults in zip(shards, results, strict=True):
-        yield shard["file"], faults
-    known = {shard["file"] for shard in shards}
-    for path in sorted(root.glob("*.tar")):
-        if path.name not in known:
-            yield path.name, [Fault(path.name, None, f"is not in {MANIFEST}")]
+    check = partial(_check_shard, root, shape=manifest_code_shape(manifest), max_pixels=max_pixels)
+    files = [shard["file"] for shard in shards]
+    yield from zip(files, each_shard(check, shards, workers), strict=True)
+    for name in sorted({path.name for path in root.glob("*.tar")}.difference(files)):
+        yield name, [Fault(name, None, f"is not in {MANIFEST}")]
     counted = sum(shard["records"] for shard in shards)
     if counted != manifest["counts"]["records"]:
         reason = f"counts {manifest['counts']['records']} records, its shards have {counted}"
@@ -70,55 +66,56 @@ def check_shards(
 def each_shard(
     function: Callable[[dict[str, Any]], T], shards: Sequence[dict[str, Any]], workers: int
 ) -> Iterator[T]:
-    """`function` of every shard's entry, in order, by `workers` processes (1: by this one)."""
+    """`function` of every shard's entry, in order, computed by `workers` processes (1: this one)."""
     processes = min(whole_number(workers, "workers", 1), max(1, len(shards)))
     with map_in_workers(function, shards, processes) as results:
         yield from results
 
 
-def check_shard(
-    folder: Path, shard: dict[str, Any], *, shape: CodeShape | None = None, max_pixels: int = MAX_PIXELS
+def _check_shard(
+    folder: Path, shard: dict[str, Any], shape: CodeShape | None, max_pixels: int
 ) -> list[Fault]:
-    """Every fault of one shard of the manifest; with `shape` also of codes that do not fit it."""
     path = folder / shard["file"]
-    if not path.is_file():
-        return [Fault(path.name, None, "is not a file" if path.exists() else "missing")]
     faults: list[Fault] = []
+
+    def add(reason: str, record: str | None = None, file: str = path.name) -> None:
+        faults.append(Fault(file, record, reason))
+
+    if not path.is_file():
+        add("is not a file" if path.exists() else "missing")
+        return faults
     try:
         if (size := path.stat().st_size) != shard["bytes"]:
-            faults.append(Fault(path.name, None, f"has {size} bytes, the manifest states {shard['bytes']}"))
+            add(f"has {size} bytes, the manifest states {shard['bytes']}")
         elif file_checksum(path) != shard["sha256"]:
-            faults.append(Fault(path.name, None, "its SHA-256 differs from the manifest's"))
+            add("its SHA-256 differs from the manifest's")
         index, damage = scan_tar(path)
         with path.open("rb") as file:
-            for number in range(len(index)):
-                offset, length = int(index.offsets[number]), int(index.lengths[number])
+            for number, (offset, length) in enumerate(zip(index.offsets, index.lengths, strict=True)):
+                name = f"record {number}"
                 try:
-                    key, members = sample_members(read_span(file, offset, length), path)
+                    key, members = sample_members(read_span(file, int(offset), int(length)), path)
                 except (OSError, ValueError) as error:
-                    faults.append(Fault(path.name, f"record {number}", first_line(error)))
+                    add(first_line(error), name)
                     continue
-                name, reasons = _record_faults(
-                    f"record {number} ({one_line(key, 80)}", members, shape, max_pixels
-                )
-                faults += [Fault(path.name, name, reason) for reason in reasons]
+                name, reasons = _record_faults(f"{name} ({one_line(key, 80)}", members, shape, max_pixels)
+                for reason in reasons:
+                    add(reason, name)
         if damage is not None:
-            faults.append(Fault(path.name, f"after {len(index)} records", f"damaged tar ({damage})"))
+            add(f"damaged tar ({damage})", f"after {len(index)} records")
         elif len(index) != shard["records"]:
-            reason = f"has {len(index)} records, the manifest states {shard['records']}"
-            faults.append(Fault(path.name, None, reason))
+            add(f"has {len(index)} records, the manifest states {shard['records']}")
         if (stored := stored_index(path)) is not None and stored != index:
-            reason = f"does not fit {path.name}: delete it, it is made again"
-            faults.append(Fault(index_path(path).name, None, reason))
+            add(f"does not fit {path.name}: delete it, it is made again", file=index_path(path).name)
     except OSError as error:
-        faults.append(Fault(path.name, None, f"cannot be read ({first_line(error)})"))
+        add(f"cannot be read ({first_line(error)})")
     return faults
 
 
 def _record_faults(
     name: str, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
 ) -> tuple[str, list[str]]:
-    """`name` with the record's id, and every fault of a record."""
+    """(`name` with the id of the record, its faults)."""
     try:
         record = decode_record(members, load_images=False)
     except RecordError as error:
@@ -132,19 +129,12 @@ def _record_faults(
     for part in record.image_parts():
         names = [part[field] for field in ("image", *CODE_PARTS) if field in part]
         named |= {name for name in names if isinstance(name, str)}
-        faults += _part_faults(part, members, shape, max_pixels)
-    faults += [
-        f"its member {shown(member)} belongs to no image part" for member in sorted(set(members) - named)
-    ]
+        try:
+            load_part(dict(part), members, shape)
+            if "image" in part:
+                stored_image(members[part["image"]], part["image"], max_pixels=max_pixels)
+        except RecordError as error:
+            faults.append(first_line(error))
+    unused = sorted(set(members) - named)
+    faults += [f"its member {shown(member)} belongs to no image part" for member in unused]
     return f"{name}, id {shown(record.id)})", faults
-
-
-def _part_faults(
-    part: Part, members: dict[str, bytes], shape: CodeShape | None, max_pixels: int
-) -> Iterator[str]:
-    try:
-        load_part(dict(part), members, shape)
-        if "image" in part:
-            stored_image(members[part["image"]], part["image"], max_pixels=max_pixels)
-    except RecordError as error:
-        yield first_line(error)

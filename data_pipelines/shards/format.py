@@ -8,8 +8,7 @@ Members of a sample (see `records` for the record itself)::
     00000012.0.semantic.npy
 
 `manifest.json` holds the counts, every shard with its split and SHA-256, the source, the licence, the
-settings and the rejected samples with their reasons. It may come from anybody: all of it is checked before it
-is used.
+settings and the rejected samples with their reasons. It is untrusted: all of it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MANIFEST = "manifest.json"
 FORMAT = "dualtoken-shards"
 FORMAT_VERSION = 1
 
-#: The least that a record takes in a tar: the header of its JSON, and one block of it.
+#: The smallest record in a tar: the header of its JSON, and one block of it.
 _LEAST_BYTES = 1024
 _LARGEST_GRID = 4096
 _LARGEST_DEPTH = 256
@@ -48,15 +47,13 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,150}\.tar")
 def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
     """The manifest of a folder of shards, local or behind a URL.
 
-    Every field that this package uses is there and has the right type and a possible value, and no two shards
-    have one file; `settings` and `plan` are any JSON. Its statements about the shards may still be wrong.
-
-    Errors:
-        UserError when there is no manifest, it cannot be read, it is of another format, or a field is wrong.
+    Every field that this package uses has the right type and a possible value, and no two shards share a
+    file; `settings` and `plan` are any JSON. Whether the shards agree with it is not checked. UserError when
+    there is no manifest, it cannot be read, it is of another format, or a field is wrong.
     """
     root = locate(folder)
     where = root / MANIFEST
-    manifest = _remote_content(root) if isinstance(root, Location) else _content(root)
+    manifest = _content(root)
     if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
         found = f"{shown(manifest.get('format'))} version {shown(manifest.get('version'))}"
         raise UserError(f"{where} has format {found}; expected {FORMAT!r} version {FORMAT_VERSION}")
@@ -69,7 +66,7 @@ def read_manifest(folder: str | os.PathLike[str] | Location) -> dict[str, Any]:
 
 
 def manifest_code_shape(manifest: Mapping[str, Any]) -> CodeShape | None:
-    """The shape of the codes in a folder of shards; None where they are images, or nothing is known."""
+    """The shape of the codes in a folder of shards; None where it holds images, or states no shape."""
     tokenizer = manifest.get("tokenizer") or {}
     grid, pixel, semantic = map(tokenizer.get, ("grid_size", "pixel_quantizer", "semantic_quantizer"))
     if grid is None or pixel is None or semantic is None:
@@ -77,38 +74,24 @@ def manifest_code_shape(manifest: Mapping[str, Any]) -> CodeShape | None:
     return CodeShape.of(grid, pixel, semantic)
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _content(root: Path | Location) -> dict[str, Any]:
+    where = root / MANIFEST
     try:
-        path.lstat()
+        if isinstance(where, Path):
+            where.lstat()
+            return read_json_object(where)
+        manifest = parse_json(where.read(0, LARGEST_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        raise _no_shards(folder) from None
+        raise UserError(
+            f"{root} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
+        ) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
-    return read_json_object(path)
-
-
-def _remote_content(folder: Location) -> dict[str, Any]:
-    location = folder / MANIFEST
-    try:
-        data = location.read(0, LARGEST_FILE)
-    except FileNotFoundError:
-        raise _no_shards(folder) from None
-    except OSError as error:
-        raise UserError(f"{location} cannot be read: {first_line(error)}") from None
-    try:
-        manifest = parse_json(data)
+        raise UserError(f"{where} cannot be read: {first_line(error)}") from None
     except JsonError as error:
-        raise UserError(f"{location} is not JSON ({error})") from None
+        raise UserError(f"{where} is not JSON ({error})") from None
     if not isinstance(manifest, dict):
-        raise UserError(f"{location} holds {shown(manifest)}; expected a JSON object")
+        raise UserError(f"{where} holds {shown(manifest)}; expected a JSON object")
     return manifest
-
-
-def _no_shards(folder: Path | Location) -> UserError:
-    return UserError(
-        f"{folder} is not a folder of shards (no {MANIFEST}): make one with `dualtoken prepare`."
-    )
 
 
 def _check(manifest: Mapping[str, Any], where: str) -> None:
@@ -122,7 +105,12 @@ def _check(manifest: Mapping[str, Any], where: str) -> None:
     for split in splits:
         plain_name(split, f"{where}, counts: split")
         take_count(splits, split, f"{where}, counts, splits")
-    _check_rejected(take(manifest, "rejected", dict, where), f"{where}, rejected")
+    rejected = take(manifest, "rejected", dict, where)
+    reasons = take(rejected, "reasons", dict, f"{where}, rejected")
+    for reason in reasons:
+        take_count(reasons, reason, f"{where}, rejected, reasons")
+    expected = "objects with strings under sample and reason"
+    take_list(rejected, "samples", is_rejection, expected, f"{where}, rejected")
     shards = take_list(
         manifest, "shards", lambda shard: isinstance(shard, dict), "an object per shard", where
     )
@@ -132,16 +120,8 @@ def _check(manifest: Mapping[str, Any], where: str) -> None:
         if shard["file"] in files:
             raise UserError(f"{where}, shards[{number}]: file {shard['file']!r} comes twice")
         files.add(shard["file"])
-    tokenizer = take(manifest, "tokenizer", dict, where, None)
-    if tokenizer is not None:
+    if (tokenizer := take(manifest, "tokenizer", dict, where, None)) is not None:
         _check_tokenizer(tokenizer, f"{where}, tokenizer")
-
-
-def _check_rejected(rejected: Mapping[str, Any], where: str) -> None:
-    reasons = take(rejected, "reasons", dict, where)
-    for reason in reasons:
-        take_count(reasons, reason, f"{where}, reasons")
-    take_list(rejected, "samples", is_rejection, "objects with texts under sample and reason", where)
 
 
 def is_rejection(item: Any) -> bool:
@@ -167,10 +147,10 @@ def _check_tokenizer(facts: Mapping[str, Any], where: str) -> None:
     grid = take(facts, "grid_size", list, where, [1, 1])
     if len(grid) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST_GRID for side in grid):
         raise UserError(
-            f"{where}: grid_size is {shown(grid)}; expected two numbers from 1 to {_LARGEST_GRID}"
+            f"{where}: grid_size is {shown(grid)}; expected two integers from 1 to {_LARGEST_GRID}"
         )
     for branch in ("pixel_quantizer", "semantic_quantizer"):
         quantizer = take(facts, branch, dict, where, None)
         for name, most in (("num_codes", CODE_LIMIT), ("depth", _LARGEST_DEPTH)):
             if quantizer is not None and not take_count(quantizer, name, f"{where}, {branch}", most=most):
-                raise UserError(f"{where}, {branch}: {name} is 0; expected a number from 1 to {most}")
+                raise UserError(f"{where}, {branch}: {name} is 0; expected an integer from 1 to {most}")

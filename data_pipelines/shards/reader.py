@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,27 +31,27 @@ logger = logging.getLogger(__name__)
 Source = str | os.PathLike[str] | Location
 
 _OPEN_FILES = 64
-#: Of a folder with damage at least this share of the records must be there.
+#: The share of a damaged folder's records that must be readable.
 _LEAST_READABLE = 0.01
-_ADVICE = ": `dualtoken prepare check` names all damage; make the data again"
+_ADVICE = ": `dualtoken prepare check` names all damage; prepare the data again"
 
 
 class ShardDataset:
     """Map-style access to the records of shards; picklable, safe to fork, and it opens files lazily.
 
-    `source` is a folder with a manifest, a tar, or a list of these, each a path or a URL that fsspec knows
-    (`s3://…`, `https://…`). `split` selects the shards of folders ("all" for every one); single tars are
-    taken as they are. Images come as PIL images that decode at first use, or as cached codes: uint16 arrays
-    (H, W, D) of the depth and the number of codes that the manifest states. A record that cannot be read, or
-    breaks the schema, raises RecordError.
+    Images are PIL images that decode at first use, or cached codes: uint16 arrays (H, W, D) of the depth and
+    number of codes that the manifest states. An unreadable or invalid record raises RecordError.
 
-    With `tolerant`, shards of a folder that are missing or damaged are named in the log, and their lost
-    records raise RecordError when read, so that a run that met the damage on its way can also start again.
-    The same holds for a single tar where `records` is how many it should have, however many are lost.
+    Args:
+        source: a folder with a manifest, a tar, or a list of these, each a path or a URL (`s3://…`).
+        split: of the folders, "all" for every one; single tars have none.
+        tolerant: missing or damaged shards of a folder are logged, and only their lost records raise
+            RecordError. So are those of a single tar for which `records` is given.
+        records: the number of records that a single tar should have.
 
     Errors:
-        UserError for a source that is not there or is neither, a split that is not there, a manifest with
-        mistakes, a shard that is missing or damaged (with `tolerant`: where 99 % of the records are lost).
+        UserError for a missing source or split, an invalid manifest, a missing or damaged shard (with
+        `tolerant` only where 99 % of the records are lost).
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ShardDataset:
         self.manifests: list[dict[str, Any]] = []
         self.shards: list[Path | Location] = []
         self._shapes: list[CodeShape | None] = []
-        expected: list[int | None] = []  # records of each shard; None for a tar of which nothing is known
+        expected: list[int | None] = []  # records of each shard; None for a tar without a manifest
         for item in _located(source):
             if _is_folder(item):
                 expected += self._add_folder(item)
@@ -77,8 +78,12 @@ class ShardDataset:
         lengths = [
             max(len(i), n or 0) if tolerant else len(i) for i, n in zip(self._indexes, expected, strict=True)
         ]
-        if records is None:
-            _require_readable_share(source, sum(map(len, self._indexes)), sum(lengths))
+        readable, total = sum(map(len, self._indexes)), sum(lengths)
+        if records is None and readable < _LEAST_READABLE * total:
+            raise UserError(
+                f"{shown(source)}: {total - readable} of {total} records are lost, their shards are missing "
+                "or damaged: prepare the data again"
+            )
         self._starts = np.cumsum([0, *lengths])
         self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()
@@ -118,24 +123,22 @@ class ShardDataset:
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path = self.shards[number]
+        shard = self.shards[number]
         try:
             span = self._read(number, index - int(self._starts[number]))
-            return decode_record(sample_members(span, path)[1], load_images, self._shapes[number])
+            return decode_record(sample_members(span, shard)[1], load_images, self._shapes[number])
         except (OSError, ValueError) as error:
             reason = first_line(error)
-            raise RecordError(f"Record {index} of '{path.name}' cannot be used: {reason}") from error
+            raise RecordError(f"Record {index} of '{shard.name}' cannot be used: {reason}") from error
 
     def texts(self) -> Iterator[str]:
         """Every text of every record, in order; unreadable records are skipped."""
         for index in range(len(self)):
-            try:
+            with suppress(RecordError):
                 yield from self.record(index, load_images=False).texts()
-            except RecordError:
-                continue
 
     def _read(self, number: int, position: int) -> bytes:
-        """The bytes of the sample at a position of a shard. Raises OSError."""
+        """The bytes of sample `position` of a shard. Raises OSError."""
         shard, index = self.shards[number], self._indexes[number]
         if position >= len(index):
             raise OSError("the shard was missing or damaged when it was opened")
@@ -146,20 +149,18 @@ class ShardDataset:
         else:
             span = read_span(self._file(number, shard), offset, length)
         if len(span) < length:
-            raise OSError(f"the shard is cut short, {len(span)} of {length} bytes are there")
+            raise OSError(f"the shard is cut short: {len(span)} of {length} bytes could be read")
         return span
 
     def _file(self, number: int, path: Path) -> BinaryIO:
         if self._process != os.getpid():
-            # A forked worker shares file positions with its parent: open its own files.
-            self._files = {}
-            self._process = os.getpid()
-        file = self._files.get(number)
-        if file is None:
-            file = self._files[number] = path.open("rb", buffering=0)
+            # A forked worker shares file positions with its parent: open new files.
+            self._files, self._process = {}, os.getpid()
+        if number not in self._files:
+            self._files[number] = path.open("rb", buffering=0)
             if len(self._files) > _OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-        return file
+        return self._files[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -168,17 +169,13 @@ class ShardDataset:
 def _located(source: Source | Sequence[Source]) -> list[Path | Location]:
     kinds = (str, os.PathLike, Location)
     sources = [source] if isinstance(source, kinds) else source
-    if (
-        not isinstance(sources, Sequence)
-        or not sources
-        or not all(isinstance(item, kinds) for item in sources)
-    ):
-        raise UserError(f"{shown(source)} is not a folder of shards; give a path, a URL, or a list of these")
-    return [locate(item) for item in sources]
+    if isinstance(sources, Sequence) and sources and all(isinstance(item, kinds) for item in sources):
+        return [locate(item) for item in sources]
+    raise UserError(f"{shown(source)} is not a folder of shards; give a path, a URL, or a list of these")
 
 
 def _is_folder(item: Path | Location) -> bool:
-    """Whether it is to be read as a folder; what is not there is, unless its name is that of a tar."""
+    """Whether to read it as a folder: by its name where it is behind a URL or does not exist."""
     if isinstance(item, Location):
         return not item.name.endswith(".tar")
     try:
@@ -190,9 +187,8 @@ def _is_folder(item: Path | Location) -> bool:
 def _load_indexes(
     shards: Sequence[Path | Location], records: Sequence[int | None], tolerant: bool
 ) -> list[TarIndex]:
-    """The index of every shard of so many records; see `ShardDataset` for what happens to a damaged one."""
-    remote = [shard for shard in shards if isinstance(shard, Location)]
-    found = iter(load_remote_indexes(remote))
+    """The index of every shard with its expected number of records; errors as in `ShardDataset`."""
+    found = iter(load_remote_indexes([shard for shard in shards if isinstance(shard, Location)]))
     indexes = []
     for shard, expected in zip(shards, records, strict=True):
         index, damage = next(found) if isinstance(shard, Location) else surviving_index(shard)
@@ -205,11 +201,3 @@ def _load_indexes(
             logger.warning("%s %s.", damage or f"{shard}:", lost)
         indexes.append(index)
     return indexes
-
-
-def _require_readable_share(source: Any, readable: int, records: int) -> None:
-    if readable < _LEAST_READABLE * records:
-        raise UserError(
-            f"{shown(source)}: {records - readable} of {records} records are lost, their shards are missing "
-            "or damaged: prepare the data again"
-        )

@@ -1,4 +1,4 @@
-"""A record as the members of one webdataset sample, and back (the layout is described in `shards`)."""
+"""Encode a record as the members of one webdataset sample, and decode it (see `format` for the layout)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...common.errors import ImageError, first_line, shown
 from ...common.images.reading import load_image, open_image
 from ...common.images.sources import image_source
 from ...common.json_files import JsonError, parse_json
-from ..records import STORED_FORMATS, EncodedImage, Message, Part, Record, RecordError
+from ..records import STORED_FORMATS, EncodedImage, Part, Record, RecordError, with_image_parts
 from .stored_image import encode_image
 from .tar_index import require_readable, stored_size
 
 CODE_PARTS = {"pixel_codes": "pixel", "semantic_codes": "semantic"}
 #: Codes are stored as uint16.
 CODE_LIMIT = 1 << 16
-#: Bytes of a record without its images: a context of a million tokens, twice.
+#: Bytes of a record without its images: twice a context of a million tokens.
 _LARGEST_RECORD = 1 << 23
 
 Members = list[tuple[str, bytes]]
@@ -39,54 +38,43 @@ class EncodedSample:
 
 
 def encode_record(record: Record) -> EncodedSample:
-    """A validated record as bytes. Raises RecordError for a broken record or an image that cannot be read."""
+    """Validate and encode a record. RecordError for an invalid record or an unreadable image."""
     record.validate()
     members: Members = []
-    number = 0
-    messages: list[Message] = []
-    for message in record.messages:
-        content: list[Part] = []
-        for part in message["content"]:
-            if part["type"] == "image":
-                stored, files = _encode_image_part(part, number, record.id)
-                content.append(stored)
-                members.extend(files)
-                number += 1
-            else:
-                content.append(part)
-        messages.append({"role": message["role"], "content": content})
+    parts: list[Part] = []
+    for number, part in enumerate(record.image_parts()):
+        stored, files = _encode_image_part(part, number, record.id)
+        parts.append(stored)
+        members += files
+    messages = with_image_parts(record, parts).messages
     data = {"id": record.id, "messages": messages, "metadata": record.metadata}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
     _require_size(text)
     members.insert(0, ("json", text))
     try:
-        require_readable(sum(map(stored_size, (content for _, content in members))))
+        require_readable(sum(stored_size(content) for _, content in members))
     except OSError as error:
         raise RecordError(f"Record {shown(record.id)}: {error}") from None
-    return EncodedSample(members, number)
+    return EncodedSample(members, len(parts))
 
 
 def _encode_image_part(part: Part, number: int, record_id: str) -> tuple[Part, Members]:
     if "image" not in part:
-        stored: Part = {"type": "image"}
-        files = []
-        for field, label in CODE_PARTS.items():
-            stored[field] = f"{number}.{label}.npy"
-            files.append((stored[field], _encode_codes(part[field], record_id)))
-        return stored, files
+        names = {field: f"{number}.{label}.npy" for field, label in CODE_PARTS.items()}
+        files = [(name, _encode_codes(part[field], record_id)) for field, name in names.items()]
+        return {"type": "image", **names}, files
     encoded = _encode_image(part["image"], record_id)
     name = f"{number}.{encoded.extension}"
     return {**part, "image": name}, [(name, encoded.data)]
 
 
 def _encode_image(image: Any, record_id: str) -> EncodedImage:
-    """The file of an image: its own bytes where it is a file of a format that is stored, else a PNG."""
+    """The bytes of an image file if shards store its format, else a PNG."""
     if isinstance(image, EncodedImage):
         return image
     try:
         _, found = image_source(image)
-        kind = open_image(found).format if isinstance(found, bytes) else None
-        if isinstance(found, bytes) and kind in STORED_FORMATS:
+        if isinstance(found, bytes) and (kind := open_image(found).format) in STORED_FORMATS:
             return EncodedImage(found, STORED_FORMATS[kind])
         upright = load_image(found)
     except ImageError as error:
@@ -100,9 +88,7 @@ def _encode_codes(codes: Any, record_id: str) -> bytes:
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.integer):
         raise RecordError(f"Record '{record_id}': codes are integers of shape (H, W, D), got {array.shape}.")
     if array.size and not 0 <= int(array.min()) <= int(array.max()) < CODE_LIMIT:
-        raise RecordError(
-            f"Record '{record_id}': codes must lie in [0, {CODE_LIMIT}) to be stored as uint16."
-        )
+        raise RecordError(f"Record '{record_id}': codes must lie in [0, {CODE_LIMIT}), the range of uint16.")
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, dtype="<u2"))
     return buffer.getvalue()
@@ -113,10 +99,7 @@ def _encode_codes(codes: Any, record_id: str) -> bytes:
 
 @dataclass(frozen=True)
 class CodeShape:
-    """The shape of the codes of one visual tokenizer.
-
-    grid: (H, W). depth, num_codes: of each branch, by the name of the part (see `CODE_PARTS`).
-    """
+    """The shape of a tokenizer's codes: grid (H, W); depth and num_codes by the keys of `CODE_PARTS`."""
 
     grid: tuple[int, int]
     depth: Mapping[str, int]
@@ -124,16 +107,16 @@ class CodeShape:
 
     @classmethod
     def of(cls, grid: Sequence[int], pixel: Mapping[str, Any], semantic: Mapping[str, Any]) -> CodeShape:
-        """From a grid and the settings of both quantizers."""
-        quantizers = {"pixel_codes": pixel, "semantic_codes": semantic}
-        return cls(
-            (grid[0], grid[1]),
-            {field: settings["depth"] for field, settings in quantizers.items()},
-            {field: settings["num_codes"] for field, settings in quantizers.items()},
+        """The shape for a grid and the settings of both quantizers."""
+        quantizers = dict(zip(CODE_PARTS, (pixel, semantic), strict=True))
+        depth, num_codes = (
+            {field: settings[name] for field, settings in quantizers.items()}
+            for name in ("depth", "num_codes")
         )
+        return cls((grid[0], grid[1]), depth, num_codes)
 
     def problem(self, field: str, codes: np.ndarray) -> str | None:
-        """What is wrong with an array of integers (H, W, D) or (H·W, D), or None."""
+        """Why an array of integers (H, W, D) or (H·W, D) does not fit, or None."""
         height, width = self.grid
         depth, limit = self.depth[field], self.num_codes[field]
         if codes.shape not in ((height, width, depth), (height * width, depth)):
@@ -146,13 +129,10 @@ class CodeShape:
 def decode_record(
     members: Mapping[str, bytes], load_images: bool = True, shape: CodeShape | None = None
 ) -> Record:
-    """The valid record of a sample's members.
+    """The valid record of a sample's members. RecordError, with the reason, for an invalid sample.
 
-    Images are opened (they decode at first use), codes become arrays. Without `load_images` the image parts
-    keep the names of their members, and these are not checked. With `shape` codes must fit it.
-
-    Errors:
-        RecordError with the reason, for anything that is wrong.
+    Images are opened (they decode at first use), codes become arrays that must fit `shape` if given. Without
+    `load_images` the image parts keep the names of their members, which are not checked.
     """
     if "json" not in members:
         raise RecordError("it has no .json")
@@ -183,38 +163,32 @@ def load_part(part: Part, members: Mapping[str, bytes], shape: CodeShape | None 
         name = part[field]
         if not isinstance(name, str) or name not in members:
             raise RecordError(f"its member {shown(name)} is missing")
-        part[field] = (
-            _open_image(members[name], name)
-            if field == "image"
-            else _decode_codes(members[name], field, shape)
-        )
-
-
-def _open_image(data: bytes, name: str) -> Image.Image:
-    try:
-        return open_image(data)
-    except ImageError as error:
-        raise RecordError(f"image {shown(name)}: {error}") from None
+        if field != "image":
+            part[field] = _decode_codes(members[name], field, shape)
+            continue
+        try:
+            part[field] = open_image(members[name])
+        except ImageError as error:
+            raise RecordError(f"image {shown(name)}: {error}") from None
 
 
 def _decode_codes(data: bytes, field: str, shape: CodeShape | None) -> np.ndarray:
     try:
         body = 10 + int.from_bytes(data[8:10], "little")
         codes = np.frombuffer(data, dtype="<u2", offset=body).reshape(_stored_shape(data[:body]))
-    except Exception as error:  # numpy evaluates the header as Python does, and fails in as many ways
+    except Exception as error:  # numpy evaluates the header as a Python literal, which fails in many ways
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise RecordError(f"its {field} cannot be read ({reason})") from None
     if codes.ndim != 3 or not codes.size:
         raise RecordError(f"its {field} have shape {codes.shape}, expected (H, W, D)")
-    problem = None if shape is None else shape.problem(field, codes)
-    if problem is not None:
+    if shape is not None and (problem := shape.problem(field, codes)):
         raise RecordError(problem)
     return codes
 
 
 @lru_cache(maxsize=256)
 def _stored_shape(header: bytes) -> tuple[int, ...]:
-    """Shape in a .npy header. Cached by its bytes: all images of a shard share it, and parsing it is slow."""
+    """The shape in a .npy header, cached because all images of a shard share it and parsing is slow."""
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("cached codes must be .npy of version 1.0")

@@ -1,6 +1,6 @@
-"""Files that lie in a folder or behind a URL (`s3://…`, `https://…`, anything fsspec knows), read by ranges.
+"""Files in a local folder or behind a URL (`s3://…`, `https://…`, any protocol of fsspec), read by ranges.
 
-A `Location` names one and opens nothing, so it is picklable and safe to fork.
+A `Location` names a file and opens nothing, so it is picklable and safe to fork.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def locate(path: str | os.PathLike[str] | Location) -> Path | Location:
-    """`path` as a Path, ~ expanded, or as a Location if it is a URL. UserError for what cannot be a path."""
+    """`path` as a Path, ~ expanded, or as a Location if it is a URL. UserError for another type."""
     if isinstance(path, Location):
         return path
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
@@ -37,7 +37,7 @@ def locate(path: str | os.PathLike[str] | Location) -> Path | Location:
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder behind a URL; the part of pathlib's interface that shards need."""
+    """A file or folder behind a URL, with the part of pathlib's interface that shards need."""
 
     url: str
 
@@ -68,16 +68,15 @@ class Location:
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """All bytes, or `length` of them from `offset` on, in one request.
 
-        Errors: FileNotFoundError, OSError for whatever else the storage answers; UserError for a protocol
-        without its package.
+        Errors:
+            FileNotFoundError, OSError for any other failure of the storage, UserError for a protocol whose
+            package is not installed.
         """
         system, path = _system(self.url)
         try:
-            if length is None and offset == 0:
-                data = system.cat_file(path)
-            else:
-                end = None if length is None else offset + length
-                data = system.cat_file(path, start=offset, end=end)
+            complete = length is None and offset == 0
+            end = None if length is None else offset + length
+            data = system.cat_file(path, start=None if complete else offset, end=end)
         except Exception as error:
             raise _as_os_error(error, self.url) from error
         if length is not None and len(data) > length:
@@ -85,7 +84,7 @@ class Location:
         return bytes(data)
 
     def open(self) -> BinaryIO:
-        """The file, for reading from the beginning to the end in blocks."""
+        """The file, opened for reading from beginning to end."""
         system, path = _system(self.url)
         try:
             opened: BinaryIO = system.open(path, "rb")
@@ -95,7 +94,7 @@ class Location:
 
 
 def read_many(locations: Sequence[Location]) -> list[bytes | None]:
-    """The contents of small files, fetched together where the storage can; None for an unreadable one."""
+    """The contents of small files, fetched in one request if possible; None for an unreadable one."""
     if not locations:
         return []
     opened = [_system(location.url) for location in locations]
@@ -105,23 +104,19 @@ def read_many(locations: Sequence[Location]) -> list[bytes | None]:
         found: dict[str, Any] = system.cat(paths, on_error="return") if together else {}
     except Exception:  # some protocols refuse the complete list for one file
         found = {}
-    return [
-        _bytes_or_none(found.get(path), location) for path, location in zip(paths, locations, strict=True)
-    ]
-
-
-def _bytes_or_none(data: Any, location: Location) -> bytes | None:
-    if isinstance(data, bytes | bytearray):
-        return bytes(data)
-    try:
-        return location.read()
-    except OSError:
-        return None
+    contents: list[bytes | None] = []
+    for path, location in zip(paths, locations, strict=True):
+        data = found.get(path)
+        try:
+            contents.append(bytes(data) if isinstance(data, bytes | bytearray) else location.read())
+        except OSError:
+            contents.append(None)
+    return contents
 
 
 def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it."""
-    # It keeps the systems that a process has opened, and opens new ones in a forked worker.
+    # fsspec caches the systems of a process, and opens new ones in a forked worker.
     from fsspec.core import url_to_fs
 
     try:

@@ -1,4 +1,4 @@
-"""Image files for shards: checked by decoding, and made smaller where they are too big."""
+"""Image files for shards: checked by decoding, and reduced where they are too large."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...common.errors import ImageError
 from ...common.images.reading import MAX_PIXELS, decode_image
 from ..records import STORED_FORMATS, EncodedImage, RecordError
 
-#: Formats of photos: written anew they become JPEG, as PNG they would be many times as large.
+#: Formats of photos are re-encoded as JPEG: as PNG they would be many times as large.
 _PHOTO_FORMATS = ("JPEG", "AVIF", "HEIF", "JPEG2000")
 _JPEG_QUALITY = 95
 
@@ -18,11 +18,11 @@ _JPEG_QUALITY = 95
 def stored_image(
     data: bytes, name: str, max_size: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> EncodedImage:
-    """An image file for a shard: decoded once to be sure it is intact, and made smaller when it is too big.
+    """An image file for a shard: decoded once to check that it is intact, and reduced if too large.
 
-    The shorter side becomes at most `max_size` pixels, and the image at most MAX_PIXELS. An image that is
-    small enough keeps its own bytes; of several pictures in one file it keeps the first. More than
-    `max_pixels` pixels are refused before anything is decoded. Raises RecordError with the reason.
+    The shorter side becomes at most `max_size` pixels, the image at most MAX_PIXELS. A small enough image
+    keeps its bytes; of several images in one file the first is used. RecordError, with the reason, for an
+    image that cannot be decoded; one of more than `max_pixels` pixels is refused before decoding.
     """
     try:
         decoded = decode_image(data, max_pixels)
@@ -41,17 +41,17 @@ def stored_image(
 
 
 def shrink(image: Image.Image, shorter_side: int) -> Image.Image:
-    """`image` with its shorter side reduced to `shorter_side` pixels, averaged over area and aspect kept."""
+    """`image` reduced to `shorter_side` pixels on its shorter side, its aspect ratio kept."""
     scale = shorter_side / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BOX if scale <= 0.5 else Image.Resampling.BICUBIC)
 
 
 def encode_image(image: Image.Image, lossy: bool = False) -> EncodedImage:
-    """`image` as PNG, or as JPEG of high quality where its source was one already."""
+    """`image` as PNG, or with `lossy` as JPEG of high quality."""
     buffer = io.BytesIO()
     if lossy:
         image.convert("RGB").save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-        return EncodedImage(buffer.getvalue(), "jpg")
-    image.save(buffer, format="PNG")
-    return EncodedImage(buffer.getvalue(), "png")
+    else:
+        image.save(buffer, format="PNG")
+    return EncodedImage(buffer.getvalue(), "jpg" if lossy else "png")

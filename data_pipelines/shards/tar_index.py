@@ -1,9 +1,9 @@
 """Random access to the samples of a webdataset tar: where each one starts, and its members when read.
 
 A sample is a run of members whose names share everything up to the first dot. The index holds one (offset,
-length) pair a sample; names and sizes are read from the tar headers inside the sample itself, so an index of
-a million samples stays small. Plain ustar headers are read here directly because `tarfile` would take most of
-the time. Neither tars nor indexes are trusted: they are checked against the size of the file.
+length) pair per sample; names and sizes stay in the tar headers, so that an index of a million samples is
+small. Plain ustar headers are parsed here because `tarfile` would take most of the time. Neither tars nor
+indexes are trusted: they are checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -33,7 +34,7 @@ _FINGERPRINT_BYTES = 65536
 _REGULAR = (b"0", b"\0")
 _PAX = (b"x", b"g")
 _SIZE = re.compile(rb"[0-7]*")
-#: A sample of more bytes, or more members, is not read: it would be held in memory at once.
+#: Larger samples, or those of more members, are refused: a sample is held in memory at once.
 LARGEST_SAMPLE = 1 << 29
 _MOST_MEMBERS = 10_000
 
@@ -60,36 +61,38 @@ class _DamagedTar(ValueError):
     """A header that cannot be followed; the message is one line."""
 
 
+_EMPTY = TarIndex(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
 def index_path(tar: Path) -> Path:
-    """Where the index of `tar` is kept: `train-00000.index.json` next to `train-00000.tar`."""
+    """The path of the index of `tar`: `train-00000.index.json` next to `train-00000.tar`."""
     return tar.with_suffix(".index.json")
 
 
 def surviving_index(tar: Path) -> tuple[TarIndex, str | None]:
-    """The index of all samples of `tar` before any damage, and what is wrong with it: None if nothing is.
+    """The index of all samples of `tar` before any damage, and a description of the damage, or None.
 
-    The index comes from the file next to the tar if that belongs to it; else it is built, and kept there if
-    the tar is intact and the folder can be written to.
+    The index is read from the file next to the tar if it fits; else it is built, and stored there if the tar
+    is intact and the folder writable.
     """
     try:
         if not tar.exists():
-            return _index([], []), f"Shard not found: {tar}."
+            return _EMPTY, f"Shard not found: {tar}."
         regular_file(tar, "shard")
-        index = stored_index(tar)
-        if index is not None:
+        if (index := stored_index(tar)) is not None:
             return index, None
         index, damage = scan_tar(tar)
         if damage is None:
             save_index(tar, index)
+        return index, damage
     except UserError as error:
-        return _index([], []), str(error)
+        return _EMPTY, str(error)
     except OSError as error:
-        return _index([], []), f"Shard {tar} cannot be read: {first_line(error)}"
-    return index, damage
+        return _EMPTY, f"Shard {tar} cannot be read: {first_line(error)}"
 
 
 def stored_index(tar: Path) -> TarIndex | None:
-    """The index from the file next to `tar`; None where there is none, or it does not fit the tar."""
+    """The index from the file next to `tar`; None where it is missing or does not fit the tar."""
     path, size = index_path(tar), tar.stat().st_size
     # An index is smaller than its tar, whose samples have a kilobyte or more.
     if not path.is_file() or path.stat().st_size > min(size + _FINGERPRINT_BYTES, LARGEST_FILE):
@@ -98,13 +101,13 @@ def stored_index(tar: Path) -> TarIndex | None:
 
 
 def scan_tar(tar: Path) -> tuple[TarIndex, str | None]:
-    """The index by the headers of `tar`: as `surviving_index`, but nothing is stored. Raises OSError."""
+    """As `surviving_index`, always from the headers of `tar`; nothing is stored. Raises OSError."""
     with tar.open("rb") as file:
         return _scan(file, tar.stat().st_size, str(tar))
 
 
 def build_index(tar: Path) -> TarIndex:
-    """Scan all headers of `tar`. UserError for something that is not a tar, or is damaged."""
+    """The index from all headers of `tar`. UserError for a file that is not a tar or is damaged."""
     index, damage = scan_tar(tar)
     if damage is not None:
         raise UserError(damage)
@@ -112,10 +115,7 @@ def build_index(tar: Path) -> TarIndex:
 
 
 def load_remote_indexes(tars: Sequence[Location]) -> list[tuple[TarIndex, str | None]]:
-    """As `surviving_index`, for tars behind URLs.
-
-    The index files next to them are checked by their own numbers only; a tar without one is read through.
-    """
+    """As `surviving_index`, for tars behind URLs; without a valid index file a tar is read to its end."""
     files = read_many([tar.with_suffix(".index.json") for tar in tars])
     stored = (None if data is None else _parse_index(data) for data in files)
     return [
@@ -130,17 +130,13 @@ def _scan_remote(tar: Location) -> tuple[TarIndex, str | None]:
         with tar.open() as file:
             return _scan(file, size, str(tar))
     except FileNotFoundError:
-        return _index([], []), f"Shard not found: {tar}."
+        return _EMPTY, f"Shard not found: {tar}."
     except Exception as error:  # every protocol has its own exceptions
-        return _index([], []), one_line(f"Shard {tar} cannot be read: {first_line(error)}")
-
-
-def _index(offsets: Sequence[int], lengths: Sequence[int]) -> TarIndex:
-    return TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
+        return _EMPTY, one_line(f"Shard {tar} cannot be read: {first_line(error)}")
 
 
 def _parse_index(data: bytes, size: int = 2**62, fingerprint: str | None = None) -> TarIndex | None:
-    """An index file's content; None where it is damaged (it is only a cache) or of another tar."""
+    """The content of an index file; None where it is damaged (it is only a cache) or of another tar."""
     try:
         fields = parse_json(data)
     except JsonError:
@@ -150,39 +146,29 @@ def _parse_index(data: bytes, size: int = 2**62, fingerprint: str | None = None)
     offsets, lengths = fields.get("offsets"), fields.get("lengths")
     if not (_is_counts(offsets) and _is_counts(lengths)) or len(offsets) != len(lengths):
         return None
-    index = _index(offsets, lengths)
+    index = TarIndex(np.array(offsets, np.int64), np.array(lengths, np.int64))
     ends = index.offsets + index.lengths  # cannot overflow: both are below 2^62
     edges = np.stack([index.offsets, ends], axis=1).reshape(-1)
-    fits = not len(index) or (
-        ends[-1] <= size and index.lengths.min() >= _BLOCK and (np.diff(edges) >= 0).all()
-    )
-    return index if fits else None
+    long_enough = (index.lengths >= _BLOCK).all()
+    return index if long_enough and (np.diff(edges, append=size) >= 0).all() else None
 
 
 def _is_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**62 for value in values)
 
 
-def save_index(tar: Path, index: TarIndex, fingerprint: str | None = None) -> None:
-    """Keep `index` next to `tar`; a read-only folder is left alone."""
-    data = {
-        "fingerprint": fingerprint or _fingerprint(tar),
-        "offsets": index.offsets.tolist(),
-        "lengths": index.lengths.tolist(),
-    }
-    if not os.access(tar.parent, os.W_OK):
-        return
-    try:
-        with atomic_file(index_path(tar)) as temporary:
-            temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    except OSError:
-        return
+def save_index(tar: Path, index: TarIndex) -> None:
+    """Store `index` next to `tar`, unless the folder is read-only or full."""
+    arrays = {"offsets": index.offsets.tolist(), "lengths": index.lengths.tolist()}
+    text = json.dumps({"fingerprint": _fingerprint(tar), **arrays}, separators=(",", ":"))
+    if os.access(tar.parent, os.W_OK):
+        with suppress(OSError), atomic_file(index_path(tar)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
-    """The samples before any damage, and the damage; the last one may then lack members."""
+    """The samples before any damage, and the damage; the last sample may then lack members."""
     offsets: list[int] = []
-    ends: list[int] = []
     previous, position, damage = None, 0, None
     try:
         while position < size:
@@ -193,21 +179,17 @@ def _scan(file: BinaryIO, size: int, tar: str) -> tuple[TarIndex, str | None]:
             kind, name, end = _next_header(header, position, size, tar)
             key = sample_key(name)
             if kind in _REGULAR and key != previous:
-                if previous is not None:
-                    ends.append(position)
                 offsets.append(position)
                 previous = key
             position = end
     except _DamagedTar as error:
         damage = one_line(error)
-    if previous is not None:
-        ends.append(position)
-    index = _index(offsets, ends)
-    return TarIndex(index.offsets, index.lengths - index.offsets), damage
+    edges = np.array([*offsets, position], np.int64)
+    return TarIndex(edges[:-1], np.diff(edges)), damage
 
 
 def _next_header(header: bytes, position: int, size: int, tar: str) -> tuple[bytes, str, int]:
-    """(type flag, name, end of the member) of a header that is intact, and whose member lies in the file."""
+    """(type flag, name, end of the member) of an intact header whose member lies within the file."""
     if len(header) < _BLOCK:
         raise _DamagedTar(f"Shard {tar} is cut short: it ends within a header.")
     kind, name, length = _parse_header(header, tar)
@@ -222,7 +204,7 @@ def _next_header(header: bytes, position: int, size: int, tar: str) -> tuple[byt
 
 
 def read_span(file: BinaryIO, offset: int, length: int) -> bytes:
-    """The bytes of one sample. Raises OSError where they are not there, or are too many."""
+    """The bytes of one sample. Raises OSError where they cannot be read or are too many."""
     require_readable(length)
     file.seek(offset)
     return file.read(length)
@@ -235,20 +217,19 @@ def require_readable(length: int) -> None:
 
 
 def stored_size(content: bytes) -> int:
-    """The bytes that a member of this content takes in a tar."""
+    """The size in a tar of a member of this content, in bytes."""
     return _BLOCK + _padded(len(content))
 
 
 def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, bytes]]:
-    """(key, {name after the key: content}) of the bytes of one sample. ValueError where they are none."""
+    """(key, {name after the key: content}) of the bytes of one sample. ValueError for a damaged sample."""
     members: dict[str, bytes] = {}
     key, position, count = "", 0, 0
-    while position + _BLOCK <= len(span):
+    while (body := position + _BLOCK) <= len(span):
         count += 1
         if count > _MOST_MEMBERS:
             raise _DamagedTar(f"the sample has more than {_MOST_MEMBERS} members")
-        kind, name, length = _parse_header(span[position : position + _BLOCK], tar)
-        body = position + _BLOCK
+        kind, name, length = _parse_header(span[position:body], tar)
         if body + length > len(span):
             raise _DamagedTar(f"{shown(name)} reaches beyond the end of its sample")
         if kind in _REGULAR:
@@ -259,7 +240,7 @@ def sample_members(span: bytes, tar: Path | Location) -> tuple[str, dict[str, by
 
 
 def sample_key(name: str) -> str:
-    """A member's name up to the first dot of its last path component."""
+    """The name of a member up to the first dot of its last path component."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]
 
@@ -281,7 +262,7 @@ def _padded(length: int) -> int:
 
 
 def _fingerprint(tar: Path) -> str:
-    """Hash of the size, the first and the last bytes: it survives copying, unlike a time stamp."""
+    """A hash of the size, the first and the last bytes: unlike a time stamp, it survives copying."""
     size = tar.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with tar.open("rb") as file:

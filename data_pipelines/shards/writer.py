@@ -23,15 +23,15 @@ from .format import FORMAT, FORMAT_VERSION, MANIFEST
 from .sample_codec import EncodedSample, encode_record
 from .tar_index import build_index, index_path, save_index
 
-_MOST_SPLITS = 64  # every split is an open file
+_MOST_SPLITS = 64  # each holds a file open
 _MOST_REASONS = 100
 
 
 class OpenShard:
     """A tar being written: shard `number` of a split in `folder`.
 
-    Every shard is named here, so no split leads out of the folder: UserError for one that is not a plain
-    name.
+    All shards are named here: a split that is not a plain name, and may lead out of the folder, is a
+    UserError.
     """
 
     def __init__(self, folder: Path, split: str, number: int) -> None:
@@ -42,7 +42,7 @@ class OpenShard:
 
     def add(self, key: str, sample: EncodedSample) -> None:
         for ending, data in sample.members:
-            # Neither time nor owner, so that equal records make equal shards.
+            # No time and no owner, so that equal records make equal shards.
             info = tarfile.TarInfo(f"{key}.{ending}")
             info.size = len(data)
             self._tar.addfile(info, io.BytesIO(data))
@@ -53,7 +53,7 @@ class OpenShard:
         self._tar.close()
 
     def finish(self) -> dict[str, Any]:
-        """Close the tar, keep its index next to it and return its entry of the manifest."""
+        """Close the tar, write its index next to it and return its entry of the manifest."""
         self.close()
         save_index(self.path, build_index(self.path))
         return {
@@ -67,13 +67,13 @@ class OpenShard:
 
 
 class PartWriter:
-    """Writes records to the shards of a folder, and notes those that are left out; a context manager.
+    """Writes records to the shards of a folder and lists the rejected ones; a context manager.
 
     Args:
-        folder: where the shards lie.
-        shard_size: records after which a split's shard is full; None: one shard a split.
+        folder: where to write.
+        shard_size: records per shard; None: one shard per split.
         first_shard: the number of the first shard of each split.
-        key: the key of record number n, counted over all splits.
+        key: makes the key of record n, counted over all splits.
     """
 
     def __init__(
@@ -111,29 +111,32 @@ class PartWriter:
 
     def write_encoded(self, sample: EncodedSample, split: str = "train") -> None:
         """Store a record that `encode_record` has encoded, possibly in another process."""
-        shard = self._open.get(split)
-        if shard is None:
-            shard = self._open[split] = self._next_shard(split)
+        if split not in self._open:
+            self._open[split] = self._next_shard(split)
+        shard = self._open[split]
         shard.add(self._key(self._records), sample)
         self._records += 1
         if shard.records == self._shard_size:
-            self._finished.append(self._open.pop(split).finish())
+            self._finish(split)
 
     def reject(self, sample: str, reason: str) -> None:
-        """Note a sample that is left out, for the manifest."""
+        """List a sample as rejected in the manifest."""
         self._rejected.append({"sample": one_line(sample), "reason": one_line(reason)})
 
     def finish(self) -> dict[str, Any]:
-        """Complete all shards. {"shards": their entries of the manifest, "rejected": the samples left out}"""
-        while self._open:
-            self._finished.append(self._open.pop(next(iter(self._open))).finish())
+        """Complete all shards. {"shards": their entries of the manifest, "rejected": the rejected samples}"""
+        for split in list(self._open):
+            self._finish(split)
         return {"shards": self._finished, "rejected": self._rejected}
+
+    def _finish(self, split: str) -> None:
+        self._finished.append(self._open.pop(split).finish())
 
     def _next_shard(self, split: str) -> OpenShard:
         if len(self._open) == _MOST_SPLITS:
             raise UserError(
-                f"there are more than {_MOST_SPLITS} splits ({', '.join([*self._open][:3])}, …): is the "
-                "field that names them the right one?"
+                f"there are more than {_MOST_SPLITS} splits ({', '.join([*self._open][:3])}, …): check which "
+                "field names them"
             )
         shard = OpenShard(self._folder, split, self._first_shard + self._numbers[split])
         self._numbers[split] += 1
@@ -144,7 +147,7 @@ class ShardWriter:
     """Writes records to a folder of shards: `with ShardWriter(...) as writer: writer.write(record)`.
 
     The folder appears, complete and with its manifest, when the block ends without an error. `source`,
-    `licence`, `settings` (any JSON) and `extra` fields go to the manifest. See `PartWriter` for the writer.
+    `licence`, `settings` (any JSON) and `extra` fields go to the manifest. `writer` is a `PartWriter`.
     """
 
     def __init__(
@@ -161,12 +164,8 @@ class ShardWriter:
         self.folder = Path(folder)
         check_output(self.folder, {}, overwrite, makers=SHARD_MAKERS)
         self._shard_size = whole_number(shard_size, "--shard-size", 1)
-        self._description = {
-            "source": source,
-            "licence": licence,
-            "settings": dict(settings or {}),
-            **(extra or {}),
-        }
+        about = {"source": source, "licence": licence, "settings": dict(settings or {})}
+        self._description = {**about, **(extra or {})}
 
     def __enter__(self) -> PartWriter:
         self._context = self._writing()
@@ -192,7 +191,7 @@ def require_split(split: object) -> None:
 
 
 def mark_shards(folder: Path, command: str) -> None:
-    """Mark a finished folder of shards as made by `command`, with the indexes that readers may add later."""
+    """Mark a finished folder of shards as made by `command`; readers may add indexes of its tars later."""
     names = {path.name for path in folder.iterdir()}
     indexes = {index_path(folder / name).name for name in names if name.endswith(".tar")}
     mark_output(folder, command, names | indexes)
@@ -210,7 +209,7 @@ def build_manifest(
     shards: Sequence[Mapping[str, Any]],
     rejected: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
-    """A manifest from the finished shards' entries and the rejected samples, each {"sample", "reason"}."""
+    """The manifest of finished shards (their entries) and rejected samples (each {"sample", "reason"})."""
     splits: Counter[str] = Counter()
     for shard in shards:
         splits[shard["split"]] += shard["records"]
@@ -231,10 +230,7 @@ def build_manifest(
 
 
 def _most_reasons(rejected: Iterable[Mapping[str, str]]) -> dict[str, int]:
-    """How often each reason occurs, with the names and numbers of single samples left out.
-
-    Of very many reasons the most frequent ones are named.
-    """
+    """Counts of the most frequent reasons, with the names and numbers of single samples left out."""
     counts = Counter(re.sub(r"'[^']*'|(?<!UTF-)\d+", "…", item["reason"]).strip(" .") for item in rejected)
     if len(counts) <= _MOST_REASONS:
         return dict(counts)
