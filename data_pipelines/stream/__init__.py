@@ -1,1 +1,1 @@
-"""From shards to batches: the mixture of sources, packing, loading, statistics."""
+"""From shards to batches: mixture of sources, packing, loading, statistics."""

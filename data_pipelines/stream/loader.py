@@ -1,8 +1,7 @@
-"""From a batch plan to tensors: records are read, turned into model input, and collated, one record a row.
+"""From a batch plan to tensors: records are read, turned into model inputs, and collated, one record per row.
 
-All of it happens in worker processes if asked. A record that cannot be used is counted and named, and another
-one replaces it. Which one follows from the draw alone, so that a resumed run skips and takes the
-same records.
+With `num_workers` all of it happens in worker processes. A record that cannot be used is counted and logged,
+and another one replaces it; which one follows from the draw alone, so that a resumed run uses the same.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,13 +24,13 @@ from ..records import Record
 from .mixture import BatchPlan, Draw
 from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
 
-_ATTEMPTS = 32  # other records of the same source that are tried instead of an unusable one
-#: What a record that cannot be used raises.
+_ATTEMPTS = 32  # replacements tried per source for one unusable record
+#: The errors of a record that cannot be used.
 UNUSABLE = (OSError, ValueError)
 
 
 class RecordSource(Protocol):
-    """Anything with a length that gives a Record by number."""
+    """A sequence of records."""
 
     def __len__(self) -> int: ...
 
@@ -48,13 +48,10 @@ class Example:
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """A collated batch and the records it was made of.
+    """A collated batch (`inputs`) and the ids of its records.
 
-    Args:
-        inputs: what the stream's `collate` made.
-        record_ids: the ids of all its records.
-        source_ids: the number of each example's source (B,), or of each position's (B, L) where several
-            records share a row. Padding has 0.
+    source_ids: the source number of each example (B,), or of each position (B, L) where several records share
+    a row. Padding has 0.
     """
 
     inputs: Any
@@ -62,12 +59,8 @@ class StreamBatch:
     source_ids: Tensor
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """The example of a draw, None where no record could replace it, and the records skipped."""
-
-    example: Example | None
-    skips: list[Skip]
+#: The example of a draw, None where no record could replace it, and the records skipped.
+_Attempt = tuple[Example | None, list[Skip]]
 
 
 @dataclass(frozen=True)
@@ -82,16 +75,14 @@ class _Examples(Dataset[Any]):
         for source, index in self._candidates(draw):
             try:
                 record = self.sources[source][index]
-                return _Attempt(Example(self.prepare(record, draw.number), record.id, source), skips)
+                return Example(self.prepare(record, draw.number), record.id, source), skips
             except UNUSABLE as error:
                 skips.append(Skip(source, index, first_line(error)))
-        return _Attempt(None, skips)  # an error of a worker process would come as a traceback
+        return None, skips  # an error raised in a worker process would be reported with its traceback
 
     def _candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
-        """The drawn record; then others of its source, then some of every other source.
-
-        They are far apart, as a lost shard is a run of neighbours.
-        """
+        """The record of the draw, then random ones of its source, then of every other source."""
+        # Random, not neighbours: a lost shard is a run of neighbours.
         yield draw.source, draw.index
         rng = np.random.default_rng((4, draw.number))
         for offset in range(len(self.sources)):
@@ -100,20 +91,24 @@ class _Examples(Dataset[Any]):
                 yield source, int(index)
 
 
-@dataclass(frozen=True)
-class _Collate:
-    collate: Callable[[list[Any]], Any]
+def _collated(
+    collate: Callable[[list[Any]], Any], attempts: list[_Attempt]
+) -> tuple[StreamBatch | None, BatchFacts]:
+    skips = [skip for _, skipped in attempts for skip in skipped]
+    examples = [example for example, _ in attempts if example is not None]
+    if len(examples) < len(attempts):
+        return None, BatchFacts(skips=skips)
+    inputs = collate([example.value for example in examples])
+    facts = batch_facts(inputs, examples, skips)
+    return StreamBatch(
+        inputs, [example.record_id for example in examples], torch.tensor(facts.sources)
+    ), facts
 
-    def __call__(self, attempts: list[_Attempt]) -> tuple[StreamBatch | None, BatchFacts]:
-        skips = [skip for attempt in attempts for skip in attempt.skips]
-        examples = [attempt.example for attempt in attempts if attempt.example is not None]
-        if len(examples) < len(attempts):
-            return None, BatchFacts(skips=skips)
-        inputs = self.collate([example.value for example in examples])
-        sources = [example.source for example in examples]
-        batch = StreamBatch(inputs, [example.record_id for example in examples], torch.tensor(sources))
-        lengths = [example_length(example.value) for example in examples]
-        return batch, BatchFacts(batch_positions(inputs), sources, lengths, skips)
+
+def batch_facts(inputs: Any, examples: Sequence[Example], skips: Sequence[Skip] = ()) -> BatchFacts:
+    """What the collated `inputs` were made of, for the statistics."""
+    lengths = [example_length(example.value) for example in examples]
+    return BatchFacts(batch_positions(inputs), [example.source for example in examples], lengths, list(skips))
 
 
 def example_batches(
@@ -125,26 +120,24 @@ def example_batches(
     num_workers: int = 0,
     statistics: StreamStatistics | None = None,
 ) -> Iterator[StreamBatch]:
-    """Endless collated micro-batches of one rank, from micro-batch number ``start`` on.
+    """Endless collated micro-batches of one rank, from micro-batch number `start` on.
 
     Args:
-        prepare: makes an example of a record; its second argument is the draw number, the only source of
-            randomness it may use, so that a resumed run prepares the same examples.
+        prepare: makes an example of a record and the draw number, which must be its only source of
+            randomness, so that a resumed run prepares the same examples.
         collate: makes a batch of a list of examples.
-        statistics: counts what is given out, and names what is skipped; without it skipped records are
-            named in the log.
+        statistics: counts the batches; without it skipped records are only logged.
 
     Errors:
-        UserError where no record of dozens of every source can be used.
+        UserError where dozens of records of every source cannot be used.
     """
     statistics = statistics or unnamed_statistics(sources)
     loader = DataLoader(
         _Examples(sources, prepare),
-        batch_sampler=_Resumable(plan, start),
-        collate_fn=_Collate(collate),
+        batch_sampler=plan.batches(start),
+        collate_fn=partial(_collated, collate),
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
-        persistent_workers=False,
         worker_init_fn=ignore_stop_signals,
     )
     for batch, facts in loader:
@@ -158,10 +151,9 @@ def example_batches(
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Leave SIGTERM and SIGINT to the training process, which still needs its workers for the step at hand.
+    """Leave SIGTERM and SIGINT to the training process, which needs its workers to finish the current step.
 
-    They reach workers as well where a scheduler or a terminal signals every process; workers end with their
-    loader.
+    Schedulers and terminals signal every process; workers end with their loader.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -169,21 +161,12 @@ def ignore_stop_signals(worker: int) -> None:
 
 @atexit.register
 def _kill_workers() -> None:
-    """Kill workers at the end of a process: multiprocessing would wait for those that ignore SIGTERM."""
+    """Kill workers at the end of the process: multiprocessing would wait for them, as they ignore SIGTERM."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
-@dataclass(frozen=True)
-class _Resumable:
-    plan: BatchPlan
-    start: int
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.plan.batches(self.start)
-
-
 def unnamed_statistics(sources: Sequence[RecordSource]) -> StreamStatistics:
-    """Statistics that name sources by their numbers."""
+    """Statistics that name the sources by number."""
     return StreamStatistics([str(number) for number in range(len(sources))])

@@ -1,26 +1,27 @@
-"""Which record comes when: a weighted mixture of sources that is a pure function of (seed, draw number).
+"""The order of records: a weighted mixture of sources that is a pure function of (seed, draw number).
 
-Nothing is stored between steps: draw ``n`` of the run always names the same record, so a run resumes
-exactly by knowing its step, ranks are disjoint by construction and take the same number of steps, whatever
-the shard sizes. Every source is walked in shuffled epochs, so within an epoch no record comes twice.
+Nothing is stored between steps: draw `n` always names the same record, so a run resumes exactly from its step
+number, ranks are disjoint by construction and take the same number of steps for any shard sizes. Every source
+is read in shuffled epochs, each record once per epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 
 import numpy as np
 
 from ...common.errors import UserError
 from ...common.values import finite_number, whole_number
 
-_BLOCK = 1 << 16  # draws whose sources are chosen at once; the choice of a block depends on its number only
+_BLOCK = 1 << 16  # draws whose sources are chosen at once
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One position in the stream: ``number`` (global, from 0), the source, and the record's index in it."""
+    """One position in the stream: `number` (global, from 0), the source, and the record's index in it."""
 
     number: int
     source: int
@@ -33,13 +34,12 @@ class Mixture:
     Args:
         lengths: number of records of each source.
         weights: relative shares, one per source.
-        seed: draws of different seeds are unrelated.
-        max_repeats: largest number of epochs of each source, None for no limit. A source that has reached it
-            is not drawn any more; its share goes to the others in proportion to theirs.
+        seed: draws of different seeds are independent.
+        max_repeats: the maximum number of epochs of each source, None for no limit. The share of a source
+            that has reached it goes to the others in proportion to theirs.
 
     Errors:
-        UserError for an empty source, for a weight or limit that is not above 0, or where every source is
-            limited: the stream has no end.
+        UserError for an empty source, a weight or limit that is not above 0, or if every source is limited.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Mixture:
             )
         for number, length in enumerate(lengths):
             if whole_number(length, f"mixture: records of source number {number}") < 1:
-                raise UserError(f"mixture: source number {number} holds no record; remove it or fill it")
+                raise UserError(f"mixture: source number {number} is empty; remove it or add records")
         limits = list(max_repeats or [None] * len(lengths))
         if all(limit is not None for limit in limits):
             raise UserError(
@@ -68,14 +68,14 @@ class Mixture:
         total = finite_number(float(sum(weights)), "mixture: the sum of all weights")
         self.shares = np.asarray(weights, dtype=np.float64) / total
         self.lengths = list(lengths)
+        # Records that may be drawn of each source.
         self.limits = [
-            None if limit is None else int(limit * length)
-            for limit, length in zip(limits, lengths, strict=True)
+            np.inf if most is None else int(most * length)
+            for most, length in zip(limits, lengths, strict=True)
         ]
         self.seed = seed
         self._block = -1
-        self._sources = np.empty(0, dtype=np.int64)
-        self._ordinals = np.empty(0, dtype=np.int64)
+        self._sources = self._ordinals = np.empty(0, dtype=np.int64)
         self._seen = [np.zeros(len(lengths), dtype=np.int64)]  # records of each source drawn before block b
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
@@ -90,19 +90,18 @@ class Mixture:
     def _choose(self, block: int) -> np.ndarray:
         """The sources of a block's draws; needs the counts of all blocks before it."""
         points = np.random.default_rng((self.seed, 0, block)).random(_BLOCK)
-        seen = self._seen[block]
-        room = [None if limit is None else limit - int(n) for limit, n in zip(self.limits, seen, strict=True)]
-        ended = {source for source, left in enumerate(room) if left is not None and left <= 0}
-        chosen = self._place(points, ended)
-        while (end := _first_end(chosen, room, ended)) is not None:
-            # The same points among the sources that are left, so that what came before stays as it is.
-            source, after = end
+        left = [limit - int(n) for limit, n in zip(self.limits, self._seen[block], strict=True)]
+        ended = {source for source, number in enumerate(left) if number <= 0}
+        chosen = self._assign(points, ended)
+        while (end := _first_end(chosen, left, ended)) is not None:
+            # The same points among the remaining sources, so that earlier draws stay as they are.
+            after, source = end
             ended.add(source)
-            chosen[after:] = self._place(points[after:], ended)
+            chosen[after:] = self._assign(points[after:], ended)
         return chosen
 
-    def _place(self, points: np.ndarray, ended: set[int]) -> np.ndarray:
-        """Points of [0, 1) to sources by their shares, without the `ended` ones."""
+    def _assign(self, points: np.ndarray, ended: set[int]) -> np.ndarray:
+        """The sources of points in [0, 1) by their shares, without the `ended` ones."""
         shares = self.shares.copy()
         shares[list(ended)] = 0.0
         edges = shares.cumsum()
@@ -120,35 +119,31 @@ class Mixture:
         self._block, self._sources, self._ordinals = block, sources, ordinals
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
-        cached = self._orders.get(source)
-        if cached is None or cached[0] != epoch:
+        """The shuffled indices of one epoch of a source; the latest epoch is cached."""
+        if self._orders.get(source, (None,))[0] != epoch:
             rng = np.random.default_rng((self.seed, 1, source, epoch))
-            cached = (epoch, rng.permutation(self.lengths[source]))
-            self._orders[source] = cached
-        return cached[1]
+            self._orders[source] = (epoch, rng.permutation(self.lengths[source]))
+        return self._orders[source][1]
 
 
-def _first_end(chosen: np.ndarray, room: Sequence[int | None], ended: set[int]) -> tuple[int, int] | None:
-    """(source, draws up to and with its last one) of the source that first overruns its room, if any does."""
+def _first_end(chosen: np.ndarray, left: Sequence[float], ended: set[int]) -> tuple[int, int] | None:
+    """(number of draws until its last record, source) of the first source that runs out, if any does."""
     ends = []
-    for source, left in enumerate(room):
-        if left is not None and source not in ended:
+    for source, number in enumerate(left):
+        if source not in ended and np.isfinite(number):
             indices = np.flatnonzero(chosen == source)
-            if len(indices) > left:
-                ends.append((int(indices[left - 1]) + 1, source))
-    if not ends:
-        return None
-    after, source = min(ends)
-    return source, after
+            if len(indices) > number:
+                ends.append((int(indices[int(number) - 1]) + 1, source))
+    return min(ends, default=None)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """How draws become the micro-batches of one rank.
 
-    A *window* is ``sort_window`` micro-batches of every rank. Its draws are dealt to the ranks in turn;
-    each rank sorts its share by ``length``, cuts it into micro-batches, and visits them in a shuffled order.
-    ``sort_window=1`` keeps the draw order.
+    A *window* is `sort_window` micro-batches of every rank. Its draws are dealt to the ranks in turn; each
+    rank sorts its share by `length`, cuts it into micro-batches, and shuffles these. `sort_window=1` keeps
+    the draw order.
     """
 
     mixture: Mixture
@@ -159,11 +154,9 @@ class BatchPlan:
     length: Callable[[Draw], int] | None = None
 
     def batches(self, start: int = 0) -> Iterator[list[Draw]]:
-        """Micro-batches from number ``start`` on, without end."""
+        """Micro-batches from number `start` on, without end."""
         window, offset = divmod(start, self.sort_window)
-        while True:
-            yield from self._window(window)[offset:]
-            window, offset = window + 1, 0
+        return islice(chain.from_iterable(map(self._window, count(window))), offset, None)
 
     def _window(self, window: int) -> list[list[Draw]]:
         size = self.sort_window * self.micro_batch_size
@@ -173,7 +166,7 @@ class BatchPlan:
             draws.sort(key=self.length)
         batches = [draws[i : i + self.micro_batch_size] for i in range(0, size, self.micro_batch_size)]
         if self.sort_window > 1:
-            # The same order on every rank: ranks then hold batches of like length at the same time.
+            # The same order on every rank, so that ranks hold batches of similar length at the same time.
             order = np.random.default_rng((self.mixture.seed, 2, window)).permutation(len(batches))
             batches = [batches[i] for i in order]
         return batches

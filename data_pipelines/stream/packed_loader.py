@@ -1,6 +1,6 @@
-"""Batches of packed rows: several records share a row, and hardly a position is padding.
+"""Batches of packed rows: several records share a row, so that hardly any position is padding.
 
-A record that cannot be used is counted and named, and its row does without it.
+A record that cannot be used is counted, logged and left out.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from .loader import (
     Example,
     RecordSource,
     StreamBatch,
+    batch_facts,
     ignore_stop_signals,
     unnamed_statistics,
 )
 from .mixture import Draw, Mixture
 from .packing import WindowPlan, shuffled_rows
-from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
+from .statistics import BatchFacts, Skip, StreamStatistics, example_length
 
 _EMPTY_WINDOWS = 8
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows are packed: `length` tokens a row, `window` draws packed together."""
+    """How rows are packed: `length` tokens per row, `window` draws packed together."""
 
     length: int
     window: int = 256
@@ -90,33 +91,28 @@ class _Windows(Dataset[Any]):
         return example
 
 
-@dataclass(frozen=True)
-class _WindowSampler:
-    mixture: Mixture
-    plan: WindowPlan
-    size: int
-    start: tuple[int, int]
-
-    def __iter__(self) -> Iterator[_WindowDraws]:
-        start, row = self.start
-        for ordinal, (number, first_row) in enumerate(self.plan.windows(start), start=start):
-            first = number * self.size
-            draws = [self.mixture.draw(n) for n in range(first, first + self.size)]
-            yield _WindowDraws(ordinal, number, max(first_row, row if ordinal == start else 0), draws)
+def _window_draws(
+    mixture: Mixture, plan: WindowPlan, size: int, cursor: tuple[int, int]
+) -> Iterator[_WindowDraws]:
+    start, row = cursor
+    for ordinal, (number, first_row) in enumerate(plan.windows(start), start=start):
+        draws = [mixture.draw(n) for n in range(number * size, (number + 1) * size)]
+        yield _WindowDraws(ordinal, number, max(first_row, row if ordinal == start else 0), draws)
 
 
 class PackedBatches:
     """Endless packed micro-batches of one rank; `cursor` is where the next one begins.
 
-    A stream built with another's `cursor` resumes exactly where that one stood, with any number of workers.
+    A stream built with the `cursor` of another one resumes exactly there, with any number of workers.
 
     Args:
+        prepare: as in `loader.example_batches`.
         collate: makes a batch of rows (lists of examples) and the row length.
-        rows: of one micro-batch.
+        rows: the rows of one micro-batch.
         cursor: where to begin, see `WindowPlan`.
 
     Errors:
-        UserError where windows in succession hold nothing that can be used.
+        UserError where several windows in succession hold no usable record.
     """
 
     def __init__(
@@ -139,9 +135,9 @@ class PackedBatches:
         self._windows: Iterator[_Window] = iter(
             DataLoader(
                 _Windows(sources, prepare, packing, mixture.seed),
-                sampler=_WindowSampler(mixture, plan, packing.window, cursor),
+                sampler=_window_draws(mixture, plan, packing.window, cursor),
                 batch_size=None,
-                collate_fn=_as_it_is,
+                collate_fn=_identity,
                 num_workers=num_workers,
                 prefetch_factor=2 if num_workers else None,
                 worker_init_fn=ignore_stop_signals,
@@ -161,13 +157,7 @@ class PackedBatches:
         rows = [examples for _, _, examples in taken]
         inputs = self._collate([[example.value for example in row] for row in rows], self._packing.length)
         examples = [example for row in rows for example in row]
-        self._statistics.add(
-            BatchFacts(
-                batch_positions(inputs),
-                [example.source for example in examples],
-                [example_length(example.value) for example in examples],
-            )
-        )
+        self._statistics.add(batch_facts(inputs, examples))
         source_ids = torch.zeros(len(rows), self._packing.length, dtype=torch.long)
         for number, row in enumerate(rows):
             lengths = torch.tensor([example_length(example.value) for example in row])
@@ -186,9 +176,9 @@ class PackedBatches:
                 return
         raise UserError(
             f"no record of the last {_EMPTY_WINDOWS * self._packing.window} could be used; the last: "
-            f"{window.skips[-1].reason if window.skips else 'none drawn'}"
+            f"{window.skips[-1].reason if window.skips else 'no record was read'}"
         )
 
 
-def _as_it_is(window: Any) -> Any:
+def _identity(window: Any) -> Any:
     return window

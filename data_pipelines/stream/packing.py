@@ -1,8 +1,8 @@
-"""Several records one after another in rows of a fixed length, so that hardly a position is padding.
+"""Pack several records into rows of a fixed length, so that hardly any position is padding.
 
-A *window* is a fixed number of draws, packed independently of all others. What a window holds is a pure
-function of its number, so the position in the stream is two numbers, (window, row), whatever the number of
-workers; the windows are dealt to the ranks in turn.
+A *window* is a fixed number of draws, packed independently of all others. Its content is a pure function of
+its number, so the position in the stream is two numbers, (window, row), for any number of workers; the
+windows are dealt to the ranks in turn.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def shuffled_rows(lengths: Sequence[int], capacity: int, seed: int, window: int) -> list[list[int]]:
-    """The rows of `pack` in a random order of this window's own: long records would else come first."""
+    """The rows of `pack`, shuffled by window: otherwise long records would come first."""
     rows = pack(lengths, capacity)
     order = np.random.default_rng((seed, 3, window)).permutation(len(rows))
     return [rows[i] for i in order]
@@ -49,10 +50,10 @@ def shuffled_rows(lengths: Sequence[int], capacity: int, seed: int, window: int)
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which windows one rank packs: first its part of `leftovers`, then every `world_size`-th from `first`.
+    """The windows that one rank packs: its part of `leftovers`, then every `world_size`-th from `first`.
 
-    Leftovers are (window, first row) pairs that another number of ranks had not finished; see `redeal`.
-    A *cursor* is (ordinal, row): the ordinal counts this rank's own windows.
+    Leftovers are (window, first row) pairs that a run with another number of ranks had not finished. A
+    *cursor* is (ordinal, row): the ordinal counts the windows of this rank.
     """
 
     rank: int = 0
@@ -62,20 +63,18 @@ class WindowPlan:
 
     def window(self, ordinal: int) -> tuple[int, int]:
         """(window number, first row) of this rank's window `ordinal`."""
-        own = self.leftovers[self.rank :: self.world_size]
-        if ordinal < len(own):
-            return own[ordinal]
-        return self.first + self.rank + (ordinal - len(own)) * self.world_size, 0
+        dealt = self.leftovers[self.rank :: self.world_size]
+        if ordinal < len(dealt):
+            return dealt[ordinal]
+        return self.first + self.rank + (ordinal - len(dealt)) * self.world_size, 0
 
     def windows(self, ordinal: int) -> Iterator[tuple[int, int]]:
         """(window number, first row) from `ordinal` on, without end."""
-        while True:
-            yield self.window(ordinal)
-            ordinal += 1
+        return map(self.window, count(ordinal))
 
 
 def plan_state(plan: WindowPlan, cursors: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What a checkpoint keeps of the plan and the cursors of all ranks; the same on every rank."""
+    """The plan and the cursors of all ranks for a checkpoint; the same on every rank."""
     return {
         "world_size": plan.world_size,
         "first": plan.first,
@@ -85,13 +84,10 @@ def plan_state(plan: WindowPlan, cursors: Sequence[tuple[int, int]]) -> dict[str
 
 
 def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[WindowPlan, tuple[int, int]]:
-    """The plan and cursor with which a rank resumes from `plan_state`.
+    """The plan and cursor with which a rank resumes from `plan_state`. UserError for an invalid state.
 
-    With as many ranks as then, every rank continues in its own windows. With another number the rows that
-    were not delivered are dealt anew: none comes twice, none is lost.
-
-    Errors:
-        UserError for what `plan_state` has not made.
+    With the same number of ranks, every rank continues in its windows. With another number, the rows that
+    were not delivered are dealt to the new ranks: each is delivered exactly once.
     """
     where = "the checkpoint's position in the data"
     leftovers, cursors = (_pairs(state, name, where) for name in ("leftovers", "cursors"))
@@ -106,28 +102,24 @@ def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[
 
 def _pairs(state: Mapping[str, Any], name: str, where: str) -> list[tuple[int, int]]:
     def is_pair(pair: Any) -> bool:
-        return (
-            isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and all(type(number) is int and 0 <= number < 2**53 for number in pair)
-        )
+        numbers = pair if isinstance(pair, list | tuple) else ()
+        return len(numbers) == 2 and all(type(n) is int and 0 <= n < 2**53 for n in numbers)
 
-    pairs = take_list(state, name, is_pair, "pairs of integers", where)
-    return [(first, second) for first, second in pairs]
+    return [(first, second) for first, second in take_list(state, name, is_pair, "pairs of integers", where)]
 
 
 def redeal(
     plans: Sequence[WindowPlan], cursors: Sequence[tuple[int, int]], rank: int, world_size: int
 ) -> WindowPlan:
-    """The plan of one of `world_size` ranks for all that `plans` at `cursors` have not delivered."""
-    # Beyond the window that the foremost rank would take next, no rank has taken any.
+    """The plan of one of `world_size` ranks for the rows that `plans` at `cursors` have not delivered."""
+    # No rank has taken a window beyond the one that the foremost rank would take next.
     ahead = [plan.window(ordinal)[0] for plan, (ordinal, _) in zip(plans, cursors, strict=True)]
     first = max([plans[0].first, *(number + 1 for number in ahead)])
     unfinished: list[tuple[int, int]] = []
     for plan, (ordinal, row) in zip(plans, cursors, strict=True):
-        own = len(plan.leftovers[plan.rank :: plan.world_size])
+        dealt = len(plan.leftovers[plan.rank :: plan.world_size])
         for number, (window, start) in enumerate(plan.windows(ordinal)):
-            if window >= first and ordinal + number >= own:
+            if window >= first and ordinal + number >= dealt:
                 break
             unfinished.append((window, max(start, row) if number == 0 else start))
     return WindowPlan(rank, world_size, first, tuple(sorted(unfinished)))

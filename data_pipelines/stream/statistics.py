@@ -1,4 +1,4 @@
-"""What a stream of batches was made of: padding, lengths, realised shares, skipped records, waiting."""
+"""Statistics of a stream of batches: padding, lengths, realised shares, skipped records, waiting time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 100  # skipped records that the log names; all are counted
+_NAMED = 100  # skipped records that are logged; all are counted
 _STEPS_PER_DOUBLING = 8
 _BUCKETS = 24 * _STEPS_PER_DOUBLING  # of the histogram of lengths, up to 2^24 tokens
 
@@ -29,7 +29,7 @@ class Skip:
 
 @dataclass
 class BatchFacts:
-    """What one batch was made of. `lengths` are in tokens, 0 where examples have none."""
+    """The contents of one batch. `lengths` are in tokens, 0 for examples without tokens."""
 
     positions: int = 0
     sources: list[int] = field(default_factory=list)
@@ -49,11 +49,11 @@ def batch_positions(batch: Any) -> int:
 
 
 class StreamStatistics:
-    """Adds up facts of the batches of one rank; `read` gives the metrics since the last reading.
+    """Sums the facts of one rank's batches; `read` returns the metrics since the last call.
 
     Args:
         names: of the sources, in the mixture's order.
-        on_skip: is called with every skipped record, which the log names too.
+        on_skip: is called with every skipped record.
     """
 
     def __init__(self, names: Sequence[str], on_skip: Callable[[Skip], None] | None = None) -> None:
@@ -71,7 +71,7 @@ class StreamStatistics:
         self._since = time.perf_counter()
 
     def add(self, facts: BatchFacts) -> None:
-        """Count one batch, and name what was skipped on the way to it."""
+        """Count one batch, and log the records that were skipped for it."""
         self._positions += facts.positions
         np.add.at(self._records, facts.sources, 1)
         np.add.at(self._tokens, facts.sources, facts.lengths)
@@ -80,21 +80,20 @@ class StreamStatistics:
             buckets = np.ceil(np.log2(lengths) * _STEPS_PER_DOUBLING).astype(int)
             np.add.at(self._histogram, np.minimum(buckets, _BUCKETS - 1), 1)
         for skip in facts.skips:
-            self._name(skip)
+            self._log(skip)
 
-    def _name(self, skip: Skip) -> None:
+    def _log(self, skip: Skip) -> None:
         self.skipped += 1
         if self._on_skip is not None:
             self._on_skip(skip)
         if self.skipped <= _NAMED:
-            logger.warning(
-                "skipped record %d of source %s: %s", skip.index, self.names[skip.source], skip.reason
-            )
+            source = self.names[skip.source]
+            logger.warning("skipped record %d of source %s: %s", skip.index, source, skip.reason)
         if self.skipped == _NAMED:
             logger.warning("%d records skipped; further ones are counted only", _NAMED)
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, with the time that each is waited for counted."""
+        """The same batches; the time spent waiting for them is counted."""
         while True:
             start = time.perf_counter()
             try:
@@ -106,42 +105,32 @@ class StreamStatistics:
             yield batch
 
     def read(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> dict[str, float]:
-        """The metrics since the last reading, over all ranks if `total` sums over them.
+        """The metrics since the last call, over all ranks if `total` sums over them.
 
         fill_share and padding_share of all positions, length_mean, length_p50 and length_p95 in tokens (the
         percentiles to 9 %), share/NAME of the records, token_share/NAME of the tokens, skipped (records since
         the start of the run), wait_share of the time.
         """
-        elapsed = time.perf_counter() - self._since
-        numbers = np.concatenate(
-            [
-                [self._positions, self._waited, elapsed, self.skipped],
-                self._records,
-                self._tokens,
-                self._histogram,
-            ]
-        )
+        single = [self._positions, self._waited, time.perf_counter() - self._since, self.skipped]
+        numbers = np.concatenate([single, self._records, self._tokens, self._histogram])
         numbers = total(torch.from_numpy(numbers)).cpu().numpy()
         self._reset()
         positions, waited, elapsed, skipped = numbers[:4].tolist()
         records, tokens, histogram = np.split(numbers[4:], [len(self.names), 2 * len(self.names)])
+        num_records, num_tokens = records.sum(), tokens.sum()
         metrics = {"skipped": skipped, "wait_share": waited / max(elapsed, 1e-9)}
-        if records.sum():
-            metrics |= {
-                f"share/{name}": n / records.sum() for name, n in zip(self.names, records, strict=True)
-            }
-        if tokens.sum():
-            metrics |= {
-                "length_mean": tokens.sum() / records.sum(),
-                "length_p50": _percentile(histogram, 0.5),
-                "length_p95": _percentile(histogram, 0.95),
-            }
-            metrics |= {
-                f"token_share/{name}": n / tokens.sum() for name, n in zip(self.names, tokens, strict=True)
-            }
-        if positions and tokens.sum():
-            fill = tokens.sum() / positions
-            metrics |= {"fill_share": fill, "padding_share": 1.0 - fill}
+        if num_records:
+            shares = zip(self.names, records / num_records, strict=True)
+            metrics |= {f"share/{name}": share for name, share in shares}
+        if num_tokens:
+            metrics["length_mean"] = num_tokens / num_records
+            metrics["length_p50"] = _percentile(histogram, 0.5)
+            metrics["length_p95"] = _percentile(histogram, 0.95)
+            shares = zip(self.names, tokens / num_tokens, strict=True)
+            metrics |= {f"token_share/{name}": share for name, share in shares}
+        if num_tokens and positions:
+            metrics["fill_share"] = num_tokens / positions
+            metrics["padding_share"] = 1.0 - metrics["fill_share"]
         return {name: float(value) for name, value in metrics.items()}
 
 
