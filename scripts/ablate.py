@@ -1,8 +1,8 @@
 """Train and measure the variants of a plan, with several seeds each, and write tables and plots of them.
 
 The plan is one YAML file (see ablations/nano.yaml). Runs that have a result are skipped and an interrupted
-training is resumed, so the same command can be started again. The document is made of the result files
-alone; text between its marks of remarks is kept.
+training is resumed when the same command is started again. The document is made from the result files alone;
+remarks between its marks are kept.
 
 Examples:
   dualtoken ablate ablations/nano.yaml --runs runs/ablations --list
@@ -31,28 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("plan", type=options.path, help="the plan, a YAML file")
     add("--runs", type=options.path, required=True, help="working folder: all runs and their results")
-    add("--inputs", type=options.path, help="folder of what the recipes read (default: the plan's)")
+    add("--inputs", type=options.path, help="folder of the recipes' inputs (default: the plan's)")
     add("--only", action="append", metavar="GROUP", help="only this group (may be given several times)")
     add("--seeds", help="seeds, separated by commas (default: the plan's)")
     add("--steps-scale", type=number(0.0001, 1000), default=1.0, help="factor on all steps (default 1)")
     add("--measure-again", action="store_true", help="measure existing models again, for new metrics")
     add("--document", type=options.path, help="the document (default: ablations.md in --runs)")
     add("--heldout", type=options.path, help="held-out sets (default: those of the package)")
-    add("--list", action="store_true", help="only show groups, runs and their minutes")
-    add("--report", action="store_true", help="only write the document of what is there")
+    add("--list", action="store_true", help="only list groups, runs and their minutes")
+    add("--report", action="store_true", help="only write the document from existing results")
     options.add_shared(parser, "--device")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, measure, write. UserError for a mistake in the plan or the arguments, or a run that failed."""
-    import transformers
-
+    """Train, measure and write. UserError for a wrong plan or argument, or a run that failed."""
     from .ablation.plan import load_plan
     from .ablation.recipes import Folders
 
-    # Its remarks are about choices that are not the user's, and its bars are of small models.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    options.quiet_transformers(progress=False)
     plan = load_plan(args.plan)
     folders = Folders(args.runs, args.inputs or Path(plan.inputs))
     groups = chosen_groups(plan, args.only)
@@ -101,25 +97,24 @@ def chosen_seeds(plan: Plan, given: str | None) -> list[int]:
 
 
 def listing(plan: Plan, folders: Folders, groups: list[str], seeds: list[int], scale: float) -> list[str]:
-    """What there is to do, with the plan's minutes; a run that several groups share is counted once."""
+    """The runs that are left and their minutes; a run that several groups share is counted once."""
     from .ablation.runs import RESULT
 
-    lines, counted, total = [], set(), 0.0
+    lines, minutes_left = [], dict[str, float]()
     for group in groups:
         lines.append(f"{group}: {plan.groups[group].title}")
         for variant in plan.needed([group]):
             done = sum((folders.run(variant, seed) / RESULT).is_file() for seed in seeds)
             minutes = plan.bases[plan.variants[variant].base].minutes * scale * (len(seeds) - done)
-            again = variant in counted
-            total += 0 if again else minutes
-            counted.add(variant)
-            left = "listed above" if again else f"about {minutes:.0f} minutes left"
+            left = "listed above" if variant in minutes_left else f"about {minutes:.0f} minutes left"
+            minutes_left[variant] = minutes
             lines.append(f"  {variant:<24} {done} of {len(seeds)} runs done, {left}")
+    total = sum(minutes_left.values())
     return [*lines, f"about {total:.0f} minutes in all, by the minutes that the plan names"]
 
 
 def _shown_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments for the document; absolute paths are cut to their ends, which are the same elsewhere."""
+    """The arguments for the document; absolute paths are cut to their last two parts."""
     plan, runs = (Path(*path.parts[-2:]) if path.is_absolute() else path for path in (args.plan, args.runs))
     words = [str(plan), "--runs", str(runs)]
     for group in args.only or ():

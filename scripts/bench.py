@@ -1,9 +1,9 @@
 """Speed and memory of the package against plain references, measured in turns on this machine.
 
-Without a name the benchmarks are listed. Each of the named ones runs in a process of its own; "all" leaves
-out those that need a package that is not installed, and names them. The table shows how many times as fast as
-its reference each case is, and which share of the reference's memory it takes beyond the weights. On two CPU
-cores each takes a minute or two.
+Without a name the benchmarks are listed. Each named one runs in its own process; "all" skips those that need
+a package that is not installed, and names them. The table shows each case's speed as a multiple of its
+reference's, and its memory beyond the weights as a share of the reference's. On two CPU cores each takes a
+minute or two.
 
 Examples:
   dualtoken bench
@@ -20,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ ERROR_LINES = 12  # of a benchmark that ends with an error
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A file of `benchmarks/`, the first line of its docstring, and what it imports that an extra brings."""
+    """A file of `benchmarks/`, the first line of its docstring, and the optional packages it imports."""
 
     path: Path
     summary: str
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, or run and print a table. 1 when a benchmark ended with an error; the others still count."""
+    """List, or run and print a table. 1 when a benchmark ended with an error; the others still run."""
     known = find_benchmarks(FOLDER)
     if not args.names:
         print("\n".join(f"  {name:<14} {benchmark.summary}" for name, benchmark in known.items()))
@@ -79,17 +79,19 @@ def run(args: argparse.Namespace) -> int:
         options.file_path(args.output, "--output", ".json", "the results are JSON")
         check_file(args.output, {}, is_our_result)
     results: list[dict[str, Any]] = []
-    for result in measured({name: known[name] for name in names}, args.size):
-        results.append(result)
-        if args.output is not None:  # after each, as all together take long
-            with atomic_file(args.output) as temporary:
-                temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with tqdm(names, unit="benchmark", disable=not sys.stderr.isatty()) as bar:
+        for name in bar:
+            bar.set_description(name)
+            results.append(run_benchmark(name, known[name], args.size))
+            if args.output is not None:  # after each, as all together take long
+                with atomic_file(args.output) as temporary:
+                    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(report(results))
     return int(any("error" in result for result in results))
 
 
 def find_benchmarks(folder: Path) -> dict[str, Benchmark]:
-    """Every benchmark of a folder by name: the files that have a `main`; none of them is imported."""
+    """The benchmarks of a folder by name: the files that define `main`, which are not imported."""
     found = {}
     for path in sorted(folder.glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
@@ -114,7 +116,7 @@ def chosen(names: Sequence[str], known: Mapping[str, Benchmark]) -> list[str]:
     """The named benchmarks, each once; "all" are those that can run.
 
     Errors:
-        UserError for a name that there is not, and for one that needs a package that is not installed.
+        UserError for an unknown name, and for a benchmark whose package is not installed.
     """
     for name in names:
         if name != ALL and name not in known:
@@ -138,16 +140,8 @@ def is_our_result(path: Path) -> bool:
     return isinstance(results, list) and all(isinstance(one, dict) and "benchmark" in one for one in results)
 
 
-def measured(benchmarks: Mapping[str, Benchmark], size: str) -> Iterator[dict[str, Any]]:
-    """The result of each, one after the other; {"benchmark", "error"} of one that fails."""
-    with tqdm(benchmarks.items(), unit="benchmark", disable=not sys.stderr.isatty()) as bar:
-        for name, benchmark in bar:
-            bar.set_description(name)
-            yield run_benchmark(name, benchmark, size)
-
-
 def run_benchmark(name: str, benchmark: Benchmark, size: str) -> dict[str, Any]:
-    """The JSON object on the last line that a benchmark prints."""
+    """The JSON object on the last line that a benchmark prints; {"benchmark", "error"} where it fails."""
     done = subprocess.run(
         [sys.executable, str(benchmark.path), "--size", size],
         capture_output=True,
@@ -167,7 +161,7 @@ def run_benchmark(name: str, benchmark: Benchmark, size: str) -> dict[str, Any]:
 
 
 def report(results: Iterable[Mapping[str, Any]]) -> str:
-    """All cases as a table, what else was measured under it, and the machine."""
+    """All cases as a table, then other values and the machine."""
     rows, notes = [], []
     for result in results:
         if "error" in result:

@@ -3,7 +3,7 @@
 In a conversation: /image PATH adds an image, words after the path are asked about it; /draw PROMPT generates
 one; /seed N, /save FOLDER, /reset, /help, /quit (or Ctrl-D). Ctrl-C stops an answer or an image. Generated
 images are saved in the folder of --output and stay part of the conversation. A line that only greets is
-answered in words. With --question the answer alone goes to the standard output.
+answered in words. With --question only the answer goes to the standard output.
 
 Example:
   dualtoken chat
@@ -25,7 +25,7 @@ from .mistakes import users_mistake
 
 IMAGES = Path("drawings")
 LONGEST_LINE = 1_000_000  # characters
-#: A line this many times the longest one counts as an input that never ends.
+#: A line this many times as long counts as endless.
 MOST_PIECES = 100
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an image; may be repeated",
     )
-    add("--question", type=options.words, help="ask this, print the answer, and leave")
+    add("--question", type=options.words, help="ask this, print the answer, and exit")
     add("--max-new-tokens", type=options.max_new_tokens, default=128, help="longest answer (default: 128)")
     add(
         "--seed",
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def converse(session: ChatSession) -> None:
-    """Hand lines to the session until /quit, the end of the input, or Ctrl-C twice."""
+    """Pass lines to the session until /quit, the end of the input, or Ctrl-C twice."""
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (gives input() line editing and history)
@@ -96,7 +96,7 @@ def converse(session: ChatSession) -> None:
 
 
 def take_turn(session: ChatSession, line: str) -> None:
-    """Do what a line says; a mistake in it is printed, and Ctrl-C ends it."""
+    """Handle one line; a mistake in it is printed, and Ctrl-C stops it."""
     try:
         if not is_encodable(line):
             raise UserError("that line is not UTF-8 text, and was left out")
@@ -115,9 +115,9 @@ def take_turn(session: ChatSession, line: str) -> None:
 
 
 def read_line() -> str:
-    """The next line. EOFError at the end of the input, UserError for a line without end.
+    """The next line, cut a little beyond LONGEST_LINE characters.
 
-    Of a line that is too long a little more than LONGEST_LINE characters come back; the rest is discarded.
+    EOFError at the end of the input, UserError for a line that does not end.
     """
     if sys.stdin.isatty():
         return input("> ")

@@ -35,7 +35,7 @@ Anything else goes to the model, with the images that /image PATH in it names. A
 quotes. Ctrl-C stops an answer or an image; the text until then is kept."""
 COMMANDS = ("/image", "/draw", "/seed", "/save", "/reset", "/help", "/quit")
 DIALOGUE = "dialogue.json"
-#: A line of nothing but these words is answered in words, also by a model that answers prompts with images.
+#: A line of only these words is answered in words, also by a model that answers prompts with images.
 _GREETING = (
     "hello hi hey hallo howdy greetings welcome good morning afternoon evening night day there you how are "
     "thanks thank bye goodbye again everyone all"
@@ -58,7 +58,7 @@ class ChatSession:
         self.attached: list[Image.Image] = []
 
     def handle(self, line: str) -> None:
-        """Do what one line says; an error, or Ctrl-C before any answer, leaves the conversation as it was."""
+        """Handle one line; an error, or Ctrl-C before any answer, leaves the conversation as it was."""
         name, _, rest = line.partition(" ")
         if not line:
             return
@@ -79,7 +79,7 @@ class ChatSession:
             raise UserError(f"unknown command {shown(name)[1:-1]}; there are {', '.join(COMMANDS)}")
 
     def say(self, line: str) -> None:
-        """Attach the images that the line names, and ask its words, if there are any."""
+        """Attach the images that the line names, and ask its words, if any."""
         from ..common.images.reading import load_image
 
         text, paths = words_and_images(line)
@@ -94,7 +94,7 @@ class ChatSession:
             self.ask(text)
 
     def ask(self, text: str) -> None:
-        """A question with the attached images; the answer is printed as it comes."""
+        """Ask about the attached images; the answer is printed as it is generated."""
         from ..mllm.conversation.messages import add_part
 
         content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.attached]
@@ -124,7 +124,7 @@ class ChatSession:
         self.attached = []
 
     def show(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The parts, printed as they arrive; images are saved."""
+        """Yield the parts, printed as they arrive; images are saved."""
         for part in parts:
             if part["type"] == "image":
                 print(f"\n(image: {self.save(part['image'])})", flush=True)
@@ -134,7 +134,7 @@ class ChatSession:
         print()
 
     def draw(self, prompt: str) -> None:
-        """An image from the prompt alone, as the model was trained to; both stay in the conversation."""
+        """Generate an image from the prompt alone, as in training; both stay in the conversation."""
         prompt = options.text_argument(prompt, "/draw")
         bar = sys.stderr.isatty()
         (image,) = self.pipeline.generate_images(prompt, num_images=1, seed=self.seed, progress=bar)
@@ -155,7 +155,7 @@ class ChatSession:
         print(f"(seed {self.seed})")
 
     def save(self, image: Image.Image) -> Path:
-        """Write an image under the next free number; each image of a session has a seed of its own."""
+        """Write an image under the next free number, and advance the seed."""
         number = 0
         while os.path.lexists(path := self.folder / f"drawing_{number:03}.png"):
             number += 1
@@ -189,7 +189,7 @@ class ChatSession:
 
 
 def is_greeting(text: str) -> bool:
-    """Whether a line only greets or thanks, so that no image is asked for."""
+    """Whether a line only greets or thanks, which asks for no image."""
     words = re.findall(r"\w+", text.lower())
     return bool(words) and GREETING.issuperset(words)
 
@@ -206,9 +206,9 @@ def words_and_images(line: str) -> tuple[str, list[str]]:
 
 
 def leading_path(text: str) -> tuple[str, str]:
-    """The path that a text begins with, and what follows it.
+    """The path at the beginning of `text`, and the rest.
 
-    A path that exists is taken as it is written, the longest one; otherwise one in quotes, or the first word.
+    That is the longest path that exists; otherwise one in quotes, or the first word.
     """
     if not text:
         raise UserError("/image needs the path of a file")

@@ -1,11 +1,11 @@
 """The command line: `dualtoken COMMAND …`, the same as `python -m dualtoken.scripts.MODULE …`.
 
-A command is a module beside this one with a docstring (its help: what it does, then "Example:"), a function
-`add_arguments(parser)` and a function `run(args) -> int`. Only the chosen command's module is imported, so
-`dualtoken --help` does not wait for torch.
+A command is a module of this package with a docstring (its help: what it does, then "Example:"),
+`add_arguments(parser)`, which adds its arguments to an argparse parser, and `run(args) -> int`, which returns
+the exit status. Only the chosen command's module is imported, so `dualtoken --help` does not wait for torch.
 
-Exit status: 0; 2 for a user's mistake, told in one line on stderr; 130 when interrupted; 143 for a training
-run that saved on SIGTERM; 1 with a traceback for anything else.
+Exit status: 0; 2 for a user's mistake, reported in one line on stderr; 130 when interrupted; 143 for a
+training run that saved on SIGTERM; 1 with a traceback for any other error.
 """
 
 import argparse
@@ -42,17 +42,17 @@ COMMANDS = {
     "prepare": Command("prepare", "turn data sets into shards of conversations"),
     "tokenize": Command("tokenize", "replace the images of shards by their codes"),
     "train": Command("train", "train a tokenizer or a model from a recipe"),
-    "curves": Command("curves", "draw the losses of runs, with a healthy one behind them"),
+    "curves": Command("curves", "plot the losses of runs over those of a reference run"),
     "eval": Command("evaluate", "benchmarks: predict, score, report"),
     "ablate": Command("ablate", "variants of a recipe with several seeds, and a table of them"),
-    "layers": Command("layers", "where to tap a new backbone, with a picture of its layers"),
+    "layers": Command("layers", "which layers of a new backbone to use, with a plot of their similarity"),
     "bench": Command("bench", "speed and memory against plain references, on this machine"),
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, like every other mistake's."""
+    """An argument parser whose errors are one line, like those of any other mistake."""
 
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(f"{message} (see {self.prog} --help)")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def without_command(arguments: Sequence[str]) -> int:
-    """What there is to say when no command is named."""
+    """Print the help or the version; CommandLineError for an unknown command."""
     name = arguments[0] if arguments else None
     if name is None:
         print(overview(), file=sys.stderr)
@@ -106,14 +106,14 @@ def run_main(spec: ModuleSpec | None) -> NoReturn:
 
 
 def guarded(prog: str, run: Callable[[], int]) -> int:
-    """The exit status of `run()`; what it raises becomes one.
+    """The exit status of `run()`, also when it raises.
 
-    A mistake of the user's, whatever raised it, is told in one line of at most 300 characters.
+    A user's mistake, from any library, is reported in one line of at most 300 characters.
     """
     make_tolerant()
     try:
         status = run()
-        sys.stdout.flush()  # here, where a full disk or a reader that is gone can still be told
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be reported
         return status
     except SystemExit:  # after --help
         flush_or_give_up()
@@ -135,7 +135,7 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
 
 
 def command_parser(module: ModuleType, prog: str) -> argparse.ArgumentParser:
-    """The parser of a command's module; the part from "Example" on stands below the options."""
+    """The parser of a command's module; the docstring from "Example" on follows the options."""
     description, found, example = (module.__doc__ or "").partition("\nExample")
     parser = CommandParser(
         prog=prog,
@@ -159,7 +159,7 @@ def overview() -> str:
             "Commands:",
             *lines,
             "",
-            "dualtoken COMMAND --help tells a command's options, dualtoken --version the version.",
+            "dualtoken COMMAND --help lists a command's options, dualtoken --version prints the version.",
             "",
             "Example:",
             "  dualtoken quickstart",
@@ -168,7 +168,7 @@ def overview() -> str:
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that there is not, with the nearest one that there is."""
+    """The message for an unknown name, with the nearest known one."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,7 +1,7 @@
 """Train the same tiny model at every ZeRO stage, with and without offloading, and compare the losses.
 
 Two processes on the CPU, micro-batches of one record (an image to generate, a question or plain text), so
-that every head is at times without a target on one rank or both. Prints the table of
+that every head sometimes has no target on one rank or both. Prints the table of
 docs/howto/train_on_a_cluster.md.
 
 Example:
@@ -23,6 +23,7 @@ import yaml
 from . import cli
 from .options import integer
 
+#: (ZeRO stage, what is offloaded) of each run.
 SETTINGS = (
     (0, "none"),
     (1, "none"),
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_recipe(folder: Path, steps: int) -> Path:
-    """Data and recipe of the runs; returns the recipe's path."""
+    """Make the data and the recipe of the runs; returns the recipe's path."""
     from ..data_pipelines.codes.code_cache import tokenize_shards
     from ..data_pipelines.convert.driver import write_shards
     from ..data_pipelines.convert.samples import OutputOptions
@@ -73,7 +74,7 @@ def make_recipe(folder: Path, steps: int) -> Path:
         options = SceneOptions(count=32, image_size=64, task=task)
         write_shards(SceneConverter(options), OutputOptions(folder / task, progress=False))
         tokenize_shards(visual, folder / task, folder / f"codes_{task}", progress=False)
-    with ShardWriter(folder / "chat", source="made up", licence="MIT") as writer:
+    with ShardWriter(folder / "chat", source="synthetic", licence="MIT") as writer:
         for number in range(8):
             writer.write(Record(f"chat-{number}", [user(f"Say {number}."), assistant(str(number))]))
     sources = {"t2i": "codes_t2i", "vqa": "codes_vqa", "chat": "chat"}
@@ -124,10 +125,7 @@ def table(logs: dict[tuple[int, str], list[dict[str, float]]], steps: int) -> st
         for name in names:
             values = [line[name] for line in log[-10:] if line[name]]  # 0: no target in that step
             means.append(f"{sum(values) / max(len(values), 1):.6f}")
-        label = (
-            f"ZeRO {stage}"
-            + {"none": "", "optimizer": ", optimizer offloaded", "all": ", all offloaded"}[offload]
-        )
+        label = f"ZeRO {stage}" + ("" if offload == "none" else f", {offload} offloaded")
         lines.append(f"| {label} | {' | '.join(means)} | {difference:.1e} |")
     return "\n".join(lines)
 

@@ -2,9 +2,8 @@
 
 `official` reads the tokenizers released with the paper: a .pt or .safetensors file and its config.json. The
 folder gets the weights as safetensors, the configuration, the image processor and, where the backbone's
-folder has one, the text tokenizer. `checkpoint` reads a checkpoint of `dualtoken train`, of any ZeRO stage;
-it needs neither a GPU nor the data, and gives the model that the run exports at its end. Nothing in a file is
-executed.
+folder has one, the text tokenizer. `checkpoint` reads a checkpoint of `dualtoken train`, of any ZeRO stage,
+without a GPU or the data, and gives the model that the run exports at its end. Nothing in a file is executed.
 
 Examples:
   dualtoken convert official epoch_20.pt --config config.json --output so400m-384-rvq8
@@ -35,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     official.add_argument(
         "--backbone",
         help="folder or hub id of the SigLIP whose configuration (and text tokenizer) belongs to it "
-        "(default: what the config names, beside it or on the hub)",
+        "(default: the one that the config names, next to it or on the hub)",
     )
     official.add_argument(
         "--not-causal",
         action="store_true",
-        help="the projections behind the quantizers see all positions (the released models' do not)",
+        help="the projections after the quantizers attend to all positions (the released models' do not)",
     )
     trained = kinds.add_parser("checkpoint", help="a checkpoint of dualtoken train")
     trained.add_argument(
@@ -66,28 +65,22 @@ def step(text: str) -> int | str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and print what came out. UserError for files that do not fit, before anything is written."""
-    if args.kind == "official" and args.backbone is not None and user_path(args.backbone).exists():
-        args.backbone = str(user_path(args.backbone))
-    check_output(args.output, inputs_of(args), args.overwrite, makers=[_COMMAND])
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # its remarks are about choices that are not the user's
-    status = convert_official(args) if args.kind == "official" else convert_checkpoint(args)
+    """Convert and print the result. UserError for files that do not fit, before anything is written."""
+    inputs: dict[str, Path | None] = {"the checkpoint": args.checkpoint}
+    if args.kind == "official":
+        backbone = None if args.backbone is None else user_path(args.backbone)
+        if backbone is not None and backbone.exists():
+            args.backbone = str(backbone)
+        inputs |= {"--config": args.config, "--backbone": backbone}
+    check_output(args.output, inputs, args.overwrite, makers=[_COMMAND])
+    options.quiet_transformers()
+    (convert_official if args.kind == "official" else convert_checkpoint)(args)
     mark_output(args.output, _COMMAND)
-    return status
+    return 0
 
 
-def inputs_of(args: argparse.Namespace) -> dict[str, Path | None]:
-    """What is read, by the option that names it."""
-    if args.kind == "checkpoint":
-        return {"the checkpoint": args.checkpoint}
-    backbone = None if args.backbone is None else user_path(args.backbone)
-    return {"the checkpoint": args.checkpoint, "--config": args.config, "--backbone": backbone}
-
-
-def convert_checkpoint(args: argparse.Namespace) -> int:
-    """A checkpoint of a training run."""
+def convert_checkpoint(args: argparse.Namespace) -> None:
+    """Convert a checkpoint of a training run."""
     from ..train.backend.export import export_checkpoint, find_checkpoint, recipe_of
     from ..train.run_folder import CHECKPOINTS
 
@@ -97,11 +90,10 @@ def convert_checkpoint(args: argparse.Namespace) -> int:
         raise UserError(f"--output {args.output} lies in the run {run} itself; give a folder outside it")
     export_checkpoint(checkpoint, recipe_of(checkpoint), args.output, args.dtype, args.average)
     print(f"{args.output}: the model of {checkpoint}" + (", averaged" if args.average else ""))
-    return 0
 
 
-def convert_official(args: argparse.Namespace) -> int:
-    """A released tokenizer."""
+def convert_official(args: argparse.Namespace) -> None:
+    """Convert a released tokenizer."""
     from ..common.files import atomic_folder
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
     from ..tokenizer.official import find_backbone
@@ -116,8 +108,7 @@ def convert_official(args: argparse.Namespace) -> int:
     rows, columns = config.grid_size
     print(f"{args.output}: {config.image_size} px, {rows} x {columns} positions, {codes} codes each")
     if not has_text:
-        print("no text tokenizer was found beside the backbone: zero-shot use needs one", file=sys.stderr)
-    return 0
+        print("the backbone's folder has no text tokenizer: zero-shot use needs one", file=sys.stderr)
 
 
 def save_text_tokenizer(backbone: str, folder: Path) -> bool:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", type=options.path, metavar="RUN", help="folder, log.jsonl or CSV of a run")
     add("--reference", type=options.path, help="the same of a run to compare with, plotted in grey")
     add("--smooth", type=integer(1, 1000), default=1, help="mean of so many log lines (default %(default)s)")
-    add("--output", type=options.path, default="curves.png", help="picture to write (default %(default)s)")
+    add("--output", type=options.path, default="curves.png", help="image to write (default %(default)s)")
     add("--csv", type=options.path, help="also write the run's losses there, in 200 rows at most")
 
 
@@ -54,13 +54,11 @@ def run(args: argparse.Namespace) -> int:
         check_file(args.csv, inputs, is_our_csv, "--csv")
     require_package("matplotlib")
     runs = {str(path): LossCurves.read(path) for path in args.runs}
-    reference = None if args.reference is None else LossCurves.read(args.reference)
+    reference = LossCurves.read(args.reference).smoothed(args.smooth) if args.reference else None
     if args.csv:
         with atomic_file(args.csv) as partial:
             next(iter(runs.values())).thinned().write_csv(partial)
     runs = {name: curves.smoothed(args.smooth) for name, curves in runs.items()}
-    if reference is not None:
-        reference = reference.smoothed(args.smooth)
     for name, curves in runs.items():
         print(comparison(name, curves, reference))
     write_plot(chart(runs, reference), output, dpi=80)
@@ -75,7 +73,7 @@ def is_our_csv(path: Path) -> bool:
 
 
 def comparison(name: str, curves: LossCurves, reference: LossCurves | None) -> str:
-    """The last losses of a run, with the reference's at the same step where it has them."""
+    """The last losses of a run, and the reference's at the same step where it has them."""
     step = curves.steps[-1]
     lines = [f"{name}, step {step}:"]
     for loss, values in curves.losses.items():
@@ -89,7 +87,7 @@ def comparison(name: str, curves: LossCurves, reference: LossCurves | None) -> s
 
 
 def chart(runs: dict[str, LossCurves], reference: LossCurves | None) -> Any:
-    """A small plot for each loss; a matplotlib Figure. Logarithmic where all values are above zero."""
+    """A matplotlib Figure with a plot for each loss, logarithmic where all values are above zero."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 

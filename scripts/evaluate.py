@@ -2,7 +2,7 @@
 
 `run` does both. Predictions and results are kept in OUTPUT/TASK/SPLIT with a manifest of all that produced
 them. A run that was stopped is resumed when it is started again, and several processes (torchrun) share the
-work; the predictions are the same.
+work, with the same predictions.
 
 Examples:
   dualtoken eval list
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class JudgeOption(NamedTuple):
-    """`--judge` taken apart: a local model, or a file of recorded replies and the task that they are for."""
+    """`--judge`: a local model, or a file of recorded replies and the task they are for."""
 
     model: Path | None = None
     replay: Path | None = None
@@ -163,7 +163,7 @@ class JudgeOption(NamedTuple):
 
 
 def judge_option(given: str | None, tasks: list[Task]) -> JudgeOption:
-    """What `--judge` names; a path alone is a local model. UserError for a replay that fits no task."""
+    """Parse `--judge`; a path alone is a local model. UserError for a replay that fits no task."""
     from ..eval import JudgedTask
 
     if given is None:
@@ -208,7 +208,7 @@ def data_option(given: str | None) -> str | Path | None:
 
 
 def predict_all(args: argparse.Namespace, tasks: list[Task], settings: Settings) -> dict[str, Loaded]:
-    """Predictions of every task; returns the data, which are checked before the model is loaded."""
+    """Predict every task; returns the data, which are checked before the model is loaded."""
     from ..eval.harness.identity import ModelIdentity
     from ..eval.harness.predictor import PipelinePredictor
     from ..eval.harness.runner import predict
@@ -234,19 +234,15 @@ def score_all(
     judge: JudgeOption,
     loaded: dict[str, Loaded],
 ) -> None:
-    """Results of every task; a line each. `loaded` are the data that are loaded already."""
+    """Score every task and print a line each. `loaded`: data that are already loaded."""
     from ..eval.harness.runner import run_folder, score
     from ..eval.judges.local_models import LocalModels
     from ..eval.judges.replay import place_replay
 
     named = {"clip": args.clip, "detector": args.detector, "inception": args.inception, "judge": judge.model}
     named = {name: path for name, path in named.items() if path}
-    models = (
-        LocalModels(**named, device=options.resolve_device("auto"))
-        if named
-        else LocalModels.from_environment()
-    )
-    judges = models.judges()
+    device = options.resolve_device("auto")
+    judges = (LocalModels(**named, device=device) if named else LocalModels.from_environment()).judges()
     for task in tasks:
         folder = run_folder(args.output, task, task.split_or_default(args.split))
         if task is judge.task and judge.replay and folder.is_dir():
@@ -260,7 +256,7 @@ def score_all(
 
 
 def check_data(args: argparse.Namespace, tasks: list[Task]) -> int:
-    """Print how complete every task's data are; the status is 2 if anything is missing or wrong."""
+    """Print what every task's data lack; the status is 2 if anything is missing or wrong."""
     from ..eval.harness.data_check import check_splits
 
     complete = True
@@ -273,7 +269,7 @@ def check_data(args: argparse.Namespace, tasks: list[Task]) -> int:
 
 
 def list_tasks() -> int:
-    """Print every task: name, what it is, splits with the official number of items, source of data."""
+    """Print every task: name, summary, splits with the official number of items, source of the data."""
     from ..eval import get_task, task_names
 
     for name in task_names():

@@ -1,11 +1,9 @@
-"""Measure a visual tokenizer on images: reconstruction, codes, and what its embeddings know.
+"""Measure a visual tokenizer on images: reconstructions, codes and embeddings.
 
 Images come from a folder, a webdataset tar, shards, a HF dataset on disk, or the hub (hf:OWNER/NAME).
 Metrics: psnr, ssim (both variants in use), lpips, rfid, codebook, zero_shot (for images with classes) and
-retrieval (for images with captions). Weights are never fetched: without its file LPIPS or rFID is null, with
-the reason.
-
-Under torchrun every process measures its share; the metrics are those of one process.
+retrieval (for images with captions). Weights are never downloaded: without its file LPIPS or rFID is null,
+with the reason. Under torchrun every process measures its share, with the same metrics.
 
 Example:
   dualtoken eval tokenizer --model nano --images photos --output metrics.json
@@ -16,7 +14,6 @@ Example:
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +30,7 @@ from . import cli, options
 if TYPE_CHECKING:
     from ..tokenizer import DualTokenizer
 
-#: Of a class or a template; the text side reads a few dozen tokens.
+#: Characters of a class or a template; the text tower reads a few dozen tokens.
 LONGEST_NAME = 1000
 
 
@@ -59,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and write. UserError for what is missing or cannot be read."""
+    """Measure, print and write. UserError for inputs that are missing or cannot be read."""
     if args.output:
         check_file(args.output, {"--images": Path(args.images)}, json_with("figures", "settings"))
     device = options.resolve_device(args.device)
@@ -108,14 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
     """The tokenizer of `--model`, a model's or its own folder or a hub id, and where it was found."""
-    import transformers
-
     from ..common.loading.strict import TOKENIZER_FOLDER, tokenizer_source
     from ..tokenizer import DualTokenizer
 
-    transformers.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+    options.quiet_transformers()
     source = tokenizer_source(model)
     inside = Path(source) / TOKENIZER_FOLDER
     source = str(inside) if inside.is_dir() else source
@@ -123,7 +116,7 @@ def load_tokenizer(model: str) -> "tuple[DualTokenizer, str]":
 
 
 def saved_part(load: Callable[[str], Any], source: str, *files: str) -> Any:
-    """What `load` makes of the tokenizer's folder or hub id; None where there is no such part.
+    """`load(source)` of the tokenizer's folder or hub id; None where it has no such part.
 
     files: a folder with any of them has the part, and must then load without error.
     """
@@ -159,7 +152,7 @@ def templates(file: Path) -> list[Callable[[str], str]]:
 
 
 def _filled(template: str, name: str) -> str:
-    return template.replace("{}", name)  # not format: a file from elsewhere must not reach into objects
+    return template.replace("{}", name)  # not format, which would let a file read attributes
 
 
 def lines(file: Path, option: str) -> list[str]:
@@ -181,7 +174,7 @@ def lines(file: Path, option: str) -> list[str]:
 
 @contextmanager
 def processes(device: str) -> Iterator[tuple[int, str]]:
-    """This process's rank and device; under torchrun the process group lives as long as the block."""
+    """Yield this process's rank and device; under torchrun a process group exists within the block."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, device
         return

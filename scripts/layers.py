@@ -1,8 +1,7 @@
-"""Where to tap a backbone: how its layers resemble each other, and which should give pixels and meaning.
+"""Measure how similar a backbone's layers are, and suggest those for pixel and semantic features.
 
-Prints the suggested shortcut, pixel and semantic layer with the reasons and the confidence, and writes a
-picture of the similarities. Images are taken from a folder with its subfolders, as files or in shards; a
-hundred are enough.
+Prints the suggested shortcut, pixel and semantic layer with the reasons and the confidence, and plots the
+similarities. Images are taken from a folder with its subfolders, as files or in shards; a hundred are enough.
 
 Example:
   dualtoken layers --backbone google/siglip-base-patch16-256 --images photos --output layers.png
@@ -41,17 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", required=True, help="folder or hub id of a SigLIP model")
     add("--images", type=options.path, required=True, help="folder with images or shards")
-    add("--output", type=options.path, default="layers.png", help="the picture (default: %(default)s)")
+    add("--output", type=options.path, default="layers.png", help="the plot (default: %(default)s)")
     add("--json", type=options.path, help="also write every number here")
     add(
         "--num-images",
         type=options.num_images,
         default=200,
-        help="images to look at, at most (default %(default)s)",
+        help="at most so many images are used (default %(default)s)",
     )
-    add(
-        "--segments", type=integer(2, 100), default=3, help="parts the layers fall into (default %(default)s)"
-    )
+    add("--segments", type=integer(2, 100), default=3, help="segments of layers (default %(default)s)")
     add("--seed", type=options.seed, default=0, help="of the choice of images and tokens")
     options.add_shared(parser, "--device")
 
@@ -85,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         f"shortcut_layer: {shortcut}  pixel_layer: {split.pixel_layer}  "
         f"semantic_layer: {split.semantic_layer}"
     )
-    sure = "clear" if split.confidence >= 0.1 else "weak: look at the picture, and try the neighbours too"
+    sure = "clear" if split.confidence >= 0.1 else "weak: look at the plot, and try neighbouring layers"
     print(f"confidence {split.confidence:.2f} ({sure}); {output}")
     return 0
 
@@ -120,13 +117,11 @@ def backbone_source(given: str) -> str:
 
 def load_backbone(source: str) -> TappedSiglip:
     """The SigLIP of a folder or hub id, or the one inside a saved tokenizer, in eval mode and fp32."""
-    import transformers
-
     from ..common.loading.strict import load_siglip
     from ..tokenizer import DualTokenizer
     from ..tokenizer.backbone import TappedSiglip
 
-    transformers.logging.set_verbosity_error()
+    options.quiet_transformers()
     config = Path(source) / "config.json"
     if config.is_file() and read_json_object(config).get("model_type") == "dualtoken_tokenizer":
         return DualTokenizer.from_pretrained(source).backbone.eval()
@@ -137,7 +132,7 @@ def load_backbone(source: str) -> TappedSiglip:
 
 
 def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> Iterator[torch.Tensor]:
-    """Normalised images, a few at a time, with a progress bar; what is not an image is named and left out."""
+    """Batches of normalised images, with a progress bar; unreadable images are named and skipped."""
     import torch
     from tqdm import tqdm
 
@@ -157,7 +152,7 @@ def batches(sources: list[ImageSource], backbone: TappedSiglip, device: str) -> 
 
 
 def heat_map(split: LayerSplit, title: str) -> Any:
-    """Both similarities with segments and taps marked, the pixels' share below them: a matplotlib Figure."""
+    """A matplotlib Figure: both similarities with segments and taps marked, recovered pixels below."""
     from matplotlib.figure import Figure
 
     layers = len(split.pixel_share)

@@ -1,4 +1,4 @@
-"""Which errors are the user's to mend, and the one line that says how."""
+"""Errors that the user can correct, and the line that says how."""
 
 import argparse
 import errno
@@ -9,7 +9,7 @@ from ..common.packages import OPTIONAL, missing_package
 
 _BYTES = re.compile(r"tried to allocate (\d+) bytes|Unable to allocate ([\d.]+ [KMGTPE]iB)", re.IGNORECASE)
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-#: Limits of the machine, whichever file they are met at, and what to do.
+#: Limits of the machine, independent of the file, and what to do.
 _LIMITS = {
     errno.ENOSPC: ("the disk is full", "make room and start again"),
     errno.EDQUOT: ("the disk quota is used up", "make room and start again"),
@@ -24,7 +24,7 @@ class CommandLineError(Exception):
 
 
 def users_mistake(error: BaseException) -> str | None:
-    """The line that tells a user what to change, or None where the error is the program's own."""
+    """One line on what the user should change, or None for an error of the program."""
     if isinstance(error, CommandLineError | UserError | argparse.ArgumentTypeError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -44,7 +44,7 @@ def users_mistake(error: BaseException) -> str | None:
 
 
 def _of_the_system(error: OSError) -> str | None:
-    """A file or folder that cannot be used; None for an error that is about neither a file nor a limit."""
+    """A file that cannot be used, or a limit of the machine; None for other errors."""
     if error.errno in _LIMITS:
         what, advice = _LIMITS[error.errno]
         return f"{what}{'' if error.filename is None else f': {error.filename}'}; {advice}"
@@ -54,7 +54,7 @@ def _of_the_system(error: OSError) -> str | None:
 
 
 def _of_memory(error: BaseException) -> str | None:
-    """Not enough memory for a size that was given; torch raises RuntimeError, numpy MemoryError."""
+    """Not enough memory for the given size; torch raises RuntimeError, numpy MemoryError."""
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text for words in _OUT_OF_MEMORY):
         return None

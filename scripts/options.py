@@ -1,4 +1,4 @@
-"""The options that several commands share: which model, which device, and checks of single values."""
+"""Options and argparse types that several commands share, and the model and device that they name."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 LONGEST_TEXT = 1_000_000
 
 
-#: Argparse types that several commands share, so that a value is allowed everywhere or nowhere.
+#: Argparse types; a value is allowed by all commands or by none.
 path, integer, number = arguments.path, arguments.integer, arguments.number
 seed, share = arguments.seed, arguments.share
 num_images = integer(1, 10_000)
@@ -35,7 +35,7 @@ top_p = number(0, 1, above=0)
 
 
 def model_name(text: str) -> str:
-    """An argparse type: what `--model` may be, without looking whether it exists."""
+    """An argparse type: what `--model` may be, whether it exists or not."""
     if not text.strip() or "\0" in text or len(text) > 4096:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a model: give nano, a folder, or a hub id")
     return text
@@ -69,30 +69,37 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """The device meant by `--device`: "cpu", "cuda" or "mps". UserError for one that is not there."""
+    """The device of `--device`: "cpu", "cuda" or "mps". UserError for one that is not available."""
     from ..common.devices import resolve_device as resolve
 
     return str(resolve(name))
 
 
 def load_pipeline(model: str, device: str, quantization: str = "none") -> "DualTokenPipeline":
-    """The model named by `--model`, on a resolved device. UserError if it cannot be loaded like that."""
-    import transformers
-
+    """The model of `--model` on a resolved device. UserError if it cannot be loaded."""
     from ..mllm import DualTokenPipeline
 
-    # Its warnings are about choices that are not the user's; its bar is for weights that take a while.
-    transformers.logging.set_verbosity_error()
-    if model == "nano" or not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+    quiet_transformers(progress=model != "nano")
     try:
         return DualTokenPipeline.from_pretrained(model, device=device, quantization=quantization)
     except OSError as error:  # transformers' answer to a hub id without a network, and to missing files
         raise UserError(f"--model {model} cannot be loaded: {first_line(error)}") from error
 
 
+def quiet_transformers(progress: bool = True) -> None:
+    """Silence warnings of transformers, which are about choices that are not the user's, and progress bars.
+
+    progress: keep the bars on a terminal.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not progress or not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+
+
 def words(text: str) -> str:
-    """An argparse type: a text that is not blank, without the white space around it."""
+    """An argparse type: text that is not blank, without the white space around it."""
     return as_argument(lambda: text_argument(text, "the text"))
 
 
@@ -109,7 +116,7 @@ def text_argument(value: str, option: str) -> str:
 
 
 def _read_as_utf8(value: str) -> str:
-    """A text of the command line whose bytes Python kept undecoded, because the locale is not UTF-8."""
+    """Decode an argument whose bytes Python kept undecoded because the locale is not UTF-8."""
     with suppress(UnicodeError):
         return value if is_encodable(value) else os.fsencode(value).decode("utf-8")
     return value
@@ -117,7 +124,7 @@ def _read_as_utf8(value: str) -> str:
 
 def png_path(value: str | Path, option: str) -> Path:
     """A path to write a PNG to. UserError for another suffix or an existing folder."""
-    return file_path(value, option, ".png", "pictures are written as PNG")
+    return file_path(value, option, ".png", "images are written as PNG")
 
 
 def file_path(value: str | Path, option: str, suffix: str, why: str) -> Path:

@@ -1,7 +1,7 @@
 """Make shards for training and evaluation from procedural scenes or from data sets; check and count them.
 
-Every kind has options of its own: ``dualtoken prepare llava --help``. A run that was stopped resumes when the
-same command is given again. A sample that cannot be used is left out, counted and named; it stops nothing.
+For the options of a kind see ``dualtoken prepare llava --help``. A stopped run resumes when the same command
+is given again. A sample that cannot be used is skipped, counted and named.
 
 Examples:
   dualtoken prepare folder --input photos --output data/photos --task all
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.path,
         action=_IncludePath,
         metavar="FOLDER",
-        help="also take the converters in a folder's *.py files; stands before KIND",
+        help="also use the converters in a folder's *.py files; must precede KIND",
     )
     include.kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     add_converters(include.kinds, load_converters())
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _IncludePath(argparse.Action):
-    """Adds the kinds of a folder while the command line is parsed."""
+    """Adds the converters of a folder while the command line is parsed."""
 
     kinds: Any
 
@@ -95,10 +95,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the shards and print where they are, or report about them.
-
-    Raises UserError for a mistake in the arguments.
-    """
+    """Make or report on shards. UserError for a mistake in the arguments."""
     return int(args.run_kind(args))
 
 
@@ -118,7 +115,7 @@ def _convert(converter: type[Converter], args: argparse.Namespace) -> int:
 
 
 def _rejected(reasons: dict[str, int], names: Path) -> str:
-    """One line of how many samples were rejected and why, the most frequent reasons first."""
+    """How many samples were rejected and why, in one line, the most frequent reasons first."""
     line = f"{sum(reasons.values())} samples rejected, named in {one_line(names, LONGEST_MESSAGE // 2)}"
     for number, (reason, times) in enumerate(sorted(reasons.items(), key=lambda item: -item[1])):
         longer = f"{line}{', ' if number else ': '}{reason} ({times})"

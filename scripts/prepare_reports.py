@@ -35,12 +35,12 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     """Add `check` and `stats`; `add_kind` makes a parser from name, summary and example."""
     check = add_kind(
         "check",
-        "is a folder of shards complete? Names file, record and fault; exit status 2 when there is one",
+        "check a folder of shards: names file, record and fault; exit status 2 when there is one",
         "dualtoken prepare check data/llava --workers 4",
     )
     stats = add_kind(
         "stats",
-        "counts and sizes of a folder of shards, and a picture of some records",
+        "counts and sizes of a folder of shards, and a sheet of some records",
         """dualtoken prepare stats data/llava
   dualtoken prepare stats data/llava --json > llava.json
   dualtoken prepare stats data/llava --sheet llava.png --samples 24""",
@@ -70,9 +70,6 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     add("--seed", type=options.seed, default=0, help="which records (default %(default)s)")
 
 
-# --- check ----------------------------------------
-
-
 def _check(args: argparse.Namespace) -> int:
     from ..data_pipelines.shards.check import check_shards
 
@@ -94,9 +91,6 @@ def _check(args: argparse.Namespace) -> int:
         return 2
     print(f"{args.folder}: {shards} shards, no fault")
     return 0
-
-
-# --- stats ----------------------------------------
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -167,7 +161,7 @@ def _card(dataset: ShardDataset, index: int) -> tuple[str, list[Image.Image]] | 
 
 
 def _card_text(record: Record) -> str:
-    """The record's id and task, then its turns; an image is shown as a mark."""
+    """The record's id and task, then its turns, with <image> for images."""
     lines = [f"{record.id} [{record.task()}]"]
     for message in record.messages:
         parts = [part["text"] if part["type"] == "text" else "<image>" for part in message["content"]]

@@ -32,7 +32,7 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
         action="extend",
         default=[],
         metavar="NAME=PATH",
-        help=f"read a clone on the disk instead of downloading; names: {repositories}",
+        help=f"read a local clone instead of downloading; names: {repositories}",
     )
     add(
         "--revision",
@@ -42,12 +42,12 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
         metavar="NAME=COMMIT",
         help="take a repository at this commit or branch instead of the newest",
     )
-    add("--overwrite", action="store_true", help="make zips again that are there")
+    add("--overwrite", action="store_true", help="replace existing zips")
     options.add_shared(parser, "--no-progress")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the zips that are missing and print how many images each holds."""
+    """Make the missing zips and print the number of images in each."""
     clones = {name: user_path(clone) for name, clone in _named(args.clone, "--clone", "PATH").items()}
     options = SourceOptions(
         args.output,

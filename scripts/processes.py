@@ -1,4 +1,4 @@
-"""Commands of this package as processes of their own, for commands that consist of others."""
+"""Commands of this package as subprocesses, for commands that consist of others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from ..common.errors import UserError
 
 
 def run_process(module: str, words: Sequence[str], log: Path | None = None) -> None:
-    """Run a module of `dualtoken.scripts` to its end, its output appended to `log` where one is given.
+    """Run a module of `dualtoken.scripts` to its end, its output appended to `log`, if given.
 
-    Interrupted, it asks the process to stop (a training saves first), waits for it, and is interrupted then.
-
-    Raises:
-        UserError: any other end than success, with the last line of the log.
+    On Ctrl-C the process is asked to stop (a training saves first) and waited for. UserError, with the last
+    line of the log, if it fails.
     """
     command = [sys.executable, "-m", f"dualtoken.scripts.{module}", *words]
     if log is not None:
@@ -34,8 +32,8 @@ def run_process(module: str, words: Sequence[str], log: Path | None = None) -> N
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The status at the end. The process has a session of its own, so Ctrl-C reaches it through here alone:
-    a training that gets two stop requests does not save."""
+    """The exit status. The process is in its own session, so that Ctrl-C reaches it only through here: a
+    training that gets two stop requests does not save."""
     try:
         return process.wait()
     except BaseException:
@@ -46,7 +44,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """While entered, SIGTERM (preemption) does what Ctrl-C does."""
+    """Within the block SIGTERM (preemption) does what Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Let the small model that comes with the package answer questions and generate images. No download.
+"""Let the small model that comes with the package answer questions and generate images, without download.
 
-Writes the picture it is asked about and the generated images into a folder.
+Writes the image that the questions are about and the generated images into a folder.
 
 Example:
   dualtoken quickstart
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path,
         default="quickstart",
-        help="folder for the pictures (default: ./quickstart)",
+        help="folder for the images (default: ./quickstart)",
     )
     options.add_shared(parser, "--model", "--device")
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     names = [f"drawing_{index}.png" for index in range(args.num_images)]
     check_files(args.output, [SCENE, *names])
     device = options.resolve_device(args.device)
-    resolve_model(args.model)  # a wrong one is named before anything is printed
+    resolve_model(args.model)  # fails before anything is printed
     print(f"loading {args.model} on {device} …", flush=True)
     pipeline = options.load_pipeline(args.model, device)
     print(f"loaded in {time.perf_counter() - start:.1f} s")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with staged_files(args.output, "quickstart") as folder:
         render(scene, 256).save(folder / SCENE)
     picture = args.output / SCENE
-    print(f"\na picture of a green circle and a purple square: {picture}")
+    print(f"\nan image of a green circle and a purple square: {picture}")
     image = load_image(picture)
     for question in QUESTIONS:
         print(f"  {question} {pipeline.answer(image, question)}", flush=True)

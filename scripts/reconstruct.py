@@ -1,11 +1,11 @@
-"""Show what pixel codes keep of images: before and after side by side, with the PSNR.
+"""Reconstruct images from their pixel codes: before and after side by side, with the PSNR.
 
-"Before" is the image as the model sees it, resized to the model's own square size. Small images are enlarged
-by a whole factor, each pixel a block, so that the picture holds exactly the values that were compared.
+"Before" is the image resized to the model's square input. Small images are enlarged by an integer factor
+without interpolation, so that the PNG holds exactly the values that were compared.
 
-Several images, or folders of them, are taken at once. A name that ends in .png gets all of them, one below
-the other; any other is a folder with a picture for each. Images that cannot be read are named and left out.
-Only what this command made is replaced.
+Several images, or folders of them, may be given. With an output that ends in .png all of them are written to
+one image, one below the other; any other output is a folder with an image for each. Images that cannot be
+read are named and skipped. Only files that this command made are replaced.
 
 Example:
   dualtoken reconstruct photo.jpg --output before-after.png
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         type=options.path,
-        help="the PNG to write, before on the left, after on the right; or a folder for one of each image",
+        help="the PNG to write, before on the left, after on the right; or a folder for one image each",
     )
     add(
         "--codes",
@@ -76,23 +76,23 @@ def run(args: argparse.Namespace) -> int:
     sheet = options.png_path(args.output, "--output") if is_image_name(args.output.name) else None
     check_outputs(args, files, sheet)
     if not several:
-        load_image(files[0])  # a broken one is named before the model loads
+        load_image(files[0])  # a broken one fails before the model loads
     pipeline = options.load_pipeline(args.model, options.resolve_device(args.device))
     rows: list[Image.Image] = []
     ratios: list[float] = []
     with ExitStack() as stack:
-        pictures = None if sheet else stack.enter_context(staged_files(args.output, "reconstruct"))
+        folder = None if sheet else stack.enter_context(staged_files(args.output, "reconstruct"))
         codes = (
             stack.enter_context(staged_files(args.codes, "reconstruct")) if several and args.codes else None
         )
         for number, file, image in opened(files):
             one = reconstruct(pipeline, image)
             ratios.append(psnr(one.before, one.after))
-            picture = side_by_side(one.before, one.after)
-            if pictures is None:
-                rows.append(picture)
+            pair = side_by_side(one.before, one.after)
+            if folder is None:
+                rows.append(pair)
             else:
-                picture.save(pictures / output_name(number, file, ".png"))
+                pair.save(folder / output_name(number, file, ".png"))
             if codes is not None:
                 write_codes(one.codes, codes / output_name(number, file, ".npz"))
             elif args.codes is not None:
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def image_files(given: list[Path]) -> list[Path]:
-    """The files themselves, and of folders those that are images, each once. UserError if there are none."""
+    """The given files, and the images in given folders, each once. UserError if there are none."""
     files: dict[Path, None] = {}
     for path in given:
         if path.is_dir():
@@ -124,7 +124,7 @@ def image_files(given: list[Path]) -> list[Path]:
 
 
 def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | None) -> None:
-    """UserError for outputs that would replace an input or what another program made."""
+    """UserError for outputs that would replace an input or another program's file."""
     inputs = {"an image to reconstruct": files}
     if sheet is not None:
         whole_number(len(files), "the number of images on one PNG (give a folder)", 1, MOST_ON_A_SHEET)
@@ -145,12 +145,12 @@ def check_outputs(args: argparse.Namespace, files: list[Path], sheet: Path | Non
 
 
 def output_name(number: int, file: Path, suffix: str) -> str:
-    """A name that identifies the image and that no other image has."""
+    """A unique file name for an image."""
     return f"{number:04}_{file.stem[:48]}{suffix}"
 
 
 def opened(files: list[Path]) -> Iterator[tuple[int, Path, Image.Image]]:
-    """One after the other with its number; an image that cannot be read is named, and left out."""
+    """(number, file, image); an image that cannot be read is named and skipped."""
     for number, file in enumerate(files):
         try:
             image = load_image(file)
@@ -161,7 +161,7 @@ def opened(files: list[Path]) -> Iterator[tuple[int, Path, Image.Image]]:
 
 
 def reconstruct(pipeline: "DualTokenPipeline", source: Image.Image) -> Reconstruction:
-    """The image as the model sees it and as its pixel codes hold it."""
+    """The image as resized for the model, and decoded from its pixel codes."""
     model, processor = pipeline.model, pipeline.processor.image_processor
     pixel_values = processor(source)["pixel_values"]
     codes = model.encode_images(pixel_values)
@@ -181,7 +181,7 @@ def psnr(before: Image.Image, after: Image.Image) -> float:
 
 
 def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Both images in one, without a gap, enlarged by a whole factor to LEAST_HEIGHT or more."""
+    """Both images in one, without a gap, enlarged by an integer factor to LEAST_HEIGHT or more."""
     factor = max(1, -(-LEAST_HEIGHT // before.height))
     width, height = before.width * factor, before.height * factor
     picture = Image.new("RGB", (2 * width, height))
@@ -191,7 +191,7 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
 
 
 def below_each_other(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one size in one, without a gap."""
+    """Images of one size in one, without a gap."""
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * row.height))
@@ -199,7 +199,7 @@ def below_each_other(rows: list[Image.Image]) -> Image.Image:
 
 
 def write_codes(codes: dict[str, np.ndarray], path: Path) -> None:
-    """Write codes as an .npz under exactly this name, to which numpy would add an ending."""
+    """Write codes as an .npz under exactly this name; numpy would append .npz."""
     with path.open("wb") as file:
         np.savez_compressed(file, pixel=codes["pixel"], semantic=codes["semantic"])
 

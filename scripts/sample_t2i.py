@@ -1,10 +1,9 @@
 """Generate images for one prompt, several, or a file of prompts (one on each line).
 
 Writes into a folder: the images (PROMPT_IMAGE.png, both counted from 0), grid.png with a row for each prompt,
-and samples.json with every setting, prompt, seed and version. The files appear together at the end; those of
-an earlier call are replaced, and no other file is. Sampling options that are not given are the model's own.
-The same call on the same machine gives the same bytes; with another batch size single pixel values may be
-rounded differently.
+and samples.json with every setting, prompt, seed and version. The files appear together at the end and
+replace only those of an earlier call. Sampling options default to the model's own. The same call on the same
+machine gives the same bytes; another batch size may round single pixel values differently.
 
 Example:
   dualtoken sample --prompt "a red circle" --num-images 4 --output samples
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 DESCRIPTION, GRID = "samples.json", "grid.png"
 IMAGE_NAME = re.compile(r"\d{4,}_\d{2,}\.png")
 SAMPLING_OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule", "sampler")
-GRID_ROWS, GRID_COLUMNS = 32, 32  # a bigger sheet could not be looked at
+GRID_ROWS, GRID_COLUMNS = 32, 32  # of a sheet that can still be viewed
 MOST_IMAGES = 100_000  # of all prompts
 LARGEST_PROMPTS_FILE = 64_000_000  # bytes
 
@@ -131,7 +130,7 @@ def image_name(row: int, index: int) -> str:
 
 
 def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> dict[str, Any]:
-    """The sampling options that take effect: the given ones over the model's own. UserError for bad ones."""
+    """The given sampling options over the model's own. UserError for wrong values."""
     from ..mllm.generation.sampling import ImageSamplingConfig
 
     return asdict(ImageSamplingConfig.of(pipeline.model.config.image_sampling, given))
@@ -140,7 +139,7 @@ def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> di
 def generate_all(
     pipeline: "DualTokenPipeline", prompts: list[str], settings: dict[str, Any], folder: Path, compile: bool
 ) -> list[dict[str, Any]]:
-    """Every prompt's images and the contact sheet; returns what samples.json holds of each image."""
+    """Save every prompt's images and the contact sheet; returns the images' entries of samples.json."""
     entries: list[dict[str, Any]] = []
     rows: list[tuple[str, list[Image.Image]]] = []
     generated = pipeline.iter_images(prompts, **settings, compile=compile, progress=True)

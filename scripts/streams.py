@@ -1,4 +1,4 @@
-"""Standard input and output as a terminal, a pipe or a closed descriptor gives them, made safe to use."""
+"""Standard streams, made safe to use when they are pipes, closed, or not UTF-8."""
 
 import contextlib
 import io
@@ -7,11 +7,11 @@ import sys
 
 
 def make_tolerant() -> None:
-    """Let no character and no missing stream end a command.
+    """Keep unencodable characters and closed streams from ending a command.
 
-    What the terminal cannot show is printed as "?"; bytes of the input that are not text become lone
-    surrogates, which a reader can refuse line by line (`common.json_files.is_encodable`). A closed stream is
-    replaced by the null device, so that no file opened later takes its number and gets our output.
+    Unprintable characters become "?"; input bytes that are not UTF-8 become lone surrogates, which a reader
+    can refuse line by line (`common.json_files.is_encodable`). A closed stream is replaced by the null
+    device, so that no file opened later takes its number and gets our output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -21,17 +21,14 @@ def make_tolerant() -> None:
         (sys.stdout, "replace"),
         (sys.stderr, "backslashreplace"),
     ):
-        # Test runners and notebooks put in objects that cannot be set up, nor need it.
+        # Test runners and notebooks replace the streams by other objects.
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors=errors)
 
 
 def flush_or_give_up() -> None:
-    """Print what is still waiting; where that fails, for a full disk or a reader that is gone, drop it.
-
-    Without this Python would complain again when it flushes at exit.
-    """
+    """Flush stdout, or discard what cannot be written, so that Python's flush at exit does not fail again."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """Replace the images of shards by their codes, once, so that training need not run the tokenizer.
 
-Codes belong to the tokenizer that made them: the manifest names it, and training with another one is refused.
-Under torchrun every process takes complete shards, on a GPU of its own. A killed run leaves OUTPUT.partial;
-the same command resumes there and writes the same bytes.
+The manifest names the tokenizer, and training with another one is refused. Under torchrun every process
+takes complete shards, on its own GPU. A killed run leaves OUTPUT.partial; the same command resumes there and
+writes the same bytes.
 
 Examples:
   dualtoken tokenize --tokenizer runs/tokenizer/export --input data/scenes-vqa --output data/scenes-vqa-codes
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tokenize the shards and print where they are. Raises UserError for a mistake in the arguments."""
+    """Tokenize the shards. UserError for a mistake in the arguments."""
     from ..data_pipelines.codes.code_cache import tokenize_shards
     from ..data_pipelines.codes.views import ViewOptions
     from ..data_pipelines.job import Share
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
 
     folder, share = tokenizer_folder(args.tokenizer), Share.from_environment()
-    if share.is_main:  # the model takes a while to load
+    if share.is_main:  # before the model, which takes a while to load
         source = None if is_url(args.input) else user_path(args.input)
         inputs = {"--input": source, "--tokenizer": args.tokenizer}
         check_output(args.output, inputs, args.overwrite, makers=SHARD_MAKERS)

@@ -1,7 +1,7 @@
-"""Train a tokenizer or a model by a recipe: one process by hand, several under deepspeed or torchrun.
+"""Train a tokenizer or a model by a recipe, in one process or in several under deepspeed or torchrun.
 
-Every key of a recipe can be overridden, and recipes are laid over one another; --recipe-help describes the
-keys. A run that was stopped resumes from its newest checkpoint when it is started again with the same output.
+Every key of a recipe can be overridden, and later recipes override earlier ones; --recipe-help describes the
+keys. A stopped run resumes from its newest checkpoint when it is started again with the same output.
 SIGTERM and SIGINT (Ctrl-C) end a run after a step and a checkpoint, with status 143 and 130; a second signal
 ends it at once.
 
@@ -25,9 +25,9 @@ from . import cli
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--recipe-help", action="store_true", help="describe every key of a recipe, and leave")
-    add("--estimate", action="store_true", help="print the memory that the recipe will take, and leave")
-    # The deepspeed launcher passes it in front; the environment says the same.
+    add("--recipe-help", action="store_true", help="describe every key of a recipe, and exit")
+    add("--estimate", action="store_true", help="print the memory that the recipe will take, and exit")
+    # The deepspeed launcher passes it first; the environment holds it too.
     add("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     add("recipe", nargs="?", help="the recipe: a YAML file, or the name of a shipped one")
     add("overrides", nargs=argparse.REMAINDER, help="--section.key value …")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         nargs=argparse.REMAINDER,
         metavar="RECIPE",
-        help="a recipe laid over those before it (instead of the first argument, or after it)",
+        help="a recipe that overrides those before it (instead of the first argument, or after it)",
     )
 
 

@@ -18,10 +18,7 @@ except ModuleNotFoundError as error:
 
 
 class PairMean(Metric):
-    """Mean, over pairs of images, of one number a pair.
-
-    Infinite and undefined numbers are counted in `not_finite` and never enter the mean.
-    """
+    """Mean over pairs of images of one number per pair; non-finite numbers are counted, not averaged."""
 
     full_state_update = False
     total: Tensor
@@ -31,8 +28,8 @@ class PairMean(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
-        self.add_state("not_finite", torch.zeros((), dtype=torch.int64), "sum")
+        for name in ("count", "not_finite"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), "sum")
 
     @abstractmethod
     def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """CLIPScore (arXiv 2104.08718) with a CLIP from a local folder: 100 · max(0, cos(image, text)).
 
 The factor is 100, as in torchmetrics and most papers on image generation; the paper's own w = 2.5 gives 1/40
-of that. The score depends on the CLIP, so every value must be quoted with its name. Computed here directly:
-torchmetrics' CLIPScore takes hub ids only.
+of that. The score depends on the CLIP, which has to be reported with it. torchmetrics' CLIPScore takes only
+hub ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...common.errors import UserError, first_line
 from ...common.packages import optional_package
 from ..judges.protocols import Clip
 
-#: PIL images (B) -> normalised embeddings (B, E); texts (B) -> the same
+#: PIL images (B), texts (B) -> embeddings (B, E)
 ImageEncoder = Callable[[Sequence[Image.Image]], Tensor]
 TextEncoder = Callable[[Sequence[str]], Tensor]
 
@@ -30,7 +30,6 @@ class LocalClip:
     Args:
         folder: a folder that transformers' CLIPModel and CLIPProcessor load, or one with open_clip's
             `open_clip_config.json` and its weights.
-        device: where it is computed.
 
     Raises:
         UserError: no such folder, or no CLIP in it.
@@ -40,9 +39,7 @@ class LocalClip:
         self.name = folder.name
         self._device = torch.device(device)
         if not folder.is_dir():
-            raise UserError(
-                f"{str(folder)!r} is not a folder; give a saved CLIP of transformers or open_clip"
-            )
+            raise UserError(f"{str(folder)!r} is not a folder; give a CLIP of transformers or open_clip")
         load = self._open_clip if (folder / "open_clip_config.json").is_file() else self._transformers
         try:
             self._images, self._texts = load(folder)
@@ -90,14 +87,10 @@ class LocalClip:
         model.eval()
 
         def images(batch: Sequence[Image.Image]) -> Tensor:
-            features: Tensor = model.encode_image(
-                torch.stack([preprocess(i) for i in batch]).to(self._device)
-            )
-            return features
+            return model.encode_image(torch.stack([preprocess(i) for i in batch]).to(self._device))
 
         def texts(batch: Sequence[str]) -> Tensor:
-            features: Tensor = model.encode_text(tokenizer(list(batch)).to(self._device))
-            return features
+            return model.encode_text(tokenizer(list(batch)).to(self._device))
 
         return images, texts
 

@@ -1,4 +1,4 @@
-"""How much of its codebook a tokenizer uses on a set of images."""
+"""Codebook usage of a tokenizer on a set of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which colour an object in an image has, by GenEval's rule: CLIP compares its cut-out with prompts."""
+"""The colour of an object in an image by GenEval's rule: CLIP compares its cut-out with prompts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from ..judges.protocols import Clip
 from ..scorers.geneval import COLORS, Detection
 
-_BACKGROUND = "#999"  # what the official script puts around an object before its colour is named
+_BACKGROUND = "#999"  # around an object, as in the official script
 
 
 class ColorNames:
-    """Colours of objects by CLIP: cut out on grey, compared with GenEval's three prompts of each colour."""
+    """Colours of objects by CLIP: cut out on grey, compared with GenEval's three prompts for each colour."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip

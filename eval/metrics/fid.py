@@ -1,9 +1,8 @@
 """Fréchet Inception distance (arXiv 1706.08500), in bounded memory and the same for any number of processes.
 
 Features are torch-fidelity's InceptionV3, through torchmetrics with `antialias=False`: that equals
-torch-fidelity and ADM's evaluator on the same images, which torchmetrics' own default does not. Only the
-number of images, the mean and the scatter matrix are kept, in fp64: 34 MB for 2048 features, whatever the
-number of images.
+torch-fidelity and ADM's evaluator on the same images, unlike torchmetrics' default. Only the number of
+images, the mean and the scatter matrix are kept, in fp64: 34 MB for 2048 features.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 class FeatureStatistics(Metric):
     """Number, mean and scatter matrix of feature vectors of length F, in fp64.
 
-    Not torchmetrics' FID class: it sums squares, which cancels for features far from zero, and it rounds the
-    distance to fp32.
+    torchmetrics' FID class sums squares, which cancels for features far from zero, and returns fp32.
 
     moments: (1 + F, 1 + F), the number and the mean in the first row, below them the scatter matrix.
     """
@@ -47,7 +45,7 @@ class FeatureStatistics(Metric):
             raise UserError(f"features have shape {tuple(features.shape)}; FID takes (images, features)")
         if features.shape[1] != self.num_features:
             raise UserError(
-                f"features of {self.num_features} and {features.shape[1]} dimensions cannot be put together; "
+                f"features of {self.num_features} and {features.shape[1]} dimensions cannot be merged; "
                 "use one feature extractor"
             )
         if not len(features):
@@ -62,7 +60,7 @@ class FeatureStatistics(Metric):
 
     @property
     def count(self) -> int:
-        """Images seen by this process."""
+        """Images of this process."""
         return int(self.moments[0, 0])
 
     def compute(self) -> tuple[int, Tensor, Tensor]:
@@ -84,8 +82,8 @@ def _merged(moments: Tensor) -> Tensor:
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """|m1 − m2|² + tr(C1 + C2 − 2 (C1 C2)^½) of two sets of features; never below 0.
 
-    The trace of the root is taken from the singular values of C1^½ C2^½, which stays exact for the singular
-    covariances of fewer images than features, where a matrix square root turns complex.
+    The trace of the root is the sum of singular values of C1^½ C2^½, which is exact also for the singular
+    covariances of fewer images than features, for which a matrix square root becomes complex.
     """
     count_one, mean_one, covariance_one = one.compute()
     count_other, mean_other, covariance_other = other.compute()
@@ -110,8 +108,7 @@ class InceptionFeatures:
     """The 2048 pooled features of torch-fidelity's InceptionV3.
 
     Args:
-        weights: the file pt_inception-2015-12-05-6726825d.pth of torch-fidelity's releases, never fetched.
-        device: where it is computed.
+        weights: the file pt_inception-2015-12-05-6726825d.pth of torch-fidelity's releases, never downloaded.
 
     Raises:
         UserError: a package is missing, or the file is missing or holds other weights.
@@ -127,7 +124,7 @@ class InceptionFeatures:
             raise UserError(f"the Inception weights {str(weights)!r} do not exist; give {INCEPTION_FILE}")
         try:
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights), antialias=False)
-        except Exception as error:  # a broken or foreign file fails in several ways inside torch.load
+        except Exception as error:  # damaged files fail in several ways in torch.load
             raise UserError(
                 f"the Inception weights {str(weights)!r} cannot be used ({first_line(error)}); give "
                 f"{INCEPTION_FILE}"

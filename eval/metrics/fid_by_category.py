@@ -1,4 +1,4 @@
-"""FID of generated images against reference images, of all and of each category."""
+"""FID of generated images against reference images, over all images and by category."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ _BATCH = 32
 
 
 def fid_by_category(metric: str, images: Sequence[GeneratedImage], extractor: FeatureExtractor) -> Score:
-    """FID of all images as `metric`, and of each category as `metric`/category.
-
-    One category's statistics are held at a time.
-    """
+    """FID of all images as `metric`, and of each category as `metric`/category."""
     metrics: dict[str, float | None] = {}
     notes = [f"{metric}: features of torch-fidelity; the published table is by clean-fid"]
     num_features = extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]

@@ -13,11 +13,10 @@ from .base import PairMean
 
 
 class Lpips(PairMean):
-    """LPIPS of pairs of images. Not torchmetrics' class, which downloads VGG-16.
+    """LPIPS of pairs of images; torchmetrics' class downloads VGG-16.
 
     Args:
         weights: a file with the state dict of `lpips.LPIPS(net="vgg")`.
-        device: where the network is.
 
     Raises:
         UserError: the package is missing, or the weights cannot be used.
@@ -27,10 +26,12 @@ class Lpips(PairMean):
         super().__init__()
         optional_package("lpips")
         self.network = PerceptualLoss(str(weights), setting="--lpips-weights").to(device)
-        self._place = torch.device(device)
+        self._network_device = torch.device(device)
 
     @torch.inference_mode()
     def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
-        pair = [images.to(self._place).float() / 127.5 - 1 for images in (reconstructions, originals)]
+        pair = [
+            images.to(self._network_device).float() / 127.5 - 1 for images in (reconstructions, originals)
+        ]
         distances: Tensor = self.network(*pair)
         return distances

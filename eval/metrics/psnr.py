@@ -8,10 +8,8 @@ from .base import PairMean
 
 
 class Psnr(PairMean):
-    """PSNR in dB over all pixels and channels, by torchmetrics.
-
-    Infinite for equal images, so counted apart: torchmetrics' own class would put it into the mean.
-    """
+    """PSNR in dB over all pixels and channels; infinite for equal images, so excluded from the mean, in which
+    torchmetrics' class would include it."""
 
     def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
         from torchmetrics.functional.image import peak_signal_noise_ratio

@@ -28,7 +28,7 @@ class RetrievalRecall(Metric):
         super().__init__()
         for name in ("images", "texts", "texts_per_image"):
             self.add_state(name, [], "cat")
-        # A process without captions still has states of the right shape and dtype to send.
+        # Processes without captions send states of the same shape and dtype.
         self.update(torch.empty(0, size), torch.empty(0, size), torch.empty(0, dtype=torch.int64))
 
     def update(self, images: Tensor, texts: Tensor, texts_per_image: Tensor) -> None:
@@ -84,7 +84,7 @@ def retrieval_recall(
 
 
 def _ranks_of_texts(images: Tensor, texts: Tensor, owner: Tensor) -> Tensor:
-    """For each image, how many other images' texts are at least as near as the best of its own: (N,)."""
+    """For each image, the number of other images' texts at least as similar as the best of its own: (N,)."""
     ranks = []
     for start in range(0, len(images), _ROWS):
         similarity = images[start : start + _ROWS] @ texts.T

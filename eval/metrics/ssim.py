@@ -1,7 +1,7 @@
 """Structural similarity by skimage's definition, on RGB, per image, then the mean.
 
-Two variants are in use and differ by about 0.01, so each has its own name: with data range 1, which fits
-values from 0 to 1, and with data range 2 on the same values, which is what LlamaGen's evaluation computes.
+Two variants are in use and differ by about 0.01: with data range 1 on values from 0 to 1, and with data range
+2 on the same values, as in LlamaGen's evaluation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WINDOW = 7
 class Ssim(PairMean):
     """SSIM in a 7 x 7 uniform window without padding, mean of the channels; 1 for equal images.
 
-    Not torchmetrics' class: its covariances divide by 49, those of skimage (and of the papers) by 48.
+    Covariances divide by 48, as in skimage and the papers; those of torchmetrics divide by 49.
     """
 
     def __init__(self, data_range: float = 1.0) -> None:
@@ -30,8 +30,7 @@ class Ssim(PairMean):
     def values(self, originals: Tensor, reconstructions: Tensor) -> Tensor:
         height, width = originals.shape[-2:]
         if min(height, width) < _WINDOW:
-            size = f"{width} x {height}"
-            raise UserError(f"SSIM needs images of {_WINDOW} x {_WINDOW} pixels or more, got {size}")
+            raise UserError(f"SSIM needs at least {_WINDOW} x {_WINDOW} pixels, got {width} x {height}")
         one, other = originals.double() / 255, reconstructions.double() / 255
         mean_one, mean_other = _window_mean(one), _window_mean(other)
         sample = _WINDOW**2 / (_WINDOW**2 - 1)

@@ -42,10 +42,7 @@ def zero_shot_classifier(
 
 
 class ZeroShotAccuracy(Metric):
-    """Top-1 and top-5 accuracy in percent.
-
-    Equal scores count against the model (`ranks_of`); torchmetrics' accuracy takes the first of them.
-    """
+    """Top-1 and top-5 accuracy in percent; equal scores count against the model (`ranks_of`)."""
 
     full_state_update = False
     hits: Tensor

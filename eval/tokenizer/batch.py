@@ -1,4 +1,4 @@
-"""Batches that metrics of a tokenizer are fed with: images before and after, codes, embeddings."""
+"""Batches for a tokenizer's metrics: images, reconstructions, codes, embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CROPS = ("none", "center")
 
 @dataclass
 class Batch:
-    """One batch: uint8 images (B, 3, S, S) before and after, the codes, the embeddings (B, E)."""
+    """uint8 images and reconstructions (B, 3, S, S), codes, embeddings (B, E)."""
 
     samples: list[Sample]
     originals: Tensor
@@ -30,7 +30,7 @@ class Batch:
 def pixel_batches(
     processor: DualTokenizerImageProcessor, images: Sequence[Image.Image], size: int = 64
 ) -> Iterator[Tensor]:
-    """Images in memory, normalised, a few at a time (B, 3, S, S)."""
+    """Normalised batches (B, 3, S, S) of images in memory."""
     for start in range(0, len(images), size):
         yield processor(list(images[start : start + size]))["pixel_values"]
 
@@ -44,7 +44,7 @@ def run_tokenizer(
     reconstruct: bool = True,
     embed: bool = True,
 ) -> Batch:
-    """Encode one batch of readable images; decode and embed it where that is wanted."""
+    """Encode one batch of readable images; optionally decode and embed it."""
     images = [sample.image for sample in samples if sample.image is not None]
     if crop == "center":
         images = [center_square(image, processor.side) for image in images]
@@ -67,9 +67,8 @@ def _to_bytes(processor: DualTokenizerImageProcessor, pixel_values: Tensor) -> T
 
 
 def center_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square at `side` pixels, as ADM's and LlamaGen's evaluations cut it: halved by boxes while
-    at least twice as large, the shorter side brought to `side` by bicubic filtering, then cut.
-    """
+    """The central square at `side` pixels, as in ADM's and LlamaGen's evaluations: halved by boxes while at
+    least twice as large, the shorter side resized to `side` by bicubic filtering, then cropped."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

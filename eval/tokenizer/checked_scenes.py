@@ -19,7 +19,7 @@ from .batch import pixel_batches
 def checked_reconstructions(
     tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor, scenes: Sequence[Record]
 ) -> float | None:
-    """Per cent of true scenes in which the checker finds, after reconstruction, exactly what they show."""
+    """Percent of true scenes that the checker finds correct after reconstruction."""
     images: list[Image.Image] = []
     for pixels in pixel_batches(processor, images_of(scenes)):
         codes = tokenizer.encode(pixels.to(tokenizer.device))

@@ -1,4 +1,4 @@
-"""Which codes of a tokenizer are used, and how evenly."""
+"""Codebook usage and perplexity of a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .family import Family, Subject, Values
 
 
 def codebook_usages(tokenizer: DualTokenizer) -> dict[str, CodebookUsage]:
-    """A metric for the codes of each branch."""
+    """A metric for each branch."""
     quantizers = tokenizer.config.quantizers
     return {name: CodebookUsage(one.num_codes, one.depth) for name, one in quantizers.items()}
 

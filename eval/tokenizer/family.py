@@ -1,4 +1,4 @@
-"""What a family of tokenizer metrics is, and the options that some of them take."""
+"""Families of tokenizer metrics, and their options."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ Values = Mapping[str, float | list[float] | None]
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """What single metrics need.
+    """Options of single metrics.
 
-    lpips_weights: state dict of `lpips.LPIPS(net="vgg")`. fid_weights: torch-fidelity's Inception file;
-    `feature_extractor` replaces it by other features. Without them LPIPS and rFID are null, as nothing is
-    fetched.
-    classes: names of the classes, by number; default: those the images come with, or ImageNet's. templates:
-    prompts with "{}"; default: CLIP's 80. text_tokenizer: of the tokenizer's text side, for zero_shot and
-    retrieval.
-    crop: "none" resizes images to a square as the tokenizer's processor does; "center" cuts the middle square
-    first, as ImageNet results of tokenizer papers do.
+    lpips_weights: state dict of `lpips.LPIPS(net="vgg")`. fid_weights: torch-fidelity's Inception file, or
+    feature_extractor: other features. Without them LPIPS and rFID are null, as nothing is downloaded.
+    classes: names of the classes, by number; default: those of the images, or ImageNet's. templates: prompts
+    with "{}"; default: CLIP's 80. text_tokenizer: that of the text tower, for zero_shot and retrieval.
+    crop: "none" resizes images to a square as the tokenizer's processor does; "center" cuts the central
+    square first, as for ImageNet results in tokenizer papers.
     """
 
     lpips_weights: Path | None = None
@@ -43,7 +41,7 @@ class MetricOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """A tokenizer, the images that it is measured on, and the options of the metrics."""
+    """A tokenizer, the images to measure it on, and the options of the metrics."""
 
     tokenizer: DualTokenizer
     images: ImageSet
@@ -51,7 +49,7 @@ class Subject:
 
 
 class Unavailable(Exception):
-    """A family whose metrics cannot be computed: names of the metrics that are null, and the reason."""
+    """A family whose metrics cannot be computed: the name of the null metrics, and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(reason)
@@ -59,12 +57,9 @@ class Unavailable(Exception):
 
 
 class Family(ABC):
-    """A few metrics that are gathered from the same part of a batch. Built with a `Subject`.
+    """Metrics computed from the same part of a batch. Raises Unavailable if an input is missing.
 
-    needs_reconstruction, needs_features: what has to be in its batches. notes: remarks on its values.
-
-    Raises:
-        Unavailable: what they need is not given.
+    needs_reconstruction, needs_features: what its batches must contain. notes: remarks on its values.
     """
 
     needs_reconstruction = False
@@ -75,8 +70,8 @@ class Family(ABC):
 
     @abstractmethod
     def update(self, batch: Batch) -> None:
-        """Gather from a batch."""
+        """Add a batch."""
 
     @abstractmethod
     def compute(self) -> Values:
-        """The values over the batches of all processes, each of which has to call."""
+        """The values over the batches of all processes, each of which must call it."""

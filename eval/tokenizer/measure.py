@@ -1,7 +1,7 @@
-"""Metrics of a visual tokenizer on any set of images: what it keeps, and what its embeddings know.
+"""Metrics of a visual tokenizer on any set of images.
 
-Every metric gathers batch by batch in bounded memory (embeddings for retrieval apart). Under
-torch.distributed each process measures its own share and all return the metrics over all images.
+Metrics accumulate batch by batch in bounded memory (except embeddings for retrieval). Under
+torch.distributed each process measures its share, and all return the metrics over all images.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _gather(
     processor: DualTokenizerImageProcessor,
     batches: Iterable[list[Sample]],
 ) -> tuple[int, list[list[str]]]:
-    """Feed this process's share to the families: how many images, and [name, reason] of unreadable ones."""
+    """Update the families with this process's share: its count, and [name, reason] of skipped images."""
     needs = {
         "reconstruct": any(family.needs_reconstruction for family in families),
         "embed": any(family.needs_features for family in families),
@@ -125,7 +125,7 @@ def _values_and_notes(
 def _check(metrics: Sequence[str], batch_size: int, options: MetricOptions) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
-        problem = f"metric {unknown[0]!r} is unknown" if unknown else "no metric was asked for"
+        problem = f"metric {unknown[0]!r} is unknown" if unknown else "no metric is given"
         raise UserError(f"{problem}; there are {', '.join(METRICS)}")
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
@@ -147,7 +147,7 @@ def _build(subject: Subject, metrics: Sequence[str]) -> tuple[list[Family], dict
 
 
 def _batches(sources: ImageSet, batch_size: int, progress: bool) -> Iterator[list[Sample]]:
-    """This process's share: up to `batch_size` readable images at a time, and the others among them."""
+    """This process's share in batches of `batch_size` readable images, and the unreadable ones among them."""
     rank, world = _rank_and_world()
     total = len(range(rank, len(sources), world))
     hidden = None if progress and rank == 0 else True  # None: shown on a terminal only
@@ -167,7 +167,6 @@ def _batches(sources: ImageSet, batch_size: int, progress: bool) -> Iterator[lis
 
 
 def _rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()

@@ -1,4 +1,4 @@
-"""How near reconstructions are to the images: PSNR, SSIM, LPIPS pair by pair, rFID as sets."""
+"""Quality of reconstructions: PSNR, SSIM and LPIPS of pairs, rFID of sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .family import Family, Subject, Unavailable, Values
 
 
 class Pairs(Family):
-    """Means of a number per pair of images, by name."""
+    """Means over pairs of images, by name."""
 
     needs_reconstruction = True
     metrics: Mapping[str, PairMean]
@@ -31,7 +31,7 @@ class Pairs(Family):
 
 
 class PsnrFamily(Pairs):
-    """PSNR, and how many images came back identical."""
+    """PSNR, and the number of identical reconstructions."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -40,9 +40,7 @@ class PsnrFamily(Pairs):
     def compute(self) -> Values:
         identical = self.metrics["psnr"].compute()["not_finite"]
         if identical:
-            self.notes.append(
-                f"{identical} images came back identical: their PSNR is infinite and not in the mean"
-            )
+            self.notes.append(f"{identical} images are identical: their PSNR is infinite and not in the mean")
         return {**super().compute(), "psnr_identical": float(identical)}
 
 
@@ -55,7 +53,7 @@ class SsimFamily(Pairs):
 
 
 class LpipsFamily(Pairs):
-    """LPIPS by weights from disk."""
+    """LPIPS with weights from disk."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -66,7 +64,7 @@ class LpipsFamily(Pairs):
 
 
 class RfidFamily(Family):
-    """FID between the images as the tokenizer sees them and what it gives back."""
+    """FID between the tokenizer's input images and their reconstructions."""
 
     needs_reconstruction = True
 

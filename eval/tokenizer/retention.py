@@ -1,7 +1,7 @@
-"""What a tokenizer's codes keep of its teacher: likeness of features, zero-shot accuracy, linear probes.
+"""What a tokenizer's codes keep of its teacher: similarity of features, zero-shot accuracy, linear probes.
 
-All of it needs only the teacher, held-out images and procedural scenes: no downloaded weights. Zero-shot
-accuracy and probes are measured on the teacher as well, which is the upper bound of what can be kept.
+Needs only the teacher, held-out images and procedural scenes. Zero-shot accuracy and probes are measured on
+the teacher as well, as an upper bound.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ _BACKGROUND = 0
 
 @dataclass(frozen=True)
 class Features:
-    """Of N images with P positions: semantic and pixel features (N, P, ·), pooled (N, E), all fp32.
-
-    The teacher has no pixel features.
-    """
+    """Of N images with P positions: semantic and pixel features (N, P, ·), pooled (N, E), all fp32. The
+    teacher has no pixel features."""
 
     semantic: Tensor
     pooled: Tensor
@@ -41,7 +39,7 @@ class Features:
 class TeacherFeatures:
     """The teacher's pooled output as the features of a Fréchet distance: uint8 (B, 3, S, S) -> (B, E).
 
-    Not Inception's: such a distance compares tokenizers of one teacher, not published FIDs.
+    Comparable between tokenizers of one teacher, not with published FIDs.
     """
 
     def __init__(self, teacher: SiglipModel, processor: DualTokenizerImageProcessor) -> None:
@@ -62,8 +60,7 @@ class TeacherFeatures:
 def student_features(
     tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor, images: Sequence[Image.Image]
 ) -> Features:
-    """What the tokenizer makes of its codes: the semantic branch's features and pooled output, and the sums
-    of the pixel codes' vectors."""
+    """From codes: the semantic features and pooled output, and the sums of the pixel codes' vectors."""
     parts = []
     for pixels in pixel_batches(processor, images):
         output = tokenizer(pixels.to(tokenizer.device), reconstruct=False)
@@ -77,7 +74,7 @@ def student_features(
 def teacher_features(
     teacher: SiglipModel, layer: int, processor: DualTokenizerImageProcessor, images: Sequence[Image.Image]
 ) -> Features:
-    """The same of the teacher, its states after `layer` layers in place of the semantic features."""
+    """The teacher's states after `layer` layers as semantic features, and its pooled output."""
     parts = []
     for pixels in pixel_batches(processor, images):
         output = teacher.vision_model(pixel_values=pixels.to(teacher.device), output_hidden_states=True)
@@ -95,7 +92,7 @@ def likeness(student: Features, teacher: Features) -> dict[str, float]:
 
 
 def zero_shot_accuracy(pooled: Tensor, texts: Sequence[str], embed: Callable[[list[str]], Tensor]) -> float:
-    """Percent of images (N, E) whose own text is the nearest among all the distinct texts."""
+    """Percent of images (N, E) whose text is the nearest of all distinct texts."""
     classes = sorted(set(texts))
     prompts = functional.normalize(embed(classes).float().cpu(), dim=-1)
     nearest = (functional.normalize(pooled, dim=-1) @ prompts.T).argmax(dim=1)
@@ -104,7 +101,7 @@ def zero_shot_accuracy(pooled: Tensor, texts: Sequence[str], embed: Callable[[li
 
 
 def text_embedder(teacher: SiglipModel, text_tokenizer: Any) -> Callable[[list[str]], Tensor]:
-    """The teacher's text tower, which tokenizers keep: texts -> (N, E)."""
+    """The teacher's text tower, which tokenizers share: texts -> (N, E)."""
     text: Any = teacher.config.text_config
     text_ids = TextIds(text_tokenizer, int(text.max_position_embeddings))
 
@@ -118,17 +115,16 @@ def text_embedder(teacher: SiglipModel, text_tokenizer: Any) -> Callable[[list[s
 
 
 def patch_labels(records: Sequence[Record], grid: int) -> np.ndarray:
-    """Class (colour and shape) of what lies under every patch of scenes: (N, grid²), 0 for background."""
-    return np.stack(
-        [patch_classes(Scene.from_dict(record.metadata["scene"]), grid).reshape(-1) for record in records]
-    )
+    """Class (colour and shape) of every patch of scenes: (N, grid²), 0 for background."""
+    scenes = (Scene.from_dict(record.metadata["scene"]) for record in records)
+    return np.stack([patch_classes(scene, grid).reshape(-1) for scene in scenes])
 
 
 def probe_accuracy(features: Tensor, labels: np.ndarray, train: int, ridge: float = 1e-3) -> float:
-    """Percent of the objects' patches that a linear probe names by colour and shape.
+    """Percent of the objects' patches whose colour and shape a linear probe finds.
 
-    Ridge regression on one-hot classes, so that nothing is tuned or random. Fitted on the
-    first `train` images and judged on the others; patches of background take no part.
+    Ridge regression on one-hot classes, which is deterministic, fitted on the first `train` images and
+    evaluated on the others; background is ignored.
 
     Args:
         features: (N, P, C). labels: (N, P), 0 for background.

@@ -8,25 +8,20 @@ import torch
 
 from ..metrics.retrieval import RetrievalRecall
 from .batch import Batch
-from .family import Family, Subject, Unavailable, Values
-from .text_tower import TextIds, TextTower
+from .family import Subject, Values
+from .text_tower import TextFamily
 
 
-class RetrievalFamily(Family):
+class RetrievalFamily(TextFamily):
     """R@1, 5 and 10 both ways, over the images that have captions."""
 
-    needs_features = True
+    name = "retrieval"
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        tokenizer, options = subject.tokenizer, subject.options
-        if options.text_tokenizer is None:
-            raise Unavailable("retrieval", "needs the text tokenizer of the visual tokenizer's folder")
-        self._tower, self._ids = TextTower(tokenizer), TextIds.of(tokenizer, options.text_tokenizer)
-        vision: Any = tokenizer.config.vision_config
-        self._recall = RetrievalRecall(
-            int(vision["hidden_size"] if isinstance(vision, dict) else vision.hidden_size)
-        )
+        vision: Any = subject.tokenizer.config.vision_config
+        size = vision["hidden_size"] if isinstance(vision, dict) else vision.hidden_size
+        self._recall = RetrievalRecall(int(size))
 
     def update(self, batch: Batch) -> None:
         assert batch.features is not None

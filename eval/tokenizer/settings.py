@@ -1,4 +1,4 @@
-"""All that the metrics of a tokenizer depend on, for the report."""
+"""The settings that a tokenizer's metrics depend on, for the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which text fits an image? The image and text sides of a small SigLIP rank all that it may be."""
+"""Rank texts for an image by the towers of a small SigLIP."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BATCH = 256
 
 
 class TextRanker:
-    """Ranks texts by how well they fit an image, with the towers of one saved folder.
+    """Ranks texts by their similarity to an image, with the towers of one saved folder.
 
-    The folder is that of a visual tokenizer with a text side, or of the SigLIP that was its teacher; it holds
-    the weights, the image processor and the text tokenizer. Raises UserError when one of them is missing.
+    That is a visual tokenizer with a text tower, or a SigLIP, with image processor and text tokenizer.
+    Raises UserError when one of them is missing.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -41,7 +41,7 @@ class TextRanker:
             )
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{folder} cannot rank texts: it needs an image and a text side ({first_line(error)})."
+                f"{folder} cannot rank texts: it needs an image and a text tower ({first_line(error)})."
             ) from error
 
     @torch.inference_mode()
@@ -52,7 +52,7 @@ class TextRanker:
 
     @torch.inference_mode()
     def accuracy(self, images: Sequence[Image.Image], texts: Sequence[str]) -> float:
-        """Percent of images whose own text is the first among the distinct texts of all."""
+        """Percent of images whose text ranks first among all distinct texts."""
         return zero_shot_accuracy(self._embed_images(images), texts, self._embed_texts)
 
     def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:

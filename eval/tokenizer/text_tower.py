@@ -1,4 +1,4 @@
-"""A tokenizer's text side: texts to ids, ids to embeddings."""
+"""A tokenizer's text tower: texts to ids, ids to embeddings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...tokenizer import DualTokenizer
+from .family import Family, Subject, Unavailable
 
 
 class TextTower:
-    """A tokenizer's text side as open_clip's functions call it: `encode_text(ids, normalize=True)`."""
+    """A tokenizer's text tower with the interface of open_clip: `encode_text(ids, normalize=True)`."""
 
     def __init__(self, tokenizer: DualTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -24,7 +25,7 @@ class TextTower:
 
 
 class TextIds:
-    """Texts to ids of the full text length: SigLIP was trained on padded texts and collapses without."""
+    """Texts to ids padded to the full text length, as SigLIP was trained on and needs."""
 
     def __init__(self, text_tokenizer: Any, length: int) -> None:
         self._text_tokenizer = text_tokenizer
@@ -32,7 +33,7 @@ class TextIds:
 
     @classmethod
     def of(cls, tokenizer: DualTokenizer, text_tokenizer: Any) -> TextIds:
-        """The ids that a tokenizer's text side reads."""
+        """The ids of a tokenizer's text tower."""
         text: Any = tokenizer.config.text_config
         length = text["max_position_embeddings"] if isinstance(text, dict) else text.max_position_embeddings
         return cls(text_tokenizer, int(length))
@@ -45,3 +46,18 @@ class TextIds:
         )
         ids: Tensor = encoded["input_ids"]
         return ids
+
+
+class TextFamily(Family):
+    """A family that compares embeddings of images and of texts."""
+
+    needs_features = True
+    name: str
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        text_tokenizer = subject.options.text_tokenizer
+        if text_tokenizer is None:
+            raise Unavailable(self.name, "needs the text tokenizer of the visual tokenizer's folder")
+        self._tower = TextTower(subject.tokenizer)
+        self._ids = TextIds.of(subject.tokenizer, text_tokenizer)

@@ -1,4 +1,4 @@
-"""How much codes vary where an image shows nothing: noise that a language model can only guess."""
+"""Entropy of the codes of white patches: noise that a language model cannot predict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor
 from .batch import pixel_batches
 from .code_usage import codebook_usages
 
-_SAME = 1e-3  # of normalised values; a grey level is more
+_SAME = 1e-3  # of normalised values, less than one grey level
 
 
 @torch.inference_mode()
@@ -22,8 +22,7 @@ def white_patch_entropy(
 ) -> dict[str, float]:
     """Entropy of the codes of all-white patches by branch, in nats a position; NaN without such a patch.
 
-    The sum of the levels' entropies, so at least that of the codes together. 0: all such patches have the
-    same codes. A model that sees the codes around a patch may be able to predict a part of it.
+    The sum over the levels, an upper bound of the joint entropy; 0 if all white patches have the same codes.
     """
     usages = codebook_usages(tokenizer)
     for pixels in pixel_batches(processor, images):
@@ -40,7 +39,7 @@ def white_patch_entropy(
 def white_patches(
     pixels: Tensor, processor: DualTokenizerImageProcessor, grid_size: tuple[int, int]
 ) -> Tensor:
-    """Which patches of normalised images (B, 3, S, S) are white all over: bool (B, H, W)."""
+    """Which patches of normalised images (B, 3, S, S) are entirely white: bool (B, H, W)."""
     rows, columns = grid_size
     white = processor(Image.new("RGB", (8, 8), "white"))["pixel_values"][:, :, :1, :1]
     same = ((pixels - white).abs() < _SAME).all(dim=1)

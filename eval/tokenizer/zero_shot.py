@@ -1,4 +1,4 @@
-"""Accuracy of the nearest class prompt."""
+"""Zero-shot accuracy of a tokenizer's embeddings."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ import torch
 from ...common.errors import UserError
 from ..metrics.zero_shot import ZeroShotAccuracy, imagenet_classes, imagenet_templates, zero_shot_classifier
 from .batch import Batch
-from .family import Family, Subject, Unavailable, Values
-from .text_tower import TextIds, TextTower
+from .family import Subject, Unavailable, Values
+from .text_tower import TextFamily
 
 
-class ZeroShotFamily(Family):
+class ZeroShotFamily(TextFamily):
     """Zero-shot accuracy over the images that have a class."""
 
-    needs_features = True
+    name = "zero_shot"
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        tokenizer, options = subject.tokenizer, subject.options
-        if options.text_tokenizer is None:
-            raise Unavailable("zero_shot", "needs the text tokenizer of the visual tokenizer's folder")
+        options = subject.options
         labels, names = class_names(list(subject.images.classes or []), options.classes)
         if not labels:
             raise Unavailable(
                 "zero_shot",
                 "no image has a named class (with numbers for labels, name the classes with --classes)",
             )
-        templates, ids = (
-            options.templates or imagenet_templates(),
-            TextIds.of(tokenizer, options.text_tokenizer),
-        )
+        templates = options.templates or imagenet_templates()
         with torch.inference_mode():
-            classifier = zero_shot_classifier(TextTower(tokenizer), ids, names, templates)
+            classifier = zero_shot_classifier(self._tower, self._ids, names, templates)
         self._numbers = {label: number for number, label in enumerate(labels)}
         self._accuracy = ZeroShotAccuracy(classifier)
 
@@ -61,9 +56,9 @@ class ZeroShotFamily(Family):
 
 
 def class_names(found: list[str], given: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The labels that images may have, and the names for the prompts, in one order.
+    """The labels of images, and their names for the prompts, in the same order.
 
-    found: labels of the images. given: names that the user chose; None takes ImageNet's for its folders.
+    found: labels of the images. given: names by the user; None takes ImageNet's for its folders.
     """
     if given is None:
         return found, imagenet_classes() if _are_imagenet_folders(found) else found
@@ -79,5 +74,5 @@ def class_names(found: list[str], given: Sequence[str] | None) -> tuple[list[str
 
 
 def _are_imagenet_folders(names: Sequence[str]) -> bool:
-    """Whether these are the 1000 folder names of ImageNet, which sorted are in the order of its labels."""
+    """Whether these are the 1000 folder names of ImageNet, whose sorted order is that of its labels."""
     return len(names) == 1000 and all(n[:1] == "n" and n[1:].isdecimal() and len(n) == 9 for n in names)

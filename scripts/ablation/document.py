@@ -1,6 +1,6 @@
 """The document of an ablation: tables, verdicts and plots from result files alone.
 
-Text between the marks of remarks is written by hand and kept; everything else is made again.
+Text between the marks of remarks is written by hand and kept; everything else is regenerated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_document(results: Results, path: Path, command: str) -> list[Path]:
 
 
 def document(results: Results, command: str, plots: dict[str, str], before: str = "") -> str:
-    """The complete text; remarks are taken from `before`. The one in front is a summary of what holds."""
+    """The complete text; remarks are taken from `before`, the first of which is a summary."""
     plan = results.plan
     parts = [f"{TITLE}{plan.name}", _remarks("summary", before), plan.about.strip()]
     parts += [_remarks("all", before), _how(results, command)]
@@ -88,7 +88,7 @@ def table(results: Results, group: Group) -> str:
 
 
 def plot(results: Results, group: Group) -> Any:
-    """A small chart for every column that has values; a matplotlib Figure, or None without any."""
+    """A matplotlib Figure with a chart for every column that has values; None without any."""
     columns = [n for n in results.metrics(group) if any(results.values(v, n) for v in group.variants)]
     if not columns:
         return None
@@ -106,7 +106,7 @@ def plot(results: Results, group: Group) -> Any:
             spread = Spread.of(values)
             if spread is None:
                 continue
-            # No bars: the axes need not begin at 0.
+            # Not bars, whose axes would have to begin at 0.
             mark = {"fmt": "o", "markersize": 8, "capsize": 4, "color": f"C{row % 10}"}
             axes.errorbar(spread.mean, row, xerr=spread.deviation, **mark)
             axes.plot(values, [row] * len(values), "k.", markersize=4, zorder=3)
@@ -124,7 +124,7 @@ def plot(results: Results, group: Group) -> Any:
 
 
 def _best(results: Results, group: Group, name: str) -> str | None:
-    """The variant with the best mean, where means differ and better has a meaning."""
+    """The variant with the best mean, if means differ and the metric has a direction."""
     spreads = {variant: results.spread(variant, name) for variant in group.variants}
     means = {variant: spread.mean for variant, spread in spreads.items() if spread is not None}
     sign = metric_of(name).better
@@ -204,7 +204,7 @@ def _short(title: str) -> str:
 
 
 def _remarks(name: str, before: str) -> str:
-    """The marked block of hand-written text, with what it held before."""
+    """The marked block of hand-written text, with its previous content."""
     begin, end = BEGIN.format(name=name), END.format(name=name)
     found = re.search(re.escape(begin) + r"\n(.*?)" + re.escape(end), before, re.DOTALL)
     return f"{begin}\n{found.group(1) if found else ''}{end}"

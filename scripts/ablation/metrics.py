@@ -1,4 +1,4 @@
-"""The metrics of ablations: what each is called, how it is written, and which direction is better."""
+"""The metrics of ablations: their labels, formats, and which direction is better."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Metric:
-    """label: heading of its column. digits: after the point. better: +1 if more is better, -1 if less is, 0
-    where neither is. unit: after differences."""
+    """label: heading of its column. digits: after the point. better: +1 if more is better, -1 if less is,
+    else 0. unit: written after differences."""
 
     label: str
     digits: int = 1
@@ -16,7 +16,7 @@ class Metric:
     unit: str = ""
 
 
-#: A run's values; None where one has no meaning. "NAME/PART" is the metric NAME of one set, skill or kind.
+#: A run's values; None where undefined. "NAME/PART" is the metric NAME of one set, skill or kind.
 Metrics = dict[str, float | None]
 
 METRICS: dict[str, Metric] = {
@@ -27,10 +27,8 @@ METRICS: dict[str, Metric] = {
     "teacher_frechet": Metric("Fréchet distance, teacher's features", 2, better=-1),
     "pixel_usage": Metric("pixel codes used %", 1, unit=" points"),
     "semantic_usage": Metric("semantic codes used %", 1, unit=" points"),
-    "white_pixel_nats": Metric("entropy of white patches' pixel codes, nats", 2, better=-1, unit=" nats"),
-    "white_semantic_nats": Metric(
-        "entropy of white patches' semantic codes, nats", 2, better=-1, unit=" nats"
-    ),
+    "white_pixel_nats": Metric("entropy of white patches' pixel codes, nats", 2, -1, " nats"),
+    "white_semantic_nats": Metric("entropy of white patches' semantic codes, nats", 2, -1, " nats"),
     "feature_cosine": Metric("cosine to the teacher's features", 3),
     "pooled_cosine": Metric("cosine to the teacher's pooled output", 3),
     "zero_shot": Metric("zero-shot %", 1, unit=" points"),
@@ -51,8 +49,6 @@ METRICS: dict[str, Metric] = {
 
 def metric_of(name: str) -> Metric:
     """The metric of that name; "answers/easyvqa" is `answers` on that set."""
-    base, _, part = name.partition("/")
+    base, slash, part = name.partition("/")
     metric = METRICS[base]
-    if not part:
-        return metric
-    return replace(metric, label=f"{metric.label}: {part.replace('_', ' ')}")
+    return replace(metric, label=f"{metric.label}: {part.replace('_', ' ')}") if slash else metric

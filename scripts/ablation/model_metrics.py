@@ -1,4 +1,4 @@
-"""What is measured on a trained unified model of an ablation."""
+"""The metrics of a trained unified model of an ablation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCH = 32
 
 
 def model_metrics(folder: Path, evaluation: Evaluation, device: str, data: HeldOut) -> Metrics:
-    """Answers, generated images and losses of a model's folder, on data it was never trained on."""
+    """Metrics of answers, generated images and losses of a model's folder, on held-out data."""
     pipeline = DualTokenPipeline.from_pretrained(folder, device=device)
     asked = [name for name in QUESTION_SETS if name in evaluation.sets]
     tasks: list[Task] = [Scenes(evaluation.scenes), *map(get_task, asked)]
@@ -43,8 +43,8 @@ def model_metrics(folder: Path, evaluation: Evaluation, device: str, data: HeldO
 
 @torch.inference_mode()
 def held_out_losses(pipeline: DualTokenPipeline, evaluation: Evaluation) -> Metrics:
-    """Mean negative log-likelihoods, in nats, on scenes never trained on: of the tokens of right answers, and
-    of the codes of true images, over all depths of a position. No level is weighted."""
+    """Mean negative log-likelihoods in nats on held-out scenes: of a token of correct answers, and of all
+    codes of a position of true images, without weights."""
     asked = SceneOptions(seed=EVALUATION_SEED, task="vqa")
     skills = dict.fromkeys(evaluation.skills, 1.0) if evaluation.skills else DEFAULT_SKILLS
     generated = SceneOptions(seed=EVALUATION_SEED, task="t2i", grid=evaluation.grid, skills=skills)
@@ -66,7 +66,7 @@ def held_out_losses(pipeline: DualTokenPipeline, evaluation: Evaluation) -> Metr
 
 
 def _batches(pipeline: DualTokenPipeline, options: SceneOptions, count: int) -> Iterator[dict[str, Tensor]]:
-    """The first `count` scenes of these options, as batches of the model's inputs."""
+    """The first `count` scenes as batches of the model's inputs."""
     processor = pipeline.processor
     for start in range(0, count, _BATCH):
         records = [scene_record(options, index) for index in range(start, min(start + _BATCH, count))]

@@ -1,9 +1,9 @@
 """The plan of an ablation, one YAML file: variants are recipes with overrides, groups compare variants.
 
-Overrides are dotted keys with the value that replaces what the recipe says (`data.sources: {…}` replaces all
-sources, `run.steps: 300` one number). Texts in them may hold `{data:NAME}` (a set of the plan's section
-`data`). `{tokenizer}` and `{codes:NAME}` are the folder of a tokenizer and such a set as its codes: those
-that the base names, or for a variant with `tokenizer: OTHER` those of OTHER's run of the same seed.
+Overrides are dotted keys with the value that replaces the recipe's (`data.sources: {…}` replaces all sources,
+`run.steps: 300` one number). Strings in them may hold `{data:NAME}`, a set of the plan's section `data`, and
+`{tokenizer}` and `{codes:NAME}`, a tokenizer's folder and a set as its codes. The tokenizer is the base's, or
+for a variant with `tokenizer: OTHER` that of OTHER's run of the same seed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Part = TypeVar("Part")
 class Base:
     """A recipe that variants start from.
 
-    minutes: of one run, training and evaluation, for `--list`. tokenizer: folder of the one whose codes are
-    read, where a variant names no other.
+    minutes: of one run, training and evaluation, for `--list`. tokenizer: the folder of the tokenizer whose
+    codes are read, unless a variant names another one.
     """
 
     recipe: str
@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something to be checked: variant `better` is better than variant `than` by this metric."""
+    """A claim to check: variant `better` is better than variant `than` by this metric."""
 
     text: str
     metric: str
@@ -66,7 +66,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Group:
-    """Variants side by side in one table. metrics: columns; "NAME/*" means all that begin so."""
+    """Variants compared in one table. metrics: columns; "NAME/*" are all parts of NAME."""
 
     title: str
     variants: list[str]
@@ -77,9 +77,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How much is measured: scenes (questions, reconstructions, probes), generated images of one object
-    (other skills a half each), records for the held-out losses, and the held-out sets besides the scenes.
-    grid: of the generated images among those records, as trained on."""
+    """The size of an evaluation: scenes (questions, reconstructions, probes), generated images of one object
+    (half as many of other skills), records for the held-out losses, and held-out sets besides the scenes.
+    grid: that of the image generation among those records, as in training."""
 
     scenes: int = limited(300, least=0, most=_MOST)
     drawings: int = limited(60, least=0, most=_MOST)
@@ -91,7 +91,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan. inputs: the beginning of paths in the recipes that `--inputs` replaces."""
+    """The plan. inputs: prefix of paths in the recipes that `--inputs` replaces."""
 
     name: str
     bases: dict[str, Base]
@@ -104,13 +104,12 @@ class Plan:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def needed(self, groups: list[str]) -> list[str]:
-        """The variants of these groups in an order in which tokenizers come before their users."""
+        """The variants of these groups, each after the tokenizer that it uses."""
         variants = [name for group in groups for name in self.groups[group].variants]
         ordered = [one for name in variants for one in (self.variants[name].tokenizer, name)]
         return list(dict.fromkeys(one for one in ordered if one is not None))
 
     def base(self, variant: str) -> Base:
-        """The base of a variant."""
         return self.bases[self.variants[variant].base]
 
     def used_sets(self, variant: str, what: str) -> list[str]:
@@ -126,7 +125,7 @@ class Plan:
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A nested value with `change` applied to every text in it."""
+    """A nested value with `change` applied to every string in it."""
     if isinstance(value, dict):
         return {key: map_texts(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -140,7 +139,7 @@ def load_plan(path: Path) -> Plan:
     for section, kind in (("bases", Base), ("variants", Variant), ("groups", Group)):
         entries = given.get(section) or {}
         if not isinstance(entries, dict):
-            raise UserError(f"{section} is {shown(entries)}; expected names with what they mean")
+            raise UserError(f"{section} is {shown(entries)}; expected a mapping of names")
         given[section] = {
             plain_name(name, f"{section}: the name"): _part(kind, entry, f"{section}.{name}")
             for name, entry in entries.items()
@@ -166,7 +165,7 @@ def _recipe_path(plan: Path, recipe: str) -> Path:
 
 
 def _part(kind: type[Part], given: Any, where: str) -> Part:
-    """A part of the plan; UserError for a key that it does not have, and for a value of another type."""
+    """A part of the plan; UserError for an unknown key, and for a value of another type."""
     hints = typing.get_type_hints(kind)
     allowed = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     unknown = [name for name in given if name not in allowed] if isinstance(given, dict) else [given]
@@ -182,14 +181,14 @@ def _part(kind: type[Part], given: Any, where: str) -> Part:
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value out of YAML is of the type that a field has."""
+    """Whether a value from YAML has the type of a field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
         return any(_fits(one, value) for one in arguments)
     if origin is list:
-        # Parts in a list are mappings until they are read, one by one.
+        # Parts in a list are still mappings.
         part = isinstance(arguments[0], type) and is_dataclass(arguments[0])
         return isinstance(value, list) and all(_fits(dict if part else arguments[0], one) for one in value)
     if origin is dict:
@@ -202,13 +201,13 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    words = {str: "a text", float: "a number", int: "an integer", type(None): "nothing"}
+    words = {str: "a string", float: "a number", int: "an integer", type(None): "null"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_in_words(one) for one in arguments)
     if origin is list:
         return f"a list, each {_in_words(arguments[0])}"
-    return "names with values" if origin is dict else words.get(hint, "names with values")
+    return words.get(hint, "a mapping")
 
 
 def _problems(plan: Plan) -> Iterator[str]:
@@ -248,4 +247,4 @@ def _variant_problems(plan: Plan, name: str, variant: Variant) -> Iterator[str]:
     elif other not in plan.variants:
         yield f"variants.{name}.tokenizer {other!r} is not in variants"
     elif plan.variants[other].base in plan.bases and plan.base(other).kind != "tokenizer":
-        yield f"variants.{name}.tokenizer {other!r} trains no tokenizer"
+        yield f"variants.{name}.tokenizer {other!r} does not train a tokenizer"

@@ -1,4 +1,4 @@
-"""The recipe of each run of a plan, and the folders that its files are in."""
+"""The recipe of each run of a plan, and the folders of its files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from ...train.config.compose import composed
 from .plan import PLACEHOLDER, Plan, map_texts
 
-# What shrinks together with the number of steps.
+# Settings that scale with the number of steps.
 SCALED = ("run.steps", "schedule.warmup_steps", "tokenizer.unquantized_steps")
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of a plan's runs, of its data and of what its recipes read."""
+    """The folders of a plan's runs and data, and of the inputs of its recipes."""
 
     runs: Path
     inputs: Path
@@ -29,12 +29,12 @@ class Folders:
         return self.runs / variant / f"seed-{seed}"
 
     def data(self, plan: Plan, name: str) -> Path:
-        """Named by how it is made, so that a changed plan never reads old data."""
+        """The folder of a set, with a hash of how it is made: a changed plan never reads old data."""
         digest = hashlib.sha256(json.dumps(plan.data[name]).encode()).hexdigest()
         return self.runs / "data" / f"{name}-{digest[:8]}"
 
     def moved(self, plan: Plan, text: str) -> str:
-        """A text of a recipe; of a path in the plan's inputs the beginning is replaced."""
+        """A string of a recipe; a path in the plan's inputs is moved to `inputs`."""
         if text == plan.inputs or text.startswith(plan.inputs + "/"):
             return str(self.inputs) + text.removeprefix(plan.inputs)
         return text
@@ -48,7 +48,7 @@ class Folders:
         return Path(self.moved(plan, given))
 
     def codes(self, plan: Plan, variant: str, seed: int, name: str) -> Path:
-        """A set as codes of that tokenizer: the same folder for all variants that read the same codes."""
+        """A set as codes of that tokenizer; variants that read the same codes share the folder."""
         chosen = plan.variants[variant]
         if chosen.tokenizer is not None:
             return self.run(chosen.tokenizer, seed) / "codes" / name
@@ -89,7 +89,7 @@ def get_key(recipe: Mapping[str, Any], key: str) -> Any:
 
 
 def set_key(recipe: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, making the sections on the way."""
+    """Set a dotted key, creating its sections."""
     *path, last = key.split(".")
     for part in path:
         if not isinstance(recipe.get(part), dict):

@@ -1,7 +1,6 @@
-"""Carrying out a plan: data, training, codes and evaluation of every variant and seed.
+"""Run a plan: data, training, codes and evaluation of every variant and seed.
 
-Everything that takes long is a process of its own, and results are written atomically, so that the same
-command resumes where it was stopped.
+Long work is done in subprocesses and results are written atomically, so that the same command resumes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .plan import Evaluation, Plan
 from .recipes import Folders, resolve
 from .tokenizer_metrics import tokenizer_metrics
 
-#: Module of this package's scripts, its arguments, and the file that takes its output.
+#: Runs a module of `dualtoken.scripts`: its name, its arguments, the file of its output.
 Launch = Callable[[str, Sequence[str], Path], None]
 RESULT = "result.json"
 
@@ -53,8 +52,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs of a plan in one folder. scale: of the numbers of steps. again: also measure the models that
-    have a result. say: prints lines for the user."""
+    """Runs of a plan in one folder. scale: factor of the numbers of steps. again: also measure models that
+    have a result. say: prints progress."""
 
     plan: Plan
     folders: Folders
@@ -66,23 +65,20 @@ class Runner:
     launch: Launch | None = None
 
     def run_all(self, groups: list[str], seeds: list[int]) -> None:
-        """All runs that have no result yet, seed by seed, so that early on every variant has one."""
+        """All runs without a result, seed by seed, so that every variant has one early on."""
         runs = [Run(variant, seed) for seed in seeds for variant in self.plan.needed(groups)]
         with self._alone():
             for number, run in enumerate(runs, 1):
                 folder = self.folders.run(run.variant, run.seed)
                 if self.is_done(run):
-                    self.say(f"[{number}/{len(runs)}] {run}: done before")
+                    self.say(f"[{number}/{len(runs)}] {run}: already done")
                     continue
                 self.say(f"[{number}/{len(runs)}] {run}: {folder}")
                 result = self._do(run)
                 self.say(f"[{number}/{len(runs)}] {run}: {sum(result['minutes'].values()):.1f} minutes")
 
     def is_done(self, run: Run) -> bool:
-        """Whether there is a result of the evaluation that is planned now.
-
-        UserError if the model was trained by another recipe; only the evaluation is done again by itself.
-        """
+        """Whether the run has a result of the plan's evaluation. UserError if its recipe was another."""
         folder = self.folders.run(run.variant, run.seed)
         self._check_same(folder, self._recipe(run))
         if self.again and (folder / "model").is_dir():
@@ -119,7 +115,7 @@ class Runner:
         }
         with atomic_file(folder / RESULT) as partial:
             partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # most of the disk, and of no more use
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no longer needed
         return result
 
     def _prepare_sets(self, run: Run, minutes: dict[str, float]) -> None:
@@ -145,7 +141,7 @@ class Runner:
         self._launch("tokenize", words, output.with_suffix(".log"))
 
     def _recipe(self, run: Run) -> dict[str, Any]:
-        """Without the paths of this machine: a folder that was moved is still the same."""
+        """The recipe without paths of this machine, so that folders can be moved."""
         nowhere = Folders(Path("RUNS"), Path("INPUTS"))
         return resolve(self.plan, nowhere, run.variant, run.seed, self.scale)
 
@@ -153,7 +149,7 @@ class Runner:
         given = folder / "given.yaml"
         if given.is_file() and read_yaml(given) != recipe:
             raise UserError(
-                f"{folder} was made by other settings (its given.yaml differs from the plan); delete "
+                f"{folder} was made with other settings (its given.yaml differs from the plan); delete "
                 "it, or give another --runs"
             )
 
@@ -167,7 +163,7 @@ class Runner:
             with FileLock(self.folders.runs / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise UserError(f"another `dualtoken ablate` works in {self.folders.runs}; wait for it") from None
+            raise UserError(f"another `dualtoken ablate` runs in {self.folders.runs}; wait for it") from None
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -177,7 +173,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a result file holds. UserError for one that is not of this kind."""
+    """Read a result file. UserError if it is damaged."""
     found = read_json_object(path)
     try:
         take_count(found, "seed", path)
@@ -193,10 +189,8 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def measure(kind: str, model: Path, evaluation: Evaluation, device: str, data: HeldOut) -> dict[str, Metrics]:
-    """ "figures": the metrics of a trained model's folder; "reference": those of the tokenizer's teacher.
-
-    None stands for what is not a finite number, which JSON cannot hold.
-    """
+    """The metrics of a trained model's folder ("figures") and of the tokenizer's teacher ("reference"); None
+    for non-finite values, which JSON cannot hold."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "tokenizer":

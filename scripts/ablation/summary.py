@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs show about a claim: "holds", "does not hold", "undecided" or "not measured"."""
+    """The verdict on a claim: "holds", "does not hold", "undecided" or "not measured"."""
 
     claim: Claim
     word: str
@@ -55,7 +55,7 @@ class Results:
 
     @classmethod
     def read(cls, plan: Plan, folders: Folders) -> Results:
-        """All that there are, whatever seeds were asked for. UserError for a broken file."""
+        """All results, of any seed. UserError for a damaged file."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for variant in plan.variants:
             for path in sorted(folders.runs.glob(f"{variant}/seed-*/{RESULT}")):
@@ -82,7 +82,7 @@ class Results:
         return None
 
     def metrics(self, group: Group) -> list[str]:
-        """The columns of a group's table: "NAME/*" as all that were measured."""
+        """The columns of a group's table; "NAME/*" becomes all measured parts."""
         runs = [run for variant in group.variants for run in self.found.get(variant, {}).values()]
         present = {name for run in runs for name, value in run["figures"].items() if value is not None}
         columns: list[str] = []
@@ -99,15 +99,15 @@ class Results:
         return [value for number, value in enumerate(values) if value not in values[:number]]
 
     def minutes(self, variant: str) -> Spread | None:
-        """Minutes of a run, all its steps together."""
+        """Minutes of a run."""
         return Spread.of([sum(run["minutes"].values()) for run in self.found.get(variant, {}).values()])
 
 
 def judge(results: Results, claim: Claim) -> Verdict:
     """Compare two variants seed by seed.
 
-    With two seeds or more a claim holds when the difference has its sign with every seed, and does not hold
-    when it has it with none. Else it is undecided.
+    With two seeds or more a claim holds when the difference has the claimed sign for every seed, and does not
+    hold when it has it for none; otherwise it is undecided.
     """
     better, than = (results.values(name, claim.metric) for name in (claim.better, claim.than))
     seeds = sorted(set(better) & set(than))
@@ -123,15 +123,11 @@ def judge(results: Results, claim: Claim) -> Verdict:
         word = "undecided"
     else:
         word = "holds" if agreeing else "does not hold"
+    titles = results.plan.variants
     facts = (
-        f"{metric.label}: {_place(results, claim.better)} minus {_place(results, claim.than)} is "
+        f"{metric.label}: “{titles[claim.better].title}” minus “{titles[claim.than].title}” is "
         f"{spread.text(metric.digits, sign=True)}{metric.unit}"
         f"{' (less is better)' if metric.better < 0 else ''}; the claimed sign in {agreeing} of {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}"
     )
     return Verdict(claim, word, facts)
-
-
-def _place(results: Results, variant: str) -> str:
-    titles: Mapping[str, Any] = results.plan.variants
-    return f"“{titles[variant].title}”"

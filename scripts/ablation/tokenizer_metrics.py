@@ -1,4 +1,4 @@
-"""What is measured on a trained tokenizer of an ablation, and on the teacher that it was trained by."""
+"""The metrics of a trained tokenizer of an ablation, and of its teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .plan import Evaluation
 from .recipes import get_key
 
 PHOTO_SETS = ("clothing", "caltech")
-#: Their pictures of shapes would show no more of a tokenizer than the scenes do.
+#: Not used for tokenizers: their shapes are like those of the scenes.
 QUESTION_SETS = ("easyvqa", "nlvr")
 _RECONSTRUCTION_LOSSES = ("mse_weight", "l1_weight", "gradient_weight", "perceptual_weight")
 _SEMANTIC_LOSSES = ("semantic_weight", "pooled_weight")
@@ -34,7 +34,7 @@ _PROBE_TRAIN_SHARE = 2 / 3
 def tokenizer_metrics(
     folder: Path, evaluation: Evaluation, device: str, data: HeldOut
 ) -> tuple[Metrics, Metrics]:
-    """The metrics of a tokenizer's folder, None where one has no meaning, and those of its teacher."""
+    """The metrics of a tokenizer's folder, None where undefined, and those of its teacher."""
     recipe = read_yaml(folder / "recipe.yaml")
     tokenizer = DualTokenizer.from_pretrained(folder)
     teacher = SiglipModel.from_pretrained(get_key(recipe, "tokenizer.teacher"), trust_remote_code=False)
@@ -50,8 +50,7 @@ def tokenizer_metrics(
     metrics = measured.codes_and_images(reconstructs)
     semantics, reference = measured.semantics()
     if not trained_by(_SEMANTIC_LOSSES):
-        kept = ("probe_pixel",)
-        semantics = {name: value if name in kept else None for name, value in semantics.items()}
+        semantics = dict.fromkeys(semantics) | {"probe_pixel": semantics["probe_pixel"]}
         metrics["semantic_usage"] = metrics["white_semantic_nats"] = None
     if not reconstructs:
         metrics["pixel_usage"] = metrics["white_pixel_nats"] = semantics["probe_pixel"] = None
@@ -60,7 +59,7 @@ def tokenizer_metrics(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A tokenizer with all that it is measured with."""
+    """A tokenizer, its teacher and the data to measure it."""
 
     folder: Path
     tokenizer: DualTokenizer
@@ -80,7 +79,7 @@ class _Measured:
         return {name: images_of(of_set) for name, of_set in records.items()}
 
     def codes_and_images(self, reconstructs: bool) -> Metrics:
-        """Quality of reconstructions, where these were trained; use of codes, and their noise on white."""
+        """Quality of reconstructions, if trained; usage of codes, and their entropy on white patches."""
         sets = self.image_sets
         groups = {"scenes": sets["scenes"], "photos": [i for name in PHOTO_SETS for i in sets.get(name, [])]}
         metrics: Metrics = {f"{what}_{name}": None for name in groups for what in ("psnr", "ssim")}
@@ -104,7 +103,7 @@ class _Measured:
         return values
 
     def semantics(self) -> tuple[Metrics, Metrics]:
-        """What the codes know, and what the teacher knows."""
+        """Metrics of the semantics of the codes, and of the teacher."""
         student, known = self._features(self.image_sets["scenes"])
         labels = retention.patch_labels(self.scenes, self.tokenizer.config.grid_size[0])
         train = round(len(self.scenes) * _PROBE_TRAIN_SHARE)
@@ -129,7 +128,7 @@ class _Measured:
         return student, retention.teacher_features(self.teacher, layer, self.processor, images)
 
     def _labelled(self) -> dict[str, tuple[list[Image.Image], list[str]]]:
-        """Images and their texts: scenes of one object, named by colour and shape, and photos by label."""
+        """Images and their texts: one-object scenes by colour and shape, photos by label."""
         sets = {"scenes": named_objects(self.evaluation.scenes)}
         for name in PHOTO_SETS:
             if name in self.evaluation.sets:

@@ -1,4 +1,4 @@
-"""A contact sheet: many small images on one, a row for each prompt with its text above."""
+"""Contact sheets: many small images with their texts in one image."""
 
 from bisect import bisect
 
@@ -10,7 +10,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(rows: list[tuple[str, list[Image.Image]]], cell: int = CELL) -> Image.Image:
-    """The sheet of rows (text, thumbnails of at most cell x cell), each with at least one image."""
+    """A sheet of rows (text, thumbnails of at most cell x cell), each with at least one image."""
     font = ImageFont.load_default(size=14)
     columns = max(len(images) for _, images in rows)
     width = GAP + columns * (cell + GAP)
@@ -25,14 +25,14 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]], cell: int = CELL) -
 
 
 def paste_framed(sheet: Image.Image, image: Image.Image, left: int, top: int) -> None:
-    """Paste with a thin grey frame around: the edges of a white image could not be seen on a white sheet."""
+    """Paste with a thin grey frame, so that white images have visible edges."""
     right, bottom = left + image.width, top + image.height
     ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, right, bottom), outline=FRAME)
     sheet.paste(image, (left, top))
 
 
 def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
-    """The image at the size of a cell: enlarged by an integer factor, each pixel a block, or reduced."""
+    """The image reduced to a cell, or enlarged by an integer factor without interpolation."""
     factor = cell // max(image.size)
     if factor > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -42,7 +42,7 @@ def thumbnail(image: Image.Image, cell: int = CELL) -> Image.Image:
 
 
 def shortened(text: str, width: int, font: Font) -> str:
-    """The text on one line, or as much of its beginning as fits into `width` pixels."""
+    """The text on one line, cut to `width` pixels."""
     text = " ".join(text[: 4 * width].split())
     if font.getlength(text) <= width:
         return text
@@ -52,9 +52,8 @@ def shortened(text: str, width: int, font: Font) -> str:
 
 
 def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: int = CELL) -> Image.Image:
-    """Cards (text, images) in a grid: the first image as large as fits, up to three more in a row
-    below, and the text wrapped under them; what does not fit is cut off with "…".
-    """
+    """A grid of cards (text, images): the first image at full size, up to three more in a row below it, and
+    the wrapped text, cut with "…"."""
     font = ImageFont.load_default(size=13)
     small, lines = cell // 3, 7
     height = cell + small + lines * LINE
@@ -77,7 +76,7 @@ def card_sheet(cards: list[tuple[str, list[Image.Image]]], columns: int, cell: i
 
 
 def wrapped(text: str, width: int, lines: int, font: Font) -> list[str]:
-    """The text in at most `lines` lines of `width` pixels, broken between words where it can be."""
+    """The text in at most `lines` lines of `width` pixels, broken between words."""
     done: list[str] = []
     for paragraph in text.splitlines():
         words = paragraph.split()

@@ -1,11 +1,11 @@
-"""What the nano model reaches on data it was never trained on, as one JSON object.
+"""Evaluate the nano model on held-out data, as one JSON object.
 
 Runs the registered tasks on held-out data and measures the tokenizer; every number is that of
 `dualtoken eval run --model nano --tasks scenes,easyvqa,nlvr,clothing,scenes-reworded,scenes-t2i,emoji-t2i`
 and of `dualtoken eval tokenizer`. Scenes come from seeds of 10⁹ and above; easy-VQA, emoji and photos from
 held-out splits, a part of which ships with the package. Generated scenes are judged by
-`data_pipelines.scenes.checker`, and its ceiling (its verdict on reconstructions of true scenes) is reported
-with them. The same machine gives the same numbers again.
+`data_pipelines.scenes.checker`, whose verdict on reconstructions of true scenes is reported as a ceiling. The
+same machine gives the same numbers again.
 
 Example:
   python -m dualtoken.scripts.nano.evaluate --model nano --output nano.json
@@ -42,12 +42,15 @@ IMAGE_SETS = ("easyvqa", "nlvr", "emoji", "clothing", "caltech")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     options.add_shared(parser, "--model", "--device")
-    add("--scenes", type=integer(1), default=600, help="scenes to ask about and to reconstruct")
+    add("--scenes", type=integer(1), default=600, help="scenes for questions and reconstructions")
     add(
-        "--drawings", type=integer(1), default=100, help="generated images of one object; others: a half each"
+        "--drawings",
+        type=integer(1),
+        default=100,
+        help="generated images of one object (others: half)",
     )
     add("--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)")
-    add("--teacher", type=Path, help="its SigLIP teacher: how much codes keep of it; and it judges emoji")
+    add("--teacher", type=Path, help="its SigLIP teacher: reports what codes keep of it, and judges emoji")
     add(
         "--emoji",
         type=Path,
@@ -104,7 +107,7 @@ def evaluate(args: argparse.Namespace, device: str) -> dict[str, Any]:
 
 
 def tokenizer_metrics(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -> dict[str, Any]:
-    """PSNR (dB, mean over images) by source, and the share of codes used at every level over all of them."""
+    """PSNR (dB, mean over images) by source, and the share of codes used at every level over all sources."""
     from ...eval.tokenizer.measure import measure_tokenizer
 
     tokenizer, processor = pipeline.model.require_visual_tokenizer(), pipeline.processor.image_processor
@@ -116,11 +119,12 @@ def tokenizer_metrics(pipeline: DualTokenPipeline, data: HeldOut, scenes: int) -
     images = {name: images_of(records) for name, records in sets.items()}
     every = [image for of_set in images.values() for image in of_set]
     codes = measure(every, "codebook")
-    usage = {branch: codes[f"{branch}_usage"] for branch in ("pixel", "semantic")}
     return {
         "psnr_db": {name: round(measure(of_set, "psnr")["psnr"], 2) for name, of_set in images.items()},
         "images": len(every),
-        "codebook_usage": {name: [round(share, 4) for share in shares] for name, shares in usage.items()},
+        "codebook_usage": {
+            name: [round(share, 4) for share in codes[f"{name}_usage"]] for name in ("pixel", "semantic")
+        },
     }
 
 
@@ -133,7 +137,7 @@ def answer_metrics(run: TaskRun) -> dict[str, Any]:
 
 
 def scene_metrics(pipeline: DualTokenPipeline, run: TaskRun) -> dict[str, Any]:
-    """Percent of generated scenes, by skill, with the checker's ceiling on the same scenes reconstructed."""
+    """Percent of generated scenes by skill, and the checker's ceiling on the same scenes reconstructed."""
     from ...eval.tokenizer.checked_scenes import checked_reconstructions
     from .tasks import by_skill
 
@@ -148,10 +152,8 @@ def scene_metrics(pipeline: DualTokenPipeline, run: TaskRun) -> dict[str, Any]:
 
 
 def naming_metrics(own: TextRanker, teacher: TextRanker | None, scenes: int) -> dict[str, float]:
-    """Percent of scenes of one object whose name, colour and shape, is the nearest to the image among all.
-
-    By the tokenizer's own towers, from semantic codes, and by its teacher, all of which was to be kept.
-    """
+    """Percent of one-object scenes whose colour and shape is the nearest text, from the tokenizer's semantic
+    codes and by its teacher, and the share of the teacher's accuracy that is kept."""
     images, names = named_objects(scenes)
     metrics = {"from_codes": round(own.accuracy(images, names), 2)}
     if teacher is not None:
@@ -163,9 +165,9 @@ def naming_metrics(own: TextRanker, teacher: TextRanker | None, scenes: int) -> 
 def emoji_metrics(
     run: TaskRun, judge: TextRanker, names: list[str], true_images: Mapping[str, Image.Image]
 ) -> dict[str, Any]:
-    """Percent of generated emoji whose name the judge ranks, among all, first or in the first five.
+    """Percent of generated emoji whose name the judge ranks first, or in the first five, among all names.
 
-    true_images: emoji by name; of those that were generated the judge's own ceiling is reported as well.
+    true_images: emoji by name, on which the judge's ceiling is measured.
     """
     metrics = {name: _rounded(run.metrics[name]) for name in ("top1", "top5")}
     known = [name for item, _ in run.samples if (name := item.target["name"]) in true_images]
@@ -177,7 +179,7 @@ def emoji_metrics(
 
 
 def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
-    """The first image of every emoji of a prepared set, by its name."""
+    """The first image of every emoji of a prepared set, by name."""
     if folder is None:
         return {}
     from ...data_pipelines.shards.reader import ShardDataset
@@ -190,7 +192,7 @@ def images_by_name(folder: Path | None) -> dict[str, Image.Image]:
 
 
 def rankers(model: str, teacher: Path | None, device: str) -> tuple[TextRanker, TextRanker | None]:
-    """The towers of the model's own tokenizer, and those of its teacher."""
+    """Rankers by the model's tokenizer and by its teacher."""
     from ...eval.tokenizer.text_ranker import TextRanker
     from ...mllm.assembly.model_folder import resolve_model
 

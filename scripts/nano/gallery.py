@@ -1,7 +1,7 @@
-"""A page with pictures of what a model makes: scenes, dialogues, reconstructions, mistakes, from fixed seeds.
+"""Make a page of a model's generated scenes, dialogues, reconstructions and mistakes, from fixed seeds.
 
-Nothing is picked by hand: prompts and dialogues are the first of their held-out lists, images and mistakes
-are evenly spread over theirs. Generated scenes carry the verdict of `data_pipelines.scenes.checker`.
+Nothing is selected by hand: prompts and dialogues are the first of their held-out lists, images and mistakes
+are evenly spread over theirs. Generated scenes show the verdict of `data_pipelines.scenes.checker`.
 
 Example:
   python -m dualtoken.scripts.nano.gallery --model nano --output docs/gallery
@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ...mllm import DualTokenPipeline
 
 CELL, COLUMNS = 128, 6
-#: Questions of a set that are asked in search of mistakes.
+#: Questions of a set that are asked to find mistakes.
 ASKED = 120
 PROMPTS = (
     "a red circle",
@@ -46,8 +47,8 @@ PAGE = Path(__file__).with_name("gallery.md")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     options.add_shared(parser, "--model", "--device")
-    add("--output", type=Path, required=True, help="folder for README.md and the pictures")
-    add("--overview", type=Path, help="also one picture of a little of everything")
+    add("--output", type=Path, required=True, help="folder for README.md and the images")
+    add("--overview", type=Path, help="also write an image with some of everything")
     add("--dialogues", type=integer(1), default=6, help="how many (default: 6)")
     add("--heldout", type=Path, default=HELD_OUT, help="held-out sets (default: those of the package)")
 
@@ -55,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     pipeline = options.load_pipeline(args.model, options.resolve_device(args.device))
     data = HeldOut(args.heldout)
-    pictures = {
+    sheets = {
         "drawings": generated_scenes(pipeline, data),
         "reconstructions": reconstructions(pipeline, data),
         "mistakes": mistakes(pipeline, data),
     }
     tables, shown = dialogues(pipeline, args.dialogues)
-    for name, image in {**pictures, **shown}.items():
+    for name, image in {**sheets, **shown}.items():
         with atomic_file(args.output / f"{name}.png") as partial:
             image.save(partial, optimize=True)
     with atomic_file(args.output / "README.md") as partial:
@@ -74,26 +75,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def overview(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """One picture of all: generated images of seed 0 in their order, answers, and reconstructions."""
+    """One image of everything: generated images of seed 0, answers and reconstructions."""
     from ...data_pipelines.scenes.scene import HELD_OUT_SEED, random_scene, render
 
     rows = [
-        (
-            f"“{prompt}”",
-            [thumbnail(image, CELL) for image in pipeline.generate_images(prompt, COLUMNS, seed=0)],
-        )
-        for prompt in PROMPTS
+        (f"“{prompt}”", _thumbnails(pipeline.generate_images(prompt, COLUMNS, seed=0))) for prompt in PROMPTS
     ]
     scenes = [render(random_scene(np.random.default_rng(HELD_OUT_SEED + n)), 64) for n in range(COLUMNS)]
     answers = [pipeline.answer_many([(scene, question) for scene in scenes]) for question in QUESTIONS]
     text = "   ".join(f"{q} {', '.join(a)}." for q, a in zip(QUESTIONS, answers, strict=True))
-    rows.append((text, [thumbnail(scene, CELL) for scene in scenes]))
+    rows.append((text, _thumbnails(scenes)))
     rows += [row for name in ("emoji", "clothing") for row in _before_and_after(pipeline, data, name)]
     return contact_sheet(rows, CELL)
 
 
 def generated_scenes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """The first held-out prompts of every skill, one image of each, with the checker's verdict."""
+    """An image for the first held-out prompts of every skill, with the checker's verdict."""
     from ...data_pipelines.scenes.language import EXACT_SKILLS
     from ...eval.tasks.scenes_t2i import ScenesT2i
     from .tasks import run_task
@@ -109,7 +106,7 @@ def generated_scenes(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
 
 
 def reconstructions(pipeline: DualTokenPipeline, data: HeldOut) -> Image.Image:
-    """Held-out images of every set above what their pixel codes keep of them."""
+    """Held-out images of every set above their reconstructions."""
     sets = [folder.name for folder in sorted(data.folder.iterdir()) if folder.is_dir()]
     return contact_sheet([row for name in sets for row in _before_and_after(pipeline, data, name)], CELL)
 
@@ -177,9 +174,13 @@ def _before_and_after(
     chosen = evenly_spread(data.records(name), COLUMNS)
     images = [record.image_parts()[0]["image"].convert("RGB") for record in chosen]
     return [
-        (f"{name}, held out", [thumbnail(image, CELL) for image in images]),
-        ("… and from their pixel codes", [thumbnail(pipeline.reconstruct(i), CELL) for i in images]),
+        (f"{name}, held out", _thumbnails(images)),
+        ("… and from their pixel codes", _thumbnails(map(pipeline.reconstruct, images))),
     ]
+
+
+def _thumbnails(images: Iterable[Image.Image]) -> list[Image.Image]:
+    return [thumbnail(image, CELL) for image in images]
 
 
 if __name__ == "__main__":

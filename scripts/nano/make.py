@@ -1,8 +1,7 @@
 """Make the nano model from data to folder: prepare, train in five steps, evaluate, write the model card.
 
-Data sets that are not in the folder of `--data` are fetched from their public repositories first. Every step
-is skipped when its result is there, and an interrupted training resumes from its newest checkpoint, so the
-command can simply be started again.
+Data sets that are missing in the folder of `--data` are downloaded from their public repositories first.
+Started again, the command skips steps whose result exists, and resumes an interrupted training.
 
 Example:
   python -m dualtoken.scripts.nano.make --data data --runs runs/nano --output runs/nano/model
@@ -33,10 +32,10 @@ RUNS = Path("runs/nano")
 SHIPPED = ROOT / "pretrained" / "nano"
 VOCABULARY = 2048
 
-# Three thousand photos are soon known by heart; crops and mirror images of them less so.
+# Crops and mirror images delay the memorisation of three thousand photos.
 VIEWS: dict[str, list[str]] = {"clothing_words": ["--crops", "2", "--crop-scale", "0.6", "--flips"]}
-# Objects in generated scenes lie on the patches of the tokenizer: the codes of an object are then the same at
-# every position, and it is learned from a tenth of the records.
+# Objects of scenes to generate are aligned with the tokenizer's patches: an object then has the same codes at
+# every position, and a tenth of the records suffices.
 _ON_PATCHES = "--grid 8 --skills single_object=0.3,two_object=0.2,counting=0.15,position=0.2,color_attr=0.15"
 _CLOTHING = (
     "labels --input INPUT/clothing_128.zip --max-image-size 64 --source clothing-dataset-small "
@@ -68,7 +67,7 @@ DATA = _prepared(
         "caltech": _CALTECH,
     }
 )
-# For the unified model alone: more scenes,
+# For the unified model only: more scenes,
 MODEL_DATA = _prepared(
     {
         "scenes_drawn": f"scenes --task t2i --count 40000 --seed 4 {_ON_PATCHES}",
@@ -76,7 +75,7 @@ MODEL_DATA = _prepared(
         "scenes_vqa_more": "scenes --task vqa --count 32000 --seed 3",
     }
 )
-# and the same in users' own words and in dialogues of several turns.
+# and the same in other wordings and in dialogues of several turns.
 WORDS_DATA = _prepared(
     {
         "scenes_vqa_words": "scenes --task vqa --count 16000 --seed 5 --paraphrase 0.8",
@@ -88,7 +87,7 @@ WORDS_DATA = _prepared(
 )
 ALL_DATA = DATA | MODEL_DATA | WORDS_DATA
 TOKENIZED = ("scenes_vqa", "easyvqa", "emoji", "emoji_t2i", *MODEL_DATA, *WORDS_DATA)
-# Set, split and number of records that ship with the package, so that its metrics can be checked anywhere.
+# Set -> split and number of records that ship with the package, to reproduce its metrics.
 HELD_OUT = {
     "easyvqa": ("heldout", 400),
     "nlvr": ("heldout", 150),
@@ -100,7 +99,7 @@ HELD_OUT = {
 
 @dataclass(frozen=True)
 class Step:
-    """Something that makes `result`; it is done when `result` exists."""
+    """A step that makes `result`, and is done when it exists."""
 
     name: str
     result: Path
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     with sigterm_interrupts():
         for step in steps:
             if step.result.exists():
-                print(f"{step.name}: {step.result} is there", flush=True)
+                print(f"{step.name}: {step.result} exists", flush=True)
             elif not args.until or known.index(step.name) <= known.index(args.until):
                 print(f"{step.name}: making {step.result}", flush=True)
                 step.make()
@@ -146,13 +145,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command(name: str, result: Path, module: str, *words: object) -> Step:
-    """A step that is one command."""
+    """A step that runs one command."""
     return Step(name, result, lambda: run_process(module, list(map(str, words))))
 
 
 def _source_steps(args: argparse.Namespace) -> list[Step]:
     def result(file: str) -> Path:
-        """The zip; or, when it has been read already, what was made of it."""
+        """The zip or, once it was converted, a data set made from it."""
         made = [args.runs / "data" / name for name, words in ALL_DATA.items() if f"INPUT/{file}" in words]
         return made[0] if all(path.exists() for path in made) else args.data / file
 
@@ -203,7 +202,7 @@ def _text_step(args: argparse.Namespace) -> Step:
         from ...data_pipelines.shards.reader import ShardDataset
         from ...mllm import train_text_tokenizer
 
-        # A share of each set: or sentences of the few phrases of scenes would fill the vocabulary.
+        # A limit for each set, so that the few phrases of scenes do not fill the vocabulary.
         sources = [ShardDataset(args.runs / "data" / name) for name in (*DATA, *WORDS_DATA)]
         texts = chain.from_iterable(islice(source.texts(), 20_000) for source in sources)
         with atomic_folder(folder) as unfinished:
@@ -230,7 +229,7 @@ def _moved(args: argparse.Namespace, name: str) -> list[str]:
 
 
 def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, path) of everything in a recipe that is below runs/nano."""
+    """(dotted key, path) of every path of a recipe that is below runs/nano."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{key}.")
@@ -250,7 +249,7 @@ def _code_steps(args: argparse.Namespace) -> list[Step]:
 
 def _model_step(args: argparse.Namespace) -> Step:
     def make() -> None:
-        """The trained folder as it ships: all in bf16, the tokenizer exactly the one that made the codes."""
+        """Copy the trained model, with the tokenizer of the decoder's training."""
         with atomic_folder(args.output) as unfinished:
             shutil.copytree(args.runs / "mllm" / "model", unfinished, dirs_exist_ok=True)
             shutil.rmtree(unfinished / "visual_tokenizer")

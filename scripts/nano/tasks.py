@@ -1,4 +1,4 @@
-"""The registered tasks that a small model is evaluated by, and their results by kind and by skill."""
+"""The registered tasks that evaluate a small model, and their results by kind and by skill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...mllm import DualTokenPipeline
 
 
 class TaskRun(NamedTuple):
-    """A task's folder and result, and every item with its line of `samples.jsonl`."""
+    """A task's run folder and result, and every item with its line of `samples.jsonl`."""
 
     folder: Path
     result: dict[str, Any]
@@ -30,9 +30,7 @@ class TaskRun(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The values by name."""
-        metrics: dict[str, float | None] = self.result["metrics"]
-        return metrics
+        return dict(self.result["metrics"])
 
 
 def run_task(
@@ -43,10 +41,7 @@ def run_task(
     judges: Judges | None = None,
     most: int | None = None,
 ) -> TaskRun:
-    """Predict and score a task as `dualtoken eval run` does.
-
-    most: how many evenly spread items are taken; None takes all.
-    """
+    """Predict and score a task as `dualtoken eval run` does, on `most` evenly spread items (None: all)."""
     settings = Settings(data=data.folder)
     loaded = load_data(task, settings)
     if most is not None:
@@ -58,7 +53,7 @@ def run_task(
 
 
 def question_tasks(scenes: int) -> list[Task]:
-    """The questions; those about scenes are the first `scenes`, and a third of them again in other words."""
+    """Question tasks: `scenes` scenes, a third of them again in other words, and the held-out sets."""
     held_out = [get_task(name) for name in ("easyvqa", "nlvr", "clothing")]
     return [Scenes(scenes), *held_out, RewordedScenes((scenes + 2) // 3)]
 
@@ -77,7 +72,7 @@ def by_kind(run: TaskRun) -> dict[str, float | None]:
 
 
 def by_skill(run: TaskRun) -> dict[str, dict[str, float | None]]:
-    """Per cent of generated images, by skill: all correct, colours correct, without any object."""
+    """Percent of generated images by skill: all correct, colours correct, without any object."""
     skills = dict.fromkeys(item.target["skill"] for item, _ in run.samples)
     columns = {"correct": "", "colour": ": colours", "empty": ": empty"}
     return {

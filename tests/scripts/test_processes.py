@@ -1,4 +1,4 @@
-"""Commands in processes of their own: told to stop when this one is, and their failures told in one line."""
+"""Commands as subprocesses: stopped together with this process, and their failures reported in one line."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_plan_is_run_measured_written_and_not_done_twice(plan_file: Path, tmp_
     assert launch.started.count("train") == 8
     again = Results.read(plan, folders).found["shared"][1]["figures"]
     assert again == results.found["shared"][1]["figures"]
-    assert sum("done before" in line for line in said) == 7
+    assert sum("already done" in line for line in said) == 7
 
     # All can be measured again; of what has lost its model the result stays.
     lost, kept = folders.run("alone", 0), folders.run("shared", 0)
