@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from ..common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .data.files import ImageSource
     from .data.hub import HubData
-    from .data.rows import ImageSource
     from .harness.generated_images import GeneratedImage, ImageTask, find_images, item_means
     from .harness.registry import get_task, include, register, task_names
-    from .harness.score import Graded, Score, accuracy_score, hidden_answers
+    from .harness.score import Graded, Score, accuracy_score, hidden_answers, null_score
     from .harness.task import Item, ScoringContext, Task
     from .judges.judged import JudgedTask
 else:
@@ -32,6 +32,7 @@ __all__ = [
     "hidden_answers",
     "include",
     "item_means",
+    "null_score",
     "register",
     "task_names",
 ]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import UserError
+from ..data.files import MissingData
 from ..data.hub import is_hub
-from .task import MissingData, Task
+from .task import Task
 from .task_data import Settings, image_paths, load_data
 
 _NAMED = 3  # missing images that are named

@@ -17,7 +17,7 @@ from ...common.files import atomic_file
 from ...common.json_files import read_json_object, take, take_count
 from ...mllm import resolve_model
 from ..data.encoded_image import EncodedImage
-from ..data.rows import ImageSource
+from ..data.files import ImageSource
 from .task import Item
 
 MANIFEST = "manifest.json"

@@ -40,7 +40,10 @@ class PipelinePredictor:
         likelihoods: list[list[float]] = []
         for item in items:
             images = [{"type": "image", "image": image} for image in map(load_image, item.images)]
-            question = {"role": "user", "content": [*images, {"type": "text", "text": item.prompt}]}
+            question: dict[str, Any] = {
+                "role": "user",
+                "content": [*images, {"type": "text", "text": item.prompt}],
+            }
             answered = [[question, {"role": "assistant", "content": choice}] for choice in item.choices]
             likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
         return likelihoods

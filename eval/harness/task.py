@@ -10,15 +10,11 @@ from typing import Any, ClassVar
 
 from ...common.errors import UserError, shown
 from ...common.json_files import is_encodable
+from ..data.files import ImageSource, MissingData, values_of
 from ..data.hub import HubData
-from ..data.rows import ImageSource, values_of
 from ..judges.protocols import Judges
 from ..judges.replay import Verdicts
 from .score import Graded, Score, accuracy_score, hidden_answers
-
-
-class MissingData(UserError):
-    """None of the files of a task, or of one of its splits, are there."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DPG-Bench's rule: the share of questions answered yes, where a question counts only if its parents do."""
+"""DPG-Bench: the share of questions answered yes; one counts only if those it depends on do."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ def image_score(answers: Mapping[int, bool], parents: Mapping[int, Sequence[int]
     """The score of one image, from 0 to 1.
 
     answers: question -> yes. parents: question -> those it depends on, in the official order; a question
-    scores 0 where one of them has 0 at that moment.
+    scores 0 if one of them scores 0 when it is reached.
     """
     scores = {question: float(yes) for question, yes in answers.items()}
     for question, needed in parents.items():

@@ -1,7 +1,7 @@
-"""GenEval's rule (arXiv 2310.11513): from detected objects and a prompt's metadata to right or wrong.
+"""GenEval's rule (arXiv 2310.11513): whether detected objects fit a prompt's metadata.
 
-The rule is that of the official `evaluate_images.py` with its default settings; only what detects objects and
-names their colours is handed in.
+The rule is that of the official `evaluate_images.py` with its default settings, for any object detector and
+any model that names colours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """An object found: its name, its confidence, its box (left, top, right, bottom) in pixels and, where the
-    detector gives one, its mask (H, W) of bool.
+    """A detected object.
+
+    Its box is (left, top, right, bottom) in pixels, its mask, where the detector gives one, (H, W) of bool.
     """
 
     name: str
@@ -33,14 +34,14 @@ class Detection:
     mask: np.ndarray | None = None
 
 
-#: detections of one class -> the colour of each
+#: detections of one class, name of the class -> the colour of each
 ColorNamer = Callable[[Sequence[Detection], str], Sequence[str]]
 
 
 def kept_objects(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
-    """The detections that count, by class, the most confident first.
+    """The detections above the threshold (0.3; 0.9 for the tag "counting"), at most 16 of a class.
 
-    Above 0.3, or above 0.9 where objects are counted, and at most 16 of a class.
+    By class, the most confident first.
     """
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept: dict[str, list[Detection]] = {}
@@ -51,7 +52,7 @@ def kept_objects(detections: Sequence[Detection], tag: str) -> dict[str, list[De
 
 
 def relative_position(one: Box, other: Box) -> set[str]:
-    """Where `one` is as seen from `other`: of "left of", "right of", "above", "below", none or two.
+    """The position of `one` relative to `other`: none to two of "left of", "right of", "above", "below".
 
     The offset of the centres counts only as far as it exceeds a tenth of both sizes.
     """
@@ -69,15 +70,14 @@ def relative_position(one: Box, other: Box) -> set[str]:
 def is_correct(
     objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], name_colors: ColorNamer | None
 ) -> bool:
-    """Whether one image shows what its prompt's metadata demands.
+    """Whether one image fulfils its prompt's metadata.
 
-    objects: from `kept_objects`; of a class only the most confident ones are used, as many as the prompt asks
-    for. metadata: a line of the official evaluation_metadata.jsonl. name_colors: for demands of a colour.
-
-    Every demand is checked, also after one failed, because later ones refer to the objects that earlier ones
-    matched.
+    Args:
+        objects: from `kept_objects`; the most confident ones of a class are used, as many as demanded.
+        metadata: a line of the official evaluation_metadata.jsonl.
+        name_colors: needed for demands of a colour.
     """
-    correct = True
+    correct = True  # later demands refer to objects of earlier ones, so that all are checked
     groups: list[Sequence[Detection] | None] = []
     for demand in metadata.get("include", ()):
         count, name = demand["count"], demand["class"]
@@ -88,22 +88,18 @@ def is_correct(
             matched = list(name_colors(found, name)).count(demand["color"]) >= count
         if matched and "position" in demand:
             relation, target = demand["position"]
-            matched = _all_related(found, groups[target], relation)
+            others = groups[target]
+            matched = others is not None and all(
+                relation in relative_position(one.box, other.box) for one in found for other in others
+            )
         correct = correct and matched
         groups.append(found if matched else None)
-    too_many = (
-        len(objects.get(demand["class"], ())) >= demand["count"] for demand in metadata.get("exclude", ())
-    )
+    excluded = metadata.get("exclude", ())
+    too_many = (len(objects.get(demand["class"], ())) >= demand["count"] for demand in excluded)
     return correct and not any(too_many)
 
 
-def _all_related(found: Sequence[Detection], target: Sequence[Detection] | None, relation: str) -> bool:
-    if target is None:
-        return False
-    return all(relation in relative_position(one.box, other.box) for one in found for other in target)
-
-
 def summary(correct: Mapping[str, Sequence[bool]]) -> dict[str, float]:
-    """Share of right images for each tag, and "overall": the mean of the tags' shares, not of the images."""
+    """The share of correct images for each tag, and "overall": the mean of these shares."""
     shares = {tag: sum(found) / len(found) for tag, found in correct.items() if found}
     return {**shares, "overall": sum(shares.values()) / len(shares)}

@@ -1,4 +1,4 @@
-"""MathVista: an answer is extracted from the response, brought to the key's type, and compared.
+"""MathVista: an answer is extracted from the response, converted to the key's type, and compared.
 
 Source: lupantech/MathVista, evaluation/extract_answer.py with prompts/ext_ans.py, and calculate_score.py.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MathProblem:
-    """What of a problem its scoring needs, in the words of the official file.
+    """Fields of the official file that scoring needs.
 
     `question_type` is "multi_choice" or "free_form"; `answer_type` "text", "integer", "float" or "list";
     `precision` the decimals of a float.
@@ -23,10 +23,10 @@ class MathProblem:
 
 
 def extract_quickly(response: str, problem: MathProblem) -> str | None:
-    """The answer in a response as far as rules find it; None where the official script asks GPT-4.
+    """The answer that rules find in a response; None where the official script asks GPT-4.
 
-    The empty response; a response that is a choice word for word, or nothing but an integer or a float where
-    one is asked for; or the words `The answer is "…".` (the official option --quick_extract).
+    That is the empty response, one that equals a choice, one that is only an integer or a float where that is
+    the type of the answer, or the … in `The answer is "…".` (the official option --quick_extract).
     """
     if response == "":
         return ""
@@ -43,38 +43,53 @@ def extract_quickly(response: str, problem: MathProblem) -> str | None:
     return stated[1] if stated else None
 
 
-_HINT = "Hint: Please answer the question"
+def hint(question_type: str, answer_type: str, precision: float | None = None) -> str:
+    """The official hint of a query: the form of the answer."""
+    if question_type == "multi_choice":
+        return (
+            "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."
+        )
+    if answer_type == "integer":
+        wanted, what, examples = "an integer answer", "value", "1, 2, 3"
+    elif answer_type == "list":
+        wanted, what, examples = "a Python list as an answer", "list", "[1, 2, 3], [1.2, 1.3, 1.4]"
+    else:
+        decimals, examples = _DECIMALS[int(precision or 0)]
+        wanted, what = f"a floating-point number with {decimals}", "value"
+    request = f"Please answer the question requiring {wanted} and provide the final {what}"
+    return f"{request}, e.g., {examples}, at the end."
+
+
+_DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
+# hint, question, response, answer
 _DEMONSTRATIONS = (
     (
-        f"{_HINT} requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.",
+        hint("free_form", "integer"),
         "Which number is missing?",
         "The number missing in the sequence is 14.",
         "14",
     ),
     (
-        f"{_HINT} requiring a floating-point number with one decimal place and provide the final value, "
-        "e.g., 1.2, 1.3, 1.4, at the end.",
+        hint("free_form", "float", 1),
         "What is the fraction of females facing the camera?",
         "The fraction of females facing the camera is 0.6, which means that six out of ten females in the "
         "group are facing the camera.",
         "0.6",
     ),
     (
-        f"{_HINT} requiring a floating-point number with two decimal places and provide the final value, "
-        "e.g., 1.23, 1.34, 1.45, at the end.",
+        hint("free_form", "float", 2),
         "How much money does Luca need to buy a sour apple candy and a butterscotch candy? (Unit: $)",
         "Luca needs $1.45 to buy a sour apple candy and a butterscotch candy.",
         "1.45",
     ),
     (
-        f"{_HINT} requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], "
-        "[1.2, 1.3, 1.4], at the end.",
+        hint("free_form", "list"),
         "Between which two years does the line  graph saw its maximum peak?",
         "The line graph saw its maximum peak between 2007 and 2008.",
         "[2007, 2008]",
     ),
     (
-        f"{_HINT} and provide the correct option letter, e.g., A, B, C, D, at the end.",
+        hint("multi_choice", "text"),
         "What fraction of the shape is blue?\nChoices:\n(A) 3/11\n(B) 8/11\n(C) 6/11\n(D) 3/5",
         "The correct answer is (B) 8/11.",
         "B",
@@ -85,24 +100,24 @@ EXTRACTION_PROMPT = "\n\n".join(
         "Please read the following example. Then extract the answer from the model response and type it at "
         "the end of the prompt.",
         *(
-            f"{hint}\nQuestion: {question}\n\nModel response: {response}\n\nExtracted answer: {answer}"
-            for hint, question, response, answer in _DEMONSTRATIONS
+            f"Hint: {form}\nQuestion: {question}\n\nModel response: {response}\n\nExtracted answer: {answer}"
+            for form, question, response, answer in _DEMONSTRATIONS
         ),
     ]
 )
 
 
 def extraction_prompt(query: str, response: str) -> str:
-    """What the judge is asked about a response that rules cannot read: the examples, and one to complete."""
+    """The judge's prompt to extract an answer from a response: examples, and one to complete."""
     return f"{EXTRACTION_PROMPT}\n\n{query}\n\n{response}\n\nExtracted answer: "
 
 
 def to_answer_type(extraction: str, problem: MathProblem) -> str | None:
-    """The extracted text in the form of the key; None if it is not of its type.
+    """The extracted answer in the form of the key; None if it does not have the key's type.
 
-    Multiple choice: the choice of the letter in "(A)" or of a bare capital letter, else the choice of the
-    smallest edit distance, the first of equals: so *every* text picks a choice, the empty one too. An integer
-    is cut, not rounded ("3.9" is "3"); a float is rounded to the problem's decimals.
+    Multiple choice: the choice of the letter in "(A)" or of a single capital letter, else the first choice of
+    the smallest edit distance, so that *every* string selects one. An integer is truncated ("3.9" is "3"); a
+    float is rounded to the problem's decimals.
     """
     if problem.question_type == "multi_choice":
         return _choice(extraction.strip(), problem.choices)
@@ -126,7 +141,7 @@ def _choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein's distance: the fewest insertions, deletions and replacements of characters."""
+    """Levenshtein distance: the fewest insertions, deletions and substitutions of characters."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, start=1):
         corner, row[0] = row[0], i

@@ -1,4 +1,4 @@
-"""MM-Vet: a judge gives each answer 0 to 1; metrics are means over items, and over items of each capability.
+"""MM-Vet: a judge grades each answer from 0 to 1; metrics are means over all items and by capability.
 
 Source: yuweihao/MM-Vet, mm-vet_evaluator.py (prompt, runs, export_result); Yu et al., arXiv 2308.02490.
 """
@@ -46,15 +46,15 @@ SECOND_REQUEST = "\nPredict the correctness of the answer (digit): "
 
 
 def grading_prompt(question: str, answer: str, prediction: str) -> str:
-    """What the judge is asked about a prediction: the examples, and a line to complete."""
+    """The judge's prompt about a prediction: examples, and a line to complete."""
     truth = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return GRADING_PROMPT + "\n" + " | ".join([question, truth, prediction, ""])
 
 
 def grade_in(reply: str) -> float | None:
-    """The grade that a reply begins with; None unless it is a number from 0 to 1.
+    """The grade at the beginning of a reply; None unless it is a number from 0 to 1.
 
-    The official script asks again, warmer each time, and in the end gives 0; here there is no grade.
+    The official script asks again with rising temperature and in the end gives 0; here there is no grade.
     """
     try:
         grade = float(reply.split()[0])
@@ -68,8 +68,8 @@ def mmvet_scores(
 ) -> dict[str, float | None]:
     """The metrics of graded answers, in per cent: "total", its spread "std" over runs, and each capability.
 
-    `grades` are the judge's grades of each item, one for each run (the paper has five), as many for every
-    item; `capabilities` are those each item needs. An item counts in full for each of its capabilities.
+    `grades` holds one grade of each item for each run of the judge (the paper has five), `capabilities` those
+    that each item needs. An item counts fully for each of its capabilities.
     """
     runs = min(len(given) for given in grades.values()) if grades else 0
     if not runs:

@@ -1,7 +1,7 @@
-"""Which option a free answer picks: the rules of MMBench, ScienceQA, SEED-Bench and MMMU, each on its own.
+"""The option that an answer selects, by the rules of MMBench, ScienceQA, SEED-Bench and MMMU.
 
-None means that the rule finds no option. Official scripts then ask GPT or pick at random; here the answer is
-wrong and counted as unparsed, or (MMBench) a judge may be asked.
+None means that the rule finds no option. Official scripts then ask GPT or pick at random; here the answer
+counts as incorrect and unparsed, or (MMBench) a judge may be asked.
 """
 
 import re
@@ -16,7 +16,7 @@ REFUSALS = (
     "Failed to obtain answer via API",
 )
 _MMBENCH_BLANKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-# An answer of more words than this reads as a sentence, in which a bare "A" may be the article.
+# In an answer of more words, a single "A" may be the article.
 _LETTER_ANSWER_WORDS = 3
 
 _MATCHING = (
@@ -43,17 +43,17 @@ _MATCHING_CN = (
 
 
 def letters_for(options: Sequence[str]) -> dict[str, str]:
-    """Option texts by their letters, A onwards."""
+    """Options by letter, from A."""
     return dict(zip(LETTERS, options, strict=False))
 
 
 def mmbench_option(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter that MMBench's rules find in an answer: by letter, else by the option's text.
 
-    By letter: after blanking . ( ) [ ] , : ; ! * # { } exactly one option letter, a capital, stands as a word
-    of its own ("(B)", "Answer: B", "B. a dog"). A bare "A" in an answer of more than three words is the
-    article and not a letter. By text: the lower-cased answer contains the text of exactly one option and is
-    at most twice as long as all options together. Refusals pick nothing. Source: open-compass/VLMEvalKit,
+    By letter: with . ( ) [ ] , : ; ! * # { } replaced by blanks, exactly one option's capital letter is a
+    separate word ("(B)", "Answer: B", "B. a dog"); "A" in an answer of more than three words is the article.
+    By text: the lower-cased answer contains the text of exactly one option and is at most twice as long as
+    all options together. Refusals select nothing. Source: open-compass/VLMEvalKit,
     vlmeval/utils/matching_util.py (can_infer); the guard for "A" is that of OpenCompass's eval_mmbench.py
     (VLMEvalKit has it under VERBOSE only, and drops "A. a cat sits" with it).
     """
@@ -64,29 +64,27 @@ def mmbench_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def mmbench_refuses(answer: str, options: Mapping[str, str]) -> bool:
-    """Whether an answer refuses to pick an option: it is wrong, and no judge is asked about it."""
+    """Whether an answer refuses to select an option: it is incorrect, and no judge is asked."""
     if any(refusal in answer for refusal in REFUSALS):
         return True
     words = answer.translate(_MMBENCH_BLANKS).split()
-    # "Z" is the reply of MMBench's judge that no option is meant.
+    # "Z" is how MMBench's judge replies that no option is meant.
     return "Z" in words and not any(letter in words for letter in options)
 
 
 def matching_prompt(question: str, options: Mapping[str, str], answer: str) -> str:
-    """What MMBench's judge is asked about an answer that rules cannot read.
+    """The prompt of MMBench's judge about an answer in which rules find no option.
 
     Source: open-compass/VLMEvalKit, vlmeval/dataset/utils/multiple_choice.py (build_prompt, build_prompt_cn;
     the latter for questions with a Chinese character) and build_option_str.
     """
-    listed = "There are several options: \n" + "".join(
-        f"{letter}. {text}\n" for letter, text in options.items()
-    )
+    listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
     form = _MATCHING_CN if re.search("[\u4e00-\u9fff]", question) else _MATCHING
-    return form.format(question, listed, answer)
+    return form.format(question, f"There are several options: \n{listed}", answer)
 
 
 def matched_letter(reply: str) -> str | None:
-    """The option that the judge names, "Z" for none of them; None unless one capital stands on its own."""
+    """The option that the judge names, "Z" for no option; None unless exactly one capital is a word."""
     words = reply.translate(_MMBENCH_BLANKS).split()
     found = {word for word in words if word in LETTERS}
     return found.pop() if len(found) == 1 else None
@@ -108,41 +106,35 @@ def _text_inside(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def circular_accuracy(right: Mapping[str, bool], question_of: Mapping[str, str]) -> dict[str, float]:
-    """1 for each question of which every rotation is right, else 0.
+    """1 for each question whose rotations are all correct, else 0.
 
     `right` and `question_of` are by row id; a question's rows are its rotations. Source: Liu et al.,
     arXiv 2307.06281, section 4.1 (CircularEval).
     """
-    questions: dict[str, bool] = {}
+    questions: dict[str, float] = {}
     for row, is_right in right.items():
         question = question_of[row]
-        questions[question] = questions.get(question, True) and is_right
-    return {question: float(is_right) for question, is_right in questions.items()}
+        questions[question] = min(questions.get(question, 1.0), float(is_right))
+    return questions
 
 
 def scienceqa_option(answer: str, count: int) -> str | None:
-    """The letter of a ScienceQA answer with `count` choices.
+    """The letter in an answer to a ScienceQA question with `count` choices.
 
     The answer is only a letter; or it starts with a letter, a full stop and a blank; or it has the words
-    "The answer is X". Line breaks count as ". ". Letters are capitals; one past the choices picks nothing.
+    "The answer is X". Line breaks count as ". ". Letters are capitals, those past the choices are ignored.
     Source: lupantech/ScienceQA, models/run_gpt3.py ("The answer is X."), as extended for chat models in
     haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
     """
     text = answer.replace("\n", ". ")
-    if re.fullmatch(r"\s*[A-E]\s*", text):
-        letter = text.strip()
-    elif re.match(r"[A-E]\. ", text):
-        letter = text[0]
-    else:
-        stated = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
-        if stated is None:
-            return None
-        letter = stated[1]
-    return letter if letter in LETTERS[:count] else None
+    stated = r"The answer is ([A-E])"
+    patterns = (r"\A\s*([A-E])\s*\Z", r"\A([A-E])\. ", rf"{stated}\.", stated)
+    found = next(filter(None, (re.search(pattern, text) for pattern in patterns)), None)
+    return found[1] if found and found[1] in LETTERS[:count] else None
 
 
 def exact_letter(answer: str, options: Sequence[str] = LETTERS[:4]) -> str | None:
-    """The answer if it is an option's letter and nothing else; "A." and "a" are not.
+    """The answer if it is only an option's letter; "A." and "a" are not.
 
     Source: haotian-liu/LLaVA, scripts/convert_seed_for_submission.py (SEED-Bench by letter).
     """
@@ -152,18 +144,16 @@ def exact_letter(answer: str, options: Sequence[str] = LETTERS[:4]) -> str | Non
 def mmmu_option(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter of an MMMU multiple-choice answer.
 
-    , . ! ? ; : ' are trimmed off the ends. Letters in brackets, "(B)", go before letters between blanks, " B
-    "; only if there are neither, and the answer has more than five words, are the options' texts searched,
-    without regard to case. Of several finds the one that occurs last wins. Source: MMMU-Benchmark/MMMU,
-    eval/eval_utils.py, parse_multi_choice_response, which picks at random where this gives None.
+    , . ! ? ; : ' are removed from both ends. Letters in brackets, "(B)", take precedence over letters between
+    blanks. Without either, in an answer of more than five words, the options' texts are searched, ignoring
+    case. The last occurrence wins. Source: MMMU-Benchmark/MMMU, eval/eval_utils.py,
+    parse_multi_choice_response, which picks at random where this returns None.
     """
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
     answer = f" {answer} "
     for pattern in ("({})", " {} "):
-        if (
-            letter := _last({letter: answer.rfind(pattern.format(letter)) for letter in options})
-        ) is not None:
+        if letter := _last({letter: answer.rfind(pattern.format(letter)) for letter in options}):
             return letter
     if len(answer.split()) <= 5:
         return None
@@ -171,13 +161,13 @@ def mmmu_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _last(positions: Mapping[str, int]) -> str | None:
-    """The letter that is found last; None where none is found (-1)."""
+    """The letter at the last position; None if all are -1, not found."""
     last = max(positions, key=lambda letter: positions[letter], default=None)
     return None if last is None or positions[last] < 0 else last
 
 
 def likeliest(log_likelihoods: Sequence[float], options: Sequence[str] = LETTERS) -> str | None:
-    """The letter of the greatest log-likelihood, the first of equals; None if one is not a number.
+    """The letter of the greatest log-likelihood, the first of equals; None if one is NaN.
 
     Source: AILab-CVC/SEED-Bench, eval.py (the option of the smallest loss; losses are sums over an option's
     tokens, so log-likelihoods are not divided by length).

@@ -1,7 +1,7 @@
-"""The soft accuracy of VQA and TextVQA over ten human answers, with the normalisation of each.
+"""The soft accuracy of VQAv2 and TextVQA over ten human answers, with the normalisation of each.
 
-VQAv2 normalises only where the people disagree; TextVQA (EvalAI's processor) always does, and takes commas,
-question marks and the possessive apart first. Everything after that is shared.
+VQAv2 normalises only where the people disagree; TextVQA (EvalAI's processor) always does, and first handles
+commas, question marks and the possessive. The rest is shared.
 """
 
 import re
@@ -11,16 +11,16 @@ from functools import lru_cache
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBER_WORDS)}}
 ARTICLES = ("a", "an", "the")
-# The hyphen and the exclamation mark are in, the apostrophe, the colon and the full stop are not.
+# With the hyphen and the exclamation mark; without the apostrophe, the colon and the full stop.
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# Taken literally from the official pattern: its look-behind means "not after the characters <= and a digit",
-# so a full stop goes unless a digit follows, and "3." loses its stop.
+# The official pattern: its look-behind means "not after the characters <= and a digit", so a full stop is
+# removed unless a digit follows, also in "3.".
 PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The official call passes re.UNICODE where re.sub takes a count, so that at most 32 full stops go.
+# The official call passes re.UNICODE as the count of re.sub, so that at most 32 full stops are removed.
 MOST_PERIODS = int(re.UNICODE)
 
-# Words in their right spelling; `_misspellings` leaves out one apostrophe of each.
+# Correct spellings; `_misspellings` leaves out one apostrophe of each.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
@@ -37,7 +37,7 @@ def _misspellings(word: str) -> list[str]:
     return [word[:i] + word[i + 1 :] for i, letter in enumerate(word) if letter == "'"]
 
 
-# "somebody'd" loses its apostrophe in the official table, against the rule of all other entries.
+# "somebody'd" loses its apostrophe in the official table, unlike all other entries.
 CONTRACTIONS = {
     **{wrong: word for word in _CONTRACTED.split() for wrong in _misspellings(word)},
     "somebody'd": "somebodyd",
@@ -47,8 +47,8 @@ CONTRACTIONS = {
 def strip_punctuation(text: str) -> str:
     """Remove punctuation, or replace it by blanks.
 
-    A mark vanishes if it is next to a blank anywhere in `text`, or if `text` holds a number with a comma,
-    and becomes a blank otherwise ("red/blue" → "red blue"). Then full stops go, save those before a digit.
+    A mark is removed if it is next to a blank anywhere in `text`, or if `text` has a number with a comma, and
+    else becomes a blank ("red/blue" → "red blue"). Then full stops are removed, except before a digit.
     Source: GT-Vision-Lab/VQA, vqaEval.py, processPunctuation.
     """
     number_with_comma = COMMA_IN_NUMBER.search(text) is not None
@@ -60,21 +60,22 @@ def strip_punctuation(text: str) -> str:
 
 
 def map_words(text: str) -> str:
-    """Lower-case, number words to digits, articles out, contractions spelled right, single blanks.
+    """Lower case, number words as digits ("none" as "0"), no articles, contractions corrected, single blanks.
 
-    "none" becomes "0". Source: GT-Vision-Lab/VQA, vqaEval.py, processDigitArticle."""
+    Source: GT-Vision-Lab/VQA, vqaEval.py, processDigitArticle.
+    """
     words = (DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=1 << 16)
 def _normal_form(text: str) -> str:
-    """Both steps; cached, because people give the same few thousand answers over and over."""
+    """Both steps, cached because answers repeat."""
     return map_words(strip_punctuation(text))
 
 
 def leave_one_out(answer: str, human: Sequence[str]) -> float:
-    """The mean over the people of min(1, how many of the *others* gave `answer` / 3).
+    """The mean over the people of min(1, n / 3), where n *others* gave `answer`.
 
     With ten people: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 or more equal answers; not min(1, n/3).
     0 without human answers. Source: Antol et al., arXiv 1505.00468; vqaEval.py, evaluate.
@@ -94,15 +95,15 @@ def vqa_accuracy(prediction: str, human: Sequence[str]) -> float:
 
 
 def vqa_answer(prediction: str, human: Sequence[str]) -> str:
-    """The form in which VQAv2 compares a prediction with the (ten) human answers."""
+    """The form of a prediction that VQAv2 compares with the (ten) human answers."""
     return _compared(prediction, human)[0]
 
 
 def _compared(prediction: str, human: Sequence[str]) -> list[str]:
-    """The prediction and the human answers as they are compared.
+    """The prediction and the human answers in the form that is compared.
 
-    Line breaks and tabs become blanks and ends are trimmed. Only where the human answers differ are they and
-    the prediction normalised: with ten times "ten" the prediction "10" is wrong.
+    Line breaks and tabs become blanks and outer blanks are removed. They are normalised only where the human
+    answers differ: if all ten are "ten", the prediction "10" is wrong.
     """
     texts = [text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *human)]
     if len(set(texts[1:])) > 1:

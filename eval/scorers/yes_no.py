@@ -1,41 +1,27 @@
-"""Yes-or-no answers. POPE and MME read the same answer differently; each rule has its own function."""
+"""Yes-no answers, by the different rules of POPE and MME."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from .averages import percent
 
-MME_PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
+_PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR"
+MME_PERCEPTION = tuple(_PERCEPTION.split())
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
-def _pope_words(text: str) -> list[str]:
-    return text.split(".")[0].replace(",", "").split(" ")
-
-
 def pope_answer(text: str) -> str:
-    """POPE's reading of an answer, "yes" or "no"; there is no third outcome.
+    """An answer by POPE's rule, always "yes" or "no".
 
-    Only the part before the first full stop counts; commas go, and the rest is cut at single blanks. One of
-    the words "No", "no" and "not" makes it "no". Everything else is "yes": "NO", "nothing", "no!" and the
-    empty answer too. Source: AoiDragon/POPE, evaluate.py.
+    The part before the first full stop, without commas, is split at single blanks. It is "no" with one of the
+    words "No", "no" and "not", else "yes": also "NO", "nothing", "no!" and the empty answer. Source:
+    AoiDragon/POPE, evaluate.py.
     """
-    return "no" if {"No", "no", "not"} & set(_pope_words(text)) else "yes"
+    return "no" if {"No", "no", "not"} & set(text.split(".")[0].replace(",", "").split(" ")) else "yes"
 
 
 def pope_says_either(text: str) -> bool:
-    """Whether an answer holds a yes or a no at all; one without either scores as "yes" all the same."""
+    """Whether an answer contains a yes or a no; one without either counts as "yes" nevertheless."""
     yes = any(word.lower().strip("!?:;\"'") == "yes" for word in text.split(".")[0].replace(",", " ").split())
     return yes or pope_answer(text) == "no"
 
@@ -43,8 +29,8 @@ def pope_says_either(text: str) -> bool:
 def binary_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, float | None]:
     """Accuracy, precision, recall, F1 and share of "yes", in per cent, with "yes" the positive class.
 
-    None where the metric does not exist (no answer "yes" has no precision); the official script divides by
-    zero there. Source: AoiDragon/POPE, evaluate.py; Li et al., arXiv 2305.10355.
+    None where a metric is undefined (precision without an answer "yes"); the official script divides by zero
+    there. Source: AoiDragon/POPE, evaluate.py; Li et al., arXiv 2305.10355.
     """
     pairs = list(zip(answers, labels, strict=True))
     true_yes = sum(answer == label == "yes" for answer, label in pairs)
@@ -54,18 +40,18 @@ def binary_scores(answers: Sequence[str], labels: Sequence[str]) -> dict[str, fl
         "accuracy": percent(answer == label for answer, label in pairs),
         "precision": percent(label == "yes" for answer, label in pairs if answer == "yes"),
         "recall": percent(answer == "yes" for answer, label in pairs if label == "yes"),
-        # 2PR / (P + R), written so that it exists where P or R alone is 0.
+        # 2PR / (P + R), in a form that is defined where P or R is undefined.
         "f1": 200 * true_yes / (answered_yes + is_yes) if true_yes else None,
         "yes_ratio": percent(answer == "yes" for answer, _ in pairs),
     }
 
 
 def mme_answer(text: str) -> str:
-    """MME's reading of an answer, "yes", "no" or "other".
+    """An answer by MME's rule: "yes", "no" or "other".
 
-    The answer is lower-cased. It is "yes" if its first four characters hold "yes", else "no" if they hold
-    "no", else "other", which is wrong. So "Not at all", "Know" and " No" are "no", and "I think no" is
-    "other". Source: MME's eval_tool/calculation.py; Fu et al., arXiv 2306.13394.
+    "yes" if its first four characters, lower-cased, contain "yes", else "no" if they contain "no", else
+    "other", which is wrong. So "Not at all", "Know" and " No" are "no", and "I think no" is "other". Source:
+    MME's eval_tool/calculation.py; Fu et al., arXiv 2306.13394.
     """
     head = text.lower()[:4]
     return "yes" if "yes" in head else "no" if "no" in head else "other"
@@ -73,7 +59,7 @@ def mme_answer(text: str) -> str:
 
 @dataclass(frozen=True)
 class MMERow:
-    """One question of MME: `answer` as `mme_answer` gives it, "other" also as None; `label` "yes" or "no"."""
+    """One question of MME: `answer` from `mme_answer`, None for "other"; `label` is "yes" or "no"."""
 
     task: str
     image: Hashable

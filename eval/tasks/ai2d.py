@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import image_from_base64, image_rows, read_tsv
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_from_base64, image_rows, parse_rows, read_tsv
 from ..scorers.multiple_choice import LETTERS, letters_for, mmbench_option
 from .prompts import option_letter
 

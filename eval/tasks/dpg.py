@@ -1,8 +1,8 @@
 """DPG-Bench (arXiv 2403.05135): 1,065 long prompts, four images of each, judged by questions.
 
-The official judge is mPLUG-large; the own one is any local model and its score has its own name. The
-questions come from the official dpg_bench.csv in the folder of the prompts. The output folder also gets the
-official layout: one 2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
+The official judge is mPLUG-large; here it is any local model, under another metric name. The questions are in
+the official dpg_bench.csv in the folder of the prompts. The output folder also gets the official layout: one
+2 x 2 grid for each prompt, `dpg_bench/ITEM.png`.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,8 @@ from PIL import Image
 from ...common.images.reading import load_image
 from ...common.json_files import read_text
 from ...common.paths import single_name
-from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
-from ..data.files import json_line_rows, read_tsv
-from ..data.rows import Row, parse_rows
+from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, null_score, register
+from ..data.files import Row, json_line_rows, parse_rows, read_tsv
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import percent
 from ..scorers.dpg import image_score
@@ -27,7 +26,7 @@ _NAME = "dpg-own-judge"
 
 @register
 class DpgBench(ImageTask):
-    """The official prompts and grids; the questions are answered where a local judge is given."""
+    """The official prompts and grids; a score where a local judge answers the questions."""
 
     name = "dpg"
     summary = "long prompts, judged by questions about the image"
@@ -57,21 +56,17 @@ class DpgBench(ImageTask):
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
         """The mean share of questions answered yes; None unless all items have questions."""
-        judge = judges.vqa_judge()
+        if (judge := judges.vqa_judge()) is None:
+            return null_score(_NAME, missing("judge"))
         asked = [image for image in images if image.item.target["questions"]]
-        if judge is None or not asked:
-            reason = (
-                missing("judge") if judge is None else "dpg_bench.csv is not in the folder of the prompts"
-            )
-            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
+        if not asked:
+            return null_score(_NAME, "dpg_bench.csv is not in the folder of the prompts")
         graded = []
         for image in asked:
-            picture, questions = image.open(), image.item.target["questions"]
-            answers = {}
-            for question in questions:
-                yes, no = judge.probabilities(picture, question["text"])
-                answers[question["id"]] = yes > no
-            parents = {question["id"]: question["parents"] for question in questions}
+            pixels, answers, parents = image.open(), {}, {}
+            for question in image.item.target["questions"]:
+                yes, no = judge.probabilities(pixels, question["text"])
+                answers[question["id"]], parents[question["id"]] = yes > no, question["parents"]
             parsed = {str(key): yes for key, yes in answers.items()}
             graded.append((image, Graded(parsed, image_score(answers, parents))))
         items = item_means(graded)

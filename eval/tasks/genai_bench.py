@@ -1,8 +1,7 @@
 """GenAI-Bench (arXiv 2406.13743): 1,600 prompts by skill, scored by VQAScore (arXiv 2404.01291).
 
 VQAScore is the probability that a model answers "Yes" to: Does this figure show "PROMPT"? The official judge
-is CLIP-FlanT5-XXL; the own one is any local model, so its score has its own name and is comparable only with
-itself.
+is CLIP-FlanT5-XXL; here it is any local model, under another metric name, comparable for equal judges only.
 """
 
 from collections import defaultdict
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from ...common.images.reading import load_image
 from ...common.json_files import read_json
-from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, register
-from ..data.files import json_rows
-from ..data.rows import parse_rows, values_of
+from .. import GeneratedImage, Graded, ImageTask, Item, Score, item_means, null_score, register
+from ..data.files import json_rows, parse_rows, values_of
 from ..judges.protocols import Judges, missing
 from ..scorers.averages import mean
 
@@ -53,17 +51,15 @@ class GenAIBench(ImageTask):
                 load_image(path).save(copy)
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
-        """The mean probability of "Yes", of all images and of each skill."""
-        judge = judges.vqa_judge()
-        if judge is None:
-            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {missing('judge')}",))
-        graded = []
-        by_skill: dict[str, list[float]] = {}
+        """The mean probability of "Yes", over all images and by skill."""
+        if (judge := judges.vqa_judge()) is None:
+            return null_score(_NAME, missing("judge"))
+        graded, by_skill = [], defaultdict[str, list[float]](list)
         for image in images:
             yes, _ = judge.probabilities(image.open(), QUESTION.format(image.item.prompt))
             graded.append((image, Graded(None, yes)))
             for skill in image.item.target["skills"]:
-                by_skill.setdefault(skill, []).append(yes)
+                by_skill[skill].append(yes)
         metrics = {_NAME: mean(one.score or 0.0 for _, one in graded)}
         metrics |= {f"{_NAME}/{skill}": mean(scores) for skill, scores in by_skill.items()}
         note = f"{_NAME}: probability of Yes by {judge.name}, not by the official CLIP-FlanT5-XXL"

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import image_folder, image_rows, json_rows, parquet_files, read_parquet
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_folder, image_rows, json_rows, parquet_files, parse_rows, read_parquet
 from ..scorers.exact_match import gqa_answer
 from .prompts import short_answer
 

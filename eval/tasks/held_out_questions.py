@@ -1,7 +1,7 @@
 """Questions about small images, few enough for a CPU: toy scenes, easy-VQA, NLVR, clothing.
 
-The held-out images come with the package; scenes are rendered from reserved seeds. An answer is right when
-it is the reference's words, except for capitals, surrounding space and a full stop.
+The held-out images come with the package; scenes are rendered from reserved seeds. An answer is correct if it
+equals the reference, except for case, surrounding spaces and full stops.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from ..scorers.averages import percent_by
 class HeldOutQuestions(Task):
     """Exact match of greedy answers, overall and by kind of question (per cent).
 
-    By default all questions of the held-out set `records` are asked, at most `most` about one record.
+    By default on all questions of the held-out set `records`, at most `most` on one record.
     """
 
     generation = {"max_new_tokens": 12}
@@ -32,19 +32,17 @@ class HeldOutQuestions(Task):
                 yield f"{record.id}-{number}", asked
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """The questions without history."""
         return [
             Item(key, one.question, tuple(one.images), {"answer": one.answer, "kind": one.kind})
             for key, one in self.asked(HeldOut(root or HELD_OUT))
         ]
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """Equality with the reference."""
         answer = normalise(prediction)
         return Graded(answer or None, float(answer == normalise(item.target["answer"])))
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
-        """Accuracy, also by kind of question where there are several."""
+        """Accuracy, also by kind of question if there are several."""
         table = super().score(items, predictions, context)
         kinds = {item.id: [item.target["kind"]] for item in items}
         parts = percent_by(table.scores, kinds, "accuracy, ")
@@ -52,7 +50,7 @@ class HeldOutQuestions(Task):
 
 
 class SceneQuestions(HeldOutQuestions):
-    """The first question about each of `count` scenes, by default as many as the split has."""
+    """The first question on each of `count` scenes, by default as many as the split has."""
 
     reworded = False
 

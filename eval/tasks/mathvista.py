@@ -16,12 +16,9 @@ from .. import (
     hidden_answers,
     register,
 )
-from ..data.files import image_rows, json_rows
-from ..data.rows import Row, parse_rows
-from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, math_is_right
+from ..data.files import Row, image_rows, json_rows, parse_rows
+from ..scorers.mathvista import MathProblem, extract_quickly, extraction_prompt, hint, math_is_right
 from ..scorers.multiple_choice import letters_for
-
-_DECIMALS = {1: ("one decimal place", "1.2, 1.3, 1.4"), 2: ("two decimal places", "1.23, 1.34, 1.45")}
 
 
 @register
@@ -97,28 +94,12 @@ def mathvista_query(problem: Mapping[str, Any]) -> str:
     Source: lupantech/MathVista, evaluation/build_query.py, and the queries of the released files.
     """
     unit = f" (Unit: {problem['unit']})" if problem.get("unit") else ""
-    lines = [f"Hint: {_hint(problem)}", f"Question: {problem['question']}{unit}"]
+    form = hint(problem["question_type"], problem["answer_type"], problem.get("precision"))
+    lines = [f"Hint: {form}", f"Question: {problem['question']}{unit}"]
     if problem.get("choices"):
         choices = letters_for(problem["choices"])
         lines += ["Choices:", *(f"({letter}) {text}" for letter, text in choices.items())]
     return "\n".join(lines)
-
-
-def _hint(problem: Mapping[str, Any]) -> str:
-    if problem["question_type"] == "multi_choice":
-        return (
-            "Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end."
-        )
-    kind = problem["answer_type"]
-    if kind == "integer":
-        wanted, what, examples = "an integer answer", "value", "1, 2, 3"
-    elif kind == "list":
-        wanted, what, examples = "a Python list as an answer", "list", "[1, 2, 3], [1.2, 1.3, 1.4]"
-    else:
-        decimals, examples = _DECIMALS[int(problem["precision"])]
-        wanted, what = f"a floating-point number with {decimals}", "value"
-    request = f"Please answer the question requiring {wanted} and provide the final {what}"
-    return f"{request}, e.g., {examples}, at the end."
 
 
 def _item(row: Row) -> Item:

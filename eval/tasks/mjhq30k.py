@@ -1,16 +1,14 @@
-"""MJHQ-30K (arXiv 2402.17245): FID of 30,000 generated images against the set's own, also by category.
+"""MJHQ-30K (arXiv 2402.17245): FID of generated images against 30,000 reference images, also by category.
 
-The published metrics are by clean-fid, which resizes by another filter; ours is torch-fidelity's, under its
-name.
+Published values are by clean-fid, which resizes by another filter than torch-fidelity, which is used here.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.paths import single_name
-from .. import GeneratedImage, ImageTask, Item, Score, register
-from ..data.files import json_rows
-from ..data.rows import Row, parse_rows
+from .. import GeneratedImage, ImageTask, Item, Score, null_score, register
+from ..data.files import Row, json_rows, parse_rows
 from ..judges.protocols import Judges, missing
 
 _NAME = "fid-torch-fidelity"
@@ -38,12 +36,13 @@ class Mjhq30k(ImageTask):
 
     def own_score(self, images: Sequence[GeneratedImage], judges: Judges) -> Score:
         """FID of all images and of each category."""
-        from ..metrics.fid_by_category import fid_by_category  # here, because it imports torch
+        from ..metrics.fid_by_category import (
+            fid_by_category,  # here, because it imports torch, taking seconds
+        )
 
-        extractor = judges.inception()
+        if (extractor := judges.inception()) is None:
+            return null_score(_NAME, missing("inception"))
         lost = [path for i in images if not (path := Path(i.item.target["reference"])).is_file()]
-        if extractor is None or lost:
-            absent = f"{lost[0]} is missing ({len(lost)} in all)" if lost else ""
-            reason = missing("inception") if extractor is None else absent
-            return Score(_NAME, {_NAME: None}, notes=(f"{_NAME} is null: {reason}",))
+        if lost:
+            return null_score(_NAME, f"{lost[0]} is missing ({len(lost)} in all)")
         return fid_by_category(_NAME, images, extractor)

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Graded, HubData, Item, JudgedTask, Score, ScoringContext, hidden_answers, register
-from ..data.files import image_from_base64, image_rows, read_tsv
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_from_base64, image_rows, parse_rows, read_tsv
 from ..judges.replay import Verdicts
 from ..scorers.averages import percent, percent_by
 from ..scorers.multiple_choice import (

@@ -9,8 +9,7 @@ from typing import Any
 
 from ...common.errors import UserError
 from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
-from ..data.files import image_from_cell, parquet_files, read_parquet
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_from_cell, parquet_files, parse_rows, read_parquet
 from ..scorers.averages import percent
 from ..scorers.mmmu_open import open_candidates, open_is_right
 from ..scorers.multiple_choice import letters_for, mmmu_option

@@ -6,8 +6,7 @@ from typing import Any
 
 from ...common.errors import UserError
 from .. import Graded, HubData, Item, JudgedTask, Score, ScoringContext, register
-from ..data.files import image_folder, image_rows, json_rows
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_folder, image_rows, json_rows, parse_rows
 from ..scorers.averages import mean
 from ..scorers.mmvet import SECOND_REQUEST, grade_in, grading_prompt, mmvet_scores
 

@@ -1,6 +1,6 @@
 """PartiPrompts (arXiv 2206.10789): 1,632 prompts for image generation.
 
-The official judges are people; what is computed here is CLIPScore.
+Officially people judge the images; here the metric is CLIPScore.
 """
 
 import csv
@@ -21,7 +21,7 @@ class PartiPrompts(ImageTask):
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         path = self.need_file(root, "PartiPrompts.tsv")
-        # Quotation marks belong to the prompts: some begin with one, and a CSV reader would take them away.
+        # Some prompts begin with a quotation mark, which the usual quoting would remove.
         rows = read_tsv(path, ("Prompt", "Category", "Challenge"), quoting=csv.QUOTE_NONE)
         return [
             Item(

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Graded, HubData, Item, Score, ScoringContext, Task, register
-from ..data.files import image_folder, image_rows, json_line_rows
-from ..data.rows import parse_rows
+from ..data.files import image_folder, image_rows, json_line_rows, parse_rows
 from ..scorers.yes_no import binary_scores, pope_answer, pope_says_either
 
 SPLITS = ("adversarial", "popular", "random")

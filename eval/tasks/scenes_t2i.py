@@ -1,26 +1,24 @@
-"""Generating scenes from prompts, judged by image processing: does the image show what was asked for?"""
+"""Generation of scenes from prompts; image processing checks whether the image shows the scene."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...data_pipelines.scenes.language import EXACT_SKILLS
 from .. import Graded, Item, Score, ScoringContext, Task, find_images, item_means, register
 from ..data.held_out import image_prompts
 from ..scorers.averages import percent
 
-if TYPE_CHECKING:
-    from ...data_pipelines.scenes.checker import CheckResult
-
-# Prompts of each skill; single colours are part of the others.
+# Prompts of each skill; the others include single colours.
 COUNTS = {skill: 100 if skill == "single_object" else 50 for skill in EXACT_SKILLS}
 
 
 @register
 class ScenesT2i(Task):
-    """Per cent of images that show exactly what was asked for; the headline is the mean over skills.
+    """Per cent of images that show exactly the described scene; the headline is the mean over skills.
 
-    counts: how many prompts of each skill.
+    counts: number of prompts of each skill.
     """
 
     name = "scenes-t2i"
@@ -33,7 +31,6 @@ class ScenesT2i(Task):
         self.counts = counts
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """The prompts of every skill."""
         return [
             Item(
                 id=f"{skill}-{number}",
@@ -45,16 +42,17 @@ class ScenesT2i(Task):
         ]
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
-        """By skill: all right; right colours; no object at all."""
-        from ...data_pipelines.scenes.checker import check  # here, because it imports scipy
+        """By skill the shares of correct images, of correct colours and of images without an object."""
+        from ...data_pipelines.scenes.checker import check  # here, because it imports scipy, which is slow
 
-        verdicts: dict[str, list[CheckResult]] = {}
-        graded = []
+        verdicts, graded = defaultdict[str, list[Any]](list), []
         for image in find_images(items, predictions, context.folder):
             verdict = check(image.item.target["spec"], image.open())
-            verdicts.setdefault(image.item.target["skill"], []).append(verdict)
-            found = [f"{one.colour} {one.shape}" for one in verdict.found]
-            parsed = {"found": found, "reason": verdict.reason}
+            verdicts[image.item.target["skill"]].append(verdict)
+            parsed = {
+                "found": [f"{one.colour} {one.shape}" for one in verdict.found],
+                "reason": verdict.reason,
+            }
             graded.append((image, Graded(parsed, float(verdict.correct))))
         metrics: dict[str, float | None] = {}
         for skill, checked in verdicts.items():

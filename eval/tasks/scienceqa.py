@@ -6,8 +6,7 @@ from typing import Any
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import image_folder, image_rows
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_folder, image_rows, parse_rows
 from ..scorers.multiple_choice import LETTERS, letters_for, scienceqa_option
 from .prompts import OPTION_LETTER, as_text
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from ...common.json_files import read_json
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import image_folder, image_rows, json_rows
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_folder, image_rows, json_rows, parse_rows
 from ..scorers.multiple_choice import exact_letter, letters_for, likeliest
 from .prompts import as_text, option_letter
 

@@ -1,7 +1,7 @@
 """T2I-CompBench (arXiv 2307.06350): 8 x 300 prompts of attributes and relations, ten images of each.
 
-The official scores need BLIP-VQA, UniDet and others in the official repository; the output folder gets its
-layout, `t2i_compbench/CATEGORY/samples/PROMPT_NUMBER.png`. Ours is CLIPScore only.
+The official scores need BLIP-VQA, UniDet and others of the official repository, for which the output folder
+gets the layout `t2i_compbench/CATEGORY/samples/PROMPT_NUMBER.png`; here the metric is CLIPScore.
 """
 
 import os
@@ -18,7 +18,7 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", 
 
 @register
 class T2ICompBench(ImageTask):
-    """The official validation prompts, all or of one category."""
+    """The official validation prompts, of all categories or one."""
 
     name = "t2i-compbench"
     summary = "attributes, relations and numbers: CLIPScore of generated images"
@@ -31,13 +31,12 @@ class T2ICompBench(ImageTask):
         items = []
         for category in categories:
             path = self.need_file(root, f"{category}_val.txt")
-            lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-            # The official scorer's images are named after the prompts.
-            prompts = [single_name(line, f"{path}: the prompt") for line in lines]
-            items += [
-                Item(f"{category}_{number:03}", prompt, target={"category": category, "number": number})
-                for number, prompt in enumerate(prompts)
-            ]
+            lines = (line.strip() for line in read_text(path).splitlines() if line.strip())
+            for number, line in enumerate(lines):
+                # The official scorer's images are named after the prompts.
+                prompt = single_name(line, f"{path}: the prompt")
+                target = {"category": category, "number": number}
+                items.append(Item(f"{category}_{number:03}", prompt, target=target))
         return items
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:
@@ -47,13 +46,13 @@ class T2ICompBench(ImageTask):
                 image = folder / self.image_name(index, number)
                 if image.is_file():
                     samples.mkdir(parents=True, exist_ok=True)
-                    # The official scripts read the prompt before the number, which runs through a category.
+                    # The official scripts expect a number that counts the images of a category.
                     running = item.target["number"] * self.images_per_prompt + number
                     link_or_copy(image, samples / f"{item.prompt}_{running:06}.png")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """Link a file under another name, or copy it where the file system has no links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

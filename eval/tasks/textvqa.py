@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import Graded, HubData, Item, Task, register
-from ..data.files import image_folder, image_rows, json_rows
-from ..data.rows import Row, parse_rows
+from ..data.files import Row, image_folder, image_rows, json_rows, parse_rows
 from ..scorers.vqa_accuracy import evalai_answer, textvqa_accuracy
 from .prompts import as_text, short_answer
 
