@@ -1,4 +1,4 @@
-"""The loss curves of a run: read from its log, thinned, kept as a small CSV to compare later runs with."""
+"""The loss curves of a run: read from its log, thinned, and stored as a small CSV for comparison."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..common.values import whole_number
 
 LOG = "log.jsonl"
 PREFIX = "loss/"
-#: Rows of a CSV; a picture does not resolve more points.
+#: Rows of a CSV; a plot does not resolve more points.
 MAX_ROWS = 200
-#: A run never has more losses, and a picture cannot hold more.
+#: Losses of a file; a plot cannot show more.
 MAX_LOSSES = 64
-#: Beyond this a training has diverged, and nothing can be plotted to scale.
+#: Larger losses mean divergence, and cannot be plotted to scale.
 LARGEST = 1e30
 
 
 @dataclass(frozen=True)
 class LossCurves:
-    """Every loss over the steps of one run.
+    """The losses over the steps of one run.
 
     Args:
         steps: optimizer steps, ascending.
-        losses: a value for each step by the loss's name; nan where the log has none.
+        losses: by name, a value for each step; nan for a missing one.
     """
 
     steps: list[int]
@@ -36,10 +36,12 @@ class LossCurves:
 
     @classmethod
     def read(cls, path: Path) -> LossCurves:
-        """From a run's folder, its log.jsonl, or a CSV of `write_csv`; without the losses by source.
+        """Read a run's folder, its log.jsonl, or a CSV of `write_csv`, without the losses by source.
 
-        A line torn by a killed run, the last one, is left out. Of steps that were done twice the later ones
-        count. Errors: UserError for a file that is neither, or holds no losses.
+        An incomplete last line of a killed run is ignored. Of repeated steps the last one counts.
+
+        Errors:
+            UserError for a file of another kind, or without losses.
         """
         file = path / LOG if path.is_dir() else path
         try:
@@ -55,14 +57,14 @@ class LossCurves:
             rows.append(row)
         names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
         if not names:
-            raise UserError(f"{file} holds no losses yet; wait until the run has logged a step")
+            raise UserError(f"{file} has no losses yet; wait until the run has logged a step")
         if len(names) > MAX_LOSSES:
-            raise UserError(f"{file} holds {len(names)} losses; at most {MAX_LOSSES} can be plotted")
+            raise UserError(f"{file} has {len(names)} losses; at most {MAX_LOSSES} can be plotted")
         losses = {name: [row.get(name, math.nan) for row in rows] for name in names}
         return cls([int(row["step"]) for row in rows], losses)
 
     def thinned(self, rows: int = MAX_ROWS) -> LossCurves:
-        """At most so many rows, each the mean of as many neighbours (a log line is a mean already)."""
+        """Curves of at most `rows` rows, each the mean of neighbouring ones."""
         size = math.ceil(len(self.steps) / rows)
         starts = range(0, len(self.steps), size)
         losses = {
@@ -72,7 +74,7 @@ class LossCurves:
         return LossCurves([self.steps[start : start + size][-1] for start in starts], losses)
 
     def smoothed(self, window: int) -> LossCurves:
-        """Every value as the mean of the last `window` of them."""
+        """The moving average over the last `window` values."""
         losses = {
             name: [_mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
             for name, values in self.losses.items()
@@ -80,14 +82,14 @@ class LossCurves:
         return LossCurves(self.steps, losses)
 
     def at(self, name: str, step: int) -> float:
-        """The loss at the logged step that is nearest; nan where there is no such loss."""
+        """The loss at the nearest logged step; nan for an unknown loss."""
         if name not in self.losses:
             return math.nan
         nearest = min(range(len(self.steps)), key=lambda index: abs(self.steps[index] - step))
         return self.losses[name][nearest]
 
     def write_csv(self, path: Path) -> None:
-        """A column for the step and one for each loss, in four significant digits; nan is an empty cell."""
+        """Write a column for the step and one for each loss, with four significant digits; nan is empty."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["step", *self.losses])
@@ -110,7 +112,7 @@ def _log_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
             }
             found = {"step": whole_number(row["step"], "step", 0, 2**53), **losses}
         except (JsonError, UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):  # without its line break: torn
+            if number == len(lines):  # without its line break: incomplete
                 return
             raise UserError(f"{file}, line {number} is not a line of a run's log") from error
         yield found
@@ -132,7 +134,7 @@ def _csv_rows(text: str, file: Path) -> Iterator[dict[str, float]]:
 
 
 def _loss(value: str | float | None) -> float:
-    """A loss that can be plotted; nan for one that is missing or infinite."""
+    """The loss, or nan if it is missing or too large to plot."""
     try:
         number = math.nan if value is None else float(value)
     except OverflowError:  # an integer of hundreds of digits

@@ -1,4 +1,4 @@
-"""One registry for what a run measures: numbers are recorded where they arise and reduced together."""
+"""One registry of a run's metrics, which are reduced over all processes together."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Entry:
 
 
 class Metrics:
-    """Numbers recorded between two readings, over all processes.
+    """Metrics accumulated between two calls of `read`, over all processes.
 
-    Recording never waits for a GPU: tensors are added up where they are. Reading costs one all-reduce. All
-    processes have to record the same names.
+    Recording never waits for a GPU: tensors are accumulated on their device. Reading costs one all-reduce.
+    All processes must record the same names.
     """
 
     def __init__(self, world: World) -> None:
@@ -40,13 +40,13 @@ class Metrics:
         count: Number = 1.0,
         reduce: Literal["mean", "sum", "max", "main"] = "mean",
     ) -> None:
-        """Add a number, or a vector (S,) with a name for each of its numbers.
+        """Record a number, or a vector (S,) with a name for each element.
 
         Args:
-            count: of a mean, how many targets `value` is the sum over, in the shape of `value`.
-            reduce: "mean" is the sum of all values over the sum of all counts: 0 without any target for a
-                single name, left out for one of several. "sum" and "max" are over all processes, "main" is
-                the main process's last value.
+            count: for a mean, the number of targets that `value` is the sum over, in the shape of `value`.
+            reduce: "mean" is the sum of all values over the sum of all counts; without any target it is 0
+                for a number, and left out for an element of a vector. "sum" and "max" are over all
+                processes, "main" is the main process's last value.
         """
         key = (name,) if isinstance(name, str) else tuple(name)
         value, count = (n.detach().double() if isinstance(n, Tensor) else n for n in (value, count))
@@ -61,20 +61,20 @@ class Metrics:
             entry.value, entry.count = entry.value + value, entry.count + count
 
     def read(self, reset: bool = True) -> dict[str, float]:
-        """The reduced numbers by name, sorted; recording then starts again. Every process calls this."""
+        """The reduced metrics by name, sorted; `reset` starts anew. Every process calls this."""
         entries = sorted(self._entries.items())
         vectors = [self._summands(entry) for _, entry in entries]
         totals = self._world.sum(torch.cat(vectors)).tolist() if any(map(len, vectors)) else []
         values: dict[str, float] = {}
         for (names, entry), vector in zip(entries, vectors, strict=True):
-            own, totals = totals[: len(vector)], totals[len(vector) :]
-            values |= _reduced(names, entry, own)
+            values |= _reduced(names, entry, totals[: len(vector)])
+            totals = totals[len(vector) :]
         if reset:
             self._entries = {}
         return dict(sorted(values.items()))
 
     def _summands(self, entry: _Entry) -> Tensor:
-        """What of an entry is summed over all processes, a vector."""
+        """The vector of an entry that is summed over all processes."""
         if entry.reduce == "main":
             return torch.zeros(0, dtype=torch.float64, device=self._world.device)
         value, count = (
@@ -83,7 +83,7 @@ class Metrics:
         )
         if entry.reduce == "mean":
             return torch.cat((value, count))
-        if entry.reduce == "max":  # each process has a slot of its own
+        if entry.reduce == "max":  # one slot for each process
             return torch.nn.functional.pad(value, (self._world.rank, self._world.size - self._world.rank - 1))
         return value
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what may become one, and one run at a time in it."""
+"""The folder of a run: checked before anything is written, and locked against other runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .config.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
-#: What a run overwrites in its folder.
+#: The files and folders that a run overwrites in its folder.
 WRITTEN = (CHECKPOINTS, MODEL, "recipe.yaml", "log.jsonl", "validation.jsonl", "validation", "tensorboard")
 
 
 @contextmanager
 def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
-    """Hold the folder of a run for all its processes; every rank enters this.
+    """Check, create and lock the folder of a run; every rank enters this.
 
     Errors:
-        UserError on every rank, before anything is written: the folder is an input of the run or holds one,
-        was not made by a run, cannot be written, or another run is active in it.
+        UserError on every rank, before anything is written, if the folder is or contains an input of the
+        run, was not made by a run, is not writable, or if another run is active in it.
     """
     folder = user_path(recipe.output, "output")
     with ExitStack() as held:
@@ -36,13 +36,13 @@ def run_folder(recipe: Recipe, world: World) -> Iterator[Path]:
 
 
 def inputs_of(recipe: Recipe) -> dict[str, Path]:
-    """The folders and files that a run reads, by the keys that name them; hub ids and URLs are left out."""
+    """The folders and files that a run reads, by recipe key, without hub ids and URLs."""
     local = {key: user_path(text, key) for key, text in named_paths(recipe).items() if not is_url(text)}
     return {key: path for key, path in local.items() if path.exists()}
 
 
 def _take(recipe: Recipe, folder: Path, held: ExitStack) -> None:
-    """Check the folder, make it and lock it. UserError for what is in the way of that."""
+    """Check, create and lock the folder on the main process."""
     with examining(folder, "output"):
         refuse_overlap(folder, inputs_of(recipe), "output")
         _refuse_foreign(folder)
@@ -52,13 +52,13 @@ def _take(recipe: Recipe, folder: Path, held: ExitStack) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """UserError for a folder whose content a run would overwrite though no run made it."""
+    """Raise UserError if a run would overwrite files that no run has written."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} exists and is not a folder; give another name")
     if is_mount_point(folder / MODEL):
         raise UserError(
-            f"output {folder}: {MODEL}/ in it is a mount point and could not be replaced by the exported "
-            "model; mount the complete folder, or give another one"
+            f"output {folder}: its {MODEL}/ is a mount point, which the exported model cannot replace; mount "
+            "the complete folder, or give another one"
         )
     is_run = (folder / CHECKPOINTS).is_dir() or (
         (folder / "recipe.yaml").is_file() and (folder / "tensorboard").is_dir()
@@ -66,6 +66,6 @@ def _refuse_foreign(folder: Path) -> None:
     taken = [name for name in WRITTEN if (folder / name).exists() or (folder / name).is_symlink()]
     if taken and not is_run:
         raise UserError(
-            f"output {folder} holds {taken[0]}, which no run made there, and a run would overwrite it: give "
+            f"output {folder} holds {taken[0]}, which was not made by a run and would be overwritten: give "
             "another folder"
         )

@@ -1,8 +1,8 @@
-"""The data of a run: the recipe's mixture, this rank's part of it as micro-batches, and the position in it.
+"""The data of a run: this rank's micro-batches of the recipe's mixture, and the position in it.
 
-Without packing the position follows from the step number. With packing the number of rows that draws make is
-known only once they are packed, so the position is a cursor (see
-`data_pipelines.stream.packing`), which checkpoints hold for every rank.
+Without packing the position follows from the step number. With packing the number of rows depends on the
+records, so the position is a cursor (see `data_pipelines.stream.packing`) that checkpoints hold for every
+rank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .objectives.base import Batch
 
 
 class Stream:
-    """This rank's part of the recipe's data."""
+    """This rank's share of the recipe's data."""
 
     def __init__(self, recipe: Recipe, world: World, sources: list[Any], mixture: Mixture) -> None:
         self.recipe, self.world, self.sources, self.mixture = recipe, world, sources, mixture
@@ -45,8 +45,7 @@ class Stream:
 
     @classmethod
     def open(cls, recipe: Recipe, world: World) -> Stream:
-        """Open all sources. Raises UserError for one that is not there, empty, or of which hardly a record
-        can be read."""
+        """Open all sources. UserError for one that is missing, empty, or mostly unreadable."""
         configs = recipe.data.sources
         missing = [
             f"{name}: {source.path}"
@@ -67,7 +66,7 @@ class Stream:
         return cls(recipe, world, sources, mixture)
 
     def fingerprints(self) -> dict[str, str]:
-        """A digest of the records of each source, by name: with equal ones a run can be resumed."""
+        """A digest of the records of each source by name; a resumed run requires equal ones."""
         names = self.recipe.data.sources
         return {name: _fingerprint(source.manifest) for name, source in zip(names, self.sources, strict=True)}
 
@@ -78,26 +77,25 @@ class Stream:
     # ---- batches
 
     def run(self, objective: Objective, start: int) -> Iterator[StreamBatch]:
-        """The run's own micro-batches, from number ``start`` on, without end, counted and timed.
+        """An endless iterator of micro-batches from number ``start``, counted and timed.
 
-        With packing they continue from the checkpoint's cursor instead.
+        With packing it starts at the checkpoint's cursor instead.
 
         Errors:
-            UserError when a resumed run has packing and its checkpoint none.
+            UserError if a resumed run has packing and its checkpoint does not.
         """
         if not self.is_packed:
             return self.statistics.timed(self._plain(objective, start, self.statistics))
         if start and not self._resumed:
             raise UserError(
-                "data.pack_length is set, but the checkpoint was written without packing: take pack_length "
-                "out, or give another output folder and init_from"
+                "data.pack_length is set, but the checkpoint was written without packing: remove "
+                "pack_length, or give another output folder and init_from"
             )
         self._packed = self._packed_batches(objective, self.statistics)
         return self.statistics.timed(self._packed)
 
     def batches(self, objective: Objective, start: int) -> Iterator[Batch]:
-        """A look at the micro-batches from number ``start`` on, without end (with packing: from the
-        run's cursor); it moves nothing."""
+        """A preview of the micro-batches from number ``start`` (with packing: from the run's cursor)."""
         packed = self.is_packed
         batches = self._packed_batches(objective, None) if packed else self._plain(objective, start, None)
         return (batch.inputs for batch in batches)
@@ -111,7 +109,7 @@ class Stream:
             try:
                 return objective.record_length(self.sources[draw.source][draw.index])
             except (OSError, ValueError):
-                return 0  # the loader will skip and name it
+                return 0  # the loader will skip and report it
 
         plan = BatchPlan(
             self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
@@ -144,14 +142,14 @@ class Stream:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursors of all ranks, for the checkpoint; empty without packing. Every rank calls this."""
+        """The cursors of all ranks; empty without packing. Every rank calls this."""
         if not self.is_packed:
             return {}
         cursors = self.world.gather(self._packed.cursor if self._packed else self._cursor)
         return {**plan_state(self._plan, cursors), "packing": self._packing_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`. Raises UserError when the recipe packs differently."""
+        """Continue from `state_dict`. UserError if the recipe packs differently."""
         packing = take(state, "packing", dict, "the checkpoint's position in the data")
         if packing != self._packing_settings():
             raise UserError(
@@ -175,7 +173,7 @@ class Stream:
         return {f"data/{name}": value for name, value in self._metrics.items()}
 
     def summary(self) -> str:
-        """The last `metrics` in a few words, for the progress bar."""
+        """The last `metrics` in short, for the progress bar."""
         parts = []
         if "fill_share" in self._metrics:
             parts.append(f"filled {self._metrics['fill_share']:.0%}")
@@ -185,7 +183,7 @@ class Stream:
         return " ".join(parts)
 
     def _note_skip(self, skip: Skip) -> None:
-        """Name a skipped record in skipped-records-RANK.jsonl of the run's folder."""
+        """Append a skipped record to ``skipped-records-RANK.jsonl`` in the run's folder."""
         line = {**asdict(skip), "source": list(self.recipe.data.sources)[skip.source]}
         folder = Path(self.recipe.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +192,7 @@ class Stream:
 
 
 def _fingerprint(manifest: Mapping[str, Any]) -> str:
-    """A digest of the shards that a manifest lists: their names, splits, records and contents."""
-    shards = [
-        [shard.get(key) for key in ("file", "split", "records", "sha256")] for shard in manifest["shards"]
-    ]
+    """A digest of the names, splits, records and contents of a manifest's shards."""
+    keys = ("file", "split", "records", "sha256")
+    shards = [[shard.get(key) for key in keys] for shard in manifest["shards"]]
     return hashlib.sha256(json.dumps(shards, default=str).encode()).hexdigest()

@@ -1,8 +1,7 @@
 """The training loop.
 
-Everything random in a step follows from (seed, rank, step), and the data stream from the step number (packed
-rows: from a cursor), so a run resumes exactly from a checkpoint that holds only weights, optimizer state, the
-step and the cursors.
+Everything random in a step follows from (seed, rank, step), and the data from the step number (packed rows:
+from a cursor), so a run resumes exactly from weights, optimizer state, the step and the cursors.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ from .stream import Stream
 
 @dataclass
 class Trainer(TrainState):
-    """Trains an objective. All that is not a step of training is a callback, see `Callback`."""
+    """Trains an objective; everything besides the training step is a `Callback`."""
 
     def fit(self) -> None:
-        """Train until ``last_step``: data, forward and backward, update, and what follows, step by step."""
+        """Train until ``last_step``."""
         run, stream, objective = self.recipe.run, self.stream, self.objective
         accumulation = run.gradient_accumulation_steps
         batches = stream.run(objective, self.step * accumulation)
@@ -86,13 +85,13 @@ class Trainer(TrainState):
         self.call("on_train_end")
 
     def _forward_and_backward(self) -> None:
-        """The gradient of the step's micro-batches, each term a mean over its targets in all of them."""
+        """Accumulate the gradient of the micro-batches; each term is a mean over its targets in all."""
         self.target_counts = [self.objective.target_counts(batch.inputs) for batch in self.micro_batches]
         counts = self._over_all_processes(self.target_counts)
         self.losses = []
         for number, batch in enumerate(self.micro_batches):
             if number:
-                self.engine.step()  # counts the micro-batch before; the weights move after the last one
+                self.engine.step()  # only counts micro-batches; weights are updated after the last one
             _seed_micro_batch(self.recipe.seed, self.world.rank, self.step, number)
             with self.autocast():
                 terms = self.engine(**batch.inputs)
@@ -113,11 +112,10 @@ class Trainer(TrainState):
 def train(recipe: Recipe) -> Path | None:
     """Run a recipe, resuming from its newest checkpoint.
 
-    Returns the folder of the exported model, or None when ``run.stop_after`` ended the run before its last
-    step.
+    Returns the folder of the exported model, or None if ``run.stop_after`` ended the run early.
 
     Errors:
-        RunStopped when SIGTERM or SIGINT ended the run early, after a checkpoint.
+        RunStopped if SIGTERM or SIGINT ended the run early, after a checkpoint.
     """
     timeout = timedelta(minutes=recipe.run.timeout_minutes)
     world = join_world(recipe.run.threads, timeout)
@@ -206,7 +204,7 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
 
 
 def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:
-    """The objective of a recipe, its model built or loaded. UserError for data that do not fit it."""
+    """The objective of a recipe with its model. UserError for data that do not fit it."""
     objective = build_objective(recipe)
     objective.set_attention(recipe.run.attention)
     if recipe.run.gradient_checkpointing:
@@ -230,7 +228,7 @@ def initialise_engine(recipe: Recipe, world: World, objective: Objective) -> tup
 
 
 def weighted_loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
-    """Σ weight · total / global count, times what DeepSpeed will divide by (processes and accumulation)."""
+    """Σ weight · total / global count, times the divisor of DeepSpeed (processes · accumulation)."""
     shares = [term.total * (term.weight * divisor / max(counts[name], 1.0)) for name, term in terms.items()]
     return torch.stack(shares).sum()
 

@@ -90,7 +90,7 @@ def test_the_command_plots_and_compares(
     ("content", "named"),
     [
         (None, "give a run's folder"),
-        ("", "holds no losses yet"),
+        ("", "has no losses yet"),
         ('{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is not a line of a run's log"),
     ],
 )

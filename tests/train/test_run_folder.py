@@ -177,7 +177,7 @@ def test_a_disk_full_at_the_export_costs_no_training(
     with monkeypatch.context() as patched:
         patched.setattr(ContrastiveObjective, "export", fail)
         line = refused(again, capsys)
-    assert "The training is done, as step-" in line
+    assert "Training is complete and saved in step-" in line
     assert "the model could not be written" in line
     assert not (run / "model").exists()
     assert not list(run.glob(".model*"))

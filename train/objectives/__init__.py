@@ -1,4 +1,4 @@
-"""What a run minimises: one class per objective, all with the interface of :class:`Objective`."""
+"""Training objectives, one class each, with the interface of :class:`Objective`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["LossTerm", "Objective", "build_objective"]
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """The objective of the one section that the recipe holds, with its model built or loaded."""
+    """Build the objective of the recipe's one objective section, with its model."""
     if recipe.contrastive is not None:
         from .contrastive import ContrastiveObjective
 

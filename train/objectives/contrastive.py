@@ -1,8 +1,8 @@
-"""A small SigLIP from scratch: the backbone of models that cannot start from released weights.
+"""A small SigLIP from scratch, for backbones that do not start from released weights.
 
-The loss is open_clip's SigLIP loss. Scenes may add a dense loss: the class (shape and colour) of the
-object under each patch is read from the states that the semantic quantizer will later see. Image-text
-pairs alone teach a small encoder hardly anything about where things are.
+The loss is open_clip's SigLIP loss. Scenes may add a dense loss: the class (shape and colour) of the object
+in each patch is predicted from the states that the semantic quantizer later receives, because image-text
+pairs alone hardly teach a small encoder the positions of objects.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from .base import Batch, LossTerm, Objective, cast, image_of, naming
 from .tokenizer.consistency import BACKGROUND_SHARE, consistency_loss, content_groups
 
 _IGNORED = -100
-_CHARACTERS_PER_TOKEN = 100  # more than words have
+_CHARACTERS_PER_TOKEN = 100  # an upper bound
 
 
 class Pair(NamedTuple):
-    """One training example: normalised pixels (3,S,S), ids of the caption (L,), patch classes (G·G,) or
-    all-ignored."""
+    """Normalised pixels (3, S, S), caption ids (L,), and patch classes (G·G,; ignored without a scene)."""
 
     pixels: torch.Tensor
     caption: torch.Tensor
@@ -72,7 +71,7 @@ class ContrastiveObjective(Objective):
     def _caption_ids(self, caption: str) -> torch.Tensor:
         longest = self.config.max_text_length
         text = self.tokenizer(
-            # What follows cannot be among the first tokens, and a book would cost time and memory.
+            # The rest cannot be among the first tokens, and a very long text would cost time and memory.
             caption[: _CHARACTERS_PER_TOKEN * longest],
             padding="max_length",
             truncation=True,
@@ -89,7 +88,7 @@ class ContrastiveObjective(Objective):
             return patch_classes(Scene.from_dict(scene), self.grid).reshape(-1)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise RecordError(f"Record {shown(record.id)}: its metadata hold no scene ({reason})") from error
+            raise RecordError(f"Record {shown(record.id)}: its metadata has no scene ({reason})") from error
 
     def collate(self, examples: list[Pair]) -> Batch:
         return {
@@ -153,7 +152,7 @@ def image_and_caption(record: Record) -> tuple[Any, str]:
     """The first image and its text: the prompt it was generated for, or the first answer about it.
 
     Errors:
-        RecordError for a record without one of them.
+        RecordError for a record without image or text.
     """
     images = record.image_parts()
     is_generated = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())

@@ -1,4 +1,4 @@
-"""The unified model: next-token prediction of text, pixel and semantic codes, on records with such codes."""
+"""The unified model: next-token prediction of text and visual codes, on records with cached codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CHARACTERS_PER_TOKEN = 4
 class MllmObjective(Objective):
     """Trains ``DualTokenForConditionalGeneration``; exports it with its tokenizer as one folder.
 
-    The vision tower is not in memory during training: records carry cached codes, and the model its frozen
+    The vision tower is not in memory during training: records hold cached codes, the model holds the frozen
     codebooks.
     """
 
@@ -50,7 +50,7 @@ class MllmObjective(Objective):
     def __init__(
         self, config: MllmObjectiveConfig, seed: int, max_length: int = 0, init_from: str | None = None
     ) -> None:
-        """init_from: the saved model whose architecture and tokenizers these are; its weights come later."""
+        """init_from: a saved model that gives architecture and tokenizers; weights: see `initialise_from`."""
         super().__init__()
         self.config, self.seed = config, seed
         parts = new_parts(config) if init_from is None else saved_parts(config, init_from)
@@ -66,9 +66,8 @@ class MllmObjective(Objective):
         self._target_losses: dict[str, TargetLosses] = {}
 
     def prepare(self, record: Record, draw: int) -> EncodedRecord:
-        """Ids, labels and codes; RecordError, which loaders skip and name, for a record that teaches
-        nothing, is too long, or has other codes than the visual tokenizer makes.
-        """
+        """Ids, labels and codes. RecordError for a record without targets, that is too long, or with codes
+        that do not fit the visual tokenizer."""
         require_trainable(record)
         self._check_images(record)
         self._limit.check_before(record)
@@ -81,13 +80,13 @@ class MllmObjective(Objective):
                 messages = drop_prompt(messages)
             example = self.processor.encode_record(messages)
         self._limit.check(record, len(example))
-        # The end of an answer of which the text tokenizer leaves nothing is not a lesson.
+        # The end of an answer is not a useful target if the text tokenizer drops the answer itself.
         if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
             raise RecordError(f"Record {shown(record.id)} has nothing to learn: its answers have no tokens")
         return example
 
     def _check_images(self, record: Record) -> None:
-        """Every image comes as codes of this visual tokenizer: others would break the batch they are in."""
+        """Raise RecordError for images without codes, or with codes that do not fit the visual tokenizer."""
         for part in record.image_parts():
             if "pixel_codes" not in part:
                 raise RecordError(
@@ -104,7 +103,7 @@ class MllmObjective(Objective):
     def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
         batch: Batch = dict(self.processor.collate_packed(rows, length))
         if "flash" in str(self.model.language_model.config._attn_implementation):
-            # From position_ids alone it finds the documents of a batch of one row only.
+            # From position_ids alone it finds the documents only in batches of one row.
             batch |= flash_attention_bounds(batch["position_ids"])
         return batch
 
@@ -112,7 +111,7 @@ class MllmObjective(Objective):
         images = manifest["counts"]["images"]
         if images and "tokenizer" not in manifest:
             raise UserError(
-                f"data.sources.{name} holds {images} images and no codes: make codes of them with `dualtoken "
+                f"data.sources.{name} holds {images} images and no codes: encode them with `dualtoken "
                 "tokenize`, and name that folder"
             )
         preprocessing = preprocessing_checksum(self.processor.image_processor)
@@ -168,20 +167,20 @@ class MllmObjective(Objective):
         by_position = source_ids.to(labels.device)
         if by_position.ndim == 1:
             by_position = by_position.unsqueeze(1).expand_as(labels)
-        by_place = by_position[:, 1:].flatten()
+        by_target = by_position[:, 1:].flatten()
         sums = {}
         for name in self.model.config.loss_weights:
             total = torch.zeros(2, num_sources, dtype=torch.float64, device=labels.device)
             targets = self._target_losses[name]
             if targets.losses is not None:  # the same terms on all ranks, whatever their batches hold
                 parts = torch.stack([targets.losses.double(), torch.ones_like(targets.losses).double()])
-                total.index_add_(1, by_place[targets.positions], parts)
+                total.index_add_(1, by_target[targets.positions], parts)
             sums[name] = total
         return sums
 
     def export(self, folder: Path, dtype: torch.dtype) -> None:
         if self.config.lora is not None:
-            # In the wider of both formats, where the sum is rounded least.
+            # In the wider of both formats, in which the sum is rounded least.
             cast(self.model, torch.promote_types(self.model.dtype, dtype))
             merge_adapters(self.model)
         cast(self.model, dtype)
@@ -193,13 +192,13 @@ class MllmObjective(Objective):
         return self._visual_tokenizer.load()
 
     def rehearse_export(self, folder: Path) -> None:
-        self.load_visual_tokenizer()  # its weights are not needed before
+        self.load_visual_tokenizer()  # its weights are not needed until the export
         self.processor.save_pretrained(folder)
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
 
     def extra_state(self) -> dict[str, Any]:
-        """The chat format: what a template computed (a date) must not change when the run is resumed."""
+        """The chat format: computed parts of a template (a date) must not change when the run is resumed."""
         chat_format = self.processor.chat_format
         return {} if chat_format.is_own else {"chat_format": asdict(chat_format)}
 
@@ -212,13 +211,13 @@ class MllmObjective(Objective):
 
     def initialise_from(self, folder: str) -> None:
         trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)
-        merge_adapters(self.model)  # they are new and add nothing; the folder is that of a plain model
-        own, weights = self.model.state_dict(), trained.state_dict()
-        books = [name for name in own if name.endswith("codebook.vectors")]
-        if not all(torch.equal(own[name], weights[name]) for name in books):
+        merge_adapters(self.model)  # new adapters change nothing; the folder has a model without them
+        new, weights = self.model.state_dict(), trained.state_dict()
+        codebooks = [name for name in new if name.endswith("codebook.vectors")]
+        if not all(torch.equal(new[name], weights[name]) for name in codebooks):
             raise UserError(
                 f"mllm.visual_tokenizer {self.config.visual_tokenizer} has other codebooks than the model of "
-                f"init_from {folder}; leave it out, which takes the model's own"
+                f"init_from {folder}; leave it out to use the model's"
             )
         self.model.load_state_dict(weights)
         self._add_adapters()

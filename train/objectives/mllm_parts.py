@@ -1,4 +1,4 @@
-"""The unified model with its processor and visual tokenizer: made new, or those of a saved model."""
+"""The unified model with its processor and visual tokenizer: new, or of a saved model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..config.starting_point import StartingPoint
 
 
 class Parts(NamedTuple):
-    """What the objective trains, prepares records with, and exports."""
+    """The model to train, and what prepares its records and is exported with it."""
 
     model: DualTokenForConditionalGeneration
     processor: DualTokenProcessor
@@ -36,9 +36,7 @@ def new_parts(config: MllmObjectiveConfig) -> Parts:
     """A new model around the language model and the tokenizers that the recipe names."""
     text_tokenizer = config.text_tokenizer or config.llm
     if not isinstance(text_tokenizer, str) or config.llm is None or config.visual_tokenizer is None:
-        raise UserError(
-            "mllm.text_tokenizer is missing; a new LLM has no text tokenizer of its own, so name a folder"
-        )
+        raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer, so name a folder")
     visual = StoredTokenizer.from_pretrained(config.visual_tokenizer)
     settings = vars(config.model or ModelSettings())
     model = build_model(config.llm, visual, text_tokenizer, load_visual_tokenizer=False, **settings)
@@ -46,10 +44,10 @@ def new_parts(config: MllmObjectiveConfig) -> Parts:
 
 
 def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
-    """A model as the saved one at `init_from`, its weights not yet read; the recipe may change its losses.
+    """A model like the saved one at `init_from`, without its weights; the recipe may change its losses.
 
     Errors:
-        UserError for what is not a saved model, and for tokenizers that are not the model's.
+        UserError if there is no saved model, or if the recipe names tokenizers that do not fit it.
     """
     source = model_source(init_from)
     saved = StartingPoint(source, "mllm", DualTokenConfig.from_pretrained(source))
@@ -58,7 +56,7 @@ def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
     if named is not None and load_text_tokenizer(named).get_vocab() != processor.tokenizer.get_vocab():
         raise UserError(
             f"mllm.text_tokenizer {named} has another vocabulary than the model of init_from {init_from}; "
-            "leave it out, which takes the model's own"
+            "leave it out to use the model's"
         )
     visual = _visual_tokenizer(config.visual_tokenizer, source)
     model = DualTokenForConditionalGeneration(saved.model_config(config.model))
@@ -68,7 +66,7 @@ def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
 
 
 def _visual_tokenizer(named: str | None, source: str) -> StoredTokenizer:
-    """The one that the recipe names, or that of the saved model."""
+    """The visual tokenizer that the recipe names, or that of the saved model."""
     if named is not None:
         return StoredTokenizer.from_pretrained(named)
     if Path(source).is_dir():

@@ -1,4 +1,4 @@
-"""How long a record may be: in tokens, and before it is tokenized in characters."""
+"""The longest record, in tokens, and in characters before it is tokenized."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _UNSTATED_CONTEXT = 32_768  # tokens of a record, for a language model that stat
 
 @dataclass(frozen=True)
 class RecordLimit:
-    """How long a record may be, in tokens.
+    """The longest record, in tokens.
 
-    setting: where that comes from, for messages.
-    characters: no token stands for more of them.
-    positions: tokens of one image.
+    Args:
+        setting: the source of the limit, for messages.
+        characters: the most that one token can stand for.
+        positions: tokens of one image.
     """
 
     tokens: int
@@ -29,7 +30,7 @@ class RecordLimit:
 
     @classmethod
     def of(cls, model: DualTokenForConditionalGeneration, processor: Any, max_length: int) -> RecordLimit:
-        """The language model's context, or `max_length` where that is smaller and not 0."""
+        """The language model's context, or `max_length` if that is smaller and not 0."""
         context = context_length(model.config.text_config)
         if context is None:
             tokens, setting = max_length or _UNSTATED_CONTEXT, "data.max_length"
@@ -41,13 +42,12 @@ class RecordLimit:
         return cls(tokens, setting, longest, processor.num_positions)
 
     def check_before(self, record: Record) -> None:
-        """Raise RecordError for a record that is obviously too long: tokenizing a book would take minutes and
-        gigabytes."""
+        """Raise RecordError for a record with too many characters: tokenizing it could take gigabytes."""
         characters = sum(map(len, record.texts()))
         self.check(record, len(record.image_parts()) * self.positions + characters // self.characters)
 
     def check(self, record: Record, length: int) -> None:
-        """Raise RecordError for a record of this many tokens, or more, if they are too many."""
+        """Raise RecordError if a record of at least this many tokens is too long."""
         if length > self.tokens:
             raise RecordError(
                 f"Record {shown(record.id)} has {length} tokens or more, {self.setting} is {self.tokens}"

@@ -1,4 +1,4 @@
-"""Questions about the same images in another order at every draw."""
+"""Shuffle the questions about the same images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from ...data_pipelines.records import text_part
 
 
 def shuffle_question_turns(messages: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """The same question-answer pairs in another order, if the record asks several questions about its
-    first turn's images.
+    """Shuffle the question-answer pairs of a record whose images are all in the first turn.
 
-    The images stay at the head of whatever question now comes first, a system turn before them. Records of
-    one turn, and records with images or roles elsewhere, come back as they are.
+    The images move to the first question; a system turn stays first. Records of one turn, with images in
+    other turns, or with other orders of roles are returned unchanged.
     """
     start = 1 if messages[0]["role"] == "system" else 0
     turns = messages[start:]

@@ -167,7 +167,8 @@ def test_a_stage_trains_only_its_parts(chain: Chain, tmp_path: Path) -> None:
     for name, parameter in objective.model.named_parameters():
         assert parameter.requires_grad == (name.split(".")[0] in parts)
     with pytest.raises(
-        UserError, match=r"mllm.trained \['heads'\] fits no parameter; its parts are branches, language"
+        UserError,
+        match=r"mllm.trained \['heads'\] matches no parameter; the model's parts are branches, language",
     ):
         objective_of(chain, tmp_path, "--mllm.trained", '["heads"]')
     (path,) = chain.recipe("mllm", tmp_path / "both")
