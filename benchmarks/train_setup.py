@@ -1,4 +1,4 @@
-"""Models, records and recipes of a training step that is measured."""
+"""Models, records and recipes for the benchmark of a training step."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LEARNING_RATE, BETAS, CLIPPING = 1e-4, (0.9, 0.95), 1.0
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes of a model, the records of one step, and how a micro-batch is made of them.
+    """Sizes of a model, of the records of one step, and of micro-batches.
 
-    `rows` packed rows of `pack_length` tokens are a micro-batch of ours, `padded` records one of the plain
-    step: about as many real tokens.
+    A micro-batch has `rows` packed rows of `pack_length` tokens, or `padded` records in the plain step: about
+    as many real tokens.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Size:
     precision: str
 
 
-NANO_SHAPE = Size(  # of the model that comes with the package
+NANO_SHAPE = Size(  # of the model in the package
     name="nano",
     llm={"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
     heads={"hidden_size": 128, "num_layers": 3, "num_heads": 4, "intermediate_size": 256},
@@ -96,7 +96,7 @@ SIZES = {"small": (NANO_SHAPE, MANY_CLASSES), "full": (HALF_A_BILLION,)}
 
 
 def write_visual_tokenizer(folder: Path, size: Size) -> None:
-    """A tokenizer of which training on cached codes reads the codebooks only; its towers are tiny."""
+    """Save a tokenizer with tiny towers: training on cached codes reads only its codebooks."""
     tower = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
     config = DualTokenizerConfig(
         vision_config={**tower, "image_size": 2 * size.side, "patch_size": 2},
@@ -112,7 +112,7 @@ def write_visual_tokenizer(folder: Path, size: Size) -> None:
 
 
 def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
-    """The run whose steps are measured."""
+    """The recipe of the measured steps."""
     return Recipe(
         output="unused",
         data=DataConfig({"mixture": SourceConfig("unused")}, size.rows, pack_length=size.pack_length),
@@ -139,7 +139,7 @@ def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
 
 
 def make_objective(recipe: Recipe, size: Size, device: str | torch.device) -> MllmObjective:
-    """The model, the same weights each time, within what the trainer trains."""
+    """The objective with its model, always with the same weights."""
     torch.manual_seed(0)
     objective = cast(MllmObjective, build_objective(recipe))
     objective.set_attention(recipe.run.attention)
@@ -148,7 +148,7 @@ def make_objective(recipe: Recipe, size: Size, device: str | torch.device) -> Ml
 
 
 def make_records(size: Size) -> list[Record]:
-    """The records of the step, in random order."""
+    """The records of a step, in random order."""
     rng = np.random.default_rng(0)
     image_of = random_codes(size.side, size.codebook["depth"], size.codebook["num_codes"])
     kinds = [kind for kind, share in WEIGHTS.items() for _ in range(round(share * size.records))]

@@ -1,11 +1,11 @@
-"""A training step of the unified model: as `dualtoken train` does it against the one that one writes first.
+"""A training step of the unified model, as in `dualtoken train`, against a straightforward implementation.
 
 Forward, backward and optimizer step on the same mixed records (questions about images, captions, image
-generation, plain text) from the same weights. Ours: packed rows, cross-entropy in chunks and at targets only,
-fused AdamW. `plain`: batches in random order, padded; the text logits of every position and the logits of
-every code held at once; torch's default AdamW. Both see the same real tokens, so `speed` is that of real
-tokens per second. A second case is the trainer's own step (with DeepSpeed's engine, guards and metrics)
-against the bare one.
+generation, plain text) from the same weights. `dualtoken`: packed rows, cross-entropy in chunks and at
+targets only, fused AdamW. `plain`: padded batches in random order; the text logits of all positions and the
+logits of all codes in memory at once; torch's default AdamW. Both see the same real tokens, so `speed`
+compares real tokens per second. A second case compares the trainer's step (with DeepSpeed's engine, guards
+and metrics) with the bare one.
 
 Examples:
   python benchmarks/train_step.py
@@ -66,7 +66,7 @@ def autocast(size: Size, device: str) -> torch.autocast:
 
 
 def build_bare(size: Size, folder: Path) -> Step:
-    """Our step without the trainer: its objective, its packing, its optimizer."""
+    """The step without the trainer: objective, packing and optimizer."""
     recipe, device = make_recipe(size, folder), default_device()
     objective = make_objective(recipe, size, device)
     optimizer = build_optimizer(objective, recipe.optimizer)
@@ -80,7 +80,7 @@ def build_bare(size: Size, folder: Path) -> Step:
 
 
 def build_plain(size: Size, folder: Path) -> Step:
-    """The step as one writes it first."""
+    """The straightforward step."""
     recipe, device = make_recipe(size, folder), default_device()
     objective = make_objective(recipe, size, device)
     model, examples = objective.model, prepared(objective, size)
@@ -126,7 +126,7 @@ def plain_losses(
     pixel_codes: Tensor | None = None,
     semantic_codes: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Summed losses with all logits held; the depth transformers run at targets only, like ours."""
+    """Summed losses with all logits in memory; depth transformers run at targets only, as in `dualtoken`."""
     image, codes = model.config.image_token_id, None
     if pixel_codes is not None and semantic_codes is not None:
         codes = VisualCodes(pixel_codes, semantic_codes)
@@ -150,7 +150,7 @@ def plain_losses(
 
 
 class PackedRecords:
-    """A run's stream that gives the same packed rows at every step."""
+    """A stream with the same packed rows at every step."""
 
     def __init__(self, objective: MllmObjective, size: Size) -> None:
         self.size, self.examples = size, prepared(objective, size)
@@ -163,14 +163,14 @@ class PackedRecords:
 
 
 class LastMetrics(Callback):
-    """Keeps the numbers of the newest log line."""
+    """Keeps the metrics of the last log line."""
 
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
         self.metrics = metrics
 
 
 def build_trainer(size: Size, folder: Path, world: World) -> Step:
-    """The trainer's own step, on the same packed rows."""
+    """The trainer's step, on the same packed rows."""
     recipe = make_recipe(size, folder)
     objective = make_objective(recipe, size, world.device)
     stream = PackedRecords(objective, size)
@@ -200,14 +200,14 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
     return step
 
 
-# --- what is reported ----------------------------------------
+# --- report ----------------------------------------
 
 
 def data_metrics(size: Size, folder: Path, seconds: float) -> dict[str, float]:
-    """Real tokens a step, what packing and padding fill, and the share of a step that its data takes.
+    """Real tokens of a step, fill of packed rows and padded batches, and the share of time for the data.
 
-    That share is of templates, text tokens, packing and collating in the training process itself; loader
-    workers do most of it beside the step.
+    The data's time is for templates, text tokens, packing and collation in the training process; in a run
+    loader workers do most of it in parallel to the step.
     """
     objective = make_objective(make_recipe(size, folder), size, "cpu")
     records = make_records(size)
@@ -234,13 +234,17 @@ def against_plain(size: Size, folder: Path, repeats: int) -> list[dict[str, Any]
 
 
 def trainer_against_bare(size: Size, folder: Path, repeats: int) -> dict[str, Any]:
-    """Without its memory: on a CPU the trainer has the C library keep what is freed."""
+    """Speed only: on a CPU the trainer makes the C library keep freed memory."""
     steps = {"trainer": build_trainer(size, folder, join_world()), "bare": build_bare(size, folder)}
     seconds = timed_in_turns(steps, repeats)
     leave_world()
-    speed, own = round(seconds["bare"] / seconds["trainer"], 3), round(seconds["trainer"], 4)
-    name = f"{size.name}, the trainer's step with DeepSpeed"
-    return {"name": name, "against": "bare loop", "speed": speed, "memory": None, "seconds": own}
+    return {
+        "name": f"{size.name}, the trainer's step with DeepSpeed",
+        "against": "bare loop",
+        "speed": round(seconds["bare"] / seconds["trainer"], 3),
+        "memory": None,
+        "seconds": round(seconds["trainer"], 4),
+    }
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from .backend.deepspeed import build_muon
 from .config.optimizer import OptimizerConfig
 from .config.schedule import ScheduleConfig
 
-# Part of the name of every parameter in a stack of transformer layers, whatever model it is in.
+# Part of the name of every parameter in a stack of transformer layers, in all models.
 TRANSFORMER_LAYERS = ".layers."
 # Part of the name of every low-rank factor (peft). They stay with AdamW: Muon makes the update of each matrix
 # orthogonal, but not that of the product of two.

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from ..common.machine import LARGE_BATCH, suitable_threads
-from ..data_pipelines.stream.loader import StreamBatch
 from .backend.checkpoint import Checkpoints
 from .backend.checkpoint_files import RECIPE
 from .backend.deepspeed import build_engine, set_clipping
@@ -62,7 +61,10 @@ class Trainer(TrainState):
             upcoming = partial(stream.batches, objective, self.step * accumulation)
             objective.before_step(self.step, upcoming, self.world.device)
 
-            self.micro_batches = [self._on_device(next(batches)) for _ in range(accumulation)]
+            loaded = [next(batches) for _ in range(accumulation)]
+            self.micro_batches = [
+                replace(batch, inputs=to_device(batch.inputs, self.world.device)) for batch in loaded
+            ]
             self.call("after_loading")
 
             self._forward_and_backward()
@@ -104,9 +106,6 @@ class Trainer(TrainState):
         sums = [sum(one[name] for one in counts) for name in counts[0]]
         totals = self.world.sum(torch.tensor(sums, dtype=torch.float64, device=self.world.device))
         return dict(zip(counts[0], totals.tolist(), strict=True))
-
-    def _on_device(self, batch: StreamBatch) -> StreamBatch:
-        return replace(batch, inputs=to_device(batch.inputs, self.world.device))
 
 
 def train(recipe: Recipe) -> Path | None:
@@ -187,20 +186,17 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
 
 
 def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
-    """The callbacks that measure, report and save, in the order in which each needs those before."""
-    recipe, world, objective = trainer.recipe, trainer.world, trainer.objective
-    run = recipe.run
+    """The callbacks that measure, report and save; each depends on the ones before it."""
+    recipe, world, run = trainer.recipe, trainer.world, trainer.recipe.run
     samples = recipe.data.micro_batch_size * run.gradient_accumulation_steps * world.size
-    validation = []
-    if recipe.validation is not None:
-        validation = [Validation(recipe, recipe.validation, objective, world)]
-    return [
+    callbacks: list[Callback] = [
         LossMetrics(list(recipe.data.sources)),
         Throughput(world, run.peak_tflops),
         Monitor(recipe, world, trainer.step, samples),
-        *validation,
-        Checkpointing(checkpoints, run.save_every),
     ]
+    if recipe.validation is not None:
+        callbacks.append(Validation(recipe, recipe.validation, trainer.objective, world))
+    return [*callbacks, Checkpointing(checkpoints, run.save_every)]
 
 
 def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:

@@ -119,10 +119,10 @@ class StepGuard(Callback):
 
     def _suspects(self, state: TrainState) -> list[str]:
         """Ids of the records of micro-batches with a non-finite loss, or else of all, over all processes."""
-        own = [
+        suspects = [
             one
             for batch, loss in zip(state.micro_batches, state.losses, strict=True)
             if self._finite or not bool(loss.isfinite())
             for one in batch.record_ids
         ]
-        return [one for ids in state.world.gather(own) for one in ids]
+        return [one for ids in state.world.gather(suspects) for one in ids]

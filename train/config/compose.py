@@ -1,4 +1,4 @@
-"""Recipe files laid over one another: those that a recipe names as its `base`, then those given after it."""
+"""Recipes composed of several files: the `base` files of a recipe, the recipe, and files given after it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def composed(files: Iterable[str | Path]) -> dict[str, Any]:
     """The settings of several recipe files and their bases; later ones win, mappings merge at all depths.
 
     Errors:
-        UserError for a file that cannot be read, and for files that are their own base.
+        UserError for a file that cannot be read, and for a file that is, directly or not, its own base.
     """
     settings: dict[str, Any] = {}
     for file in files:

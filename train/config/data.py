@@ -38,7 +38,7 @@ class DataConfig:
         sort_window: this many micro-batches are read together and sorted by length, so that a batch holds
             records of similar length and little padding; their order is shuffled again. 1 switches sorting
             off.
-        num_workers: processes that decode images ahead of the loop; 0 decodes in the loop's own process.
+        num_workers: processes that decode images ahead of the loop; 0 decodes in the main process.
         pack_length: rows of this many tokens, each of several records that do not see one another; longer
             records are skipped, counted and named. 0 puts one record into a row. For ``mllm`` only.
         pack_window: records that are packed together. More fill the rows better and take more memory.

@@ -66,10 +66,10 @@ def check_configuration_keys(recipe: Recipe) -> None:
 
 def _check_fields(kind: Any, given: Mapping[str, Any], path: str) -> None:
     common = {one.name for one in fields(PreTrainedConfig)}
-    own = {one.name for one in fields(kind)} - common | set(kind.attribute_map)
+    specific = {one.name for one in fields(kind)} - common | set(kind.attribute_map)
     for key in given:
-        if key not in own | common | OLDER_KEYS:
-            raise UserError(unknown_key(f"{path}.{key}", {*own, "model_type"}))
+        if key not in specific | common | OLDER_KEYS:
+            raise UserError(unknown_key(f"{path}.{key}", {*specific, "model_type"}))
 
 
 def unknown_key(name: str, allowed: typing.Iterable[str]) -> str:

@@ -20,7 +20,7 @@ def located(path: str, name: str) -> str:
 
 
 def locate(section: Any, *names: str) -> None:
-    """Expand the paths in these fields of a frozen dataclass, in place; what is not a text stays."""
+    """Expand the paths in these fields of a frozen dataclass, in place; values other than strings stay."""
     for name in names:
         path = getattr(section, name)
         if isinstance(path, str):

@@ -14,7 +14,7 @@ from .keys import build, check_configuration_keys, check_keys
 from .recipe import Recipe
 from .starting_point import StartingPoint
 
-_HELP = ("help", "print_config")  # jsonargparse's own options
+_HELP = ("help", "print_config")  # options of jsonargparse itself
 
 
 def parse_recipe(arguments: list[str]) -> Recipe:
@@ -52,7 +52,7 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         namespace = parser.parse_args([*_as_config(settings), *overrides])
         namespace.pop("config", None)
     except (ArgumentError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        # Besides its own errors jsonargparse lets some pass that a value of the wrong kind caused in it.
+        # jsonargparse does not catch all the errors that values of a wrong type cause in it.
         raise UserError(f"recipe: {_reason(error)}") from error
     try:
         recipe = build(Recipe, namespace.as_dict())

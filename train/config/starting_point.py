@@ -1,4 +1,4 @@
-"""What a recipe need not repeat because the model that it starts from (`init_from`) holds it."""
+"""Settings that a recipe takes from the model that it starts from (`init_from`)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .compose import merged
 from .paths import located
 from .recipe import OBJECTIVES, Recipe
 
-#: Settings of a unified model that training may change; all others are what its weights were made for.
+#: Settings of a unified model that training may change; its weights depend on all others.
 FREE = ("_weight", "_weights", "visual_target_fraction", "image_sampling")
-#: Settings of a tokenizer that its weights were made for.
+#: Settings of a tokenizer on which its weights depend.
 FIXED = (
     "num_codes",
     "code_dim",
@@ -79,8 +79,8 @@ class StartingPoint:
         if self.objective == "mllm" and Path(self.source).is_dir():
             section["text_tokenizer"] = self.source
             section["visual_tokenizer"] = str(Path(self.source) / TOKENIZER_FOLDER)
-        own = {key: value for key, value in settings.items() if key != self.objective or value is not None}
-        return merged({self.objective: section}, own)
+        given = {key: value for key, value in settings.items() if key != self.objective or value is not None}
+        return merged({self.objective: section}, given)
 
     def model_config(self, settings: ModelSettings | None) -> DualTokenConfig:
         """The saved unified model's configuration with the recipe's losses and sampling, if it has any."""
@@ -129,7 +129,7 @@ def _model_type(source: str) -> Any:
 
 
 def _sizes(llm: Any) -> dict[str, Any]:
-    """What is known here of the architecture that a recipe's `mllm.llm` names."""
+    """The known sizes of the architecture that a recipe's `mllm.llm` names."""
     if isinstance(llm, Mapping):
         return dict(llm)
     file = Path(llm or "", "config.json")

@@ -147,9 +147,8 @@ class MllmObjective(Objective):
 
     def work(self, batch: Batch) -> Work:
         if "position_ids" in batch:  # packed: positions start again at every record
-            starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1).tolist()
-            ends = [*starts[1:], batch["position_ids"].numel()]
-            lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+            starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1)
+            lengths = starts.diff(append=starts.new_tensor([batch["position_ids"].numel()])).tolist()
         else:
             lengths = batch["attention_mask"].sum(dim=1).tolist()
         targets = self.target_counts(batch)

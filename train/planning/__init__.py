@@ -1,1 +1,1 @@
-"""Before a run: memory, arithmetic, and what only its last step would need."""
+"""Before a run: memory, FLOPs, and early checks of its last step."""

@@ -1,4 +1,4 @@
-"""How much memory a recipe will take, by calculation: nothing is loaded but configurations.
+"""Estimate the memory of a recipe from configurations alone.
 
 The parameters are counted on a model without storage (torch's meta device). What DeepSpeed holds for each of
 them follows from the stage (ZeRO, arXiv 1910.02054) and its fixed buffers; activations follow from the
@@ -42,7 +42,7 @@ SETTINGS = (
 REDUCE_BUCKET = 5e8
 MAX_LIVE_PARAMETERS = 1e9
 SUB_GROUP = 1e9
-#: Of a tokenizer that is not there yet: the released so400m-384.
+#: Assumed for a tokenizer that does not exist yet: the released so400m-384.
 ASSUMED_GRID = (27, 27)
 ASSUMED_CODEBOOK = CodebookConfig(num_codes=16384, code_dim=32, depth=8)
 ASSUMED_TEXT = 256  # tokens of text with one image, where records are not packed
@@ -90,11 +90,15 @@ class Estimate:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Estimate:
-        """Errors: UserError for another objective, or a language model whose configuration is not at hand."""
+        """Estimate a recipe's model.
+
+        Errors:
+            UserError for another objective, or a language model without an available configuration.
+        """
         if recipe.mllm is None:
             raise UserError("--estimate is for recipes of the unified model; this one has no section mllm")
         config, notes = _model_config(recipe)
-        length = getattr(recipe.data, "pack_length", 0)
+        length = recipe.data.pack_length
         if not length:
             length = config.num_positions + ASSUMED_TEXT
             notes.append(f"sequences of {length} tokens assumed: one image and {ASSUMED_TEXT} tokens of text")
@@ -140,8 +144,7 @@ class Estimate:
         layers = text.num_hidden_layers
         llm = layers * kept + layer if checkpointing else layers * layer
         # At most all tokens are visual targets; a record without packing is taken to have one image.
-        packed = getattr(self.recipe.data, "pack_length", 0)
-        visual = tokens if packed else micro * self.config.num_positions
+        visual = tokens if self.recipe.data.pack_length else micro * self.config.num_positions
         targets = visual * self.config.visual_target_fraction
         heads = sum(
             targets * depth_head_bytes(self.config.depth_transformer, codebook.depth, width)
@@ -211,7 +214,7 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers
 
 
 def count_parameters(config: DualTokenConfig, objective: MllmObjectiveConfig) -> Sizes:
-    """Of the model that the recipe trains, adapters and frozen parts included."""
+    """The parameters of a recipe's model, with adapters and frozen parts."""
     with torch.device("meta"):
         model = DualTokenForConditionalGeneration(config)
         if objective.lora is not None:
@@ -224,7 +227,7 @@ def count_parameters(config: DualTokenConfig, objective: MllmObjectiveConfig) ->
 
 
 def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
-    """What autograd keeps of one token in a layer of a Llama-like LLM without checkpointing.
+    """Bytes that autograd keeps for one token in a layer of a Llama-like LLM without checkpointing.
 
     Norms work in fp32 and keep their input and its normalised form; the attention is fused, so no scores.
     """
@@ -239,16 +242,16 @@ def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
 
 
 def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> float:
-    """What autograd keeps of one visual target in a depth transformer: `depth` positions in every layer."""
+    """Bytes that autograd keeps for one visual target in a depth transformer: `depth` positions a layer."""
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     layer = width * (8 * hidden + 2 * inner)
     return depth * (sizes.num_layers * layer + 2 * width * hidden)
 
 
 def _model_config(recipe: Recipe) -> tuple[DualTokenConfig, list[str]]:
-    """The configuration of the model that a recipe trains, and notes on what had to be assumed."""
+    """The configuration of a recipe's model, and notes on assumptions."""
     start, objective = StartingPoint.open(recipe.init_from), recipe.mllm
-    assert objective is not None  # Estimate.of saw to it
+    assert objective is not None  # checked by Estimate.of
     if start is not None and start.objective == "mllm":
         return start.model_config(objective.model), []
     if objective.llm is None:
@@ -281,10 +284,10 @@ def _model_config(recipe: Recipe) -> tuple[DualTokenConfig, list[str]]:
 
 
 def llm_config(llm: str | dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a recipe's LLM: given by its fields, known by its name, or read from its place.
+    """The configuration of a recipe's LLM: given by its fields, known by its name, or read.
 
     Errors:
-        UserError for a place that has none, or that cannot be reached.
+        UserError for a folder or hub id without one, or that cannot be reached.
     """
     if isinstance(llm, str) and (fields := KNOWN_LLMS.get(llm.removesuffix("-Instruct"))):
         llm = fields

@@ -1,8 +1,7 @@
-"""Arithmetic of a training step, counted from sizes, for the model FLOPs utilisation (MFU).
+"""FLOPs of a training step, computed from sizes, for the model FLOPs utilisation (MFU).
 
 By the usual convention (PaLM, arXiv 2204.02311): 6 operations per weight and token, 2 forward and 4 backward
-(of which 2 are left out for frozen weights), and the attention products; what gradient checkpointing computes
-twice counts once.
+(2 for frozen weights), and the attention products; recomputation by gradient checkpointing does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# Dense bf16 peaks in TFLOP/s, from the makers' data sheets; parts of torch.cuda.get_device_name().
+# Dense bf16 peaks in TFLOP/s, from the vendors' data sheets; keys are parts of torch.cuda.get_device_name().
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -34,14 +33,14 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The peak of a GPU by its name; None for one that is not in the table."""
-    words = sorted((name for name in PEAK_TFLOPS if name in device_name), key=len)
-    return PEAK_TFLOPS[words[-1]] if words else None
+    """The peak of a GPU by its name; None for an unknown one."""
+    name = max((name for name in PEAK_TFLOPS if name in device_name), key=len, default=None)
+    return None if name is None else PEAK_TFLOPS[name]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a micro-batch holds: tokens (text and visual positions), images, floating point operations."""
+    """Work of a micro-batch: tokens (text and visual positions), images, floating point operations."""
 
     tokens: float = 0.0
     images: float = 0.0
@@ -66,7 +65,7 @@ class ModelFlops:
 
     @classmethod
     def of(cls, model: Any) -> ModelFlops:
-        """Of a `DualTokenForConditionalGeneration`, by its parameters' sizes and what of it is trained."""
+        """From the parameters of a `DualTokenForConditionalGeneration`, trained and frozen."""
         config = model.config.text_config
         layers = [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]
         vocabulary = {id(parameter) for parameter in layers}
@@ -82,7 +81,7 @@ class ModelFlops:
         )
 
     def of_batch(self, lengths: list[int], text_targets: float, visual_targets: float) -> float:
-        """Of sequences of these lengths (causal: half of all pairs)."""
+        """FLOPs for sequences of these lengths (causal: half of all pairs)."""
         pairs = sum(length * (length + 1) / 2 for length in lengths)
         return (
             self.token * sum(lengths)
@@ -97,7 +96,7 @@ def _flops(parameter: nn.Parameter) -> float:
 
 
 def _head_flops(head: Any, depth: int) -> float:
-    """Of one position, whose `depth` positions go through all layers and through one classifier each."""
+    """FLOPs of one position: its `depth` inner positions pass all layers and one classifier each."""
     once = sum(_flops(p) for p in head.from_state.parameters())
     classifiers = sum(_flops(p) for p in head.classifiers.parameters()) / len(head.classifiers)
     layers = sum(_flops(p) for p in head.layers.parameters())

@@ -1,4 +1,4 @@
-"""What only a late step of a run needs, tried before its first: a run must not fail at its end."""
+"""Early checks of what only the end of a run needs, so that a run does not fail late."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..objectives import Objective
 
 
 def require_packages(recipe: Recipe) -> None:
-    """UserError for a package that the run's logs need and that is not installed."""
+    """Raise UserError for a missing package that the run's logs need."""
     if find_spec("tensorboard") is None:
         raise UserError(missing_package("tensorboard"))
     if recipe.run.wandb_project is not None and find_spec("wandb") is None:
@@ -21,10 +21,10 @@ def require_packages(recipe: Recipe) -> None:
 
 
 def rehearse_export(objective: Objective) -> None:
-    """Write all of the exported model but its weights into a folder that is thrown away.
+    """Write all of the exported model but its weights into a temporary folder.
 
     Errors:
-        UserError for what the export would fail at after all the training.
+        UserError if the export would fail after the training.
     """
     with TemporaryDirectory(prefix="dualtoken-") as folder:
         try:

@@ -82,7 +82,7 @@ def test_resumed_by_other_processes_the_losses_are_those_of_the_uninterrupted_ru
             assert set(one.divided_keys(parameter)) == {MASTER, "exp_avg", "exp_avg_sq"}
             for key in one.divided_keys(parameter):
                 torch.testing.assert_close(
-                    other.whole(parameter, key), one.whole(parameter, key), rtol=1e-3, atol=1e-6
+                    other.complete(parameter, key), one.complete(parameter, key), rtol=1e-3, atol=1e-6
                 )
 
 
@@ -138,9 +138,9 @@ def test_whole_tensors_are_put_together_from_the_files_of_all_ranks(stage: int, 
     expected = save_files(tmp_path, stage)
     saved = OptimizerState(tmp_path, stage)
     for name, numbers in expected.items():
-        assert saved.whole(name, MASTER).equal(numbers)
-        assert saved.whole(name, "exp_avg").equal(numbers + 100)
-        assert saved.whole(name, "exp_avg_sq").equal(numbers + 200)
+        assert saved.complete(name, MASTER).equal(numbers)
+        assert saved.complete(name, "exp_avg").equal(numbers + 100)
+        assert saved.complete(name, "exp_avg_sq").equal(numbers + 200)
         assert saved.common[name] == {"step": 7.0}
     if stage == 3:
         weights = saved_weights(tmp_path, 3)

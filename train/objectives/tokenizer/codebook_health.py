@@ -1,4 +1,4 @@
-"""Codebook health in a training run: numbers for the log, and alarms that name cause and remedy."""
+"""Codebook health during training: metrics for the log, and alarms with cause and remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from ....tokenizer import QuantizerConfig
 from ....tokenizer.quantizer.residual_vq import CodebookHealth
 
-#: Inputs per code that have to be seen before unused codes mean anything.
+#: Inputs per code that are needed before unused codes are meaningful.
 _ENOUGH = 10
 _LOW_USAGE = 0.5
 _LOW_EVENNESS = 0.1
@@ -29,13 +29,13 @@ def health_metrics(branch: str, health: CodebookHealth) -> dict[str, float]:
 
 
 def health_summary(branch: str, health: CodebookHealth) -> str:
-    """A few words for the console: the worst depth of each number."""
+    """A short summary for the console, with the worst depth of each metric."""
     usage, error = float(health.usage.min()), float(health.error[-1])
     return f"{branch} codes {usage:.0%} used, error {error:.3f}"
 
 
 def health_alarms(branch: str, health: CodebookHealth, config: QuantizerConfig) -> dict[str, str]:
-    """What is wrong with a branch's codebooks: a stable key for each fault, and a line for the user."""
+    """Problems of a branch's codebooks: a message by a stable key for each."""
     alarms: dict[str, str] = {}
     errors = health.error.tolist()
     if health.rank_difference:

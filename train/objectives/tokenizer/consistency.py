@@ -1,9 +1,8 @@
-"""Equal pixels deserve equal features: a loss that keeps plain backgrounds from filling the codebooks.
+"""A consistency loss that pulls the features of equal patches together.
 
-Attention lets a patch without content carry notes about the rest of the image. Harmless in a continuous
-encoder, they become hundreds of codes for "nothing", almost at random, which a language model then has to
-predict one by one. Where pixels repeat exactly (graphics, diagrams, cut-out products) this loss pulls their
-features together. Photos hold no equal patches and are not affected.
+Attention lets a patch without content store information about the rest of the image. Quantized, plain
+backgrounds then get hundreds of almost random codes, which a language model has to predict one by one. The
+loss acts where pixels repeat exactly (graphics, diagrams, cut-out products), and not on photos.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from ....tokenizer.backbone import cut_patches
 #: Content that fills at least this share of an image is its background.
 BACKGROUND_SHARE = 0.2
 
-_PRECISION = 1e5  # signatures closer than 1e-5 are equal: the order of a sum may differ between patches
+_PRECISION = 1e5  # signatures within 1e-5 are equal: the order of summation may differ between patches
 
 
 def content_groups(pixel_values: Tensor, grid: int, minimum_share: float = 0.0) -> Tensor:
     """Number the patches by content: (B, 3, S, S) -> (B, grid²) int64; equal numbers mean equal pixels.
 
-    Patches whose content fills less than `minimum_share` of their own image get -1. With
-    BACKGROUND_SHARE only backgrounds are left, not the insides of objects.
+    Patches whose content fills less than `minimum_share` of their image get -1: with BACKGROUND_SHARE all
+    but the background.
     """
     patches = cut_patches(pixel_values.detach().double(), pixel_values.shape[-1] // grid)
     generator = torch.Generator().manual_seed(0)
@@ -34,7 +33,7 @@ def content_groups(pixel_values: Tensor, grid: int, minimum_share: float = 0.0) 
 
 
 def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
-    """Groups (B, N) without those that fill less than `minimum_share` of their own image: they become -1."""
+    """Set groups (B, N) that fill less than `minimum_share` of their image to -1."""
     images = torch.arange(len(groups), device=groups.device).unsqueeze(1)
     _, member, count = (images * (groups.max() + 1) + groups).unique(return_inverse=True, return_counts=True)
     return groups.masked_fill(count[member] < minimum_share * groups.shape[1], -1)
@@ -43,8 +42,8 @@ def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
 def consistency_loss(features: Tensor, groups: Tensor) -> Tensor:
     """Mean distance of features (B, N, C) to the mean of their group (B, N), over the spread of all features.
 
-    A scalar without unit: 0 if equal content has equal features, about 1 if the two are unrelated.
-    Group -1, and groups of one, count as perfect.
+    A dimensionless scalar: 0 if equal content has equal features, about 1 if the two are unrelated. Group -1
+    and groups of one patch contribute 0.
     """
     rows = features.float().flatten(0, -2)
     spread = (rows - rows.mean(0)).square().sum(1).mean().sqrt()

@@ -1,8 +1,8 @@
 """The PatchGAN discriminator and its training with the tokenizer (arXiv 1611.07004; VQGAN, 2012.09841).
 
-It is a plain module with an optimizer of its own, outside of what DeepSpeed wraps: its gradients are averaged
-over the processes here, and the tokenizer's step uses it frozen. As a second engine it would be silently
-wrong at ZeRO stages 2 and 3.
+It is a plain module with a separate optimizer, which DeepSpeed does not wrap: its gradients are averaged over
+the processes here, and it is frozen in the tokenizer's step. A second engine would be silently wrong at ZeRO
+stages 2 and 3.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ....tokenizer.quantizer.codebook import is_distributed
 from ...config.tokenizer import AdversarialConfig
@@ -21,7 +22,7 @@ from ...config.tokenizer import AdversarialConfig
 class PatchDiscriminator(nn.Sequential):
     """Images (B, 3, S, S) -> one logit for each overlapping patch, (B, 1, h, w).
 
-    Batch norms use the statistics of the batch at hand always: running ones would differ between processes.
+    Batch norms always use batch statistics: running ones would differ between processes.
     """
 
     def __init__(self, layers: int = 3, channels: int = 64) -> None:
@@ -41,7 +42,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class Adversary:
-    """A discriminator that is trained, and the loss that it gives the tokenizer."""
+    """A discriminator with its training, and the loss that it gives the tokenizer."""
 
     def __init__(self, config: AdversarialConfig) -> None:
         self.config = config
@@ -60,7 +61,7 @@ class Adversary:
         """Whether the discriminator trains at this optimizer step."""
         return step >= self.config.start_step
 
-    def is_felt(self, step: int) -> bool:
+    def affects_tokenizer(self, step: int) -> bool:
         """Whether the tokenizer is trained against it at this step."""
         return step >= self.config.start_step + self.config.warmup_steps
 
@@ -74,9 +75,7 @@ class Adversary:
         return -logits.flatten(1).mean(1)
 
     def adaptive_weight(self, reconstruction_loss: Tensor, generator_loss: Tensor, last: Tensor) -> Tensor:
-        """‖∇ reconstruction‖ / (‖∇ generator‖ + 1e-4) at the decoder's last weight, clamped; equal on all
-        processes.
-        """
+        """‖∇ reconstruction‖ / (‖∇ generator‖ + 1e-4) at the decoder's last weight, clamped and averaged."""
         (ours,) = torch.autograd.grad(reconstruction_loss, last, retain_graph=True)
         (theirs,) = torch.autograd.grad(generator_loss, last, retain_graph=True)
         ratio = ours.float().norm() / (theirs.float().norm() + 1e-4)
@@ -118,9 +117,6 @@ class Adversary:
         if not is_distributed():
             return
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = parameters_to_vector(gradients)
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        vector_to_parameters(flat / dist.get_world_size(), gradients)

@@ -1,5 +1,4 @@
-"""The dual tokenizer: a shallow layer learns to reconstruct the image, a deep layer keeps the teacher's
-semantics.
+"""The dual tokenizer: a shallow layer learns reconstruction, a deep layer keeps the teacher's semantics.
 
 The backbone starts as a copy of the teacher. Semantic features after quantization, and the pooled output
 computed from them, are distilled from the frozen teacher's; the pixel branch reconstructs the image (arXiv
@@ -33,9 +32,9 @@ from .reconstruction import distillation_loss, gradient_loss
 
 #: Losses of the semantic branch; their targets are the images that pass through it.
 SEMANTIC_TERMS = ("semantic", "pooled", "semantic_commitment", "semantic_consistency")
-#: Losses that pull the reconstruction to the image; the adversarial one is weighed against them.
+#: Reconstruction losses; the adversarial loss is weighted relative to them.
 FIDELITY = ("mse", "l1", "gradient", "perceptual")
-#: All losses whose weight the recipe gives as NAME_weight; the adversarial one has settings of its own.
+#: All losses whose weight the recipe gives as NAME_weight; the adversarial one has separate settings.
 TERMS = (
     *("semantic", "pooled", "mse", "perceptual", "l1", "gradient"),
     *("pixel_commitment", "semantic_commitment", "pixel_consistency", "semantic_consistency"),
@@ -43,8 +42,7 @@ TERMS = (
 
 
 class TokenizerObjective(Objective):
-    """Trains ``DualTokenizer``; exports it with the teacher's image processor and text tokenizer as one
-    folder."""
+    """Trains ``DualTokenizer``; exports it with image processor and text tokenizer as one folder."""
 
     def __init__(self, config: TokenizerObjectiveConfig) -> None:
         super().__init__()
@@ -64,7 +62,7 @@ class TokenizerObjective(Objective):
         self.model.backbone.text_model.requires_grad_(False)
         self.model.backbone.logit_scale.requires_grad_(False)
         self.model.backbone.logit_bias.requires_grad_(False)
-        # What judges the reconstruction is outside the module tree for the same reason.
+        # The networks of the reconstruction losses are outside the module tree for the same reason.
         perceptual = [PerceptualLoss(config.perceptual_weights)] if config.perceptual_weight else []
         self._perceptual = tuple(perceptual)
         self._adversary = Adversary(config.adversarial) if config.adversarial else None
@@ -83,7 +81,7 @@ class TokenizerObjective(Objective):
     def _freeze_all_but(self, parts: list[str]) -> None:
         freeze_all_but(self.model, parts, "tokenizer.trained")
         for branch in ("pixel", "semantic"):
-            # A codebook follows the features before it: it moves where they, or it, are trained.
+            # A codebook tracks its input features: it is updated if it or they are trained.
             followed = (f"{branch}_quantizer", f"{branch}_projection.")
             moves = any(is_part(name, parts) for name in followed)
             getattr(self.model, f"{branch}_quantizer").trainable = moves
@@ -140,7 +138,7 @@ class TokenizerObjective(Objective):
         return any(name in self._weights for name in names)
 
     def _fidelity(self, reconstruction: torch.Tensor, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How far the reconstruction is from the image, summed over images."""
+        """Reconstruction losses, summed over images."""
         error = reconstruction - images
         totals = {
             "mse": error.pow(2).flatten(1).mean(1).sum(),
@@ -158,12 +156,11 @@ class TokenizerObjective(Objective):
         reconstruction: torch.Tensor,
         images: torch.Tensor,
     ) -> LossTerm:
-        """The discriminator's judgement, weighed so that it moves the decoder's last layer as much as the
-        pixel losses do; zero while it warms up.
-        """
+        """The generator loss, weighted to a gradient in the decoder's last layer as large as that of the
+        reconstruction losses; zero during warm-up."""
         if adversary.trains(self._step):
             self._judged.append((images, reconstruction.detach()))
-        if not adversary.is_felt(self._step):
+        if not adversary.affects_tokenizer(self._step):
             return LossTerm(reconstruction.new_zeros(()), 0.0)
         judged = adversary.generator_loss(reconstruction)
         fidelity = torch.stack([terms[name].total * terms[name].weight for name in FIDELITY if name in terms])
@@ -190,7 +187,7 @@ class TokenizerObjective(Objective):
     def _distillation(
         self, output: DualTokenizerOutput, pixel_values: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """How far the semantic branch is from the teacher on its images, summed over them."""
+        """Losses between the semantic branch and the teacher, summed over its images."""
         with torch.no_grad():
             encoder = self._teacher[0].to(pixel_values.device)
             teacher = encoder(pixel_values=pixel_values, output_hidden_states=True)
@@ -205,10 +202,10 @@ class TokenizerObjective(Objective):
     def _consistency(
         self, output: DualTokenizerOutput, pixel_values: torch.Tensor, deep: int
     ) -> dict[str, torch.Tensor]:
-        """How far equal pixels are from equal features before each quantizer, summed over images.
+        """Consistency losses at the inputs of both quantizers, summed over images.
 
-        Inside an object equal pixels may belong to different shapes, so that the semantic branch takes
-        backgrounds only.
+        Equal pixels inside objects may belong to different shapes, so the semantic branch uses backgrounds
+        only.
         """
         assert output.pixel_latents is not None
         assert output.semantic_latents is not None
@@ -219,10 +216,9 @@ class TokenizerObjective(Objective):
         return {"pixel_consistency": pixel * len(groups), "semantic_consistency": semantic * deep}
 
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
-        """Quantization off for ``unquantized_steps``; then the codebooks start from k-means over the next
-        images.
+        """Disable quantization for ``unquantized_steps``, then initialise the codebooks by k-means.
 
-        Codes that already cover the data need no cold start, which can blow an EMA codebook up.
+        Codes that cover the data avoid a cold start, at which an EMA codebook can diverge.
         """
         start = self.config.unquantized_steps
         self._step = step
