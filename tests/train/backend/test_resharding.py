@@ -178,5 +178,5 @@ def test_files_that_hold_code_are_refused_and_not_run(tmp_path: Path) -> None:
 
 
 def test_stage_0_cannot_be_changed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"zero_stage 0, this run has 2; .* set it as it was"):
+    with pytest.raises(UserError, match=r"zero_stage 0, this run has 2; .* set it back"):
         load_resharded(Stage2(), tmp_path, 0)
