@@ -40,10 +40,8 @@ class PipelinePredictor:
         likelihoods: list[list[float]] = []
         for item in items:
             images = [{"type": "image", "image": image} for image in map(load_image, item.images)]
-            question: dict[str, Any] = {
-                "role": "user",
-                "content": [*images, {"type": "text", "text": item.prompt}],
-            }
+            content = [*images, {"type": "text", "text": item.prompt}]
+            question: dict[str, Any] = {"role": "user", "content": content}
             answered = [[question, {"role": "assistant", "content": choice}] for choice in item.choices]
             likelihoods.append([one.log_probability for one in answer_likelihoods(self.pipeline, answered)])
         return likelihoods

@@ -75,11 +75,11 @@ def predict(
         ids = [item.id for item in items]
         done = read_predictions(folder, ids)
         check_predictions(task.kind, items, done, folder)
-        batches = range(settings.rank, -(-len(items) // settings.batch_size), settings.world)
+        size = settings.batch_size
+        starts = range(settings.rank * size, len(items), settings.world * size)
         with PredictionWriter(folder, settings.rank, settings.world) as writer:
-            for number in tqdm(batches, desc=task.name, unit="batch", disable=None):
-                start = number * settings.batch_size
-                batch = items[start : start + settings.batch_size]
+            for start in tqdm(starts, desc=task.name, unit="batch", disable=None):
+                batch = items[start : start + size]
                 if all(item.id in done for item in batch):
                     continue
                 made = _predict_batch(task, predictor, batch, start, folder, identity)
@@ -90,11 +90,7 @@ def predict(
 
 
 def score(
-    task: Task,
-    output: Path,
-    settings: Settings,
-    judges: Judges | None = None,
-    loaded: Loaded | None = None,
+    task: Task, output: Path, settings: Settings, judges: Judges | None = None, loaded: Loaded | None = None
 ) -> dict[str, Any]:
     """Score finished predictions, without the model that made them.
 
@@ -152,12 +148,7 @@ def _no_answer(task: Task, item: Item) -> Any:
 
 
 def _predict_batch(
-    task: Task,
-    predictor: Predictor,
-    batch: Sequence[Item],
-    start: int,
-    folder: Path,
-    identity: RunIdentity,
+    task: Task, predictor: Predictor, batch: Sequence[Item], start: int, folder: Path, identity: RunIdentity
 ) -> list[Any]:
     """The predictions of a batch whose first item has index `start`; generated images are written."""
     options = {name: value for name, value in identity.generation.items() if name != "batch_size"}

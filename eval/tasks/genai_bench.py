@@ -37,8 +37,7 @@ class GenAIBench(ImageTask):
                 for number in numbers:
                     skills[int(number)].append(skill)
         return parse_rows(
-            json_rows(path),
-            lambda row: Item(row.key, row["prompt"], target={"skills": skills[int(row.key)]}),
+            json_rows(path), lambda row: Item(row.key, row["prompt"], target={"skills": skills[int(row.key)]})
         )
 
     def write_layout(self, items: Sequence[Item], folder: Path) -> None:

@@ -44,7 +44,7 @@ class MathVista(JudgedTask):
         return parse_rows(json_rows(path, image=lambda row: path.parent / row["image"]), _item)
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
-        """The official request for an extraction, for the answers that rules cannot read."""
+        """The official prompt to extract an answer, where rules find none."""
         return {
             item.id: extraction_prompt(item.prompt, answer)
             for item in items
@@ -53,15 +53,15 @@ class MathVista(JudgedTask):
         }
 
     def read_reply(self, reply: str) -> dict[str, Any] | None:
-        """The reply is the extraction; by the official rule an empty one is not."""
+        """The reply is the extraction; by the official rule an empty reply holds none."""
         return {"extraction": reply} if reply else None
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Accuracy over all and by task; None while an answer needs the judge and has no extraction.
 
-        "accuracy_without_judge" counts the answers that only a judge can read as wrong: a lower bound. The
-        judge's file, mathvista-judge.json, is the official output of extract_answer.py: {pid: {"extraction":
-        …}}.
+        "accuracy_without_judge" is a lower bound: answers that only a judge can extract count as incorrect.
+        The judge's file, mathvista-judge.json, is the official output of extract_answer.py: {pid:
+        {"extraction": …}}.
         """
         if self.is_hidden(items):
             return hidden_answers(self.server)
@@ -81,7 +81,6 @@ class MathVista(JudgedTask):
 
 
 def _graded(item: Item, extraction: Any) -> Graded:
-    """An extracted answer, None for none, compared with the key."""
     if extraction is None:
         return Graded(None, 0.0)
     right = math_is_right(str(extraction), str(item.target["answer"]), _problem(item.target))
@@ -89,7 +88,7 @@ def _graded(item: Item, extraction: Any) -> Graded:
 
 
 def mathvista_query(problem: Mapping[str, Any]) -> str:
-    """The query of a problem that comes without one: hint, question with its unit, choices.
+    """The query of a problem without one in the file: hint, question with its unit, choices.
 
     Source: lupantech/MathVista, evaluation/build_query.py, and the queries of the released files.
     """

@@ -17,59 +17,48 @@ from ..scorers.multiple_choice import (
     mmbench_refuses,
 )
 
-FILES = {
-    "dev-en": "MMBench_DEV_EN.tsv",
-    "dev-cn": "MMBench_DEV_CN.tsv",
-    "dev-20230712": "mmbench_dev_20230712.tsv",
-    "test-en": "MMBench_TEST_EN.tsv",
-    "test-cn": "MMBench_TEST_CN.tsv",
+# split -> rows (all rotations; dev-en has 1,164 questions), official file, files of the hub's table
+SPLITS = {
+    "dev-en": (4329, "MMBench_DEV_EN.tsv", "en/dev-*.parquet"),
+    "dev-cn": (4329, "MMBench_DEV_CN.tsv", "cn/dev-*.parquet"),
+    "dev-20230712": (4377, "mmbench_dev_20230712.tsv", ""),
+    "test-en": (6666, "MMBench_TEST_EN.tsv", "en/test-*.parquet"),
+    "test-cn": (6666, "MMBench_TEST_CN.tsv", "cn/test-*.parquet"),
 }
 # Rotation k of question i has index i + k · 1,000,000.
 ROTATION = 1_000_000
 # A shorter image cell is not an image in base64 but the index of the row that holds it.
 SHORTEST_IMAGE = 64
-ON_HUB = {
-    split: tuple(reversed(split.split("-"))) for split in ("dev-en", "dev-cn", "test-en", "test-cn")
-}  # language, which is the folder; name in it
 
 
 @register
 class MMBench(JudgedTask):
-    """Multiple choice under circular evaluation; the TSV holds the rotations as rows of their own."""
+    """Multiple choice under circular evaluation; each rotation is a row of the table."""
 
     name = "mmbench"
     summary = "multiple choice, right only in all rotations (circular accuracy)"
-    # Rows, rotations included; of the first there are 1,164 questions.
-    splits = {
-        "dev-en": 4329,
-        "dev-cn": 4329,
-        "dev-20230712": 4377,
-        "test-en": 6666,
-        "test-cn": 6666,
-    }
+    splits = {split: rows for split, (rows, _, _) in SPLITS.items()}
     judge_tokens = 16
     source = "github.com/open-compass/MMBench, the TSV files"
     server = "the MMBench evaluation server"
     hub = HubData(
-        "lmms-lab-encoder/MMBench",
-        {split: (f"{folder}/{name}-*.parquet",) for split, (folder, name) in ON_HUB.items()},
+        "lmms-lab-encoder/MMBench", {split: (table,) for split, (_, _, table) in SPLITS.items() if table}
     )
 
     def load(self, root: Path | None, split: str) -> list[Item]:
         """The prompt of VLMEvalKit's ImageMCQDataset, without the blank and line break at its end."""
-        folder, name = ON_HUB.get(split, ("", ""))
-        path = self.need_file(root, FILES[split], *([folder] if folder else []))
-        return parse_rows(_parquet_rows(path, name) if path.is_dir() else _tsv_rows(path), _item)
+        _, file, table = SPLITS[split]
+        path = self.need_file(root, file, *([table.partition("/")[0]] if table else []))
+        return parse_rows(_parquet_rows(path.parent, table) if path.is_dir() else _tsv_rows(path), _item)
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """The option that rules read, of one row."""
         picked = mmbench_option(str(prediction), item.target["options"])
         return Graded(picked, float(picked == item.target["answer"]))
 
     def judge_prompts(self, items: Sequence[Item], predictions: Mapping[str, Any]) -> dict[str, str]:
-        """The official request for a match, for the answers that rules cannot read.
+        """The official prompt to match an answer with an option, where rules find none.
 
-        Not for questions of which another rotation is wrong already: they cannot be won.
+        Questions with an incorrect rotation are left out: they are lost already.
         """
         asked: dict[str, tuple[str, str]] = {}
         lost = set()
@@ -86,14 +75,13 @@ class MMBench(JudgedTask):
         return {key: prompt for key, (question, prompt) in asked.items() if question not in lost}
 
     def read_reply(self, reply: str) -> dict[str, Any] | None:
-        """The letter of an option, or Z."""
         letter = matched_letter(reply)
         return None if letter is None else {"option": letter}
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Circular accuracy, over all and by category; "accuracy_one_pass" is that of the unrotated rows.
 
-        These are by rule. "accuracy_with_judge" takes the judge's matches for what rules cannot read.
+        These are by rule; "accuracy_with_judge" uses the judge's matches where rules find no option.
         """
         if self.is_hidden(items):
             return hidden_answers(self.server)
@@ -110,7 +98,7 @@ class MMBench(JudgedTask):
         unparsed = sum(one.parsed is None for one in graded.values())
         notes = []
         if unparsed:
-            notes.append(f"{unparsed} answers name no option by rule; without a judge they are wrong")
+            notes.append(f"rules find no option in {unparsed} answers; without a judge they are incorrect")
         judged, reason = self._judged_accuracy(items, predictions, right, context.verdicts)
         if reason is not None:
             notes.append(f"accuracy_with_judge is null: {reason}")
@@ -124,17 +112,16 @@ class MMBench(JudgedTask):
         right: Mapping[str, bool],
         verdicts: Verdicts,
     ) -> tuple[float | None, str | None]:
-        """Circular accuracy with the judge's matches, or None and why there is none."""
+        """Circular accuracy with the judge's matches, or None and the reason."""
         open_ids = self.judge_prompts(items, predictions)
         targets = {item.id: item.target for item in items}
+        rows = None
         if verdicts.rows is not None:
             # A letter that is not an option is not a verdict.
-            rows = {
-                key: row if row.get("option") in (*targets[key]["options"], "Z") else {}
-                for key, row in verdicts.rows.items()
-                if key in open_ids
-            }
-            verdicts = Verdicts(verdicts.path, rows)
+            allowed = {key: (*targets[key]["options"], "Z") for key in open_ids}
+            known = {key: row for key, row in verdicts.rows.items() if key in allowed}
+            rows = {key: row if row.get("option") in allowed[key] else {} for key, row in known.items()}
+        verdicts = Verdicts(verdicts.path, rows)
         if (reason := verdicts.why_incomplete(open_ids, "option")) is not None:
             return None, reason
         matched = {key: verdicts.get(key, "option") == targets[key]["answer"] for key in open_ids}
@@ -151,8 +138,8 @@ def _tsv_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _parquet_rows(folder: Path, name: str) -> Iterator[Row]:
-    for row in image_rows(folder, f"{name}-*.parquet", ("index", "question", "A", "B")):
+def _parquet_rows(folder: Path, pattern: str) -> Iterator[Row]:
+    for row in image_rows(folder, pattern, ("index", "question", "A", "B")):
         # As in a TSV: an absent cell is an empty string; the table writes "nan" for it.
         row |= {key: "" if value in (None, "nan") else str(value) for key, value in row.items()}
         yield row

@@ -33,7 +33,6 @@ class Mme(Task):
         return [item for task, path in tasks.items() for item in _task_items(task, path, root)]
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """ "yes", "no", or neither, which is wrong."""
         answer = mme_answer(str(prediction))
         return Graded(None if answer == "other" else answer, float(answer == item.target["label"]))
 

@@ -55,7 +55,7 @@ class Mmmu(Task):
         return item.target["answer"] not in ("", "?")
 
     def grade(self, item: Item, prediction: Any) -> Graded:
-        """The letter of an option; of an open answer the candidates that are compared with the key."""
+        """The letter of an option; for an open answer the candidates that are compared with the key."""
         answer, key, options = str(prediction), item.target["answer"], item.target["options"]
         if not options:
             return Graded(open_candidates(answer), float(open_is_right(answer, key)))
@@ -64,15 +64,14 @@ class Mmmu(Task):
         return Graded(letter, float(letter is not None and letter in keys))
 
     def groups(self, item: Item) -> Mapping[str, Sequence[str]]:
-        """Discipline and subject."""
         subject = item.target["subject"]
         return {"discipline": [DISCIPLINE_OF[subject]], "subject": [subject]}
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
         """Accuracy over all questions, by discipline and by subject.
 
-        The official script picks an option at random where an answer names none; here that is wrong, and
-        "accuracy_random_expected" is what it would give on average.
+        The official script picks a random option where an answer names none. Here such answers are incorrect,
+        and "accuracy_random_expected" is the expected value of the official score.
         """
         table = super().score(items, predictions, context)
         if self.is_hidden(items):
@@ -82,7 +81,7 @@ class Mmmu(Task):
 
 
 def _expected(item: Item, graded: Graded) -> float:
-    """The score of an item where an answer without a letter picks any option."""
+    """The expected score of an item if an answer without a letter picks a random option."""
     return 1 / len(item.target["options"]) if graded.parsed is None else graded.score or 0.0
 
 

@@ -24,7 +24,6 @@ class MMVet(JudgedTask):
     hub = HubData("lmms-lab-encoder/MMVet", {"test": ("data/test-*.parquet",)})
 
     def load(self, root: Path | None, split: str) -> list[Item]:
-        """Questions word for word."""
         path = self.need_file(root, "mm-vet.json", "data")
         if path.is_dir():
             needed = ("question_id", "question", "answer", "capability")
@@ -40,11 +39,9 @@ class MMVet(JudgedTask):
         }
 
     def second_prompt(self, prompt: str) -> str:
-        """The official second request."""
         return prompt + SECOND_REQUEST
 
     def read_reply(self, reply: str) -> dict[str, Any] | None:
-        """One run's grade."""
         grade = grade_in(reply)
         return None if grade is None else {"score": [grade]}
 

@@ -55,7 +55,6 @@ class Pope(Task):
         return Graded(parsed, float(answer == str(item.target["label"])))
 
     def score(self, items: Sequence[Item], predictions: Mapping[str, Any], context: ScoringContext) -> Score:
-        """The table of POPE."""
         graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
         unparsed = sum(one.parsed is None for one in graded.values())
         note = f"{unparsed} answers hold neither yes nor no and count as yes, following the official rule"

@@ -1,4 +1,4 @@
-"""The wording of benchmarks that have no prompt of their own; published tables use it.
+"""Prompts for benchmarks that publish questions without a prompt, as in published tables.
 
 Source: haotian-liu/LLaVA, docs/Evaluation.md; MMMU's own configuration of LLaVA-1.5 has the same sentences.
 """
@@ -13,18 +13,18 @@ OPTION_LETTER = "Answer with the option's letter from the given choices directly
 
 
 def as_text(value: Any) -> str:
-    """A value of a file as a text; a number is written out. TypeError for null and what has no words."""
+    """A string or a number of a file as a string. TypeError for any other value."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
-        raise TypeError(f"{shown(value)} is given where a text is expected")
+        raise TypeError(f"{shown(value)} is given where a string is expected")
     return str(value)
 
 
 def short_answer(question: str) -> str:
-    """A question that wants a word or a phrase."""
+    """A question with the request for a word or a phrase."""
     return f"{as_text(question)}\n{SHORT_ANSWER}"
 
 
 def option_letter(question: str, options: Mapping[str, str]) -> str:
-    """A question with its options, one on a line, that wants a letter."""
+    """A question with its options, one on a line, and the request for a letter."""
     lines = [f"{letter}. {as_text(text)}" for letter, text in options.items()]
     return "\n".join([as_text(question), *lines, OPTION_LETTER])

@@ -54,7 +54,6 @@ class SeedBench(Task):
         return {"prompt": f"Question: {question}\nAnswer:", "choices": tuple(choices)}
 
     def pick(self, prediction: Any) -> str | None:
-        """The option of the greatest log-likelihood."""
         return likeliest(prediction)
 
     def grade(self, item: Item, prediction: Any) -> Graded:
@@ -79,5 +78,4 @@ class SeedBenchLetter(SeedBench):
         return {"prompt": option_letter(question, letters_for(choices))}
 
     def pick(self, prediction: Any) -> str | None:
-        """The answer if it is one letter and nothing else."""
         return exact_letter(str(prediction))

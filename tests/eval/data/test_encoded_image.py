@@ -1,4 +1,4 @@
-"""An image out of a table is the image of its file, and looking at it leaves no pixels behind."""
+"""An encoded image of a table equals the image of its file, and does not keep decoded pixels."""
 
 from io import BytesIO
 
@@ -55,7 +55,7 @@ def test_it_is_loaded_as_its_file_would_be(content, tmp_path):
     assert np.array_equal(load_image(image), load_image(path))
 
 
-def test_no_pixels_stay_behind():
+def test_decoded_pixels_are_not_kept():
     image = EncodedImage(turned())
     image.load()
     load_image(image)
@@ -63,7 +63,7 @@ def test_no_pixels_stay_behind():
     assert image._im is None
 
 
-def test_bytes_that_are_no_image_are_refused_at_once_and_broken_pixels_on_use():
+def test_bytes_that_are_not_an_image_are_refused_at_once_and_broken_pixels_on_use():
     with pytest.raises(ImageError, match="is not an image"):
         EncodedImage(b"text")
     broken = EncodedImage(encoded(Image.effect_noise((64, 64), 80), "JPEG")[:-200])

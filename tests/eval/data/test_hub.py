@@ -1,4 +1,4 @@
-"""The hub's tables give the questions of the official files; what cannot be fetched is one clear line."""
+"""Tables of the hub hold the questions of the official files; a failed download is one clear line."""
 
 import base64
 import json
@@ -223,7 +223,7 @@ def test_equal_images_are_kept_once(cache):
     assert images[0] is not images[2]
 
 
-def test_every_understanding_benchmark_is_on_the_hub():
+def test_every_understanding_task_is_on_the_hub():
     on_hub = {name for name in task_names() if get_task(name).hub}
     assert on_hub == UNDERSTANDING
     for name in on_hub:
@@ -241,14 +241,14 @@ def test_every_understanding_benchmark_is_on_the_hub():
         ("hub:other/copy@main", "other/copy", COMMIT),
     ],
 )
-def test_what_is_fetched(data, repo, commit, cache):
+def test_repository_and_commit_of_a_download(data, repo, commit, cache):
     (cache(repo, commit) / "a.parquet").touch()
     fetched = fetch(data, "mine", HubData("org/name", {"test": ("*.parquet",)}), "test")
     assert fetched.source == f"hub:{repo}@{commit}"
     assert (fetched.root / "a.parquet").exists()
 
 
-def test_only_what_the_split_needs_is_asked_for(monkeypatch, tmp_path):
+def test_only_the_files_of_the_split_are_downloaded(monkeypatch, tmp_path):
     asked = {}
 
     def download(repo, **settings):
@@ -267,7 +267,7 @@ def test_only_what_the_split_needs_is_asked_for(monkeypatch, tmp_path):
     }
 
 
-def test_what_means_the_hub():
+def test_values_of_data_that_name_the_hub():
     assert all(is_hub(data) for data in ("hub", "hub@v1", "hub:a/b", "hub:a/b@v1"))
     assert not any(is_hub(data) for data in (None, "./hub", "hubs", "data/hub"))
 
@@ -292,7 +292,7 @@ def test_mistakes_are_one_line(data, split, message, cache):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_on_the_hub(cache):
+def test_tasks_and_splits_that_are_not_on_the_hub(cache):
     with pytest.raises(UserError, match="geneval is not taken from the hub"):
         load_data(get_task("geneval"), Settings(data="hub"))
     with pytest.raises(UserError, match="the split dev-20230712 is not on the hub"):

@@ -80,7 +80,7 @@ def test_a_line_that_is_not_a_prediction_is_named(numbers, calculator, tmp_path,
         assert len(str(caught.value)) <= 300
 
 
-def test_an_item_without_an_answer_counts_as_wrong_and_takes_the_headline(numbers, tmp_path, finished):
+def test_an_item_that_could_not_be_asked_is_incorrect_and_leaves_no_headline(numbers, tmp_path, finished):
     text = (finished / MERGED).read_text().replace('"prediction": "18"', '"prediction": null')
     (finished / MERGED).write_text(text)
     result = score(numbers, tmp_path, SETTINGS)
@@ -107,7 +107,7 @@ def test_predictions_of_other_kinds_are_refused(tmp_path, kind):
             check_predictions(kind, [item], {"a": value}, tmp_path)
 
 
-def test_broken_images_cost_their_own_items_only(numbers, calculator, tmp_path, monkeypatch, capsys):
+def test_broken_images_affect_only_their_items(numbers, calculator, tmp_path, monkeypatch, capsys):
     class Seeing(calculator):
         def answer(self, items, settings):
             for item in items:
@@ -117,9 +117,9 @@ def test_broken_images_cost_their_own_items_only(numbers, calculator, tmp_path, 
 
     Image.effect_noise((16, 16), 50).save(tmp_path / "whole.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
-    pictures = {"q1": "broken.png", "q2": "whole.png"}
+    files = {"q1": "broken.png", "q2": "whole.png"}
     items = [
-        replace(item, images=(tmp_path / pictures[item.id],)) if item.id in pictures else item
+        replace(item, images=(tmp_path / files[item.id],)) if item.id in files else item
         for item in numbers.load(None, "test")
     ]
     monkeypatch.setattr(type(numbers), "load", lambda *_: items)
@@ -132,7 +132,7 @@ def test_broken_images_cost_their_own_items_only(numbers, calculator, tmp_path, 
     assert result["headline"] is None
 
 
-def test_a_second_run_into_the_same_folder_names_who_uses_it(numbers, calculator, tmp_path, finished):
+def test_a_second_run_in_a_folder_names_the_process_that_uses_it(numbers, calculator, tmp_path, finished):
     before = (finished / MERGED).read_bytes()
     with (
         only_process(finished, "--output"),
@@ -144,7 +144,7 @@ def test_a_second_run_into_the_same_folder_names_who_uses_it(numbers, calculator
         predict(numbers, calculator(), tmp_path, SETTINGS)
 
 
-def test_a_folder_of_somebody_is_not_written_into(numbers, calculator, tmp_path):
+def test_a_folder_of_other_files_is_not_written_to(numbers, calculator, tmp_path):
     folder = run_folder(tmp_path, numbers, "test")
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "00000_00.png").write_bytes(b"mine")
@@ -162,7 +162,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_manifests_and_results_from_elsewhere_are_read_or_refused(data, tmp_path_factory):
+def test_any_manifest_or_result_is_read_or_refused(data, tmp_path_factory):
     base = {
         "benchmark": "n", "split": "test", "model": "m", "checkpoint": "c", "data": "d", "prompts": "p",
         "device": "cpu", "generation": {}, "versions": {}, "seed": 0, "n": 1, "limit": None, "n_expected": 1,
@@ -180,7 +180,7 @@ def test_manifests_and_results_from_elsewhere_are_read_or_refused(data, tmp_path
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"{", b"\xff", b"[" * 10**5, b'{"benchmark": 3}'])
-def test_results_that_are_not_ours_are_one_line(tmp_path, content, capsys):
+def test_invalid_results_are_one_line(tmp_path, content, capsys):
     (tmp_path / "result.json").write_bytes(content)
     assert cli.run_command("eval", ["report", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -43,7 +43,7 @@ class Colours(Task):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a file that registers a task; nothing of it stays behind."""
+    """A folder with a file that registers a task, which is removed afterwards."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     known = set(sys.modules), set(registry.task_names())
     path = tmp_path / "tasks"

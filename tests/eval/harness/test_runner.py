@@ -1,4 +1,4 @@
-"""Predictions are the same however they were made; nothing that does not belong together is scored."""
+"""Predictions do not depend on interruptions and ranks; predictions of other data are not scored."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_ranks_give_the_predictions_of_one(numbers, calculator, tmp_path):
     assert (shared / MERGED).read_bytes() == (whole / MERGED).read_bytes()
 
 
-def test_a_torn_last_line_is_asked_again(numbers, calculator, tmp_path):
+def test_an_incomplete_last_line_is_predicted_again(numbers, calculator, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         folder = predicted(numbers, calculator(2), tmp_path)
     (part,) = (tmp_path / "numbers" / "test").glob("part-*")
@@ -54,7 +54,7 @@ def test_a_torn_last_line_is_asked_again(numbers, calculator, tmp_path):
     assert len((folder / MERGED).read_text().splitlines()) == 10
 
 
-def test_a_result_says_what_produced_it(numbers, calculator, tmp_path):
+def test_a_result_contains_the_identity_of_its_run(numbers, calculator, tmp_path):
     predicted(numbers, calculator(), tmp_path, model="m", checkpoint="abc", device="cpu")
     result = score(numbers, tmp_path, SETTINGS)
     assert result["headline"] == {"accuracy": 90.0}
@@ -84,7 +84,7 @@ def test_a_part_of_the_items_has_no_headline(numbers, calculator, tmp_path, spli
         ({"limit": 4}, {}, "limit"),
     ],
 )
-def test_a_run_that_goes_on_must_be_the_same(numbers, calculator, tmp_path, changes, facts, named):
+def test_a_resumed_run_must_have_the_same_settings(numbers, calculator, tmp_path, changes, facts, named):
     predicted(numbers, calculator(), tmp_path, checkpoint="abc")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=named):
@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_must_be_the_same(numbers, calculator, tmp_path, chan
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_gaps_duplicates_and_strangers_are_refused(numbers, calculator, tmp_path):
+def test_missing_repeated_and_unknown_predictions_are_refused(numbers, calculator, tmp_path):
     with pytest.raises(UserError, match=r"no manifest\.json"):
         score(numbers, tmp_path, SETTINGS)
     with pytest.raises(KeyboardInterrupt):
@@ -114,7 +114,7 @@ def test_gaps_duplicates_and_strangers_are_refused(numbers, calculator, tmp_path
         score(numbers, tmp_path, SETTINGS)
 
 
-def test_other_data_are_not_scored(numbers, calculator, tmp_path, monkeypatch):
+def test_predictions_of_other_data_are_not_scored(numbers, calculator, tmp_path, monkeypatch):
     predicted(numbers, calculator(), tmp_path)
     items = numbers.load(None, "test")
     changed = [replace(items[0], target={"answer": 7}), *items[1:]]
@@ -123,14 +123,14 @@ def test_other_data_are_not_scored(numbers, calculator, tmp_path, monkeypatch):
         score(numbers, tmp_path, SETTINGS)
 
 
-def test_unknown_names_are_met_with_the_near_ones(numbers):
+def test_unknown_names_are_answered_with_similar_ones(numbers):
     with pytest.raises(UserError, match="did you mean numbers"):
         get_task("number")
     with pytest.raises(UserError, match="it has test, open"):
         numbers.split_or_default("dev")
 
 
-def test_where_data_are_looked_for(tmp_path):
+def test_folders_that_data_are_loaded_from(tmp_path):
     line = json.dumps({"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "no"})
     for folder in (tmp_path, tmp_path / "all" / "pope"):
         folder.mkdir(parents=True, exist_ok=True)

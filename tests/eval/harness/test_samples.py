@@ -1,4 +1,4 @@
-"""`samples.jsonl` holds what every item was asked, answered and scored, for every kind of task."""
+"""`samples.jsonl` holds prompt, prediction and score of every item, for every kind of task."""
 
 import json
 from dataclasses import replace
@@ -50,7 +50,7 @@ def samples(folder):
     return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
 
 
-def test_answers_with_what_was_read_out_of_them(numbers, calculator, tmp_path):
+def test_answers_and_what_was_parsed_from_them(numbers, calculator, tmp_path):
     folder = predict(numbers, calculator(), tmp_path, SETTINGS)
     text = (folder / MERGED).read_text().replace('"prediction": "18"', '"prediction": null')
     (folder / MERGED).write_text(text)

@@ -1,4 +1,4 @@
-"""A local judge: asked by the official words, its replies kept, scores made from what is kept, no guesses."""
+"""A local judge: official prompts, recorded replies, scores from the record only, no guesses."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ def mathvista(tmp_path):
 def mmbench(tmp_path):
     """Three questions in two rotations; a judge has to read an answer of the first and both of the third.
 
-    The second question is lost in its first rotation, whatever the judge might say of the other.
+    The second question is incorrect in its first rotation, so that no reply on the other matters.
     """
     from base64 import b64encode
 
@@ -123,7 +123,7 @@ def answered(name, root, file, rows, *answers):
     return task, settings, root / "out", folder
 
 
-def test_the_official_words():
+def test_the_official_prompts():
     asked = grading_prompt("What is x?", "-1<AND>-5", "x = 3")
     assert asked.startswith("Compare the ground truth and prediction from AI models, to give a correctness")
     assert "(totally right). Just complete the last space of the correctness score.\n\nQuestion | " in asked
@@ -153,7 +153,7 @@ def test_a_grade_is_a_number_from_0_to_1(reply, grade):
     assert grade_in(reply) == grade
 
 
-def test_grades_are_kept_and_scored_again_without_the_judge(mmvet):
+def test_grades_are_recorded_and_scored_again_without_the_judge(mmvet):
     task, settings, output, folder = mmvet
     stub, judges = ask("0.5", "1.0")
     result = score(task, output, settings, judges)
@@ -188,7 +188,7 @@ def test_a_reply_without_a_grade_is_asked_again_and_never_guessed(mmvet):
     assert "score" not in json.loads((folder / "mmvet-judge.json").read_text())["v1_1"]
 
 
-def test_only_what_is_not_kept_is_asked(mmvet):
+def test_only_missing_replies_are_requested(mmvet):
     task, settings, output, folder = mmvet
     _, judges = ask("0.5", "1.0")
     score(task, output, settings, judges)
@@ -208,7 +208,7 @@ def test_only_what_is_not_kept_is_asked(mmvet):
         ({"score": [1.0], "model": "stub sha256:0", "prompt": "0"}, "on another answer"),
     ],
 )
-def test_verdicts_of_others_are_not_mixed_in(row, message, mmvet):
+def test_verdicts_of_other_judges_and_predictions_are_refused(row, message, mmvet):
     task, settings, output, folder = mmvet
     path = folder / "mmvet-judge.json"
     path.write_text(json.dumps({"v1_0": row}))
@@ -219,7 +219,7 @@ def test_verdicts_of_others_are_not_mixed_in(row, message, mmvet):
     assert path.read_bytes() == before
 
 
-def test_the_judge_extracts_what_rules_cannot_read(mathvista):
+def test_the_judge_extracts_what_rules_cannot(mathvista):
     task, settings, output, folder = mathvista
     stub, judges = ask("B", "A")
     result = score(task, output, settings, judges)
@@ -228,7 +228,7 @@ def test_the_judge_extracts_what_rules_cannot_read(mathvista):
     assert json.loads((folder / "mathvista-judge.json").read_text())["1"]["extraction"] == "B"
 
 
-def test_an_empty_extraction_is_none(mathvista):
+def test_an_empty_reply_is_not_an_extraction(mathvista):
     task, settings, output, _ = mathvista
     _, judges = ask("B", "")
     result = score(task, output, settings, judges)
@@ -256,7 +256,7 @@ def test_the_judge_matches_answers_with_options(mmbench):
 
 
 @pytest.mark.parametrize("reply", ["", "a dog", "A or B", "E"])
-def test_a_match_that_names_no_option_is_none(reply, mmbench):
+def test_a_reply_that_names_no_option_is_not_a_verdict(reply, mmbench):
     task, settings, output, _ = mmbench
     _, judges = ask("B", reply, "A")
     result = score(task, output, settings, judges)
@@ -288,7 +288,7 @@ def llm(tmp_path_factory) -> Path:
     return folder / "model"
 
 
-def test_replies_are_greedy_and_the_same_in_any_company(llm):
+def test_replies_are_greedy_and_do_not_depend_on_the_batch(llm):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -320,7 +320,7 @@ def test_the_name_changes_with_the_weights(llm, tmp_path):
     assert LocalTextJudge(tmp_path / "model").name != LocalTextJudge(llm).name
 
 
-def test_no_judge_in_a_folder(llm, tmp_path, monkeypatch):
+def test_folders_without_a_judge(llm, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -373,6 +373,6 @@ def test_local_and_replay_on_the_command_line(mathvista, llm, tmp_path, capsys):
         ("mmvet", "local:", "names nothing"),
     ],
 )
-def test_judges_that_cannot_be_meant(names, judge, message, tmp_path, capsys):
+def test_unusable_judges_on_the_command_line(names, judge, message, tmp_path, capsys):
     assert evaluate("score", "--tasks", names, "--output", tmp_path, "--judge", judge) == 2
     assert message in capsys.readouterr().err

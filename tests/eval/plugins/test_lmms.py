@@ -13,7 +13,7 @@ from dualtoken.tokenizer import UserError
 PICTURE = Image.new("RGB", (8, 8))
 
 
-def test_their_messages_fit_our_schema():
+def test_messages_of_lmms_eval_fit_our_schema():
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [{"type": "image", "url": PICTURE}, {"type": "text", "text": "What?"}]},

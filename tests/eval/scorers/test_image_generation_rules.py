@@ -36,19 +36,19 @@ def test_thresholds_are_strict_and_higher_for_counting() -> None:
     assert judged(TWO_DOGS, dog(0.95), dog(0.91))
 
 
-def test_counts_are_exact_and_sure() -> None:
+def test_counts_are_exact_and_need_a_high_confidence() -> None:
     assert not judged(TWO_DOGS, dog(0.95))
     assert not judged(TWO_DOGS, *[dog(0.95)] * 3)
     assert judged(TWO_DOGS, dog(0.95), dog(0.95), dog(0.85))  # the third is not sure enough to count
     assert judged(ONE_DOG, *[dog()] * 5)  # nothing excludes more of them
 
 
-def test_at_most_16_of_a_class_are_kept_the_surest_first() -> None:
+def test_the_16_most_confident_of_a_class_are_kept() -> None:
     kept = kept_objects([dog(0.5 + n / 100) for n in range(20)], "single_object")["dog"]
     assert [round(found.score, 2) for found in kept] == [round(0.69 - n / 100, 2) for n in range(16)]
 
 
-def test_the_color_of_the_surest_object_counts() -> None:
+def test_the_color_of_the_most_confident_object_counts() -> None:
     metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}
     red, blue = (0, 0, 1, 1), (2, 2, 3, 3)
     colors = {red: "red", blue: "blue"}
@@ -56,7 +56,7 @@ def test_the_color_of_the_surest_object_counts() -> None:
     assert not judged(metadata, dog(0.8, red), dog(0.9, blue), colors=colors)
 
 
-def test_two_colors_go_to_the_right_objects() -> None:
+def test_two_colors_belong_to_the_correct_objects() -> None:
     metadata = {
         "tag": "color_attr",
         "include": [

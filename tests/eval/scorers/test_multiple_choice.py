@@ -1,4 +1,4 @@
-"""Which option an answer picks, by each benchmark's rule; worked by hand."""
+"""The option that an answer selects by each task's rule; worked by hand."""
 
 import math
 
@@ -29,7 +29,7 @@ ANIMALS = {"A": "a black cat", "B": "a dog", "C": "an insect", "D": "two birds"}
         ("A", "A"),
         ("A.", "A"),
         ("A. a black cat sits there", "A"),  # with a full stop it is a letter, however long the answer
-        ("A dog", "A"),  # three words or fewer: taken for the letter, as officially
+        ("A dog", "A"),  # three words or fewer: counts as the letter, following the official rule
         ("A dog is on the mat", "B"),  # longer: the article, so the text decides
         ("A cow is on the mat", None),
         ("I see a dog", "B"),  # I is no option here
@@ -50,13 +50,13 @@ def test_mmbench(answer, picked):
     assert mmbench_option(answer, ANIMALS) == picked
 
 
-def test_i_is_a_letter_only_where_there_is_an_option_i():
+def test_i_is_a_letter_only_if_there_is_an_option_i():
     options = letters_for([f"number {i}" for i in range(9)])
     assert mmbench_option("I", options) == "I"
     assert mmbench_option("I", ANIMALS) is None
 
 
-def test_a_question_counts_only_when_all_rotations_are_right():
+def test_a_question_counts_only_if_all_rotations_are_correct():
     rows = {"1": "q1", "1000001": "q1", "2": "q2", "1000002": "q2", "2000002": "q2"}
     right = {"1": True, "1000001": True, "2": True, "1000002": False, "2000002": True}
     assert circular_accuracy(right, rows) == {"q1": 1.0, "q2": 0.0}
@@ -116,7 +116,7 @@ def test_seedbench_by_likelihood():
         ("B\n", None),  # only blanks part a letter
         ("BAD", None),
         ("b", None),
-        ("a dog", None),  # a text counts in answers of more than five words only
+        ("a dog", None),  # an option's text counts only in answers of more than five words
         ("in the image there is a dog", "B"),
         ("there is a dog and there are two birds", "D"),
         ("none of these fits the picture at all", None),

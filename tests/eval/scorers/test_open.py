@@ -54,7 +54,7 @@ def test_mmmu_numbers(text, numbers):
         ("So the result is x = 5", ["5"]),  # the equals sign counts in the last line
         ("x = 5\nso it is five", ["five"]),  # … and not before it
         ("The first is 4.\nThe final answer is 7.", ["4.", "7"]),
-        ("It is .", ["it is "]),  # nothing after the word: the whole answer
+        ("It is .", ["it is "]),  # nothing after the word: the complete answer
         ("Therefore it is .", ["it is"]),  # an empty tail gives way to the next one
         ("", [""]),
     ],
@@ -74,9 +74,9 @@ def test_mmmu_key_parts(answer, parts):
         ("$1000", "1000", True),  # the number in it
         ("1000kg", "1000", False),  # … which has to end a word
         ("130", "30", False),
-        ("It is a red dog", "dog", True),  # a text key may stand inside
+        ("It is a red dog", "dog", True),  # a key that is a string may be inside
         ("hot dogs", "dog", True),  # … of a word, too
-        ("grab", "b", False),  # one character needs a blank beside it
+        ("grab", "b", False),  # one character needs a blank next to it
         ("plan b", "b", True),
         ("B", "b", True),
         ("seven", ["7", "seven"], True),
@@ -122,7 +122,7 @@ def test_mathvista_extraction(response, problem, extraction):
         ("(B) 14", CHOICE, "14"),
         ("(b)", CHOICE, "14"),
         ("B", CHOICE, "14"),
-        ("b", CHOICE, "12"),  # a bare small letter is a text: all choices are equally far, the first wins
+        ("b", CHOICE, "12"),  # a small letter is not a choice: all are equally far, the first wins
         ("2", CHOICE, "12"),  # 12 and 21 are one insertion away, 12 comes first
         ("21 cm", CHOICE, "21"),
         ("", CHOICE, "12"),

@@ -99,7 +99,7 @@ def test_vqa_accuracy(prediction, expected):
     assert vqa_accuracy(prediction, ["2"] * 6 + ["two"] * 2 + ["3", "4"]) == pytest.approx(expected)
 
 
-def test_equal_human_answers_are_people_and_not_one_answer():
+def test_equal_human_answers_are_counted_by_person():
     assert vqa_accuracy("dog", ["dog", "dog", "cat", *["bird"] * 7]) == pytest.approx(0.6)
 
 

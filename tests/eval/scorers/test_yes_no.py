@@ -1,4 +1,4 @@
-"""POPE and MME read one answer differently; every case is worked by hand from the official scripts."""
+"""The different rules of POPE and MME; every case is worked by hand from the official scripts."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_binary_scores_by_hand():
     assert scores["yes_ratio"] == pytest.approx(60)
 
 
-def test_metrics_that_do_not_exist_are_none():
+def test_undefined_metrics_are_none():
     scores = binary_scores(["no", "no"], ["yes", "no"])
     assert (scores["precision"], scores["recall"], scores["f1"]) == (None, 0, None)
     assert all(value is None for value in binary_scores([], []).values())
@@ -84,7 +84,7 @@ def test_mme_adds_accuracy_and_accuracy_plus():
     assert scores["cognition"] is None
 
 
-def test_mme_keeps_images_of_the_same_name_in_different_tasks_apart():
+def test_mme_distinguishes_images_of_the_same_name_in_different_tasks():
     rows = [
         MMERow(task, "0001.png", answer, label)
         for task, answers in (("OCR", ("yes", "no")), ("count", ("no", "yes")))
@@ -94,7 +94,7 @@ def test_mme_keeps_images_of_the_same_name_in_different_tasks_apart():
     assert (scores["task/OCR"], scores["task/count"]) == (200, 0)
 
 
-def test_mme_sums_are_2000_and_800_when_all_is_right():
+def test_mme_sums_are_2000_and_800_if_all_is_correct():
     rows = [
         MMERow(task, "image", label, label)
         for task in (*MME_PERCEPTION, *MME_COGNITION)

@@ -173,10 +173,8 @@ def test_dpg_grids_and_own_judge(tmp_path: Path) -> None:
     assert "dpg_bench.csv is not in the folder" in note
     (tmp_path / "dpg_bench.csv").write_text(DPG_QUESTIONS)
     items = task.load(tmp_path, "test")
-    assert [question["id"] for question in items[0].target["questions"]] == [
-        2,
-        3,
-    ]  # as officially, not the first
+    # The official script skips the first question.
+    assert [question["id"] for question in items[0].target["questions"]] == [2, 3]
     found = task.score(items, predictions, context)
     assert found.scores == {"0": 1, "whoops9": 0}
     assert found.metrics["dpg-own-judge"] == 50

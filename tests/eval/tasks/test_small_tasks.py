@@ -1,4 +1,4 @@
-"""The benchmarks of the package: official sizes; perfect predictions score 100, empty ones nothing."""
+"""Tasks that come with the package: official sizes; perfect predictions score 100, empty ones 0."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from dualtoken.mllm import DualTokenPipeline
 
 
 @pytest.mark.parametrize("name", ["scenes", "scenes-reworded", "easyvqa", "nlvr", "clothing"])
-def test_questions_have_their_number_and_rule(name):
+def test_number_of_questions_and_rule_of_each_task(name):
     task = get_task(name)
     (split, count), *_ = task.splits.items()
     items = task.load(None, split)
@@ -24,7 +24,7 @@ def test_questions_have_their_number_and_rule(name):
     assert (empty.metrics["accuracy"], empty.unparsed) == (0.0, count)
 
 
-def test_true_scenes_are_judged_right(tmp_path):
+def test_rendered_scenes_are_judged_correct(tmp_path):
     task = get_task("scenes-t2i")
     items = [item for item in task.load(None, "test") if item.id.endswith(("-0", "-1"))]
     predictions = {}
@@ -58,7 +58,7 @@ def test_emoji_are_judged_by_the_rank_of_their_names(tmp_path):
     assert score.items[items[2].id] == ([5], 0.0)
 
 
-def test_without_another_ranker_the_packaged_tokenizer_ranks_names():
+def test_the_default_ranker_is_the_packaged_tokenizer():
     ranker = LocalModels().judges().ranker()
     (rank,) = ranker.ranks([Image.new("RGB", (64, 64), "red")], [0], ["apple emoji", "tree emoji"])
     assert rank in (0, 1)

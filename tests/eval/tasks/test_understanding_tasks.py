@@ -1,4 +1,4 @@
-"""Loaders read the official files as they are; scores are the official ones; mistakes are one clear line."""
+"""Understanding tasks: official files are read unchanged, scores are official, mistakes are one line."""
 
 import base64
 import csv
@@ -81,7 +81,7 @@ def test_all_are_registered_with_their_official_counts():
 
 
 @pytest.mark.parametrize("name", sorted(UNDERSTANDING))
-def test_without_files_the_message_says_what_is_missing(name, tmp_path):
+def test_missing_files_are_named(name, tmp_path):
     task = get_task(name)
     split = next(iter(task.splits))
     with pytest.raises(UserError, match="needs --data"):
@@ -384,7 +384,7 @@ def mathvista_problem(**changes):
     return problem | changes
 
 
-def test_mathvista_needs_the_judge_only_for_what_rules_leave(tmp_path):
+def test_mathvista_needs_the_judge_only_where_rules_find_no_answer(tmp_path):
     choice = mathvista_problem(
         choices=["12", "14"], answer="14", question_type="multi_choice", answer_type="text", unit=None
     )
