@@ -1,9 +1,9 @@
-"""A judge of images of scenes by plain image processing: what does one show, and does it fit a prompt?
+"""Check images of scenes by plain image processing: which objects does an image show, do they fit a prompt?
 
-It works on clean renders, on reconstructions and on generated images with soft edges, at 32 pixels and
-more: the background is the commonest colour; a pixel belongs to an object when it has gone half of the way
-from the background to a palette colour; connected pixels make an object; its shape is the one whose template,
-at the object's own centre and area, overlaps best. Everything is relative to the palette of `scenes`.
+It works on clean renders, reconstructions and generated images with soft edges, of 32 pixels or more: the
+background is the most common colour; a pixel belongs to an object when it is at least half way from the
+background to a palette colour; connected pixels make an object; its shape is the one whose template, at the
+object's centre and area, overlaps best. The palette is `scene.COLOURS`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ UNCLEAR = "unclear"
 _MAX_SIDE = 128
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _COLOUR_NAMES = tuple(COLOURS)
-# Smaller than this share of the image is a speck; the smallest object of a scene covers 0.0135.
+# Share of the image below which an object is a speck; the smallest object of a scene covers 0.0135.
 _SPECK = 0.005
 # A palette colour is at least 88 (RGB distance) from the next one.
 _COLOUR_TOLERANCE = 90.0
 _MIN_OVERLAP = 0.7
-# Blurred templates too (standard deviation as a share of the image side): a soft star is not a circle.
+# Blur of the templates (standard deviation as a share of the image side): a soft star is not a circle.
 _SOFTNESS = (0.0, 0.012, 0.024)
 _DOMINANT = 0.75
-# How far apart, on the axis in question, two objects must be.
+# The least distance of two objects along the axis of their relation.
 _RELATION_DISTANCE = 0.1
 
 
 @dataclass(frozen=True)
 class FoundObject:
-    """An object seen in an image. Position and radius are fractions of the image side, as in `SceneObject`.
+    """An object found in an image, in the units of `SceneObject`; colour and shape may be "unclear".
 
-    `overlap` is the intersection over union with the template of `shape`; colour and shape may be "unclear".
+    `overlap` is the intersection over union with the template of `shape`.
     """
 
     colour: str
@@ -56,9 +56,9 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The verdict on one image; `reason` is why it is not `correct`, and empty if it is.
+    """The verdict on one image. `reason` explains why it is incorrect; it is empty for a correct one.
 
-    colour_correct, shape_correct and count_correct compare what is found with what is wanted, each by itself.
+    colour_correct, shape_correct and count_correct compare found and wanted objects in one respect each.
     """
 
     correct: bool
@@ -99,20 +99,18 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
-    """Mean of the pixels around the commonest colour, (3,)."""
+    """Median of the pixels near the most common colour, (3,)."""
     flat = pixels.reshape(-1, 3)
-    bins = (flat // 32).astype(np.int32)
-    codes = bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]
+    codes = (flat // 32).astype(np.int32) @ (64, 8, 1)
     commonest = flat[codes == np.bincount(codes).argmax()].mean(axis=0)
     near = np.linalg.norm(flat - commonest, axis=1) < 32
     return np.median(flat[near], axis=0)
 
 
 def _colour_shares(pixels: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far each pixel has gone towards its nearest palette colour, in [0, 1], and which colour that is.
+    """How far each pixel is from the background to its nearest palette colour, in [0, 1], and that colour.
 
-    Nearest means the smallest distance to the straight line from the background to the colour, because soft
-    edges are mixtures of the two.
+    The distance is to the straight line from the background to the colour: soft edges are mixtures of both.
     """
     lines = _PALETTE - background
     lengths = np.maximum((lines**2).sum(axis=1), 1.0)
@@ -145,7 +143,7 @@ def _parts(labels: np.ndarray, count: int, nearest: np.ndarray, speck: float) ->
 def _part_colour(
     pixels: np.ndarray, share: np.ndarray, part: np.ndarray, background: np.ndarray
 ) -> tuple[str, np.ndarray | None]:
-    """Colour of an object's core, and the share of that colour in every pixel; None for a faint ghost."""
+    """Colour of an object's core, and the share of that colour in every pixel; None for low contrast."""
     core = part & (share >= min(0.9, float(np.quantile(share[part], 0.6))))
     median = np.median(pixels[core], axis=0)
     line = median - background
@@ -159,12 +157,10 @@ def _part_colour(
 
 
 def _soft_mask(strength: np.ndarray, part: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Coverage of each pixel by one object: its own pixels and their soft edge, without other objects."""
+    """Coverage of each pixel by one object: its pixels and their soft edge, without other objects."""
     filled = ndimage.binary_fill_holes(part)
     edge = ndimage.binary_dilation(filled, iterations=2) & ~inside
-    return np.where(
-        filled, np.where(part, np.maximum(strength, 0.5), strength), np.where(edge, strength, 0.0)
-    )
+    return np.where(part, np.maximum(strength, 0.5), np.where(filled | edge, strength, 0.0))
 
 
 def _measure(colour: str, mask: np.ndarray, size: tuple[int, int]) -> FoundObject:
@@ -174,13 +170,11 @@ def _measure(colour: str, mask: np.ndarray, size: tuple[int, int]) -> FoundObjec
     top, left = max(rows.min() - 1, 0), max(columns.min() - 1, 0)
     crop = mask[top : rows.max() + 2, left : columns.max() + 2]
     best = FoundObject(colour, UNCLEAR, 0.0, 0.0, 0.0, 0.0)
-    area = float(crop.sum())
-    y_grid, x_grid = np.indices(crop.shape) + 0.5
-    centre_x, centre_y = float((x_grid * crop).sum() / area), float((y_grid * crop).sum() / area)
+    area, centre_x, centre_y = _moments(crop)
     for shape in SHAPES:
-        unit = _unit_template(shape)
-        radius = (area / unit.area) ** 0.5
-        x, y = centre_x - unit.x * radius, centre_y - unit.y * radius
+        unit_area, unit_x, unit_y = _unit_template(shape)
+        radius = (area / unit_area) ** 0.5
+        x, y = centre_x - unit_x * radius, centre_y - unit_y * radius
         sharp = _template(shape, x, y, radius, crop.shape)
         for softness in _SOFTNESS:
             template = ndimage.gaussian_filter(sharp, softness * side) if softness else sharp
@@ -190,23 +184,19 @@ def _measure(colour: str, mask: np.ndarray, size: tuple[int, int]) -> FoundObjec
     return best if best.overlap >= _MIN_OVERLAP else replace(best, shape=UNCLEAR)
 
 
-@dataclass(frozen=True)
-class _UnitTemplate:
-    """Area and centroid of a shape of radius 1 around (0, 0)."""
-
-    area: float
-    x: float
-    y: float
+def _moments(mask: np.ndarray, origin: float = 0.0) -> tuple[float, float, float]:
+    """Area and centroid (x, y), relative to (origin, origin), of a mask in pixels."""
+    area = float(mask.sum())
+    y_grid, x_grid = np.indices(mask.shape) + 0.5 - origin
+    return area, float((x_grid * mask).sum() / area), float((y_grid * mask).sum() / area)
 
 
 @cache
-def _unit_template(shape: str) -> _UnitTemplate:
+def _unit_template(shape: str) -> tuple[float, float, float]:
+    """Area and centroid (x, y) of a shape of radius 1 around (0, 0)."""
     scale, side = 100.0, 240
-    mask = _template(shape, side / 2, side / 2, scale, (side, side))
-    y_grid, x_grid = np.indices(mask.shape) + 0.5 - side / 2
-    area = float(mask.sum())
-    centre = float((x_grid * mask).sum() / area / scale), float((y_grid * mask).sum() / area / scale)
-    return _UnitTemplate(area / scale**2, *centre)
+    area, x, y = _moments(_template(shape, side / 2, side / 2, scale, (side, side)), side / 2)
+    return area / scale**2, x / scale, y / scale
 
 
 def _template(shape: str, x: float, y: float, radius: float, size: tuple[int, ...]) -> np.ndarray:
@@ -221,10 +211,10 @@ def _template(shape: str, x: float, y: float, radius: float, size: tuple[int, ..
 
 
 def check(spec: ImageSpec | Mapping[str, Any], image: Image.Image) -> CheckResult:
-    """Does `image` show what `spec` asks for?
+    """Check `image` against `spec`.
 
-    All skills but "colors" want exactly the objects of the specification and no others; "position" wants
-    their relation too; "colors" wants the shape to be there and every one of that shape to have the colour.
+    All skills but "colors" require exactly the objects of the specification, "position" their relation too;
+    "colors" requires the shape, and the colour for every object of that shape.
     """
     if not isinstance(spec, ImageSpec):
         spec = ImageSpec.from_dict(spec)
@@ -246,10 +236,7 @@ def check(spec: ImageSpec | Mapping[str, Any], image: Image.Image) -> CheckResul
 
 def _project(looks: Counter[tuple[str, str]], part: int) -> Counter[str]:
     """Counts by colour (part 0) or by shape (part 1) alone."""
-    result: Counter[str] = Counter()
-    for look, number in looks.items():
-        result[look[part]] += number
-    return result
+    return Counter(look[part] for look in looks.elements())
 
 
 def _difference(wanted: Counter[tuple[str, str]], seen: Counter[tuple[str, str]]) -> str:
@@ -273,17 +260,12 @@ def _relation_problem(spec: ImageSpec, found: tuple[FoundObject, ...]) -> str:
     first, second = (
         next(f for f in found if (f.colour, f.shape) == (item.colour, item.shape)) for item in spec.objects
     )
-    distance = {
-        "left": second.x - first.x,
-        "right": first.x - second.x,
-        "above": second.y - first.y,
-        "below": first.y - second.y,
-    }[str(spec.relation)]
+    dx, dy = second.x - first.x, second.y - first.y
+    distance = {"left": dx, "right": -dx, "above": dy, "below": -dy}[str(spec.relation)]
     if distance >= _RELATION_DISTANCE:
         return ""
     return f"the {first.colour} {first.shape} is not {spec.relation} of the {second.colour} {second.shape}"
 
 
 def _in_words(looks: Counter[tuple[str, str]]) -> str:
-    parts = [f"{n} {colour} {shape if n == 1 else plural(shape)}" for (colour, shape), n in looks.items()]
-    return ", ".join(parts)
+    return ", ".join(f"{n} {c} {s if n == 1 else plural(s)}" for (c, s), n in looks.items())

@@ -37,11 +37,11 @@ MOST_TURNS = 1000
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """What scenes to make. `skills` (weights) concern prompts for images (task t2i) only.
+    """Settings of generated records.
 
-    paraphrase: share of questions and prompts that are put in other words; the scenes, the answers and the
-    other questions stay what they are without it. turns: the most turns of a record of the task "chat".
-    grid: cells a side of a layout for generated images (`place_objects`).
+    skills: weights of the skills of prompts (task "t2i"). paraphrase: share of questions and prompts that are
+    reworded; scenes, answers and the other questions stay as they are. turns: maximum number of turns of a
+    dialogue (task "chat"). grid: cells per side of a layout for generated images (`place_objects`).
     """
 
     count: int = 10_000
@@ -67,8 +67,7 @@ class SceneOptions:
             whole_number(self.grid, "--grid", MIN_GRID, MOST_SIDE)
             if self.task not in ("t2i", "chat"):
                 raise UserError(
-                    f"--grid {self.grid} with --task {self.task}: a grid is for prompted images, "
-                    "--task t2i or chat."
+                    f"--grid {self.grid} with --task {self.task}: a grid needs --task t2i or chat."
                 )
         for name, weight in self.skills.items():
             finite_number(weight, f"--skills {name}", 0.0)
@@ -80,17 +79,17 @@ class SceneOptions:
 
     @property
     def split(self) -> str:
-        """Seeds of 10⁹ and above are kept for evaluation."""
+        """Seeds of 10⁹ and above are reserved for evaluation."""
         return "heldout" if self.seed >= HELD_OUT_SEED else "train"
 
     @property
     def words(self) -> Words:
-        """Other words; held-out seeds use some that training never sees."""
+        """The rewording; held-out seeds use wordings that never occur in training."""
         return Words(self.paraphrase, reserved=self.split == "heldout")
 
 
 def scene_record(options: SceneOptions, index: int) -> Record:
-    """Record `index` of these options; it depends on the seed, the index and the options only."""
+    """Record `index`, a pure function of the options and the index."""
     key = (options.seed, index, TASKS.index(options.task))
     rng, other_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
     record_id = f"scene-{options.task}-{options.seed}-{index}"
@@ -127,9 +126,9 @@ def _prompt_record(
 
 
 def _dialogue_record(options: SceneOptions, record_id: str, rng: np.random.Generator) -> Record:
-    """`metadata`: "scenes" of the images in order, "kinds" and "specs" (None for words) of the turns.
+    """`metadata`: "scenes" of the images in order, "kinds" and "specs" (None for text answers) of the turns.
 
-    "ordered": the turns build on each other, so that nothing may shuffle them.
+    "ordered": the turns build on each other and must not be shuffled.
     """
 
     def image(scene: Scene) -> dict[str, Any]:
@@ -155,7 +154,7 @@ def _dialogue_record(options: SceneOptions, record_id: str, rng: np.random.Gener
 
 
 class SceneConverter(Converter):
-    """Generated scenes: a sample is the number of its record."""
+    """Generated scenes: a sample is the index of its record."""
 
     kind = "scenes"
     summary = "generate procedural scenes (nothing is downloaded)"
@@ -175,24 +174,19 @@ class SceneConverter(Converter):
             parser.add_argument(name, type=type, default=default, help=help, **options)
 
         add("--count", integer(1), "number of records (default %(default)s)")
-        add("--seed", seed, "default %(default)s; 10**9 and above are never trained on")
+        add("--seed", seed, "default %(default)s; 10**9 and above are reserved for evaluation")
         add("--image-size", integer(8), "pixels (default %(default)s)")
-        parser.add_argument(
-            "--task",
-            choices=TASKS,
-            default=defaults.task,
-            help="questions, prompts for images, captions or dialogues of several turns (default vqa)",
-        )
+        tasks = "questions, prompts for images, captions or dialogues of several turns (default %(default)s)"
+        add("--task", str, tasks, choices=TASKS)
         skills = ",".join(f"{name}={weight}" for name, weight in DEFAULT_SKILLS.items())
-        parser.add_argument(
-            "--skills", default=skills, help="weights of prompts for images (default %(default)s)"
-        )
+        weights = "weights of prompts for images (default %(default)s)"
+        parser.add_argument("--skills", default=skills, help=weights)
         add("--questions-per-image", integer(1), "turns of one vqa record (default %(default)s)")
-        what = "share of questions and prompts in other words (default %(default)s)"
-        add("--paraphrase", share, what, metavar="SHARE")
-        add("--turns", integer(2), "most turns of one chat record (default %(default)s)")
-        what = "cells a side of a layout for prompted images, 3 × 3 for each object (default: no layout)"
-        add("--grid", integer(8), what)
+        share_help = "share of questions and prompts that are reworded (default %(default)s)"
+        add("--paraphrase", share, share_help, metavar="SHARE")
+        add("--turns", integer(2), "maximum number of turns of one chat record (default %(default)s)")
+        layout = "cells per side of a layout for generated images, 3 × 3 per object (default: no layout)"
+        add("--grid", integer(8), layout)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> SceneConverter:
@@ -219,8 +213,8 @@ def parse_weights(text: str) -> dict[str, float]:
         name, _, weight = item.partition("=")
         try:
             weights[name.strip()] = float(weight or 1.0)
-        except ValueError as error:
+        except ValueError:
             raise UserError(
                 f"--skills {shown(item)}: expected name=weight, e.g. single_object=0.7."
-            ) from error
+            ) from None
     return weights

@@ -1,7 +1,7 @@
 """Texts about scenes: captions, prompts for images, and GenEval's six skills as scene + prompt + spec.
 
 The skills carry the tags of GenEval (arXiv 2310.11513): a prompt names everything that its verdict depends
-on, and the specification says the same in a form a program can check (`checker.check`).
+on, and the specification is its machine-readable form (see `checker.check`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from .scene import (
     place_objects,
     random_background,
     relation,
+    shuffled,
 )
 
 SKILLS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-#: Those that ask for exactly the objects of the prompt.
+#: Skills that require exactly the objects of the prompt.
 EXACT_SKILLS: tuple[str, ...] = tuple(skill for skill in SKILLS if skill != "colors")
 NUMBER_WORDS: tuple[str, ...] = ("no", "one", "two", "three", "four")
 RELATION_PHRASES: dict[str, str] = {
@@ -35,7 +36,7 @@ RELATION_PHRASES: dict[str, str] = {
     "above": "above",
     "below": "below",
 }
-#: Share of prompts in the bare form "a red circle"; the others are everyday wordings of the same prompt.
+#: Share of prompts in the bare form "a red circle"; the others are wordings as people use them.
 BARE_SHARE = 0.6
 _WORDINGS = (
     "draw {}",
@@ -49,7 +50,7 @@ _WORDINGS = (
     "generate an image of {}",
     "create a picture of {}",
 )
-# Less margin than this between the two axes and a relation looks diagonal in an image.
+# With a smaller difference between the two axes, a relation looks diagonal in an image.
 _POSITION_MARGIN = 0.08
 
 
@@ -64,9 +65,9 @@ class WantedObject:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What an image must show to satisfy its prompt.
+    """The objects that an image must show to satisfy its prompt.
 
-    `relation` is where the first wanted object is relative to the second one (skill "position" only).
+    `relation` is the position of the first object relative to the second one (skill "position" only).
     """
 
     skill: str
@@ -82,7 +83,7 @@ class ImageSpec:
 
 
 class SkillScene(NamedTuple):
-    """A scene with a prompt that asks for it and the specification by which an image is checked."""
+    """A scene, a prompt for it and the specification by which an image is checked."""
 
     scene: Scene
     prompt: str
@@ -109,6 +110,11 @@ def noun_phrase(shape: str, colour: str, count: int = 1, *, number: bool = False
     return f"{NUMBER_WORDS[count]} {colour} {plural(shape)}"
 
 
+def capital(text: str) -> str:
+    """`text` with a capital as its first letter; the others stay as they are."""
+    return text[0].upper() + text[1:]
+
+
 def join_phrases(phrases: list[str]) -> str:
     """'a, b and c'."""
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
@@ -116,10 +122,8 @@ def join_phrases(phrases: list[str]) -> str:
 
 def scene_phrase(scene: Scene, rng: np.random.Generator, *, number: bool = False) -> str:
     """All objects of a scene, equal ones counted together, in random order."""
-    groups = list(Counter((item.shape, item.colour) for item in scene.objects).items())
-    ordered = [groups[i] for i in rng.permutation(len(groups)).tolist()]
-    phrases = [noun_phrase(shape, colour, count, number=number) for (shape, colour), count in ordered]
-    return join_phrases(phrases)
+    groups = shuffled(rng, Counter((item.shape, item.colour) for item in scene.objects).items())
+    return join_phrases([noun_phrase(*look, count, number=number) for look, count in groups])
 
 
 def word_prompt(phrase: str, background: str, rng: np.random.Generator) -> str:
@@ -131,10 +135,8 @@ def word_prompt(phrase: str, background: str, rng: np.random.Generator) -> str:
     else:
         prompt = choose(rng, _WORDINGS).format(phrase)
     if rng.random() < 0.4:
-        prompt = prompt[0].upper() + prompt[1:]
-    if rng.random() < 0.25 and not prompt.endswith("?"):
-        prompt += "."
-    return prompt
+        prompt = capital(prompt)
+    return f"{prompt}." if rng.random() < 0.25 and not prompt.endswith("?") else prompt
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str]:
@@ -142,9 +144,8 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
     results = []
     for _ in range(count):
         phrase = scene_phrase(scene, rng, number=rng.random() < 0.08)
-        pair = scene.objects if len(scene.objects) == 2 else ()
-        if pair and rng.random() < 0.3:
-            phrase = _relation_phrase(pair[0], pair[1]) or phrase
+        if len(scene.objects) == 2 and rng.random() < 0.3:
+            phrase = _relation_phrase(*scene.objects) or phrase
         results.append(word_prompt(phrase, scene.background, rng))
     return results
 
@@ -154,8 +155,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     phrase = scene_phrase(scene, rng)
     if len(scene.objects) == 2 and rng.random() < 0.5:
         phrase = _relation_phrase(*scene.objects) or phrase
-    sentence = f"{phrase} on a {scene.background} background."
-    return sentence[0].upper() + sentence[1:]
+    return capital(f"{phrase} on a {scene.background} background.")
 
 
 def _relation_phrase(a: SceneObject, b: SceneObject) -> str | None:
@@ -172,10 +172,10 @@ def _relation_phrase(a: SceneObject, b: SceneObject) -> str | None:
 def scene_for_skill(rng: np.random.Generator, skill: str, grid: int | None = None) -> SkillScene:
     """A random scene that shows one GenEval skill, its prompt and its specification.
 
-    single_object and colors: "a red circle" (they differ in the verdict: exactly one object, or the right
+    single_object and colors: "a red circle" (they differ in the check: exactly one object, or the right
     colour of that shape); two_object: two shapes and two colours; counting: two to four identical objects;
     position: one object left or right of, above or below another; color_attr: two colours, half of the time
-    on the same shape. `grid` lays the objects out see `place_objects`.
+    on the same shape. `grid`: see `place_objects`.
     """
     if skill not in SKILLS:
         raise UserError(f"Unknown skill '{skill}': allowed are {', '.join(SKILLS)}.")
@@ -201,9 +201,9 @@ def scene_for_skill(rng: np.random.Generator, skill: str, grid: int | None = Non
 
 
 def spec_for_scene(scene: Scene) -> ImageSpec:
-    """The specification of an image that shows exactly the objects of `scene`, wherever they are."""
+    """The specification of an image that shows exactly the objects of `scene`, at any position."""
     groups = Counter((item.shape, item.colour) for item in scene.objects)
-    wanted = tuple(WantedObject(shape, colour, count) for (shape, colour), count in groups.items())
+    wanted = tuple(WantedObject(*look, count) for look, count in groups.items())
     if len(scene.objects) == 1:
         skill = "single_object"
     else:
@@ -213,20 +213,15 @@ def spec_for_scene(scene: Scene) -> ImageSpec:
 
 def _two_different(rng: np.random.Generator, same_shape: bool) -> tuple[WantedObject, WantedObject]:
     """Two objects of different colours, and of different shapes unless `same_shape`."""
-    colours = [list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:2].tolist()]
-    shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:2].tolist()]
-    if same_shape:
-        shapes[1] = shapes[0]
-    return WantedObject(shapes[0], colours[0]), WantedObject(shapes[1], colours[1])
+    colours, shapes = shuffled(rng, COLOURS), shuffled(rng, SHAPES)
+    return WantedObject(shapes[0], colours[0]), WantedObject(shapes[0 if same_shape else 1], colours[1])
 
 
 def _place_looks(
     rng: np.random.Generator, looks: list[tuple[str, str]], grid: int | None
 ) -> list[SceneObject]:
-    places = place_objects(rng, len(looks), grid)
-    return [
-        SceneObject(*look, place.x, place.y, place.radius) for look, place in zip(looks, places, strict=True)
-    ]
+    placed = zip(looks, place_objects(rng, len(looks), grid), strict=True)
+    return [SceneObject(*look, place.x, place.y, place.radius) for look, place in placed]
 
 
 def _clear_relation(a: SceneObject, b: SceneObject) -> str | None:

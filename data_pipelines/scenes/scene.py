@@ -1,25 +1,24 @@
-"""Procedural scenes: a few simple shapes on a plain background, with everything about them known.
+"""Procedural scenes: a few simple shapes on a plain background.
 
-A scene is the toy world of this package. It is rendered at any size, it can be described, asked about and
-checked without any annotation, and its dense patch labels are exact. Coordinates are fractions of the image
-side, with (0, 0) the upper left corner and y growing downwards.
-
-Seeds at or above ``HELD_OUT_SEED`` are for evaluation only and are never used for training.
+Scenes are rendered at any size; captions, questions, checks and dense patch labels follow from them exactly,
+without annotation. Coordinates are fractions of the image side, with (0, 0) the upper left corner and y
+growing downwards. Seeds at or above `HELD_OUT_SEED` are for evaluation only, never for training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ...common.errors import UserError
 from ...common.values import finite_number
+
+T = TypeVar("T")
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -37,7 +36,7 @@ OPPOSITE: dict[str, str] = {"left": "right", "right": "left", "above": "below", 
 
 HELD_OUT_SEED = 10**9
 MAX_OBJECTS = 4
-_MOST_OBJECTS = 100  # of a scene from elsewhere
+_MOST_OBJECTS = 100  # of a scene that is read from a file
 #: Number of classes of `patch_classes`: the background and every pair of a colour and a shape.
 NUM_PATCH_CLASSES = 1 + len(COLOURS) * len(SHAPES)
 
@@ -46,9 +45,9 @@ _RADIUS_RANGES = {1: (0.16, 0.25), 2: (0.14, 0.20), 3: (0.125, 0.16), 4: (0.125,
 _GAP = 0.04
 _MARGIN = 0.02
 _CLEAR_DIFFERENCE = 0.2
-#: Cells of a grid that an object fills in each direction when objects are laid out on one.
+#: Side of an object laid out on a grid, in cells.
 _CELLS = 3
-#: Four objects with a free cell between them need so many cells a side.
+#: Cells per side that four objects with a free cell between them need.
 MIN_GRID = 2 * (_CELLS + 1)
 _SUPERSAMPLING = 4
 _COLOUR_NAMES = tuple(COLOURS)
@@ -86,10 +85,8 @@ class Scene:
 
         Raises UserError for an unknown shape, colour or background, too many objects or one off the image.
         """
-        if len(data["objects"]) > _MOST_OBJECTS:
-            raise UserError(
-                f"A scene of {len(data['objects'])} objects: at most {_MOST_OBJECTS} are allowed."
-            )
+        if (count := len(data["objects"])) > _MOST_OBJECTS:
+            raise UserError(f"A scene of {count} objects: at most {_MOST_OBJECTS} are allowed.")
         objects = tuple(SceneObject(**item) for item in data["objects"])
         for item in objects:
             for name in ("x", "y", "radius"):
@@ -99,11 +96,9 @@ class Scene:
                     f"Unknown scene object '{item.colour} {item.shape}': shapes are {', '.join(SHAPES)}; "
                     f"colours are {', '.join(COLOURS)}."
                 )
-        if data["background"] not in BACKGROUNDS:
-            raise UserError(
-                f"Unknown background '{data['background']}': allowed are {', '.join(BACKGROUNDS)}."
-            )
-        return cls(objects, data["background"])
+        if (background := data["background"]) not in BACKGROUNDS:
+            raise UserError(f"Unknown background '{background}': allowed are {', '.join(BACKGROUNDS)}.")
+        return cls(objects, background)
 
 
 @dataclass(frozen=True)
@@ -121,8 +116,8 @@ class Placement:
 def place_objects(rng: np.random.Generator, count: int, grid: int | None = None) -> list[Placement]:
     """`count` (1–4) placements whose surrounding squares keep a gap between them and to the border.
 
-    With `grid` (8 or more) every object fills 3 × 3 cells of a (grid, grid) raster, with a free cell to the
-    next one, so that an object looks the same, patch by patch, wherever it is.
+    With `grid` (8 or more) every object fills 3 × 3 cells of a (grid, grid) raster, with a free cell between
+    objects, so that the patches of an object look the same at every position.
     """
     if not 1 <= count <= MAX_OBJECTS:
         raise UserError(f"A scene holds 1 to {MAX_OBJECTS} objects, got {count}.")
@@ -143,9 +138,8 @@ def place_objects(rng: np.random.Generator, count: int, grid: int | None = None)
 
 def _place(radius: float, across: float, down: float) -> Placement:
     room = 1.0 - 2.0 * (radius + _MARGIN)
-    return Placement(
-        round(radius + _MARGIN + room * across, 4), round(radius + _MARGIN + room * down, 4), round(radius, 4)
-    )
+    x, y = (round(radius + _MARGIN + room * share, 4) for share in (across, down))
+    return Placement(x, y, round(radius, 4))
 
 
 def _apart(a: Placement, b: Placement) -> bool:
@@ -157,19 +151,14 @@ def _place_in_quadrants(rng: np.random.Generator, count: int, radius: float) -> 
     jitter = 0.25 - radius - max(_MARGIN, _GAP / 2)
     placements = []
     for quadrant in rng.permutation(4)[:count].tolist():
-        dx, dy = (rng.uniform(-jitter, jitter, 2)).tolist()
-        placements.append(
-            Placement(
-                round(0.25 + 0.5 * (quadrant % 2) + dx, 4),
-                round(0.25 + 0.5 * (quadrant // 2) + dy, 4),
-                radius,
-            )
-        )
+        dx, dy = rng.uniform(-jitter, jitter, 2).tolist()
+        x, y = 0.25 + 0.5 * (quadrant % 2) + dx, 0.25 + 0.5 * (quadrant // 2) + dy
+        placements.append(Placement(round(x, 4), round(y, 4), radius))
     return placements
 
 
 def _place_on_grid(rng: np.random.Generator, count: int, grid: int) -> list[Placement]:
-    """Corners of 3 × 3 cells, sampled until they are apart; three or more each in a quadrant of its own."""
+    """Positions of 3 × 3 cells, resampled until they are apart; three or more are in separate quadrants."""
     if grid < MIN_GRID:
         raise UserError(f"A grid for scenes has at least {MIN_GRID} cells a side, got {grid}.")
     half = grid // 2
@@ -197,6 +186,18 @@ def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     return options[int(rng.random() * len(options))]
 
 
+def choose_other(rng: np.random.Generator, options: Iterable[T], excluded: T) -> T:
+    """One of `options` that is not `excluded`, uniformly."""
+    chosen: T = choose(rng, [option for option in options if option != excluded])
+    return chosen
+
+
+def shuffled(rng: np.random.Generator, items: Iterable[T]) -> list[T]:
+    """The items in random order."""
+    items = list(items)
+    return [items[i] for i in rng.permutation(len(items)).tolist()]
+
+
 def random_scene(
     rng: np.random.Generator,
     num_objects: int | None = None,
@@ -206,7 +207,7 @@ def random_scene(
     """A scene of `num_objects` (default: one to four, at random).
 
     With probability `repetition` an object repeats the shape, the colour or both of an earlier one, so that
-    counting questions have answers above one and colour and shape do not identify each other.
+    counts exceed one and neither colour nor shape determines the other.
     """
     count = num_objects if num_objects is not None else 1 + int(rng.choice(4, p=(0.22, 0.26, 0.26, 0.26)))
     objects: list[SceneObject] = []
@@ -214,9 +215,9 @@ def random_scene(
         shape, colour = choose(rng, SHAPES), choose(rng, _COLOUR_NAMES)
         if objects and rng.random() < repetition:
             model = choose(rng, objects)
-            what = choose(rng, ("shape", "colour", "both"))
-            shape = model.shape if what != "colour" else shape
-            colour = model.colour if what != "shape" else colour
+            repeated = choose(rng, ("shape", "colour", "both"))
+            shape = model.shape if repeated != "colour" else shape
+            colour = model.colour if repeated != "shape" else colour
         objects.append(SceneObject(shape, colour, place.x, place.y, place.radius))
     return Scene(tuple(objects), background or random_background(rng))
 
@@ -227,7 +228,7 @@ def random_scene(
 def relation(a: SceneObject, b: SceneObject) -> str | None:
     """Where `a` is relative to `b`: one of `RELATIONS`, or None when that is not clear.
 
-    Clear means at least 0.2 apart on the axis, and further apart on it than on the other axis.
+    Clear means at least 0.2 apart along one axis, and less along the other one.
     """
     dx, dy = a.x - b.x, a.y - b.y
     if max(abs(dx), abs(dy)) < _CLEAR_DIFFERENCE or abs(dx) == abs(dy):
@@ -237,62 +238,52 @@ def relation(a: SceneObject, b: SceneObject) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-@cache
-def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """Corners of a polygon inside the square [-1, 1]² (the circle is an ellipse instead)."""
-    if shape == "square":
-        return ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86))
-    if shape == "triangle":
-        return ((0.0, -0.95), (1.0, 0.85), (-1.0, 0.85))
-    if shape == "diamond":
-        return ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0))
-    if shape == "star":
-        tips = []
-        for corner in range(10):
-            length = 1.05 if corner % 2 == 0 else 0.45
-            angle = math.pi * corner / 5
-            tips.append((length * math.sin(angle), 0.08 - length * math.cos(angle)))
-        return tuple(tips)
-    if shape == "cross":
-        w = 0.33
-        return (
-            (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w),
-            (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w),
-        )  # fmt: skip
-    raise UserError(f"Unknown shape '{shape}': allowed are circle, {', '.join(SHAPES[1:])}.")
+def _star_corner(number: int) -> tuple[float, float]:
+    length, angle = 0.45 if number % 2 else 1.05, math.pi * number / 5
+    return length * math.sin(angle), 0.08 - length * math.cos(angle)
+
+
+_ARM = 0.33
+#: Corners of polygons inside the square [-1, 1]²; the circle is an ellipse instead.
+_OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
+    "square": ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)),
+    "triangle": ((0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)),
+    "diamond": ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)),
+    "star": tuple(map(_star_corner, range(10))),
+    "cross": (
+        (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+        (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+    ),
+}  # fmt: skip
 
 
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: int | tuple[int, int, int]
 ) -> None:
     """Fill one shape on a canvas; centre and radius in pixels of that canvas, without antialiasing."""
-    # PIL fills every pixel that an outline touches, half a pixel too much all around.
+    if shape not in SHAPES:
+        raise UserError(f"Unknown shape '{shape}': allowed are {', '.join(SHAPES)}.")
+    # PIL fills every pixel that an outline touches, half a pixel too much on all sides.
     radius -= 0.5
     if shape == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
-        return
-    draw.polygon([(x + radius * px, y + radius * py) for px, py in _outline(shape)], fill=fill)
+    else:
+        draw.polygon([(x + radius * px, y + radius * py) for px, py in _OUTLINES[shape]], fill=fill)
 
 
 def render(scene: Scene, size: int = 64) -> Image.Image:
     """The scene as an RGB image of `size` × `size` pixels, antialiased by 4× supersampling."""
-    canvas_size = size * _SUPERSAMPLING
-    canvas = Image.new("RGB", (canvas_size, canvas_size), BACKGROUNDS[scene.background])
+    side = size * _SUPERSAMPLING
+    canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     draw = ImageDraw.Draw(canvas)
     for item in scene.objects:
-        draw_shape(
-            draw,
-            item.shape,
-            item.x * canvas_size,
-            item.y * canvas_size,
-            item.radius * canvas_size,
-            COLOURS[item.colour],
-        )
+        colour = COLOURS[item.colour]
+        draw_shape(draw, item.shape, item.x * side, item.y * side, item.radius * side, colour)
     return canvas.reduce(_SUPERSAMPLING)
 
 
 def coverage(item: SceneObject, grid: int, samples: int = 16) -> np.ndarray:
-    """Share of every cell of a (grid, grid) raster that `item` covers, as float32 in [0, 1]."""
+    """The share of each cell of a (grid, grid) raster that `item` covers, float32 in [0, 1]."""
     side = grid * samples
     canvas = Image.new("L", (side, side), 0)
     draw_shape(ImageDraw.Draw(canvas), item.shape, item.x * side, item.y * side, item.radius * side, 1)
