@@ -1,9 +1,9 @@
-"""Dialogues about scenes in which a turn needs the turns before it: pronouns, short follow-ups, images.
+"""Dialogues about scenes whose turns refer to earlier ones: pronouns, short follow-ups, images.
 
-Three forms: "look" (several questions about a shown image), "draw_then_ask" (a generated image,
-questions about it, and the image again with a change), "ask_then_draw" (questions about a shown image, then
-an image of something in it). Every answer follows from the scenes and every generated image has a
-specification: both can be checked.
+Three forms: "look" (several questions about a shown image), "draw_then_ask" (a generated image, questions
+about it, and the image again with a change), "ask_then_draw" (questions about a shown image, then an image
+of something in it). Answers follow from the scenes, and generated images have specifications, so that both
+can be checked.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from .language import (
     EXACT_SKILLS,
+    NUMBER_WORDS,
     ImageSpec,
     article,
+    capital,
     describe,
     noun_phrase,
     plural,
@@ -29,14 +32,15 @@ from .questions import Question, distinct_looks, identified, questions
 from .scene import (
     COLOURS,
     OPPOSITE,
-    RELATIONS,
     SHAPES,
     Scene,
     SceneObject,
     choose,
+    choose_other,
     place_objects,
     random_scene,
     relation,
+    shuffled,
 )
 from .wordings import RELATION_WORDS, reword_prompt, reword_question
 
@@ -45,10 +49,9 @@ _FORM_SHARES = (0.4, 0.35, 0.25)
 
 
 class Turn(NamedTuple):
-    """What the user asks and the answer: a text, or the scene of an image with its specification.
+    """A user's request and the answer: a string, or the scene of an image with its specification.
 
-    kind: of a question, as in `questions`; "caption"; "draw"; or "follow_up", which needs the turns
-    before it.
+    kind: one of `questions.KINDS`, "caption", "draw", or "follow_up", which refers to earlier turns.
     """
 
     ask: str
@@ -58,7 +61,7 @@ class Turn(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """A dialogue. `shown`: the scene that the user's first turn brings along, if any."""
+    """A dialogue. `shown`: the scene of the image in the user's first turn, if any."""
 
     form: str
     shown: Scene | None
@@ -66,7 +69,7 @@ class Dialogue(NamedTuple):
 
 
 class Words(NamedTuple):
-    """How often questions and prompts are put in other words, and whether in reserved ones."""
+    """The share of questions and prompts that are reworded, and whether with reserved wordings."""
 
     share: float = 0.0
     reserved: bool = False
@@ -124,29 +127,25 @@ def _single(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 # --- chains ----------------------------------------
 
+#: By the attribute asked for: what names the object instead, the first question, and the follow-ups.
+_LOOK_WORDINGS = {
+    "colour": (
+        "shape",
+        "What colour is the {}?",
+        ("And the {}?", "What about the {}?", "And what colour is the {}?"),
+    ),
+    "shape": (
+        "colour",
+        "What shape is the {} object?",
+        ("And the {} one?", "What about the {} one?", "And the {} object?"),
+    ),
+}
 
-def _colour_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+
+def _look_chain(scene: Scene, rng: np.random.Generator, attribute: str) -> list[Turn]:
     """Like "What colour is the star?", "And the circle?", "Where is it relative to the red star?"."""
-    further = ("And the {}?", "What about the {}?", "And what colour is the {}?")
-    return _look_chain(scene, rng, "colour", "shape", "What colour is the {}?", further)
-
-
-def _shape_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Like "What shape is the red object?", "And the blue one?", "Is it above the red star?"."""
-    further = ("And the {} one?", "What about the {} one?", "And the {} object?")
-    return _look_chain(scene, rng, "shape", "colour", "What shape is the {} object?", further)
-
-
-def _look_chain(
-    scene: Scene,
-    rng: np.random.Generator,
-    attribute: str,
-    named_by: str,
-    first: str,
-    further: tuple[str, ...],
-) -> list[Turn]:
-    """The `attribute` (colour or shape) of an object that the other of the two names; more about it."""
-    named = _shuffled(identified(scene, named_by), rng)
+    named_by, first, further = _LOOK_WORDINGS[attribute]
+    named = shuffled(rng, identified(scene, named_by))
     if not named:
         return []
     item, *others = named
@@ -162,8 +161,8 @@ def _count_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """Like "How many stars are there?", "And how many circles?", "And in all?"."""
     item = choose(rng, scene.objects)
     shown = [other.shape for other in scene.objects if other.shape != item.shape]
-    others = shown if shown and rng.random() < 0.75 else [shape for shape in SHAPES if shape != item.shape]
-    shapes = [item.shape, choose(rng, others)]
+    others = shown if shown and rng.random() < 0.75 else SHAPES
+    shapes = [item.shape, choose_other(rng, others, item.shape)]
     if rng.random() < 0.3:
         shapes.reverse()
     counts = Counter(item.shape for item in scene.objects)
@@ -189,27 +188,25 @@ def _existence_chain(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     absent = [colour for colour in others if (colour, item.shape) not in shown]
     second = choose(rng, present if present and rng.random() < 0.8 else absent)
     answers = ["yes" if (colour, item.shape) in shown else "no" for colour in (first, second)]
-    ask = choose(rng, ("And {} one?", "What about {} one?", "Or {} one?")).format(
-        f"{article(second)} {second}"
-    )
+    ask = choose(rng, ("And {} {} one?", "What about {} {} one?", "Or {} {} one?"))
     return [
         Turn(f"Is there {article(first)} {first} {item.shape}?", answers[0], "existence"),
-        Turn(ask, answers[1], "follow_up"),
+        Turn(ask.format(article(second), second), answers[1], "follow_up"),
     ]
 
 
 _CHAINS: tuple[Callable[[Scene, np.random.Generator], list[Turn]], ...] = (
-    _colour_chain,
-    _shape_chain,
+    partial(_look_chain, attribute="colour"),
+    partial(_look_chain, attribute="shape"),
     _count_chain,
     _existence_chain,
 )
 
 
 def _about(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Generator) -> list[Turn]:
-    """Up to two questions in which "it" is `item`, whose colour or shape the last answer was."""
+    """Up to two questions in which "it" is `item`, whose colour or shape was the last answer."""
     asked = [_where(scene, item, rng), _whether(scene, item, rng), _likeness(scene, item, attribute, rng)]
-    found = [turn for i in rng.permutation(len(asked)).tolist() if (turn := asked[i]) is not None]
+    found = [turn for turn in shuffled(rng, asked) if turn is not None]
     return found[: int(rng.random() * 3)]
 
 
@@ -232,7 +229,7 @@ def _whether(scene: Scene, item: SceneObject, rng: np.random.Generator) -> Turn 
 
 
 def _likeness(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Generator) -> Turn | None:
-    """How many others have the same colour or shape; of what `item` is named by the answer would be clear."""
+    """The number of other objects with the same `attribute`, which must not be the one that names `item`."""
     others = sum(getattr(other, attribute) == getattr(item, attribute) for other in scene.objects) - 1
     if others == 0 and rng.random() < 0.6:
         return None  # "no" would be too common
@@ -242,15 +239,10 @@ def _likeness(scene: Scene, item: SceneObject, attribute: str, rng: np.random.Ge
 
 
 def _companion(scene: Scene, item: SceneObject, rng: np.random.Generator) -> SceneObject | None:
-    """Another object with a name of its own whose relation to `item` is clear."""
-    fitting = [
-        other for other in distinct_looks(scene) if other is not item and relation(item, other) in RELATIONS
-    ]
+    """Another object with an unambiguous name and a clear relation to `item`."""
+    named = distinct_looks(scene)
+    fitting = [other for other in named if other is not item and relation(item, other) is not None]
     return choose(rng, fitting) if fitting else None
-
-
-def _shuffled(items: list[SceneObject], rng: np.random.Generator) -> list[SceneObject]:
-    return [items[i] for i in rng.permutation(len(items)).tolist()]
 
 
 # --- generated images ----------------------------------------
@@ -263,7 +255,7 @@ def _draw_then_ask(rng: np.random.Generator, count: int, words: Words, grid: int
     turns = [Turn(ask, target.scene, "draw", target.spec)]
     change = _change(target.scene, rng, grid) if skill == "single_object" and rng.random() < 0.6 else None
     if change is not None:
-        # Asked only at the end: with two images, "it" would no longer be the first.
+        # The change comes last: with two images, "it" would be ambiguous.
         thread = question_thread(target.scene, rng, count - 2, words) if count > 2 else []
         return [*turns, *thread, change]
     return turns + question_thread(target.scene, rng, count - 1, words)
@@ -274,18 +266,15 @@ def _change(scene: Scene, rng: np.random.Generator, grid: int | None) -> Turn:
     (item,) = scene.objects
     kind = choose(rng, ("colour", "shape", "count"))
     if kind == "colour":
-        colour = choose(rng, [colour for colour in COLOURS if colour != item.colour])
-        wording = choose(
-            rng, ("Now in {}.", "Make it {}.", "The same in {}, please.", "Can you draw it in {}?")
-        )
-        return _image_turn(wording.format(colour), Scene((replace(item, colour=colour),), scene.background))
+        colour = choose_other(rng, COLOURS, item.colour)
+        wordings = ("Now in {}.", "Make it {}.", "The same in {}, please.", "Can you draw it in {}?")
+        ask = choose(rng, wordings).format(colour)
+        return _image_turn(ask, Scene((replace(item, colour=colour),), scene.background))
     if kind == "shape":
-        shape = choose(rng, [shape for shape in SHAPES if shape != item.shape])
-        wording = choose(
-            rng, ("Now {} {}.", "Make it {} {}.", "The same as {} {}.", "{} {} instead, please.")
-        )
-        ask = wording.format(article(shape), f"{shape} in the same colour")
-        return _image_turn(ask[0].upper() + ask[1:], Scene((replace(item, shape=shape),), scene.background))
+        shape = choose_other(rng, SHAPES, item.shape)
+        wordings = ("Now {} {}.", "Make it {} {}.", "The same as {} {}.", "{} {} instead, please.")
+        ask = capital(choose(rng, wordings).format(article(shape), f"{shape} in the same colour"))
+        return _image_turn(ask, Scene((replace(item, shape=shape),), scene.background))
     return _several(item, scene.background, rng, grid)
 
 
@@ -303,7 +292,7 @@ def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int |
     if kind == "several":
         return _several(item, scene.background, rng, grid, f" like the {item.colour} {item.shape}")
     if kind == "colour":
-        colour = choose(rng, [colour for colour in COLOURS if colour != item.colour])
+        colour = choose_other(rng, COLOURS, item.colour)
         wording = choose(rng, ("Draw the {} {} in {}.", "Now draw the {} {} again, but in {}."))
         ask = wording.format(item.colour, item.shape, colour)
         return _image_turn(ask, Scene((replace(alone, colour=colour),), scene.background))
@@ -314,13 +303,12 @@ def _draw_from(scene: Scene, rng: np.random.Generator, words: Words, grid: int |
 def _several(
     item: SceneObject, background: str, rng: np.random.Generator, grid: int | None, which: str = ""
 ) -> Turn:
-    """Two to four of `item`. `which`: of what, where "of them" would not be clear."""
+    """Two to four of `item`. `which`: the description used where "of them" would be ambiguous."""
     count = 2 + int(rng.random() * 3)
     objects = [replace(item, x=p.x, y=p.y, radius=p.radius) for p in place_objects(rng, count, grid)]
-    number = ("two", "three", "four")[count - 2]
-    wording = choose(rng, ("Now draw {}{}.", "Draw {}{}, please."))
-    what = f"{number} {plural(item.shape)}" if which else f"{number} of them"
-    return _image_turn(wording.format(what, which), Scene(tuple(objects), background))
+    wording = choose(rng, ("Now draw {} {}{}.", "Draw {} {}{}, please."))
+    ask = wording.format(NUMBER_WORDS[count], plural(item.shape) if which else "of them", which)
+    return _image_turn(ask, Scene(tuple(objects), background))
 
 
 def _image_turn(ask: str, scene: Scene) -> Turn:

@@ -1,28 +1,39 @@
-"""Questions with certain answers about scenes. Answers are single lower-case words or digits.
+"""Questions about scenes with unambiguous answers: single lower-case words or digits.
 
-Kinds: colour, shape, total_count, count_by_shape, count_by_colour, relation, relation_yes_no, existence,
-statement. A kind is left out where its answer would not be certain, e.g. the colour of "the circle" when
-there are two.
+A kind of question (see `KINDS`) is left out where its answer would be ambiguous, e.g. the colour of "the
+circle" when there are two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from .language import NUMBER_WORDS, RELATION_PHRASES, article, plural
-from .scene import COLOURS, OPPOSITE, RELATIONS, SHAPES, Scene, SceneObject, choose, relation
+from .scene import (
+    COLOURS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    choose,
+    choose_other,
+    relation,
+    shuffled,
+)
 
-# Nearly level objects: then "above" and "below" are plainly false of a pair that is left and right.
+# Objects closer than this along an axis are level: "above" and "below" are false for a level pair.
 _LEVEL = 0.06
 
 
 class Question(NamedTuple):
-    """A question, its only right answer, and its kind."""
+    """A question, its only correct answer, and its kind."""
 
     question: str
     answer: str
@@ -32,34 +43,26 @@ class Question(NamedTuple):
 def questions(scene: Scene, rng: np.random.Generator, count: int | None = None) -> list[Question]:
     """Up to `count` different questions in random order, spread over as many kinds as the scene allows.
 
-    Without `count`: one question of every kind that the scene allows. Kinds come round again, with new
-    wordings or objects, when `count` exceeds their number.
+    Without `count`: one question of every kind that the scene allows. If `count` exceeds their number, kinds
+    are repeated with new wordings or objects.
     """
-    result: list[Question] = []
-    asked: set[str] = set()
-    for _ in range(4):
-        order = [_KINDS[i] for i in rng.permutation(len(_KINDS)).tolist()]
-        for kind, ask in order:
+    result: dict[str, Question] = {}
+    for _ in range(1 if count is None else 4):
+        for kind, ask in shuffled(rng, _KINDS.items()):
             found = ask(scene, rng)
-            if found is None or found[0] in asked:
-                continue
-            asked.add(found[0])
-            result.append(Question(found[0], found[1], kind))
-            if len(result) == count:
-                return result
-        if count is None:
-            break
-    return result
+            if found is not None and found[0] not in result:
+                result[found[0]] = Question(*found, kind)
+                if len(result) == count:
+                    return list(result.values())
+    return list(result.values())
 
 
 def statements(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """'True or false: …' with "true" or "false", one of every sort that the scene allows, in random order."""
-    found = [sort(scene, rng) for sort in _STATEMENT_SORTS]
-    kept = [item for item in found if item is not None]
-    order = rng.permutation(len(kept)).tolist()
+    """'True or false: …' with "true" or "false", one of every kind of claim, in random order."""
+    claims = [claim for make in _CLAIMS if (claim := make(scene, rng)) is not None]
     return [
-        Question(f"True or false: {kept[i][0]}.", "true" if kept[i][1] else "false", "statement")
-        for i in order
+        Question(f"True or false: {claim}.", "true" if holds else "false", "statement")
+        for claim, holds in shuffled(rng, claims)
     ]
 
 
@@ -95,7 +98,7 @@ def _related_pair(scene: Scene, rng: np.random.Generator) -> tuple[SceneObject, 
 def _claimed_relation(
     pair: tuple[SceneObject, SceneObject, str], rng: np.random.Generator
 ) -> tuple[str, bool]:
-    """A relation to claim of the pair, and whether it holds: half of the time; else it is plainly false."""
+    """A relation to claim of the pair, and whether it holds: half of the time; else it is clearly false."""
     a, b, where = pair
     if rng.random() < 0.5:
         return where, True
@@ -108,7 +111,7 @@ def _claimed_relation(
 def _claimed_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str, bool]:
     """A colour, a shape and whether the scene shows such an object: half of the time it does.
 
-    Most negatives are hard: a colour or a shape of the scene in a pairing that it does not show.
+    Most negatives are hard: a colour or a shape of the scene in a combination that it does not show.
     """
     item = choose(rng, scene.objects)
     if rng.random() < 0.5:
@@ -129,14 +132,14 @@ def _claimed_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str, boo
 _Asked = tuple[str, str] | None
 
 
-def _colour(scene: Scene, rng: np.random.Generator) -> _Asked:
-    wordings = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
-    return _look(scene, rng, "colour", "shape", wordings)
-
-
-def _shape(scene: Scene, rng: np.random.Generator) -> _Asked:
-    wordings = ("What shape is the {} object?", "What is the {} shape?", "Which shape is {}?")
-    return _look(scene, rng, "shape", "colour", wordings)
+_COLOUR_WORDINGS = ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?")
+_SHAPE_WORDINGS = ("What shape is the {} object?", "What is the {} shape?", "Which shape is {}?")
+_TOTAL_WORDINGS = (
+    "How many objects are there?",
+    "How many shapes are in the image?",
+    "How many objects do you see?",
+    "How many shapes are there?",
+)
 
 
 def _look(
@@ -148,16 +151,6 @@ def _look(
         return None
     item = choose(rng, candidates)
     return choose(rng, wordings).format(getattr(item, named_by)), getattr(item, asked)
-
-
-def _total_count(scene: Scene, rng: np.random.Generator) -> _Asked:
-    wordings = (
-        "How many objects are there?",
-        "How many shapes are in the image?",
-        "How many objects do you see?",
-        "How many shapes are there?",
-    )
-    return choose(rng, wordings), str(len(scene.objects))
 
 
 def _count_by_shape(scene: Scene, rng: np.random.Generator) -> _Asked:
@@ -201,23 +194,18 @@ def _existence(scene: Scene, rng: np.random.Generator) -> _Asked:
     return question, "yes" if shown else "no"
 
 
-def _statement(scene: Scene, rng: np.random.Generator) -> _Asked:
-    found = statements(scene, rng)[0]
-    return found.question, found.answer
-
-
-_KINDS: tuple[tuple[str, Callable[[Scene, np.random.Generator], _Asked]], ...] = (
-    ("colour", _colour),
-    ("shape", _shape),
-    ("total_count", _total_count),
-    ("count_by_shape", _count_by_shape),
-    ("count_by_colour", _count_by_colour),
-    ("relation", _relation),
-    ("relation_yes_no", _relation_yes_no),
-    ("existence", _existence),
-    ("statement", _statement),
-)
-KINDS: tuple[str, ...] = tuple(kind for kind, _ in _KINDS)
+_KINDS: dict[str, Callable[[Scene, np.random.Generator], _Asked]] = {
+    "colour": partial(_look, asked="colour", named_by="shape", wordings=_COLOUR_WORDINGS),
+    "shape": partial(_look, asked="shape", named_by="colour", wordings=_SHAPE_WORDINGS),
+    "total_count": lambda scene, rng: (choose(rng, _TOTAL_WORDINGS), str(len(scene.objects))),
+    "count_by_shape": _count_by_shape,
+    "count_by_colour": _count_by_colour,
+    "relation": _relation,
+    "relation_yes_no": _relation_yes_no,
+    "existence": _existence,
+    "statement": lambda scene, rng: statements(scene, rng)[0][:2],
+}
+KINDS: tuple[str, ...] = tuple(_KINDS)
 
 
 # --- statements ----------------------------------------
@@ -240,7 +228,7 @@ def _colour_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
         return None
     item = choose(rng, candidates)
     holds = rng.random() < 0.5
-    colour = item.colour if holds else choose(rng, [c for c in COLOURS if c != item.colour])
+    colour = item.colour if holds else choose_other(rng, COLOURS, item.colour)
     return f"the {item.shape} is {colour}", holds
 
 
@@ -252,19 +240,16 @@ def _existence_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
 def _count_claim(scene: Scene, rng: np.random.Generator) -> _Claim:
     by_shape = rng.random() < 0.5
     item = choose(rng, scene.objects)
-    count = sum(
-        (other.shape == item.shape) if by_shape else (other.colour == item.colour) for other in scene.objects
-    )
+    attribute = "shape" if by_shape else "colour"
+    count = sum(getattr(other, attribute) == getattr(item, attribute) for other in scene.objects)
     holds = rng.random() < 0.5
-    claimed = count if holds else choose(rng, [n for n in range(1, 5) if n != count])
-    noun = (item.shape if claimed == 1 else plural(item.shape)) if by_shape else f"{item.colour} object"
-    if not by_shape and claimed != 1:
-        noun += "s"
-    verb = "is exactly" if claimed == 1 else "are"
-    return f"there {verb} {NUMBER_WORDS[claimed]} {noun}", holds
+    claimed = count if holds else choose_other(rng, range(1, 5), count)
+    noun = item.shape if by_shape else f"{item.colour} object"
+    phrase = f"is exactly one {noun}" if claimed == 1 else f"are {NUMBER_WORDS[claimed]} {plural(noun)}"
+    return f"there {phrase}", holds
 
 
-_STATEMENT_SORTS: tuple[Callable[[Scene, np.random.Generator], _Claim], ...] = (
+_CLAIMS: tuple[Callable[[Scene, np.random.Generator], _Claim], ...] = (
     _relation_claim,
     _colour_claim,
     _existence_claim,
