@@ -1,8 +1,8 @@
 """Data: records, procedural scenes, converters, shards and cached codes.
 
-Every task is one record type, a conversation with text and images (`records`). Converters and the scene
+All tasks share one record type, a conversation with text and images (`records`). Converters and the scene
 generator write records to tar shards with a manifest (`shards`); training reads them by index, with images
-or, much faster, with codes that the visual tokenizer computed once (`codes`).
+or, much faster, with codes that the visual tokenizer computed in advance (`codes`).
 """
 
 from typing import TYPE_CHECKING

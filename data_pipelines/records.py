@@ -1,6 +1,6 @@
-"""The one record type of the package: a conversation whose turns hold text and images.
+"""The record type of the package: a conversation whose turns hold text and images.
 
-A record is what every converter writes, every shard stores and every training objective reads::
+Converters write records, shards store them and training objectives read them::
 
     Record("scene-7", [
         {"role": "user", "content": [{"type": "image", "image": <PIL image or path>},
@@ -9,8 +9,8 @@ A record is what every converter writes, every shard stores and every training o
     ], metadata={"task": "vqa"})
 
 An image part holds either "image" (a PIL image, a path, or an `EncodedImage`) or cached codes of the visual
-tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). For what else messages may be see
-`mllm.conversation.messages`: records have the same schema as the messages of a chat.
+tokenizer, "pixel_codes" and "semantic_codes", both of shape (H, W, D). Messages have the schema of
+`mllm.conversation.messages`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from PIL import Image
 
 from ..common.errors import UserError, first_line, shown
 from ..common.images.reading import open_image
-from ..common.json_files import DEEPEST, JsonError, is_encodable, parse_json
+from ..common.json_files import DEEPEST, is_encodable, parse_json
 from ..mllm.conversation.messages import Message, normalise_messages
 
-#: Images of one record: with its codes, each becomes two members of its sample.
+#: Images of one record; with codes, each becomes two members of its sample.
 MOST_IMAGES = 4096
-#: Records that a user may ask for; nobody has more.
+#: Records that a user may request.
 MOST_RECORDS = 10**12
-#: Characters of an id: those of a long path.
+#: Characters of an id, enough for a long path.
 LONGEST_ID = 4096
-#: A record is stored as one JSON object, in which its metadata lie deeper.
+#: Levels of metadata, which are nested in the JSON object of the record.
 DEEPEST_METADATA = DEEPEST - 4
 
-#: Endings of the image files that shards hold, by Pillow's name of the format; others are written anew.
+#: Extensions of the image files in shards, by Pillow's name of the format; others are re-encoded.
 STORED_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 Part = dict[str, Any]
 
 
 class RecordError(UserError):
-    """A record that cannot be used; the message names it and the reason. Loaders count and skip it."""
+    """A record that cannot be used, with the reason. Loaders count and skip it."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as the bytes of its file, so that photos are stored without a second lossy compression."""
+    """The bytes of an image file, so that photos are stored without a second lossy compression."""
 
     data: bytes
     extension: str
@@ -60,7 +60,7 @@ class EncodedImage:
 
 @dataclass
 class Record:
-    """One conversation. `metadata` is any JSON object: task, split, scene, source, …"""
+    """One conversation. `metadata` is any JSON object (task, split, scene, source, …)."""
 
     id: str
     messages: list[Message]
@@ -81,21 +81,19 @@ class Record:
         return [part["text"] for _, part in self.parts() if part["type"] == "text"]
 
     def has_target(self) -> bool:
-        """Whether a model learns something from it: an assistant turn holds an image or a word."""
-        return any(
-            role == "assistant" and (part["type"] == "image" or bool(part.get("text", "").strip()))
-            for role, part in self.parts()
-        )
+        """Whether there is something to learn: an assistant turn with an image or with text."""
+        answers = (part for role, part in self.parts() if role == "assistant")
+        return any(part["type"] == "image" or part.get("text", "").strip() for part in answers)
 
     def task(self) -> str:
-        """The task of its metadata, or "t2i" (an image is generated), "vqa" (images are input) or "text"."""
+        """The task in the metadata, or "t2i" (an image is generated), "vqa" (images are input) or "text"."""
         if isinstance(named := self.metadata.get("task"), str):
             return named
         roles = {role for role, part in self.parts() if part["type"] == "image"}
         return "t2i" if "assistant" in roles else "vqa" if roles else "text"
 
     def validate(self) -> Record:
-        """Return the record itself, its messages and metadata in the form in which they are stored.
+        """The record itself, with its messages and metadata in the form in which they are stored.
 
         Raises:
             RecordError: names the part that breaks the schema, and how.
@@ -105,30 +103,29 @@ class Record:
         return self
 
     def check_messages(self) -> Record:
-        """`validate` without a look into the metadata, for what has just been read from JSON."""
+        """As `validate`, without a check of the metadata, for a record that has just been read from JSON."""
         if not isinstance(self.id, str) or not self.id:
             raise RecordError(f"A record needs a non-empty string as id, got {shown(self.id)}.")
+        name = f"Record {shown(self.id)}"
         if len(self.id) > LONGEST_ID:
-            raise RecordError(f"Record {shown(self.id)}: an id has at most {LONGEST_ID} characters")
+            raise RecordError(f"{name}: an id has at most {LONGEST_ID} characters")
         if "\0" in self.id or not is_encodable(self.id):
-            raise RecordError(f"Record {shown(self.id)}: its id is not UTF-8 without NUL characters")
+            raise RecordError(f"{name}: its id is not UTF-8 without NUL characters")
         try:
             self.messages = normalise_messages(self.messages)
         except UserError as error:
-            raise RecordError(f"Record {shown(self.id)}: {error}") from None
+            raise RecordError(f"{name}: {error}") from None
         if (images := len(self.image_parts())) > MOST_IMAGES:
-            raise RecordError(f"Record {shown(self.id)}: {images} images; at most {MOST_IMAGES} are taken")
+            raise RecordError(f"{name}: {images} images; at most {MOST_IMAGES} are allowed")
         if self.metadata is None:
             self.metadata = {}
         if not isinstance(self.metadata, dict):
-            raise RecordError(f"Record {shown(self.id)}: metadata must be an object.")
+            raise RecordError(f"{name}: metadata must be an object.")
         return self
 
 
 def require_trainable(record: Record) -> Record:
-    """The record itself, if a model can be trained on it.
-
-    The one check of a record's schema: `prepare` writes, `check` accepts and training takes what passes it.
+    """The record itself, if a model can be trained on it. Converters, `check` and training share this check.
 
     Raises:
         RecordError: a message breaks the schema, or there is nothing to learn.
@@ -142,25 +139,24 @@ def require_trainable(record: Record) -> Record:
 
 
 def _plain_json(metadata: dict[str, Any], record_id: str) -> dict[str, Any]:
-    """Metadata as they will be read back: NaN is null, a tuple a list. Raises RecordError."""
+    """Metadata as they will be read back: NaN is null, a tuple is a list. Raises RecordError."""
     try:
         plain: dict[str, Any] = parse_json(json.dumps(metadata, ensure_ascii=False), DEEPEST_METADATA)
+        return plain
     except RecursionError:
         reason = f"nested deeper than {DEEPEST_METADATA} levels"
-    except (JsonError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         reason = first_line(error)
-    else:
-        return plain
     raise RecordError(f"Record {shown(record_id)}: metadata cannot be stored as JSON ({reason}).")
 
 
 def text_part(text: str) -> Part:
-    """A content part of text."""
+    """A part with text."""
     return {"type": "text", "text": text}
 
 
 def image_part(image: Any) -> Part:
-    """A content part of an image: a PIL image, a path or an `EncodedImage`."""
+    """A part with an image: a PIL image, a path or an `EncodedImage`."""
     return {"type": "image", "image": image}
 
 
@@ -171,15 +167,14 @@ def user(*parts: Part | str) -> Message:
 
 def assistant(*parts: Part | str) -> Message:
     """An assistant's turn; strings become text parts."""
-    return {"role": "assistant", "content": [text_part(p) if isinstance(p, str) else p for p in parts]}
+    return {**user(*parts), "role": "assistant"}
 
 
 def question_turns(images: Sequence[Part], pairs: Sequence[tuple[str, str]]) -> list[Message]:
-    """Questions and answers about the same images: the images stand in the first user turn only."""
+    """Questions and answers about the same images, which are in the first user turn only."""
     messages: list[Message] = []
-    for number, (question, answer) in enumerate(pairs):
-        messages.append(user(*images, question) if number == 0 else user(question))
-        messages.append(assistant(answer))
+    for question, answer in pairs:
+        messages += [user(*([] if messages else images), question), assistant(answer)]
     return messages
 
 

@@ -1,8 +1,8 @@
-"""Other words for the questions and prompts about scenes: what the generator asks, as users put it.
+"""Rewordings of the generated questions and prompts about scenes, as users would put them.
 
-A wording means no more and no less than the original, so that its answer stays the same. The last wording of
-every list is reserved: records of held-out seeds use these only, all others never, so that what a model does
-with words it was never trained on can be measured.
+A rewording has exactly the meaning of the original, so that the answer stays the same. The last wording of
+every list is reserved: records of held-out seeds use only these, all others never, so that models can be
+evaluated on wordings they were not trained on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .language import RELATION_PHRASES, ImageSpec, WantedObject, join_phrases, noun_phrase, plural
+from .language import RELATION_PHRASES, ImageSpec, WantedObject, capital, join_phrases, noun_phrase, plural
 
 RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "left of", "on the left of", "on the left side of"),
@@ -146,9 +146,9 @@ _GROUNDS = (
 
 
 def reword_question(question: str, kind: str, rng: np.random.Generator, reserved: bool = False) -> str:
-    """`question` of this kind (one of `questions.KINDS`, or "caption") in other words.
+    """`question`, reworded; `kind` is one of `questions.KINDS`, or "caption".
 
-    reserved: only wordings that are never trained on. Raises ValueError for a question of another form.
+    reserved: use only the wordings that never occur in training. ValueError for a question of another form.
     """
     if kind == "caption":
         return _casual(_pick(_CAPTION_REQUESTS, rng, reserved), rng)
@@ -161,20 +161,17 @@ def reword_question(question: str, kind: str, rng: np.random.Generator, reserved
         slots["where"] = _pick(RELATION_WORDS[_RELATIONS[slots["where"]]], rng, reserved)
     if "claim" in slots:
         slots["claim"] = _reword_claim(slots["claim"], rng, reserved)
-    return _casual(_capital(_pick(wordings, rng, reserved).format(**slots)), rng)
+    return _casual(capital(_pick(wordings, rng, reserved).format(**slots)), rng)
 
 
 def reword_prompt(
     spec: ImageSpec, rng: np.random.Generator, background: str | None = None, reserved: bool = False
 ) -> str:
-    """A prompt in a user's words that asks for exactly what `spec` wants.
-
-    background: named in one prompt of four.
-    """
+    """A reworded prompt for exactly the objects of `spec`; one of four names the `background` too."""
     phrase = prompt_phrase(spec, rng, reserved)
     if background is not None and rng.random() < 0.25:
         phrase = _pick(_GROUNDS, rng, reserved).format(phrase, background)
-    return _casual(_capital(_pick(_PROMPTS, rng, reserved).format(phrase)), rng)
+    return _casual(capital(_pick(_PROMPTS, rng, reserved).format(phrase)), rng)
 
 
 def prompt_phrase(spec: ImageSpec, rng: np.random.Generator, reserved: bool = False) -> str:
@@ -191,9 +188,8 @@ def _object_phrase(wanted: WantedObject, rng: np.random.Generator) -> str:
     if sample < 0.7:
         return noun_phrase(shape, colour, count)
     if count > 1:
-        return (
-            f"{count} {colour} {plural(shape)}" if sample < 0.85 else f"{count} {plural(shape)} in {colour}"
-        )
+        shapes = plural(shape)
+        return f"{count} {colour} {shapes}" if sample < 0.85 else f"{count} {shapes} in {colour}"
     return f"one {colour} {shape}" if sample < 0.8 else f"a {shape} in {colour}"
 
 
@@ -206,17 +202,13 @@ def _reword_claim(claim: str, rng: np.random.Generator, reserved: bool) -> str:
 
 
 def _pick(wordings: Sequence[str], rng: np.random.Generator, reserved: bool) -> str:
-    """One of the wordings, the last of them only when it is a `reserved` one that is wanted."""
+    """A random wording; the last one if and only if `reserved`."""
     number = int(rng.random() * (len(wordings) - 1))
     return wordings[-1] if reserved else wordings[number]
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _casual(text: str, rng: np.random.Generator) -> str:
-    """As people type: sometimes without a capital, sometimes without the mark at the end."""
+    """As people type: sometimes without a capital, sometimes without the final punctuation mark."""
     if rng.random() < 0.35 and not text.startswith(("I ", "I'")):
         text = text[0].lower() + text[1:]
     if rng.random() < 0.3:
