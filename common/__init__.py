@@ -1,1 +1,1 @@
-"""What every part of the package stands on: errors, files, locks, JSON, checked values. Nothing heavy."""
+"""Infrastructure of all packages: errors, files, locks, JSON, checked values. Imports nothing heavy."""

@@ -1,4 +1,4 @@
-"""Types of command-line arguments: argparse calls them with a text, and shows what they say is wrong."""
+"""Types of command-line arguments for argparse, which shows the message of what they refuse."""
 
 from __future__ import annotations
 
@@ -21,29 +21,26 @@ def path(text: str) -> Path:
 
 
 def integer(minimum: int, maximum: int = LARGEST_SEED) -> Callable[[str], int]:
-    """A whole number from `minimum` to `maximum`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not an integer") from None
-        return as_argument(lambda: whole_number(value, "the value", minimum, maximum))
-
-    return parse
+    """An integer from `minimum` to `maximum`."""
+    return _parser(int, "an integer", lambda value: whole_number(value, "the value", minimum, maximum))
 
 
 def number(
     minimum: float, maximum: float = math.inf, above: float | None = None, below: float | None = None
 ) -> Callable[[str], float]:
     """A finite number from `minimum` to `maximum`, more than `above`, less than `below`."""
+    return _parser(
+        float, "a number", lambda value: finite_number(value, "the value", minimum, maximum, above, below)
+    )
 
-    def parse(text: str) -> float:
+
+def _parser(kind: Callable[[str], T], expected: str, check: Callable[[T], T]) -> Callable[[str], T]:
+    def parse(text: str) -> T:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
-        return as_argument(lambda: finite_number(value, "the value", minimum, maximum, above, below))
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {expected}") from None
+        return as_argument(lambda: check(value))
 
     return parse
 
@@ -53,7 +50,7 @@ share = number(0, 1)
 
 
 def as_argument(check: Callable[[], T]) -> T:
-    """`check()`; argparse would take the words of a UserError, which is a ValueError, for its own."""
+    """`check()` with its UserError as argparse's error; argparse replaces that of a ValueError."""
     try:
         return check()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The device and the dtype of a model, from what users write for them."""
+"""The device and the dtype of a model, from their names."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ DTYPES = {
 
 
 def resolve_device(device: str | int | torch.device | None) -> torch.device:
-    """The device meant: "auto" (also None) takes cuda, then mps, then cpu; a number is a CUDA device's.
+    """A torch device; "auto" or None: the first available of cuda, mps, cpu; an integer: a CUDA device.
 
     Raises:
-        UserError: a device that is unknown, or not there.
+        UserError: an unknown or unavailable device.
     """
     if isinstance(device, int) and not isinstance(device, bool):
         device = f"cuda:{device}"
@@ -35,7 +35,7 @@ def resolve_device(device: str | int | torch.device | None) -> torch.device:
         )
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":
-        return torch.device(next(device for device, there in present.items() if there))
+        return torch.device(next(name for name, available in present.items() if available))
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not present[kind] or int(number or 0) >= count:
         raise UserError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
@@ -43,10 +43,10 @@ def resolve_device(device: str | int | torch.device | None) -> torch.device:
 
 
 def resolve_dtype(dtype: Any, device: torch.device) -> torch.dtype:
-    """The dtype meant: "auto" (also None) is bfloat16 on cuda and float32 elsewhere.
+    """A torch dtype; "auto" or None: bfloat16 on cuda, else float32.
 
     Raises:
-        UserError: one that is unknown, or not a floating one.
+        UserError: an unknown dtype, or one that is not floating.
     """
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return torch.bfloat16 if device.type == "cuda" else torch.float32

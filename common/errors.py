@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that the user can correct, and messages that stay one short line."""
+"""The exception type for mistakes that the user can correct, with messages of one short line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ LONGEST_MESSAGE = 300
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a path, a file, a setting or a size.
+    """A mistake in a path, a file, a setting or a size that the user gave.
 
-    The message says what was given, what is allowed and how to fix it. It is made one line of at most 300
-    printable characters, whatever values it quotes. Command line tools print it without a traceback and exit
-    with status 2.
+    The message names what was given, what is allowed and how to fix it, in one line of at most 300 printable
+    characters. Command line tools print it without a traceback and exit with status 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -18,17 +17,16 @@ class UserError(ValueError):
 
 
 class ImageError(UserError):
-    """An image that cannot be used, whatever library says so; the message names it and the reason."""
+    """An image that cannot be used; the message names the image and the reason."""
 
 
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
-    """`text` on one line of at most `longest` characters, the middle left out where it is longer.
+    """`text` on one line of at most `longest` characters; the middle of a longer one is left out.
 
-    White space becomes single spaces; characters that a terminal would obey or that UTF-8 cannot encode
-    (control characters, lone surrogates) are escaped.
+    White space becomes single spaces; control characters and lone surrogates are escaped.
     """
     given = str(text)
-    if len(given) > 8 * longest:  # a message that quotes a whole file is cut before it is worked through
+    if len(given) > 8 * longest:  # may quote a whole file: cut it before the slow part
         given = f"{given[: 4 * longest]} … {given[-4 * longest :]}"
     line = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

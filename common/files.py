@@ -15,7 +15,7 @@ from .errors import UserError
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
+    """Yield a temporary path next to `path`; on success it is renamed to `path`, on an error removed.
 
     The suffix of `path` is kept, because some writers choose the format by it. Parent folders are created.
     """
@@ -34,12 +34,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it becomes `path`, on an error it is removed.
+    """Yield an empty temporary folder next to `path`; on success it becomes `path`, on an error removed.
 
-    An existing folder at `path` is replaced as a whole, so nothing stale of it remains.
+    An existing folder at `path` is replaced, so no stale files remain.
 
     Errors:
-        UserError where the last renaming fails; the finished folder is then kept, and the message names it.
+        UserError if the last renaming fails; the finished folder is then kept, and the message names it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def file_checksum(path: Path) -> str:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the usual permissions; temporary files, and those safetensors writes, are private."""
+    """Give a file the usual permissions; temporary files and those of safetensors are private."""
     os.chmod(path, 0o666 & ~_umask())
 
 
@@ -87,7 +87,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def _hidden(name: str) -> str:
-    """The beginning of a temporary name beside `name`, short enough where `name` is as long as can be."""
+    """The prefix of a temporary name for `name`, which may have the greatest possible length."""
     return f".{name[:32]}-"
 
 

@@ -1,6 +1,6 @@
-"""JSON from elsewhere, read strictly: one error type, bounded depth and size, and mistakes named by place.
+"""Strict reading of untrusted JSON: one error type, bounded depth and size, mistakes located by line.
 
-What comes back can always be written again as valid JSON in UTF-8: no NaN, no lone surrogates.
+The values returned can be written again as valid JSON in UTF-8: no NaN, no lone surrogates.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .errors import UserError, first_line, shown
 from .paths import read_bounded
 
 DEEPEST = 64
-#: Settings and manifests are never bigger; lists of records are read by other means.
+#: Settings and manifests are smaller; lists of records are read by other functions.
 LARGEST_FILE = 256_000_000
-#: A line of JSON lines or of a table; some hold images.
+#: Limit of a line of JSON lines or of a table; some hold images.
 LONGEST_LINE = 64_000_000
 
 
 class JsonError(ValueError):
-    """A text that is not usable JSON; the message is one line."""
+    """A string that is not usable JSON; the message is one line."""
 
 
 def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
@@ -32,8 +32,8 @@ def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
     NaN and infinities, which are not JSON, become None.
 
     Errors:
-        JsonError for anything else that is not JSON, that is nested deeper than `deepest`, or that holds a
-        number of thousands of digits or half of a surrogate pair.
+        JsonError for invalid JSON, nesting deeper than `deepest`, numbers of thousands of digits, and half of
+        a surrogate pair.
     """
     try:
         if isinstance(text, bytes | bytearray):
@@ -50,31 +50,27 @@ def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
 
 
 def json_list(text: str, deepest: int = DEEPEST) -> Iterator[Any]:
-    """The entries of a text that is a JSON list, one after the other; a JsonError for one that is unusable.
-
-    Unusable is what `parse_json` refuses, but for broken syntax, behind which nothing can be found.
+    """The entries of a JSON list, one after the other; a JsonError in place of one that `parse_json` refuses.
 
     Errors:
-        JsonError where the text is not a list, or its syntax is broken, with the line.
+        JsonError, with the line, where the text is not a list or its syntax is broken.
     """
     decoder = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)
-    place = _expected(text, 0, "[")
-    if _next_character(text, place) == "]":
-        place = _expected(text, place, "]")
-    else:
-        separator = ","
-        while separator == ",":
-            start = _past_space(text, place)
-            entry, place = _list_entry(decoder, text, start, deepest)
-            yield entry
-            separator = "]" if _next_character(text, place) == "]" else ","
-            place = _expected(text, place, separator)
-    if text[place:].strip():
-        raise JsonError(f"text after the end of the list, in line {_line(text, place)}")
+    position = _skip(text, 0, "[")
+    more = _next_character(text, position) != "]"
+    while more:
+        entry, position = _list_entry(decoder, text, _past_space(text, position), deepest)
+        yield entry
+        more = _next_character(text, position) != "]"
+        if more:
+            position = _skip(text, position, ",")
+    position = _skip(text, position, "]")
+    if text[position:].strip():
+        raise JsonError(f"text after the end of the list, in line {_line(text, position)}")
 
 
 def _list_entry(decoder: json.JSONDecoder, text: str, start: int, deepest: int) -> tuple[Any, int]:
-    """(entry, where it ends): the entry of a list that begins at `start`, or a JsonError in its place."""
+    """(entry, end): the entry of a list that begins at `start`, or a JsonError in its place."""
     try:
         value, end = decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -94,38 +90,38 @@ _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
 
 
 def _end_of_entry(text: str, start: int) -> int:
-    """Where the entry of a list that begins at `start` ends, by its brackets alone."""
+    """The end of the list entry that begins at `start`, found by its brackets alone."""
     depth = 0
     for found in _STRUCTURE.finditer(text, start):
         mark = found[0]
         if depth == 0 and mark in (",", "]"):
             return found.start()
         depth += (mark in ("[", "{")) - (mark in ("]", "}"))
-    raise JsonError(f"an entry without an end, from line {_line(text, start)} on")
+    raise JsonError(f"the entry that begins in line {_line(text, start)} has no end")
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def _past_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
+def _past_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return position if found is None else found.end()
 
 
-def _next_character(text: str, place: int) -> str:
-    return text[(start := _past_space(text, place)) : start + 1]
+def _next_character(text: str, position: int) -> str:
+    return text[(start := _past_space(text, position)) : start + 1]
 
 
-def _expected(text: str, place: int, character: str) -> int:
-    """The place behind `character`, which comes next."""
-    place = _past_space(text, place)
-    if text[place : place + 1] != character:
-        raise JsonError(f"{character!r} is missing in line {_line(text, place)}")
-    return place + 1
+def _skip(text: str, position: int, character: str) -> int:
+    """The position after `character`, which must come next."""
+    position = _past_space(text, position)
+    if text[position : position + 1] != character:
+        raise JsonError(f"{character!r} is missing in line {_line(text, position)}")
+    return position + 1
 
 
-def _line(text: str, place: int) -> int:
-    return text.count("\n", 0, place) + 1
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
 def _check_value(value: Any, text: str, deepest: int) -> None:
@@ -138,16 +134,16 @@ def _check_value(value: Any, text: str, deepest: int) -> None:
 
 
 def nesting(value: Any) -> int:
-    """How many lists and objects of `value` lie within one another; 0 for a text or a number."""
+    """The depth of nested lists and objects; 0 for a string or a number."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
-        level = [child for item in level for child in _children(item)]
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return depth
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can hold `text`: it has no lone surrogates."""
+    """Whether UTF-8 can encode `text`: it has no lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -159,7 +155,7 @@ def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
     """A text file in UTF-8, without its byte order mark.
 
     Errors:
-        UserError where it cannot be read, is not a regular file, or is bigger than `largest` bytes.
+        UserError for one that cannot be read, is not a regular file, or has more than `largest` bytes.
     """
     try:
         about = path.stat()
@@ -168,16 +164,16 @@ def read_text(path: Path, largest: int = LARGEST_FILE) -> str:
         if about.st_size > largest:
             raise UserError(f"{path} has {about.st_size} bytes; at most {largest} are read")
         return read_bounded(path, largest).decode("utf-8-sig")
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. UserError where it is not JSON."""
+    """The content of a JSON file. UserError for invalid JSON."""
     try:
         return parse_json(read_text(path))
     except JsonError as error:
@@ -185,7 +181,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. UserError where it holds something else."""
+    """The object of a JSON file. UserError for another value."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {shown(value)}; expected a JSON object")
@@ -193,7 +189,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The objects of a file, in order. UserError for a line that is not one, or lacks one of `fields`."""
+    """The objects of a file, in order. UserError for a line without an object or one of its `fields`."""
     rows = []
     for number, line in enumerate_lines(read_text(path)):
         try:
@@ -208,9 +204,9 @@ def read_json_lines(path: Path, fields: Sequence[str] = ()) -> list[dict[str, An
 
 
 def enumerate_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number, line) of the lines that hold something; only a line feed ends a line.
+    """(number, line) of the lines that are not blank; only a line feed ends a line.
 
-    Not splitlines: texts in JSON may hold the other separators that it knows, such as U+2028.
+    Unlike splitlines, which also splits at separators that strings in JSON may hold, such as U+2028.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -218,20 +214,14 @@ def enumerate_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def bounded_lines(file: IO[AnyStr], longest: int = LONGEST_LINE) -> Iterator[AnyStr | None]:
-    """The lines of an open file; None stands for one of more than `longest` bytes or characters."""
+    """The lines of an open file; None in place of one of more than `longest` bytes or characters."""
     while line := file.readline(longest + 1):
         if len(line) <= longest:
             yield line
             continue
         yield None
-        end = line[-1:]
-        while line and not _ends(end):
+        while line and line[-1:] not in ("\n", "\r", b"\n"):
             line = file.readline(longest + 1)
-            end = line[-1:]
-
-
-def _ends(end: str | bytes) -> bool:
-    return end in ("\n", "\r", b"\n")
 
 
 def _finite(digits: str) -> float | None:
@@ -239,20 +229,13 @@ def _finite(digits: str) -> float | None:
     return number if abs(number) != float("inf") else None
 
 
-def _children(item: dict[str, Any] | list[Any]) -> Sequence[Any]:
-    return list(item.values()) if isinstance(item, dict) else item
-
-
-# --- fields of objects from elsewhere ----------------------------------------
-
-
 def take(
     found: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: object, default: Any = ...
 ) -> Any:
-    """`found[name]`, which must be of `kind` (a bool is not a number); `default` stands for null and absent.
+    """`found[name]`, which must be of `kind` (a bool is not a number); `default` if it is null or absent.
 
     Errors:
-        UserError that names `where` (a file), the field and what it holds.
+        UserError that names `where` (a file), the field and its value.
     """
     value = found.get(name)
     if value is None and default is not ...:
@@ -267,7 +250,7 @@ def take(
 def take_count(
     found: Mapping[str, Any], name: str, where: object, default: Any = ..., most: int = 2**53
 ) -> Any:
-    """`found[name]`, a whole number from 0 to `most`; `default` and errors as in `take`."""
+    """`found[name]`, an integer from 0 to `most`; `default` and errors as in `take`."""
     value = take(found, name, int, where, default)
     if found.get(name) is None:
         return value
@@ -279,7 +262,7 @@ def take_count(
 def take_list(
     found: Mapping[str, Any], name: str, check: Callable[[Any], bool], expected: str, where: object
 ) -> list[Any]:
-    """`found[name]`, a list whose items all pass `check`; `expected` says in words what they are."""
+    """`found[name]`, a list whose items all pass `check`; `expected` describes them."""
     values = take(found, name, list, where)
     wrong = next((value for value in values if not check(value)), None)
     if wrong is not None or not all(map(check, values)):

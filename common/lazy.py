@@ -1,4 +1,4 @@
-"""Modules that are imported when they are needed: a package's names, and what to do once another is there."""
+"""Lazy imports: a package's names, stand-ins for classes, and actions after the import of other modules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose names are imported at their first use (PEP 562).
 
-    What is exported, and from where, stands in its `__init__.py` for type checkers as relative imports under
-    `if TYPE_CHECKING:`, and is read from there.
+    The names and their modules are read from the relative imports under `if TYPE_CHECKING:` of its
+    `__init__.py`.
     """
     module = sys.modules[package]
     homes = _type_checking_imports(Path(module.__file__ or "").read_text(encoding="utf-8"))
@@ -37,19 +37,19 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 
 
 def after_import(names: Sequence[str], action: Callable[[], object]) -> None:
-    """Call `action` once all modules of these names have been imported: now, or when the last of them is."""
+    """Call `action` as soon as all modules of these names have been imported, or now if they are."""
     missing = {name for name in names if name in _waiting or name not in sys.modules}
     if not missing:
         action()
         return
 
-    def arrived(name: str) -> None:
+    def imported(name: str) -> None:
         missing.discard(name)
         if not missing:
             action()
 
     for name in missing:
-        _waiting[name].append(arrived)
+        _waiting[name].append(imported)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -58,7 +58,7 @@ _waiting: defaultdict[str, list[Callable[[str], None]]] = defaultdict(list)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that are waited for, as the other finders do, with a loader that tells."""
+    """Finds the modules in `_waiting` by the other finders, and wraps their loaders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,13 +69,13 @@ class _Finder(importlib.abc.MetaPathFinder):
             found = None if finder is self else finder.find_spec(fullname, path, target)
             if found is not None:
                 if found.loader is not None:
-                    found.loader = _TellingLoader(found.loader)
+                    found.loader = _NotifyingLoader(found.loader)
                 return found
         return None
 
 
-class _TellingLoader(importlib.abc.Loader):
-    """Loads by another loader, puts that one in its place, and then does what waited for the module."""
+class _NotifyingLoader(importlib.abc.Loader):
+    """Loads by another loader, which it reinstates, and then calls what waits for the module."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -88,8 +88,8 @@ class _TellingLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        for arrived in _waiting.pop(module.__name__, ()):
-            arrived(module.__name__)
+        for imported in _waiting.pop(module.__name__, ()):
+            imported(module.__name__)
 
 
 def _type_checking_imports(source: str) -> dict[str, str]:
@@ -109,13 +109,13 @@ def _type_checking_imports(source: str) -> dict[str, str]:
 
 
 class LazyClass(type):
-    """The type of stand-ins for classes that are imported when something is asked of them.
+    """The type of stand-ins for classes, which are imported at their first use.
 
     >>> Model = lazy_class("dualtoken.mllm.modeling", "DualTokenForConditionalGeneration")
     """
 
     def load(cls) -> Any:
-        """The class itself."""
+        """Import the class."""
         return getattr(importlib.import_module(cls.__module__), cls.__name__)
 
     def __getattr__(cls, name: str) -> Any:
@@ -134,5 +134,5 @@ class LazyClass(type):
 
 
 def lazy_class(module: str, name: str, **known: Any) -> LazyClass:
-    """A stand-in for `module.name`; asking for what is in `known` imports nothing."""
+    """A stand-in for `module.name`; reading an attribute of `known` imports nothing."""
     return LazyClass(name, (), {"__module__": module, **known})

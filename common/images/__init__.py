@@ -1,1 +1,1 @@
-"""Images that users give: what may be given, and the one reader of image files."""
+"""Reading images that users give, as files or as objects."""

@@ -1,4 +1,4 @@
-"""Image files without the parts that are not pixels, where these are what cannot be read."""
+"""Image files without metadata, for files whose metadata is damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 
 _ORIENTATION = 0x0112
 _JPEG_START, _JPEG_SCAN, _JPEG_APP0, _JPEG_APP1, _JPEG_APP2 = 0xD8, 0xDA, 0xE0, 0xE1, 0xE2
-#: Segments without pixels: comments, and applications' data but for Adobe's, which says how colour is kept.
+#: Segments without pixels: comments, and application data except Adobe's, which has the colour transform.
 _JPEG_METADATA = (*(set(range(0xE1, 0xF0)) - {0xEE}), 0xFE)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -16,8 +16,8 @@ _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 def without_metadata(data: bytes) -> bytes | None:
     """The same JPEG or PNG with its pixels and its orientation only; None for other formats.
 
-    One damaged tag, a colour profile or a text of megabytes keeps Pillow from opening a file whose pixels are
-    whole.
+    One damaged tag, a colour profile or a text of megabytes keeps Pillow from opening a file with intact
+    pixels.
     """
     if data[:3] == b"\xff\xd8\xff":
         segments, scans = _jpeg_segments(data)
@@ -37,21 +37,21 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def first_image(data: bytes, size: int) -> bytes:
-    """The first of several pictures in one file (MPO, as phones and stereo cameras write it), a plain JPEG.
+    """The first image of an MPO (several images in one file, from phones and stereo cameras) as plain JPEG.
 
-    size: bytes of the first picture, as the file's table says.
+    size: bytes of the first image, from the file's table.
     """
     segments, scans = _jpeg_segments(data[:size])
     return _jpeg([s for s in segments if not (s[0] == _JPEG_APP2 and s[1].startswith(b"MPF\0"))], scans)
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, in a block of EXIF of which other tags may be damaged; 1 where it has none."""
+    """The orientation, 1 to 8, in an EXIF block whose other tags may be damaged; 1 if it has none."""
     body = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
+    if order is None:
+        return 1
     try:
-        if order is None:
-            return 1
         (start,) = struct.unpack_from(f"{order}I", body, 4)
         (count,) = struct.unpack_from(f"{order}H", body, start)
         for entry in range(count):
@@ -64,10 +64,8 @@ def orientation(exif: bytes) -> int:
 
 
 def _exif(value: int) -> bytes:
-    """EXIF that holds an orientation and nothing else."""
-    start_and_count, end = struct.pack(">IH", 8, 1), bytes(4)
-    entry = struct.pack(">HHIHH", _ORIENTATION, 3, 1, value, 0)
-    return b"Exif\0\0MM\0*" + start_and_count + entry + end
+    """An EXIF block with the orientation only."""
+    return b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH4x", 8, 1, _ORIENTATION, 3, 1, value, 0)
 
 
 def _jpeg_segments(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:

@@ -1,7 +1,7 @@
-"""Images that users give: which files are images, and the one reader of them all, with one kind of error.
+"""The reader of all images that users give.
 
-Whatever Pillow's readers raise at foreign bytes becomes an ImageError; sizes are checked before anything is
-decoded; damaged metadata costs no pixels.
+Every error of Pillow becomes an ImageError; sizes are checked before decoding; images with damaged metadata
+are still read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,14 +21,14 @@ from ..errors import ImageError, first_line
 from .damaged_files import first_image, orientation, without_metadata
 from .sources import float_levels, image_source
 
-#: Images of more pixels are refused before they are decoded, by all commands alike.
+#: Images of more pixels are refused before they are decoded.
 MAX_PIXELS = 64_000_000
-#: As JPEG allows. The cost of resizing grows with the side, not with the pixels.
+#: The limit of JPEG. The cost of resizing grows with the side, not with the pixels.
 LONGEST_SIDE = 65_535
 #: Parts of a progressive JPEG. Each costs a pass over all pixels, and an empty one takes a hundred bytes.
 MOST_SCANS, _SCAN = 64, b"\xff\xda"
-#: Formats that Pillow names and that are never read: EPS is a program that another program would have to run,
-#: and the rest need software of the field they come from.
+#: Formats of Pillow that are never read: EPS is a program that another program runs, the rest need software
+#: of their fields.
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "MPEG"})
 
 #: A path, a PIL image, bytes, an open file, a data: URL, base64, an array or a tensor: see `load_image`.
@@ -44,15 +44,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Damaged metadata is no business of who looks at pixels. (A filter for one block would not be thread-safe.)
+# Damaged metadata does not matter here. (A filter around each call would not be thread-safe.)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Jpeg|Mpo)ImagePlugin")
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image of a file: upright RGB on white, Pillow's name of the format, and bytes that hold it.
+    """The image of a file: upright RGB on white, Pillow's name of the format, and the file's bytes.
 
-    The bytes are the file's own, but for metadata that could not be read and for pictures after the first.
+    The bytes lack metadata that could not be read, and images after the first.
     """
 
     image: Image.Image
@@ -61,9 +61,9 @@ class DecodedImage:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is an image, by the ending in any case: whatever Pillow here can read.
+    """Whether the suffix, in any case, is that of a format that the installed Pillow reads.
 
-    `._photo.jpg`, which macOS writes beside `photo.jpg` on foreign disks and into tars, is none.
+    False for `._photo.jpg`, which macOS writes next to `photo.jpg` on foreign disks and into tars.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if path.name.startswith("._"):
@@ -76,13 +76,13 @@ def is_image_name(name: str) -> bool:
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image as upright RGB; transparent parts become white.
 
-    source: a path (a path that exists is taken literally; ~ is expanded), a PIL image, the bytes of an image
-    file, an open file, a data: URL, base64, a NumPy array or torch tensor (see `array_image`), or anything
-    whose `data` is bytes.
+    source: a path (an existing one is taken literally, in others ~ is expanded), a PIL image, the bytes of an
+    image file, an open file, a data: URL, base64, a NumPy array or torch tensor (see `array_image`), or an
+    object whose `data` is bytes.
 
     Errors:
-        ImageError for a missing file, a folder, a pipe, a web address, something that is not an image, a
-        broken image, and one of more than `max_pixels` pixels, which is refused before it is decoded.
+        ImageError for anything else, a broken image, and one of more than `max_pixels` pixels, which is
+        refused before it is decoded.
     """
     name, found = image_source(source)
     try:
@@ -99,37 +99,34 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedImage:
         return _decode(data, max_pixels)
     except ImageError:
         plain = without_metadata(data)
-        if plain is None:
-            raise
-        try:
-            return _decode(plain, max_pixels)
-        except ImageError:
-            pass  # the first reason is the file's own
+        if plain is not None:
+            with suppress(ImageError):  # the reason to report is the one of the original file
+                return _decode(plain, max_pixels)
         raise
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image of a file's bytes, decoded when it is used: give it to `load_image`, whose errors are clear.
+    """The image of a file's bytes, decoded lazily: pass it to `load_image`, which reports errors of decoding.
 
-    Like Image.open, but for Pillow's own limit of pixels, which knows nothing of `max_pixels`. Raises
-    ImageError with the reason where the bytes are not an image.
+    Like Image.open, but without Pillow's own limit of pixels. Raises ImageError with the reason if the bytes
+    are not an image.
     """
     Image.init()
     known = [kind for kind in Image.ID if kind not in REFUSED_FORMATS]
     reason = "is not an image, or in a format that Pillow cannot read"
-    # Formats without a signature come last: they take much for theirs.
+    # Formats without a signature come last: they accept nearly anything.
     for kind in sorted(known, key=lambda kind: Image.OPEN[kind][1] is None):
         factory, accept = Image.OPEN[kind]
         signed: bool | str | None = None
         try:
             signed = accept and accept(data[:16])
-            if isinstance(signed, str):  # the format is known, and this Pillow was built without it
+            if isinstance(signed, str):  # a known format that this Pillow was built without
                 reason = f"cannot be read: {first_line(ValueError(signed))}"
             elif signed or accept is None:
                 return factory(io.BytesIO(data), "")
         except Image.DecompressionBombError:
             reason = _TOO_MANY
-        except Exception as error:  # plugins raise whatever they meet
+        except Exception as error:  # plugins raise many types
             if signed:
                 reason = f"is broken: {first_line(error)}"
     raise ImageError(reason)
@@ -137,16 +134,14 @@ def open_image(data: bytes) -> Image.Image:
 
 @contextmanager
 def pillow_errors() -> Iterator[None]:
-    """Whatever Pillow raises at foreign bytes, as one ImageError."""
+    """Turn every error of Pillow into an ImageError."""
     try:
         yield
     except ImageError:
         raise
     except MemoryError:
         raise ImageError("is broken, or needs more memory than there is") from None
-    except (
-        Exception
-    ) as error:  # its readers raise nearly everything: TypeError, struct.error, RuntimeError, …
+    except Exception as error:  # TypeError, struct.error, RuntimeError, …
         raise ImageError(f"is broken: {first_line(error)}") from None
 
 
@@ -162,7 +157,7 @@ def _decode(data: bytes, max_pixels: int) -> DecodedImage:
 
 
 def _size_of_first(image: Any, data: bytes) -> int:
-    """Bytes of an MPO's first picture; the whole file's where its table cannot be right."""
+    """Bytes of an MPO's first image; of the complete file if its table is wrong."""
     with pillow_errors():
         size = image.mpinfo[0xB002][0]["Size"]
         return size if 0 < size <= len(data) else len(data)
@@ -173,18 +168,17 @@ def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(image, max_pixels)
     with pillow_errors():
         image.load()
-        _check_size(image, max_pixels)  # an icon's pictures may be bigger than it says
+        _check_size(image, max_pixels)  # an icon's images may be bigger than its header states
         turn = _UPRIGHT.get(_orientation(image))
         if turn is not None:
             image = image.transpose(turn)
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(_levels(np.asarray(image)))
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            image = Image.alpha_composite(white, image.convert("RGBA"))
         result = image.convert("RGB")
-        result.info = {}  # or its orientation would turn it once more when it is given again
+        result.info = {}  # otherwise its orientation would be applied again
         return result
 
 
@@ -201,16 +195,13 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(0x0112)
-    except Exception:  # one damaged tag, of many, that has nothing to do with it
+    except Exception:  # another tag is damaged
         exif = image.info.get("exif")
         return orientation(exif) if isinstance(exif, bytes) else 1
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """Grey of floats, or of whole numbers of 16 bits, as uint8; convert("RGB") would clip both at 255."""
-    if values.dtype.kind == "f":
-        return float_levels(values)
-    values = values.astype(np.float64)
-    if values.min() < 0 or values.max() > 65_535:
+    """Grey levels, floats or 16-bit integers, as uint8; convert("RGB") would clip both at 255."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65_535:
         return float_levels(values)
     return (values / 257.0).round().astype(np.uint8)

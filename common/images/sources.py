@@ -1,4 +1,4 @@
-"""What people give where an image is wanted, as the bytes of an image file or as a PIL image."""
+"""Every form in which users give an image, as the bytes of an image file or as a PIL image."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..paths import is_data_url, read_bounded, regular_file, user_path
 LARGEST_IMAGE_FILE = 400_000_000
 _SCHEME = re.compile(r"\s*(file(?=:)|[A-Za-z][A-Za-z0-9+.-]*(?=://))", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
-#: First bytes of the formats that people put into base64; AVIF and HEIF have theirs four bytes later.
+#: First bytes of the formats expected in base64; AVIF and HEIF have theirs four bytes later.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-#: How far values may lie outside 0 to 1 and still count as 0 to 1: resizing with bicubic overshoots so much.
+#: Floats this far outside 0 to 1 still count as 0 to 1: bicubic resizing overshoots.
 _OVERSHOOT = 0.1
 _CHANNELS = (1, 3, 4)
 
 
 def image_source(source: Any) -> tuple[str, bytes | Image.Image]:
-    """What to call the image in a message, and its file's bytes or a PIL image.
+    """A name of the image for messages, and its file's bytes or a PIL image.
 
     Errors:
-        ImageError for a file that cannot be read, a web address, and whatever is not an image.
+        ImageError for a file that cannot be read, a web address, and anything that is not an image.
     """
     given = "the given image"
     if isinstance(source, Image.Image):
@@ -52,7 +52,7 @@ def image_source(source: Any) -> tuple[str, bytes | Image.Image]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(source, torch.Tensor):
         if source.layout != torch.strided or source.is_meta or source.is_quantized:
-            raise ImageError("an image is a sparse tensor, or one without values; give a plain one")
+            raise ImageError("an image is a sparse, quantized or meta tensor; give a dense one")
         source = source.detach().cpu()
         source = (source.float() if source.dtype.is_floating_point else source).numpy()
     if hasattr(source, "__array__"):
@@ -64,7 +64,7 @@ def image_source(source: Any) -> tuple[str, bytes | Image.Image]:
 def array_image(array: np.ndarray) -> Image.Image:
     """An array or tensor as an image: (height, width), or with 1, 3 or 4 channels last or first.
 
-    Whole numbers are 0 to 255, floats 0 to 1 or 0 to 255; False and True are black and white.
+    Integers are 0 to 255, floats 0 to 1 or 0 to 255; False and True are black and white.
 
     Errors:
         ImageError for other shapes, types and values.
@@ -87,10 +87,10 @@ def array_image(array: np.ndarray) -> Image.Image:
 
 
 def float_levels(values: np.ndarray) -> np.ndarray:
-    """Floats as levels of 0 to 255, uint8: what they mean is told by their range.
+    """Floats as levels of 0 to 255, uint8, by their range.
 
-    Within 0 to 1 (a little more is clipped) they are multiplied by 255; within 0 to 255 they are taken as
-    they are; any other range is stretched from its least to its greatest value. What is not finite becomes 0.
+    Within 0 to 1 (a little more is clipped) they are multiplied by 255; within 0 to 255 they are kept; any
+    other range is stretched from its least to its greatest value. Non-finite values become 0.
     """
     values = values.astype(np.float64)
     values = np.where(np.isfinite(values), values, 0.0)
@@ -118,16 +118,16 @@ def read_image_file(path: Path) -> bytes:
 
 
 def inline_image(text: str) -> bytes | None:
-    """The bytes of an image file that `text` holds, a data: URL or base64; None for a name.
+    """The bytes of an image file in `text`, a data: URL or base64; None for a name.
 
     Errors:
-        ImageError for a data: URL that is broken.
+        ImageError for a broken data: URL.
     """
     return _from_data_url(text.strip()) if is_data_url(text) else _from_base64(text)
 
 
 def _from_text(text: str) -> tuple[str, bytes]:
-    """A path that is there, taken literally; or a URL, base64, or a path to be expanded."""
+    """An existing path, taken literally; else a URL, base64, or a path to expand."""
     if _is_there(text):
         return _from_path(text)
     if (data := inline_image(text)) is not None:
@@ -138,7 +138,7 @@ def _from_text(text: str) -> tuple[str, bytes]:
         raise ImageError(f"image {shown(text)} is a web address: download it first, and give the file")
     try:
         return _from_path(url2pathname(urlsplit(text).path))
-    except ValueError:  # "file://[", a host that is none
+    except ValueError:  # "file://[", an invalid host
         raise ImageError(f"image {shown(text)} is not a path") from None
 
 
@@ -170,7 +170,7 @@ def _from_data_url(url: str) -> bytes:
 
 
 def _from_base64(text: str | bytes) -> bytes | None:
-    """The bytes of an image file that `text` plainly is in base64; else None."""
+    """The bytes of an image file if `text` is its base64, else None."""
     start = text[:64].decode("latin-1") if isinstance(text, bytes) else text[:64]
     if len(text) < 32 or len(text) > 2 * LARGEST_IMAGE_FILE or not _BASE64.fullmatch(start):
         return None
@@ -184,7 +184,7 @@ def _from_base64(text: str | bytes) -> bytes | None:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Base64 of either alphabet, with white space, and with or without the = at its end."""
+    """Decode base64 of either alphabet, with white space, with or without padding."""
     text = re.sub(r"\s+", "", text).translate(str.maketrans("-_", "+/")).rstrip("=")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
@@ -192,7 +192,7 @@ def _decode_base64(text: str) -> bytes:
 def _from_file(file: Any) -> bytes:
     try:
         if callable(getattr(file, "seek", None)):
-            file.seek(0)  # one that has just been written stands at its end
+            file.seek(0)  # a file just written is at its end
         data = file.read(LARGEST_IMAGE_FILE + 1)
     except (OSError, ValueError) as error:  # closed, or not open for reading
         raise ImageError(f"the given file cannot be read: {error}") from None

@@ -1,1 +1,1 @@
-"""Loading saved models strictly: where they are, what their files may hold, one-line errors."""
+"""Strict loading of saved models, with one-line errors."""

@@ -1,4 +1,4 @@
-"""How transformers' Auto classes come to know ours, while neither is imported before it is used."""
+"""Lazy registration of our classes with transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MAPPINGS = {
 
 
 def register(model_type: str, config: str, **classes: str) -> None:
-    """Make a configuration known to AutoConfig, and each class to the Auto class that is its keyword.
+    """Register a configuration with AutoConfig, and each class with the Auto class of its keyword.
 
     Configuration and classes are named as "module:Name". The Auto classes get stand-ins, which import a class
-    at its first use, and the class itself as soon as it is there. Nothing is imported here, nor while a
-    module of transformers is: those import each other in circles.
+    at its first use, and the class itself once it is imported. Nothing is imported here, nor during the
+    imports of transformers, whose modules import each other in circles.
     """
     any_config = lazy_class(*config.split(":"), model_type=model_type)
     _when([CONFIGS], lambda: _add(CONFIGS, model_type, any_config))
     _when([CONFIGS, config], lambda: _add(CONFIGS, model_type, _found(config)))
     for auto, name in classes.items():
         mapping, stand_in = MAPPINGS[auto], lazy_class(*name.split(":"))
-        # Processors are looked up by their names too, before there is a configuration.
+        # Processors are also looked up by name, before there is a configuration.
         _when([mapping], partial(_add, mapping, any_config, stand_in))
         _when([mapping, config], partial(_add_found, mapping, config, stand_in))
         _when([mapping, config, name], partial(_add_found, mapping, config, name))

@@ -1,4 +1,4 @@
-"""Sizes that a config.json from elsewhere may ask for, checked before anything is made from them."""
+"""Limits of the sizes in an untrusted config.json, checked before anything is built from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError, shown
 from ..json_files import DEEPEST, nesting
 
-#: (keys, most) of whole numbers; the first pattern that fits a key counts, and all of them are at least 0.
+#: (keys, greatest value) of integers from 0; the first pattern that matches a key counts.
 LIMITS = (
     (re.compile(r".*layers?|num_.*blocks|depth"), 4096),
     (re.compile(r"(num|n)_.*(heads?|groups?|experts?|stages?)(_.*)?|norm_groups"), 4096),
@@ -21,23 +21,22 @@ LIMITS = (
 LAYERS = LIMITS[0][0]
 LARGEST_INTEGER = 1 << 53
 LONGEST_LIST = 1 << 16
-#: Keys through which a file could have other files or code loaded.
+#: Keys that would load other files or code.
 REFUSED = {"configuration_files", "transformers_weights", "gguf_file"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Raise UserError, naming `where` and the key, for sizes that no model has, or a list without end.
+    """Raise UserError, naming `where` and the key, for settings that would take too much memory or time.
 
-    Checked is what can take memory or time before types and relations are looked at: depth of nesting,
-    lengths of lists, layers, widths, vocabularies. Also refused is what would have other files or code
-    loaded.
+    Limits the depth of nesting, lengths of lists, layers, widths and vocabularies, before types and relations
+    are checked. Also refuses keys that would load other files or code.
     """
     if nesting(settings) > DEEPEST:
         raise UserError(f"{where} is nested deeper than {DEEPEST} levels")
     for key, value in _pairs(settings):
         if key in REFUSED and value is not None:
-            raise UserError(f"{where}: {key} is {shown(value)}; a model's folder holds all there is to it")
+            raise UserError(f"{where}: {key} is {shown(value)}; other files are not loaded")
         if key.lstrip("_").startswith("attn_implementation") and not _is_attention(value):
             raise UserError(f"{where}: {key} is {shown(value)}; allowed: {', '.join(ATTENTION)}")
         if isinstance(value, list) and len(value) > LONGEST_LIST:
@@ -49,7 +48,7 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
 
 
 def most_layers(settings: Mapping[str, Any]) -> int:
-    """The most layers that any part of the settings asks for."""
+    """The greatest number of layers in any part of the settings."""
     numbers = (value for key, value in _pairs(settings) if LAYERS.fullmatch(key))
     return max((number for number in numbers if isinstance(number, int)), default=0)
 

@@ -1,4 +1,4 @@
-"""A configuration whose config.json may come from anywhere."""
+"""A configuration with strict reading of an untrusted config.json."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .model_source import NANO, model_source
 
 
 class CheckedConfig(PreTrainedConfig):
-    """Reads a config.json so that whatever is wrong with it is a UserError, and takes no memory or time."""
+    """Reads a config.json so that every mistake in it is a UserError, and takes little memory and time."""
 
-    #: The folder of the packaged model in which its config.json lies.
+    #: The folder inside the packaged model that has this config.json.
     packaged_folder = ""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration of settings from a file; UserError where they are none."""
+        """The configuration from a file's settings; UserError for invalid ones."""
         if not isinstance(config_dict, dict):
             raise UserError("config.json does not hold an object")
         found = config_dict.get("model_type", cls.model_type)
@@ -32,7 +32,7 @@ class CheckedConfig(PreTrainedConfig):
             return super().from_dict(config_dict, **kwargs)
         except UserError:
             raise
-        except Exception as error:  # a hundred model types read their settings, and expect right ones
+        except Exception as error:  # a hundred model types read their settings unchecked
             raise UserError(
                 f"config.json is not a {cls.model_type} configuration: {first_line(error)}"
             ) from error
@@ -41,7 +41,7 @@ class CheckedConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of a folder, of a hub id or of "nano", not yet checked."""
+        """The unchecked settings of a folder, a hub id or "nano"."""
         source = pretrained_model_name_or_path
         if not isinstance(source, str | os.PathLike):
             raise UserError(f"the source of a configuration is {shown(source)}; give a folder or a hub id")
@@ -51,10 +51,10 @@ class CheckedConfig(PreTrainedConfig):
         try:
             found, rest = super().get_config_dict(source, **kwargs)
         except OSError as error:
-            if not os.path.isdir(source):  # a hub id, which transformers says most about
+            if not os.path.isdir(source):  # a hub id: transformers has the best message
                 raise
             raise UserError(f"config.json of {source} cannot be read: {first_line(error)}") from error
-        except (RecursionError, AttributeError, TypeError) as error:  # nested too deep, or no object
+        except (RecursionError, AttributeError, TypeError) as error:  # nested too deep, or not an object
             raise UserError(f"config.json of {source} cannot be read: {first_line(error)}") from error
         if not isinstance(found, dict):
             raise UserError(f"config.json of {source} holds {shown(found)}; expected a JSON object")

@@ -1,4 +1,4 @@
-"""The files of a model's folder, looked at before any library opens them."""
+"""Checks of the files of a model folder, before any library opens them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from ..errors import UserError, shown
 from ..json_files import LARGEST_FILE
 
-#: What is read whole, by transformers and tokenizers; weights are only mapped into memory.
+#: Files that transformers and tokenizers read into memory; weights are only mapped.
 READ_WHOLE = (".json", ".jinja", ".txt", ".model")
 WEIGHTS = ".safetensors"
 TEMPLATES = "additional_chat_templates"
 
 
 def check_model_files(source: object, subfolder: str | None = None) -> None:
-    """Raise UserError where a file of a model's folder would be waited for, or read without end.
+    """Raise UserError for a file of a model folder that reading would block on, or never finish.
 
-    A pipe or a device is refused unopened, and settings, vocabularies and templates of more than
-    `LARGEST_FILE` bytes. A `source` that is no folder (a hub id) has nothing to check.
+    Refused unopened are a pipe, a device, and settings, vocabularies and templates of more than
+    `LARGEST_FILE` bytes. A `source` that is not a folder (a hub id) is not checked.
     """
     if not isinstance(source, str | os.PathLike):
         return
@@ -29,7 +29,7 @@ def check_model_files(source: object, subfolder: str | None = None) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder that a model is read from, sorted; none where it cannot be read."""
+    """The files of a folder that a model is read from, sorted; none if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix in (*READ_WHOLE, WEIGHTS))
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def _files(folder: Path) -> list[Path]:
 def _check(path: Path) -> None:
     try:
         about = path.stat()
-    except OSError:  # a link to nothing: who needs the file says that it is missing
+    except OSError:  # a broken link: the reader of the file reports it
         return
     if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
         raise UserError(f"{shown(str(path))} is a pipe or a device; a model's folder holds plain files only")

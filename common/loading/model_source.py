@@ -1,4 +1,4 @@
-"""Where a model is: inside the package by its name, in a folder, or on the hub."""
+"""The location of a model: inside the package by its name, a folder, or the hub."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..paths import user_path
 
 NANO = "nano"
 PRETRAINED_FOLDER = Path(__file__).resolve().parents[2] / "pretrained"
-#: What a hub id looks like; anything else is not asked for, so that a typing error is not a minute's wait.
+#: Nothing else is requested from the hub, so that a typing error does not cost a minute.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
 def model_source(source: str | os.PathLike[str], what: str = "model") -> str:
-    """The folder or hub id that `source` stands for: "nano" is the model inside the package.
+    """The folder or hub id of `source`; "nano" is the model inside the package.
 
     Errors:
         UserError for a name that is neither "nano", nor a folder, nor a hub id "owner/name".
@@ -43,7 +43,7 @@ def model_source(source: str | os.PathLike[str], what: str = "model") -> str:
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Whether `source` is written as the hub's "owner/name"."""
+    """Whether `source` has the form "owner/name"."""
     return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None and ".." not in source
 
 

@@ -1,4 +1,4 @@
-"""Loading and saving without transformers' remarks that say nothing to a user."""
+"""Loading and saving without the progress bars and remarks of transformers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-#: Files of fewer bytes are read or written in a moment, and need no progress bar.
+#: Fewer bytes are read or written in a moment, without a progress bar.
 LARGE = 2_000_000_000
-#: What is left out, by logger. Saving imports DeepSpeed, where it is installed, by way of accelerate.
+#: Messages to suppress, by logger. Saving imports DeepSpeed, if installed, by way of accelerate.
 _REMARKS = {"transformers.modeling_utils": "LOAD REPORT", "DeepSpeed": "Setting accelerator to CPU"}
 _lock = threading.Lock()
-_silent: list[bool] = []  # one entry for each `quiet` at work; the first has whether bars were on before
+_silent: list[bool] = []  # one entry per active `quiet`; the first: whether bars were on before
 
 
 @contextmanager
 def quiet(size: int) -> Iterator[None]:
-    """No progress bars while `size` bytes are read or written, unless they are many, and no table of misfits.
+    """Suppress progress bars while fewer than `LARGE` bytes are read or written, and the table of mismatches.
 
-    What a table would say, the error says in one line.
+    The errors of loading name the mismatches.
     """
     for name in _REMARKS:
-        logging.getLogger(name).addFilter(_says_something)
+        logging.getLogger(name).addFilter(_is_wanted)
     if size < LARGE:
         _switch_off()
     try:
@@ -35,7 +35,7 @@ def quiet(size: int) -> Iterator[None]:
         if size < LARGE:
             _switch_back()
         for name in _REMARKS:
-            logging.getLogger(name).removeFilter(_says_something)
+            logging.getLogger(name).removeFilter(_is_wanted)
 
 
 def size_of(files: Iterable[Path]) -> int:
@@ -63,5 +63,5 @@ def _switch_back() -> None:
             transformers_logging.enable_progress_bar()
 
 
-def _says_something(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
     return _REMARKS[record.name] not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Strict loading and whole-file saving, with one-line errors."""
+"""Strict loading and atomic saving of weights, with one-line errors."""
 
 from __future__ import annotations
 
@@ -23,33 +23,31 @@ TOKENIZER_FOLDER = "visual_tokenizer"
 
 
 def loading_reason(error: Exception) -> str:
-    """Why something from elsewhere could not be loaded, in one line."""
+    """The reason in one line why untrusted files could not be loaded."""
     if "trust_remote_code" in str(error):
         return "it needs custom code, and no code of a model folder is run"
     return first_line(error)
 
 
 def tokenizer_source(source: str | os.PathLike[str]) -> str:
-    """The folder or hub id of a tokenizer; "nano" is that of the packaged model. Errors as `model_source`."""
+    """The folder or hub id of a tokenizer; "nano": the packaged one. Errors as in `model_source`."""
     found = model_source(source, "tokenizer")
     return str(Path(found) / TOKENIZER_FOLDER) if str(source) == NANO else found
 
 
 def load_siglip(source: str | os.PathLike[str]) -> SiglipModel:
-    """A SiglipModel from a folder or hub id; UserError if there is none."""
+    """Load a SiglipModel from a folder or hub id; UserError if that fails."""
     check_model_files(source)
     try:
         return SiglipModel.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # files from elsewhere, read by transformers
+    except Exception as error:  # transformers reads untrusted files unchecked
         raise UserError(
             f"cannot load a SigLIP model from {str(source)!r}: {loading_reason(error)}"
         ) from error
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """load_state_dict with a one-line UserError, starting with `what`, for keys or shapes that do not
-    match.
-    """
+    """load_state_dict with a UserError of one line, starting with `what`, for other keys or shapes."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -57,7 +55,7 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
 
 
 def check_loading_info(info: Mapping[str, Any], source: str) -> None:
-    """UserError if transformers' loading info tells of missing or unexpected weights."""
+    """Raise UserError if transformers' loading info has missing or unexpected weights."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys"):
         names = sorted(map(str, info[kind]))
@@ -72,24 +70,22 @@ def save_whole(save: Callable[[Path], object], folder: str | os.PathLike[str]) -
     """Call `save` with a temporary folder, then rename its files into `folder`.
 
     Other files of `folder` stay; weights of an earlier save that were not written again are removed, so that
-    a model saved in several files never mixes with one saved in a single file.
+    several weight files never mix with a single one.
     """
     target = Path(folder)
     if target.is_file():
         raise UserError(f"cannot save to {str(target)!r}: it is a file; give a folder")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as name:
-        temporary = Path(name)
-        save(temporary)
-        written = {path.name for path in temporary.iterdir()}
-        weights = {path.name for path in target.glob("model*.safetensors*")}
-        # Processes other than the first write nothing, and must not remove anything either.
-        stale = weights - written if written else set()
-        for file in sorted(written):
-            make_readable(temporary / file)
-            os.replace(temporary / file, target / file)
-        for file in stale:
-            (target / file).unlink(missing_ok=True)
+        save(Path(name))
+        written = sorted(Path(name).iterdir())
+        stale = set(target.glob("model*.safetensors*")) - {target / file.name for file in written}
+        for file in written:
+            make_readable(file)
+            os.replace(file, target / file.name)
+        if written:  # processes other than the first write nothing, and must not remove anything
+            for file in stale:
+                file.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> Mapping[str, Tensor]:

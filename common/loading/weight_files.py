@@ -1,9 +1,9 @@
-"""The safetensors files of a saved model, and how much they hold, read from their headers alone."""
+"""The safetensors files of a saved model and their sizes, from their headers alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ from ..json_files import read_json_object, take
 from ..paths import is_plain_name
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "subfolder", "local_files_only", "force_download")
-#: What a model may hold beyond its files: tied or converted weights, small tables that are computed.
+#: Limit of a model relative to its files: tied or converted weights, small computed tables.
 LARGEST_FACTOR, SLACK = 2, 50_000_000
 
 
 def weight_files(source: str, hub_options: Mapping[str, Any], what: str) -> dict[str, Path]:
     """The safetensors file of every tensor of a folder or hub id, in one file or several.
 
-    what: of what kind, for the message.
+    what: the kind of model, for the message.
 
     Errors:
-        UserError: there are no such files, they cannot be read, or the index names files outside the folder.
+        UserError for missing or unreadable files, and an index that names files outside the folder.
     """
     try:
         index = _find(source, SAFE_WEIGHTS_INDEX_NAME, hub_options)
@@ -45,20 +45,18 @@ def weight_files(source: str, hub_options: Mapping[str, Any], what: str) -> dict
 
 
 def refuse_bigger(make: Callable[[], nn.Module], layers: int, files: Mapping[str, Path], source: str) -> None:
-    """Raise UserError where the model of a configuration is bigger than the weights in `files`; see
-    `refuse_bigger_than`.
-    """
+    """Raise UserError if a configuration's model is bigger than the weights in `files`; see below."""
     refuse_bigger_than(make, layers, len(files), _stored_numbers(files), source)
 
 
 def refuse_bigger_than(
     make: Callable[[], nn.Module], layers: int, tensors: int, stored: int, source: str
 ) -> None:
-    """Raise UserError where the model of a configuration is bigger than its weights, before it is built.
+    """Raise UserError if a configuration's model is bigger than its weights, before it is built.
 
     make: makes the model; called once, on the meta device, which takes no memory.
-    layers: most layers that any part of the configuration asks for; each has at least one tensor.
-    tensors, stored: how many tensors the weights are, and how many numbers.
+    layers: the greatest `num_layers` of the configuration; each layer has at least one tensor.
+    tensors, stored: the weights' number of tensors and of values.
     """
     if layers > tensors:
         raise UserError(
@@ -67,7 +65,7 @@ def refuse_bigger_than(
         )
     with torch.device("meta"):
         model = make()
-    wanted = sum({id(one): one.numel() for one in _tensors(model)}.values())
+    wanted = sum({id(one): one.numel() for one in (*model.parameters(), *model.buffers())}.values())
     if wanted > LARGEST_FACTOR * stored + SLACK:
         raise UserError(
             f"{source}: config.json asks for {wanted:,} numbers, but the weights hold {stored:,}; they do "
@@ -75,13 +73,8 @@ def refuse_bigger_than(
         )
 
 
-def _tensors(model: nn.Module) -> Iterable[torch.Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
 def _stored_numbers(files: Mapping[str, Path]) -> int:
-    """How many numbers the tensors of the files are, by their headers."""
+    """The number of values in the files, from their headers."""
     total = 0
     for path in set(files.values()):
         with safe_open(path, "pt") as file:
@@ -90,21 +83,21 @@ def _stored_numbers(files: Mapping[str, Path]) -> int:
 
 
 def _indexed(source: str, index: Path, hub_options: Mapping[str, Any]) -> dict[str, Path]:
-    places = take(read_json_object(index), "weight_map", dict, index)
+    weight_map = take(read_json_object(index), "weight_map", dict, index)
     files: dict[str, Path] = {}
-    for name in dict.fromkeys(map(_weight_file_name, places.values())):
+    for name in dict.fromkeys(map(_weight_file_name, weight_map.values())):
         path = _find(source, name, hub_options)
         if path is None:
             raise UserError(
                 f"cannot load {source}: it lacks the file {shown(name)}, which {index.name} names"
             )
         files[name] = path
-    return {str(tensor): files[name] for tensor, name in places.items()}
+    return {str(tensor): files[name] for tensor, name in weight_map.items()}
 
 
 def _weight_file_name(name: Any) -> str:
     if not is_plain_name(name) or not name.endswith(".safetensors"):
-        raise UserError(f"the weights' index names {shown(name)}; expected a .safetensors file of its folder")
+        raise UserError(f"the weights' index names {shown(name)}; expected a .safetensors file in its folder")
     return str(name)
 
 

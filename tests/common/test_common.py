@@ -24,7 +24,7 @@ from dualtoken.common.json_files import (
     read_json_object,
     take_count,
 )
-from dualtoken.common.limits import in_range, limited, problems, without_limits
+from dualtoken.common.limits import in_range, limited, problems
 from dualtoken.common.locks import only_process
 from dualtoken.common.outputs import MARK, SHARD_MAKERS, check_output, mark_output
 from dualtoken.common.paths import inside, is_plain_name, read_bounded, regular_file, single_name, walk_files
@@ -290,15 +290,6 @@ def test_ranges_of_settings_are_checked_wherever_they_lie():
         "run.inner.share",
         "run.named.x.share",
     ]
-
-
-def test_a_number_without_a_range_is_found():
-    @dataclass(frozen=True)
-    class Loose:
-        free: int | None = None
-
-    assert without_limits(Loose) == ["free"]
-    assert without_limits(_Settings) == []
 
 
 def test_an_unknown_name_is_answered_with_the_one_that_was_meant():

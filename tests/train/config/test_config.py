@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualtoken.common.errors import UserError
-from dualtoken.common.limits import numbers, without_limits
+from dualtoken.common.limits import in_range, limited, number_kind, numbers
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
 from dualtoken.train.config.compose import composed
 from dualtoken.train.config.data import SourceConfig
@@ -124,8 +124,45 @@ def test_a_recipe_that_is_no_file_is_named() -> None:
         parse_recipe(["nowhere.yaml"])
 
 
+def _without_range(section: type, prefix: str = "") -> list[str]:
+    """The numeric fields of a dataclass, and of all dataclasses in it, that have no range."""
+    found = []
+    for field in dataclasses.fields(section):
+        hint, name = get_type_hints(section)[field.name], f"{prefix}{field.name}"
+        if number_kind(hint) is not None and "limits" not in field.metadata:
+            found.append(name)
+        for inner in _dataclasses(hint):
+            found += _without_range(inner, f"{name}.")
+    return found
+
+
+def _dataclasses(hint: Any) -> list[type]:
+    """The dataclasses in a type hint."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return [hint]
+    return [found for argument in get_args(hint) for found in _dataclasses(argument)]
+
+
+@dataclasses.dataclass
+class _Inner:
+    free: int | None = None
+    share: float = limited(0.5, least=0.0, below=1.0)
+
+
+@dataclasses.dataclass
+class _Outer:
+    rates: dict[str, float] = dataclasses.field(default_factory=dict, metadata=in_range(above=0.0))
+    pair: tuple[float, float] = limited((0.1, 0.2), least=0.0, most=1.0)
+    maybe: float | None = limited(None, least=0.0)
+    named: dict[str, _Inner] = dataclasses.field(default_factory=dict)
+
+
+def test_a_number_without_a_range_is_found() -> None:
+    assert _without_range(_Outer) == ["named.free"]
+
+
 def test_every_number_of_a_recipe_has_a_range() -> None:
-    assert without_limits(Recipe) == []
+    assert _without_range(Recipe) == []
 
 
 def _whole_recipe() -> Recipe:
