@@ -1,4 +1,4 @@
-"""One process at a time in an output folder."""
+"""A lock on an output folder: one process at a time."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from .json_files import read_json_object
 
 LOCK = ".lock"
 OWNER = ".lock.json"
-#: What file systems of some clusters answer, which know no locks.
+#: Errors of cluster file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def only_process(folder: Path, what: str, part: str = "") -> Iterator[None]:
-    """Hold `folder`, which is made if need be, for this process; `part`: only one part of the work in it.
+    """Lock `folder`, which is created if missing, for this process; `part`: only one part of the work in it.
 
-    The operating system frees the lock when its process ends, however it ends, so a lock that a killed
-    process left behind is not in the way. `what` names the folder in the message, such as "--output runs/a".
-
-    Where the file system has no locks, a warning says so and nothing is held.
+    The operating system frees the lock when its process ends, also when it is killed. `what` names the folder
+    in the message, such as "--output runs/a". Without locks in the file system there is only a warning.
 
     Errors:
-        UserError while another process holds it; the message has its host, number and start.
+        UserError while another process holds it; the message has its host, id and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock, owner_file = FileLock(folder / (LOCK + part)), folder / (OWNER + part)

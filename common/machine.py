@@ -1,8 +1,8 @@
-"""What a machine is called, how many threads a piece of work on the CPU is worth, and how threads wait.
+"""The machine's name, and the number and waiting policy of torch's CPU threads.
 
-Torch splits every operation over all cores and waits at its end until each core has done its part. Operations
-of a small model are so short that the parts cost more than they save; and beside other busy processes a core
-comes back only after a whole time slice, so that a step of a thousand operations takes seconds.
+Torch splits every operation over all cores and waits until each has finished. For the short operations of a
+small model the overhead exceeds the gain, and next to other busy processes a core returns only after a full
+time slice: a step of a thousand operations then takes seconds.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Weights from which a model gets all threads for any work.
+#: Models with at least this many weights always get all threads.
 LARGE_MODEL = 2**26
-#: Multiplications (weights x rows) of a pass through a small model that are worth several threads, provided
-#: that they sleep while they wait.
+#: Multiplications (weights x rows) of a forward pass from which several threads pay off in a small model, if
+#: they sleep while they wait.
 LARGE_BATCH = 2**28
-# How OpenMP's threads wait (of GNU, and of LLVM and Intel); each is read once, when torch is imported.
+# How threads of OpenMP (GNU; LLVM and Intel) wait; read once, when torch is imported.
 WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 _CHOSEN_BY_USER = (*WAITING, "GOMP_SPINCOUNT")
 
 _lock = threading.Lock()
-_inside = 0  # calls that hold torch to one thread now
-_usual = 0  # the number of threads when there was no such call
+_inside = 0  # active calls that limit torch to one thread
+_usual = 0  # the number of threads before the first of them
 _own = threading.local()
 
 
 def processor_name(device: str) -> str:
-    """The GPU, for "cuda", or how many CPU threads torch uses: "2 CPU threads (x86_64)"."""
+    """The name of the GPU for "cuda", else torch's number of CPU threads: "2 CPU threads (x86_64)"."""
     import torch
 
     if device.startswith("cuda"):
@@ -41,33 +41,32 @@ def processor_name(device: str) -> str:
 
 
 def describe_machine(device: str) -> str:
-    """What results were measured on, in one line: "2 CPU threads (x86_64), torch 2.15.0"."""
+    """Processor and torch version in one line: "2 CPU threads (x86_64), torch 2.15.0"."""
     import torch
 
     return f"{processor_name(device)}, torch {torch.__version__}"
 
 
 def wait_passively() -> None:
-    """Have threads sleep, not spin, while they wait for one another, unless the environment says how.
+    """Make waiting threads sleep, not spin, unless the environment sets a policy.
 
-    A process's first act: it has no effect once torch is imported.
+    Has no effect once torch is imported.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _CHOSEN_BY_USER):
         os.environ.update(WAITING)
 
 
 def worth_threads(weights: int, rows: int) -> bool:
-    """Whether passing `rows` through a model of so many weights should use more than one thread."""
+    """Whether a forward pass of `rows` through a model of so many weights should use several threads."""
     passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
     return weights >= LARGE_MODEL or (passive and weights * rows >= LARGE_BATCH)
 
 
 @contextmanager
 def suitable_threads(model: Any, rows: int) -> Iterator[None]:
-    """Run torch's operations within on one thread where passing `rows` through a torch module is not worth
-    more (`worth_threads`).
+    """Run torch on one thread where `rows` through a torch module are not `worth_threads`.
 
-    Never on more than torch would use anyway. Other threads of the program keep the number they have.
+    The number of threads is never raised. Other threads of the program keep theirs.
     """
     import torch
 
@@ -89,10 +88,10 @@ def suitable_threads(model: Any, rows: int) -> Iterator[None]:
 
 
 def _enter(present: int) -> int:
-    """The number of threads to go back to.
+    """The number of threads to restore.
 
-    A thread that is new to torch takes over the number that was set last, by whatever thread: where another
-    one is in this context, that number is not the program's own.
+    A thread that is new to torch inherits the number set last by any thread, which is not the program's own
+    number while another thread is in this context.
     """
     global _inside, _usual
     with _lock:

@@ -1,7 +1,6 @@
-"""Files that a command writes into a folder or under a name: never over what this package did not make.
+"""Output files of commands, which never replace files that this package did not make.
 
-The files of a folder are known by its mark (`outputs`), a picture by the software that it names, any other
-file by what it holds.
+Files in a folder are recognised by its mark (`outputs`), images by their Software tag, others by content.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .files import atomic_file, make_readable
 from .json_files import read_json_object
 from .outputs import Inputs, examining, made_entries, mark_output, require_writable
 
-#: What our PNG files say of themselves, as matplotlib takes it too.
+#: Metadata of our PNG files, in the form that matplotlib takes.
 PNG_TEXT = {"Software": "dualtoken"}
 
 
 def check_files(folder: Path, names: Iterable[str], option: str = "--output") -> None:
     """Raise UserError unless a command can write files of these names into `folder`, which may exist.
 
-    Refused are a file in the folder's place, a folder that cannot be written to, and a name that lies there
-    already and that no command made.
+    Refused are a file instead of the folder, a folder that is not writable, and existing files that no
+    command made.
     """
     with examining(folder, option):
         if os.path.lexists(folder) and not folder.is_dir():
@@ -49,15 +48,15 @@ def check_files(folder: Path, names: Iterable[str], option: str = "--output") ->
 def staged_files(
     folder: Path, command: str, outdated: Callable[[str], object] = lambda name: False
 ) -> Iterator[Path]:
-    """Yield an empty folder whose files move into `folder` together at the end, on an error none of them.
+    """Yield an empty folder whose files move into `folder` together at the end, or on an error none of them.
 
-    Nothing is left of the folder on an error, nor is `folder` made then. Afterwards `folder` carries the mark
-    that `command` made the files; earlier files of the mark whose name is `outdated` are removed.
+    `folder` is not created on an error. Afterwards it carries the mark that `command` made the files; earlier
+    files of the mark whose name is `outdated` are removed.
 
     Errors:
-        OSError where nothing can be written, at the start.
+        OSError at the start where nothing can be written.
     """
-    above = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    above = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
     staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=above))
     try:
         yield staging
@@ -65,7 +64,7 @@ def staged_files(
         folder.mkdir(parents=True, exist_ok=True)
         kept = {name for name in made_entries(folder) if os.path.lexists(folder / name)}
         stale = {name for name in kept - new if outdated(name)}
-        # The mark comes first: after a crash it names too much, and no file of ours is taken for the user's.
+        # The mark comes first: after a crash it names too many files, and none of ours counts as the user's.
         mark_output(folder, command, kept | new)
         for name in sorted(new):
             make_readable(staging / name)
@@ -79,8 +78,10 @@ def staged_files(
 
 
 def check_file(path: Path, inputs: Inputs, is_ours: Callable[[Path], bool], option: str = "--output") -> Path:
-    """`path`, if a command can write a file there. UserError for one of the inputs and for a folder, where it
-    cannot be written, and for a file of which `is_ours` is false.
+    """`path`, if a command can write a file there.
+
+    Errors:
+        UserError for one of the inputs, a folder, a path that is not writable, and a file that is not ours.
     """
     with examining(path, option):
         if path.is_dir():
@@ -100,7 +101,7 @@ def check_file(path: Path, inputs: Inputs, is_ours: Callable[[Path], bool], opti
 
 
 def is_our_image(path: Path) -> bool:
-    """Whether `write_image`, or a plot with PNG_TEXT, made this file."""
+    """Whether `write_image` or `write_plot` made this file."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == PNG_TEXT["Software"]
@@ -109,7 +110,7 @@ def is_our_image(path: Path) -> bool:
 
 
 def json_with(*keys: str) -> Callable[[Path], bool]:
-    """Whether a file is a JSON object with all these keys, for `check_file`."""
+    """A test for `check_file`: whether a file is a JSON object with all these keys."""
 
     def is_ours(path: Path) -> bool:
         try:
@@ -121,19 +122,15 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Save a picture as PNG, all of it or nothing; it says that this package made it."""
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=_png_info())
-
-
-def write_plot(figure: Any, path: Path, dpi: int) -> None:
-    """Save a figure of matplotlib as PNG, likewise."""
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi, metadata=PNG_TEXT)
-
-
-def _png_info() -> PngInfo:
+    """Save an image as PNG, atomically, with the Software tag of this package."""
     info = PngInfo()
     for name, text in PNG_TEXT.items():
         info.add_text(name, text)
-    return info
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+def write_plot(figure: Any, path: Path, dpi: int) -> None:
+    """Save a figure of matplotlib in the same way."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, metadata=PNG_TEXT)

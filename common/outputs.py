@@ -1,4 +1,4 @@
-"""What an output may be written over: only what this package made, never an input, never a mount point."""
+"""Checks of output folders: only those of this package are replaced, no inputs and no mount points."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from .files import atomic_file
 from .json_files import read_json_object, take_list
 from .locks import LOCK, OWNER
 
-#: Lies in every folder that a command made; without it a folder is somebody's own and is never replaced.
+#: The file that marks folders made by a command; a folder without it is the user's and is never replaced.
 MARK = ".dualtoken.json"
 _UNSEEN = {MARK, LOCK, OWNER}
-#: What makes folders of shards; the last is a program that writes them itself.
+#: Makers of folders of shards; the last is a program that calls the library.
 SHARD_MAKERS = ("dualtoken prepare", "dualtoken tokenize", "dualtoken")
 
-#: What a command reads, by the option that names it; None is passed over.
+#: The inputs of a command by option; None is ignored.
 Inputs = Mapping[str, Path | Sequence[Path] | None]
 
 
 def check_output(
     output: Path, inputs: Inputs, overwrite: bool, option: str = "--output", makers: Sequence[str] = ()
 ) -> None:
-    """Raise UserError, before anything is touched, unless `output` can be made by a command.
+    """Raise UserError, before anything is changed, unless a command can make the folder `output`.
 
-    Refused are an output that is one of the inputs or a folder around one, the current folder and a mount
-    point (the finished folder could not be renamed to them), a file in its place, and a folder that is not
-    empty: with `overwrite` only one that this package made and that holds nothing else is allowed. `makers`
-    are the commands whose folders may be replaced (none: those of any), so that no model is lost for data,
-    nor data for a model.
+    Refused are an output that is or contains an input, the current folder, a mount point (the finished folder
+    could not be renamed to it), a file, and a folder that is not empty; with `overwrite`, one with other
+    content than this package made. `makers`: the commands whose folders may be replaced (default: all), so
+    that data never replaces a model.
     """
     refuse_overlap(output, inputs, option)
     with examining(output, option):
@@ -66,7 +65,7 @@ def check_output(
 
 
 def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> None:
-    """Raise UserError where `output` is one of the inputs, or a folder that holds one."""
+    """Raise UserError if `output` is one of the inputs, or a folder that contains one."""
     with examining(output, option):
         target = output.resolve()
     for name, given in inputs.items():
@@ -82,7 +81,7 @@ def refuse_overlap(output: Path, inputs: Inputs, option: str = "--output") -> No
 
 
 def require_ours(folder: Path, option: str = "--output") -> None:
-    """Raise UserError unless this package made `folder`, and everything in it."""
+    """Raise UserError unless this package made `folder` and everything in it."""
     if not is_ours(folder):
         raise UserError(
             f"{option} {folder} was not made by dualtoken (it has no {MARK}), so it is not replaced: remove "
@@ -102,7 +101,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def made_entries(folder: Path) -> set[str]:
-    """What a command made in `folder`, by the mark there. UserError for a mark that is not one."""
+    """The names of files that a command made in `folder`, from its mark; UserError for a broken mark."""
     if not is_ours(folder):
         return set()
     mark = folder / MARK
@@ -112,7 +111,7 @@ def made_entries(folder: Path) -> set[str]:
 
 
 def mark_output(folder: Path, command: str, entries: Iterable[str] | None = None) -> None:
-    """Leave the mark that `command` made `folder` and its `entries` (None: all that lie there now)."""
+    """Mark `folder` and its `entries` (default: all in it) as made by `command`."""
     names = {path.name for path in folder.iterdir()} if entries is None else set(entries)
     with atomic_file(folder / MARK) as temporary:
         temporary.write_text(
@@ -121,7 +120,7 @@ def mark_output(folder: Path, command: str, entries: Iterable[str] | None = None
 
 
 def is_mount_point(path: Path) -> bool:
-    """Whether something is mounted at `path`, as a container's volume, also from the same disk."""
+    """Whether `path` is a mount point, such as a container's volume, also of the same disk."""
     if os.path.ismount(path):
         return True
     try:
@@ -133,9 +132,9 @@ def is_mount_point(path: Path) -> bool:
 
 
 def require_writable(output: Path, option: str) -> None:
-    """Raise UserError where `output` cannot be made or replaced: nothing may be written where it lies.
+    """Raise UserError if nothing can be written next to `output`.
 
-    That is tried out, as permissions tell too little of read-only disks and of what an administrator may do.
+    A file is written to find out: permissions do not reflect read-only disks and an administrator's rights.
     """
     above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
@@ -150,7 +149,7 @@ def require_writable(output: Path, option: str) -> None:
 
 @contextmanager
 def examining(path: Path, option: str) -> Iterator[None]:
-    """Turn what the file system says of a path (too long, a loop of links, forbidden) into a UserError."""
+    """Turn errors of the file system (path too long, a loop of links, forbidden) into a UserError."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Packages that only some features need: which extra brings them, and one wording for a missing one."""
+"""Optional packages: the extra that installs each, and the message for a missing one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 from .errors import UserError
 
-#: (extra, name to install) of an optional package, by the name it is imported under.
+#: (extra, distribution) of an optional package, by its import name.
 OPTIONAL = {
     "accelerate": ("gpu", "accelerate"),
     "bitsandbytes": ("gpu", "bitsandbytes"),
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing_package(name: str) -> str:
-    """What to tell a user who lacks the package imported as `name`, and how to install it."""
+    """The message for a missing package with the import name `name`, with the command that installs it."""
     extra, package = OPTIONAL.get(name, ("", name))
     if extra and (_ROOT / "setup.py").is_file():  # a clone: its extras can be installed from here
         return f"the package {package} is needed and not installed: pip install '.[{extra}]' in {_ROOT}"
@@ -41,16 +41,16 @@ def missing_package(name: str) -> str:
 
 
 def require_package(name: str) -> None:
-    """Raise UserError where the package imported as `name` is missing; it is looked for, not imported."""
+    """Raise UserError if the package with the import name `name` is missing; it is not imported."""
     if importlib.util.find_spec(name) is None:
         raise UserError(missing_package(name))
 
 
 def optional_package(name: str) -> ModuleType:
-    """The module `name`. UserError that names the extra which brings it, where it is not installed."""
+    """The module `name`. UserError with its extra if it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != name.split(".")[0]:
-            raise  # the package is there, and something of its own is missing
+            raise  # the package is installed, but one of its dependencies is not
         raise UserError(missing_package(name.split(".")[0])) from error

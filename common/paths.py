@@ -1,4 +1,4 @@
-"""Paths that people and files give: expanded, regular, and inside the folder they belong to."""
+"""Checks of paths that users and files give: expanded, regular, inside their folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import UserError, shown
 
-#: Names of splits and shards become names of files: letters, digits, and . _ - + between them.
+#: Names of splits and shards, which become file names.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
 
 
@@ -19,7 +19,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """`path` with a leading ~ expanded.
 
     Errors:
-        UserError, starting with `what`, for one that no file system can hold, and for what is no path at all.
+        UserError, starting with `what`, for anything that is not a path or that no file system accepts.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{what} {shown(path)} is not a path; give a string or a pathlib.Path")
@@ -30,7 +30,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
         expanded = Path(text).expanduser()
         os.fsencode(expanded)
         expanded.exists()
-    except RuntimeError:  # ~name of a user that there is not
+    except RuntimeError:  # ~name of an unknown user
         raise UserError(f"{what} {shown(text)}: there is no such user's home folder") from None
     except (OSError, ValueError) as error:  # too long, or not encodable
         reason = getattr(error, "strerror", None) or "not a path"
@@ -41,7 +41,7 @@ def user_path(path: str | os.PathLike[str], what: str = "path") -> Path:
 def regular_file(path: Path, what: str) -> Path:
     """`path`, if it is a regular file. UserError, starting with `what`, for anything else.
 
-    A folder, a pipe or a device may never end, or never answer; it is refused by what it is, unopened.
+    A pipe or a device could block or never end; it is refused unopened.
     """
     try:
         about = path.stat()
@@ -59,10 +59,10 @@ def regular_file(path: Path, what: str) -> Path:
 
 
 def read_bounded(path: Path, largest: int) -> bytes:
-    """The content of a regular file, whatever size the file system states: /proc states none.
+    """The content of a regular file, independent of the size that the file system states (/proc: none).
 
     Errors:
-        OSError for one that has more than `largest` bytes, or that would have to be waited for.
+        OSError for one of more than `largest` bytes, or whose content is not available at once.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         data: bytes | None = file.read(largest + 1)
@@ -73,7 +73,7 @@ def read_bounded(path: Path, largest: int) -> bytes:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether nothing can be read of a file; OSError where it cannot be opened."""
+    """Whether a file has no content; OSError where it cannot be opened."""
     try:
         return read_bounded(path, 0) == b""
     except OSError as error:
@@ -83,12 +83,12 @@ def _is_empty(path: Path) -> bool:
 
 
 def inside(folder: Path, name: object, what: str, links: bool = False) -> Path:
-    """The path `name` of `folder`, for a name that a file gives.
+    """The path `name` in `folder`, for a name from an untrusted file.
 
-    links: those in the folder may lead out of it; the folder is the user's own, and its links are too.
+    links: links in the folder may lead out of it (it is the user's own).
 
     Errors:
-        UserError for a name that is not a text, is absolute, or leads out of the folder (also by a link).
+        UserError for a name that is not a string, is absolute, or leads out of the folder (also by a link).
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise UserError(f"{what} {shown(name)} is not the name of a file")
@@ -113,10 +113,10 @@ def is_data_url(text: str) -> bool:
 
 
 def native_name(name: str) -> str:
-    """The name of a file, read from a UTF-8 text, as this process has to write it.
+    """A file name from UTF-8 text in this process's encoding of file names.
 
-    Under a locale that is not UTF-8 (LC_ALL=C without Python's UTF-8 mode) names are still bytes of UTF-8 on
-    the disk; anything else, and every name elsewhere, comes back as it is.
+    Under a locale that is not UTF-8 (LC_ALL=C without Python's UTF-8 mode) names on the disk are still UTF-8;
+    otherwise the name is returned unchanged.
     """
     try:
         os.fsencode(name)
@@ -127,16 +127,16 @@ def native_name(name: str) -> str:
 
 
 def walk_files(folder: Path) -> list[Path]:
-    """Every file below `folder`, sorted; folders behind links too, each folder once, so that loops end.
+    """Every file below `folder`, sorted; links to folders are followed, each folder once, so that loops end.
 
-    Whatever is not a folder comes, also pipes, devices and broken links: `regular_file` refuses them by name.
+    Includes pipes, devices and broken links, which `regular_file` refuses by name.
 
     Errors:
         UserError for a folder that cannot be read.
     """
     files: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    links: list[Path] = []  # followed last: a folder that lies in the tree keeps its own name
+    links: list[Path] = []  # followed last: a folder in the tree keeps its own name
     waiting = [folder]
     while waiting or links:
         here = waiting.pop() if waiting else links.pop(0)
@@ -152,7 +152,7 @@ def walk_files(folder: Path) -> list[Path]:
                 "make it readable, or move it away"
             ) from None
         for child in children:
-            if not os.path.isdir(child):  # unlike Path.is_dir, it takes what may not be looked at for a file
+            if not os.path.isdir(child):  # unlike Path.is_dir, False for what may not be examined
                 files.append(child)
             else:
                 (links if child.is_symlink() else waiting).append(child)
@@ -160,12 +160,12 @@ def walk_files(folder: Path) -> list[Path]:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether `name` may become part of a file's name: letters, digits, and . _ - + between them."""
+    """Whether `name` is safe in a file name: letters and digits, with . _ - + between them."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def plain_name(name: object, what: str) -> str:
-    """`name`, if it is plain. UserError, starting with `what`, for anything else."""
+    """`name`, if `is_plain_name`. UserError, starting with `what`, for anything else."""
     if not isinstance(name, str) or not is_plain_name(name):
         raise UserError(
             f"{what} {shown(name)} cannot name a file; use at most 100 letters, digits, and . _ - +"
@@ -174,10 +174,10 @@ def plain_name(name: object, what: str) -> str:
 
 
 def single_name(name: object, what: str, longest: int = 200) -> str:
-    r"""`name`, if it can be one part of a path: a text, also with spaces, but without /, \ and line ends.
+    r"""`name`, if it can be one component of a path: printable, without / and \; may have spaces.
 
     Errors:
-        UserError, starting with `what`, for anything else: a name in data must not lead elsewhere.
+        UserError, starting with `what`, for anything else: a name in data must not lead out of a folder.
     """
     allowed = isinstance(name, str) and name.strip(". ") and name.isprintable()
     if not allowed or {"/", "\\"} & set(str(name)) or len(str(name).encode("utf-8", "replace")) > longest:

@@ -1,4 +1,4 @@
-"""Plug-ins: modules from outside this package that register something with it when they are imported."""
+"""Plug-ins: external modules that register something with this package on import."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .paths import user_path
 def load_plugins(group: str, folders: Sequence[Path] = ()) -> None:
     """Import the entry points of `group`, then every `*.py` of `folders`.
 
-    Files whose names begin with an underscore are left for the others to import. The folders are
-    appended to `sys.path`, so that the modules can import each other, and worker processes can unpickle what
-    they define. Loading a plug-in again changes nothing.
+    Files whose names begin with an underscore are skipped. The folders are appended to `sys.path`, so that
+    the modules can import each other, and worker processes can unpickle their classes. Loading a plug-in
+    again changes nothing.
 
     Errors:
-        UserError naming the file or the entry point that cannot be imported, for what is not a folder, and
-        for a file with the name of a module that is imported from elsewhere.
+        UserError naming the file or entry point that cannot be imported, something that is not a folder, or a
+        file with the name of another module.
     """
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
         try:

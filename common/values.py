@@ -1,4 +1,4 @@
-"""Checks of single values, in one wording for command lines, recipes and Python calls."""
+"""Checks of single values, with the same messages for command lines, recipes and Python calls."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 
 from .errors import UserError, shown
 
-#: Seeds are what torch and numpy both take.
+#: The greatest seed of both torch and numpy.
 LARGEST_SEED = 2**63 - 1
 
 
 def whole_number(value: Any, name: str, least: int = 0, most: int | None = None) -> int:
-    """`value` as an int; numpy's integers are taken, booleans, floats and texts are not.
+    """`value`, an integer (also of numpy or torch, not a boolean) from `least` to `most`, as an int.
 
     Errors:
-        UserError for another type, and for one outside `least` to `most`.
+        UserError for another type, and for one out of range.
     """
     value = scalar(value)
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
         raise UserError(f"{name} is {shown(value)}; give an integer{_range(least, most)}")
-    number = int(value)
-    if number < least or (most is not None and number > most):
-        raise UserError(f"{name} is {shown(number)}; give an integer{_range(least, most)}")
-    return number
+    return int(value)
 
 
 def finite_number(
@@ -37,9 +35,9 @@ def finite_number(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """`value` as a float; NaN and infinities, booleans and texts are not taken.
+    """`value`, a finite number (also of numpy or torch, not a boolean), as a float.
 
-    above, below: the number must be greater, or less, than this.
+    above, below: strict bounds.
 
     Errors:
         UserError for another type, and for one out of range.
@@ -48,23 +46,21 @@ def finite_number(
     value = scalar(value)
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         number = math.inf
-    if not math.isfinite(number):
+    inside = math.isfinite(number) and least <= number <= most
+    if not inside or (above is not None and number <= above) or (below is not None and number >= below):
         raise UserError(f"{name} is {shown(value)}; give a number{limits}")
-    outside = not least <= number <= most or (above is not None and number <= above)
-    if outside or (below is not None and number >= below):
-        raise UserError(f"{name} is {shown(number)}; give a number{limits}")
     return number
 
 
 def seed_number(value: Any, name: str = "seed") -> int:
-    """`value` as a seed of torch's generators."""
+    """`value` as a seed for torch's generators."""
     return whole_number(value, name, 0, LARGEST_SEED)
 
 
 def flag(value: Any, name: str) -> bool:
-    """`value`, which must be True or False; numpy's and torch's are taken."""
+    """`value`, which must be True or False, also of numpy or torch."""
     value = scalar(value)
     if not isinstance(value, bool):
         raise UserError(f"{name} is {shown(value)}; give True or False")
@@ -80,9 +76,9 @@ def one_of(value: Any, name: str, allowed: Iterable[Any]) -> Any:
 
 
 def refuse_unknown(given: Iterable[str], allowed: Iterable[str], what: str) -> None:
-    """Raise UserError for the first name of `given` that is not `allowed`, with the one that was meant.
+    """Raise UserError for the first name of `given` that is not `allowed`, with the most similar one.
 
-    what: names one of them in the message, as "option".
+    what: the kind of name for the message, as "option".
     """
     names = sorted(allowed)
     for name in given:
@@ -93,12 +89,12 @@ def refuse_unknown(given: Iterable[str], allowed: Iterable[str], what: str) -> N
 
 
 def scalar(value: Any) -> Any:
-    """The Python number of numpy's and torch's scalars; anything else as it is."""
+    """The Python value of numpy's and torch's scalars; anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _range(least: float, most: float | None) -> str:
-    """The allowed range in words, with a space in front; empty where everything is allowed."""
+    """The allowed range in words, after a space; empty without bounds."""
     bounded = most is not None and most != math.inf
     if least == -math.inf:
         return f" of {_digits(most)} or less" if bounded else ""
@@ -106,12 +102,12 @@ def _range(least: float, most: float | None) -> str:
 
 
 def _digits(number: float | None) -> str:
-    """A bound as a person writes it: whole numbers with all their digits."""
+    """A bound: an integer with all digits, a float in short form."""
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _open_range(above: float | None, below: float | None) -> str:
-    """The same for bounds that are themselves not allowed."""
+    """The same for strict bounds."""
     words = [f"above {above:g}"] if above is not None else []
     words += [f"below {below:g}"] if below is not None else []
     return f" {' and '.join(words)}" if words else ""

@@ -1,4 +1,4 @@
-"""YAML from elsewhere: a mapping of plain values, of bounded size also where parts of it are repeated."""
+"""Strict reading of untrusted YAML: a mapping of plain values of bounded size, aliases included."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .errors import UserError, shown
 from .json_files import DEEPEST, read_text
 
 LARGEST_YAML = 1_000_000  # bytes
-#: Values of a file with every alias (`*name`) written out: a few lines of aliases of aliases are billions.
+#: Limit with every alias (`*name`) expanded: a few lines of nested aliases can be billions of values.
 MOST_VALUES = 100_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. UserError for anything else, and for more than settings are."""
+    """The mapping of a YAML file. UserError for anything else, and for one that is too big."""
     text = read_text(path, LARGEST_YAML)
     check_yaml(text, path)
     try:
         found = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that does not exist, a list as a key
         raise UserError(f"{path} is not YAML: {error}") from None
-    assert isinstance(found, dict)  # check_yaml saw that it is one
+    assert isinstance(found, dict)  # check_yaml made sure
     return found
 
 
@@ -48,12 +48,14 @@ def check_yaml(text: str, path: Path) -> None:
                 open_nodes[-1].size += node.size
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in sizes:
-                    raise UserError(f"{path}: *{shown(event.anchor)} refers to itself or to nothing above")
+                    raise UserError(
+                        f"{path}: *{shown(event.anchor)} refers to itself or to no anchor above it"
+                    )
                 open_nodes[-1].size += sizes[event.anchor]
             if len(open_nodes) > DEEPEST:
                 raise UserError(f"{path} is nested deeper than {DEEPEST} levels")
             if open_nodes[-1].size > MOST_VALUES:
-                raise UserError(f"{path} holds more than {MOST_VALUES} values, aliases written out")
+                raise UserError(f"{path} holds more than {MOST_VALUES} values, with aliases expanded")
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if open_nodes[0].size == 1:
@@ -61,7 +63,7 @@ def check_yaml(text: str, path: Path) -> None:
 
 
 class _Node:
-    """A part of the text: its anchor's name, how many values it is, and of a mapping the keys so far."""
+    """A node: its anchor, its number of values, and of a mapping the keys so far."""
 
     def __init__(self, anchor: str | None, is_mapping: bool = False) -> None:
         self.anchor, self.size = anchor, 1
@@ -70,11 +72,11 @@ class _Node:
 
 
 def _refuse_key_twice(parent: _Node, event: yaml.NodeEvent, path: Path) -> None:
-    """Raise UserError where a mapping names a key again: YAML readers pass over the first without a word."""
+    """Raise UserError for a repeated key of a mapping: YAML readers silently ignore the first one."""
     parent.children += 1
     if not parent.is_mapping or parent.children % 2 == 0 or not isinstance(event, yaml.ScalarEvent):
         return
     if event.value in parent.keys:
         place = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
-        raise UserError(f"{path}{place}: the key {shown(event.value)} comes a second time")
+        raise UserError(f"{path}{place}: the key {shown(event.value)} is given twice")
     parent.keys.add(event.value)

@@ -13,8 +13,8 @@ def attend(
     """softmax(q kᵀ / √E) v of (..., N, E) tensors; causal: position p sees positions <= p.
 
     On a CPU, training uses plain products: the backward pass of torch's fused kernel takes three to five
-    times as long there (torch 2.6 to 2.15, bf16, 64 to 134 positions). For thousands of sequences of a few
-    positions (many_short) they are also twice as fast forwards.
+    times as long (torch 2.6 to 2.15, bf16, 64 to 134 positions). For thousands of sequences of a few
+    positions (many_short) the forward pass is also twice as fast.
     """
     if query.device.type != "cpu" or not (many_short or torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)

@@ -1,8 +1,6 @@
-"""SigLIP whose vision encoder can be entered and left at any layer."""
+"""SigLIP with access to every layer of its vision encoder."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from torch import Tensor, nn
 from transformers import SiglipModel
@@ -10,16 +8,16 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, Sigli
 
 
 def cut_patches(images: Tensor, side: int) -> Tensor:
-    """(B, C, S, S) -> (B, N, C side²): the pixels under each token; what is left at the border is dropped."""
+    """(B, C, S, S) -> (B, N, C side²): the pixels of each token; incomplete patches are dropped."""
     patches = images.unfold(2, side, side).unfold(3, side, side)
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 class TappedSiglip(SiglipModel):
-    """SiglipModel (same weights, same names) with the vision encoder opened up.
+    """SiglipModel (same weights, same names) whose vision encoder runs layer by layer.
 
-    Works with every `attn_implementation` of transformers and with its gradient checkpointing: layers are
-    called one by one, so nothing outside an encoder layer, in particular no quantizer, is ever recomputed.
+    Works with every `attn_implementation` of transformers and with its gradient checkpointing, which
+    recomputes encoder layers only, never a quantizer.
     """
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
@@ -28,12 +26,10 @@ class TappedSiglip(SiglipModel):
 
     def run_layers(self, hidden: Tensor, start: int, stop: int) -> list[Tensor]:
         """Apply encoder layers start+1 ... stop to (B, N, hidden); return the output of each, in order."""
-        outputs: list[Tensor] = []
-        for layer in self._layers(start, stop):
-            # transformers < 5 returned a tuple here; on a tensor [0] would silently take the first image.
-            hidden = layer(hidden, attention_mask=None)
-            outputs.append(hidden)
-        return outputs
+        outputs = [hidden]
+        for layer in self.vision_model.encoder.layers[start:stop]:
+            outputs.append(layer(outputs[-1], attention_mask=None))
+        return outputs[1:]
 
     def pool(self, hidden: Tensor) -> Tensor:
         """Last hidden states (B, N, hidden) -> pooled image embedding (B, hidden), not normalised."""
@@ -46,14 +42,11 @@ class TappedSiglip(SiglipModel):
         """
         return self.text_model(input_ids=input_ids).pooler_output
 
-    def _layers(self, start: int, stop: int) -> Iterable:
-        return self.vision_model.encoder.layers[start:stop]
-
 
 class ShallowEncoder(nn.Module):
-    """Patch embeddings and the first layers of a SigLIP vision encoder, apart from the backbone.
+    """A separate copy of the patch embeddings and first layers of a SigLIP vision encoder.
 
-    It shares the backbone's configuration object, so that a change of attention reaches both.
+    Shares the backbone's configuration object, so that a change of attention reaches both.
     """
 
     def __init__(self, backbone: TappedSiglip, num_layers: int) -> None:
@@ -70,7 +63,7 @@ class ShallowEncoder(nn.Module):
         return states
 
     def copy_from(self, backbone: TappedSiglip) -> None:
-        """Take over the backbone's weights."""
+        """Copy the backbone's weights."""
         vision = backbone.vision_model
         self.embeddings.load_state_dict(vision.embeddings.state_dict())
         for own, layer in zip(self.layers, vision.encoder.layers, strict=False):

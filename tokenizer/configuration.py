@@ -1,4 +1,4 @@
-"""Configuration of the dual tokenizer, its config.json: the SigLIP backbone and the tokenizer's settings."""
+"""Configuration of the dual tokenizer (config.json): the SigLIP backbone and the tokenizer's settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ _SETTINGS = tuple(one.name for one in fields(TokenizerSettings))
 
 
 class DualTokenizerConfig(CheckedConfig):
-    """Configuration of `DualTokenizer`.
-
-    The fields of `TokenizerSettings`, in one object with those of the backbone:
+    """Configuration of `DualTokenizer`: the fields of `TokenizerSettings` and those of the backbone.
 
     Args:
         vision_config, text_config: fields of `SiglipVisionConfig` / `SiglipTextConfig` (a dict or an object).
+            Default: a small model for 64 x 64 images.
 
     Raises:
-        UserError: settings that do not fit together. Defaults are a small model for 64 x 64 images.
+        UserError: invalid or inconsistent settings.
     """
 
     model_type = "dualtoken_tokenizer"
@@ -35,7 +34,7 @@ class DualTokenizerConfig(CheckedConfig):
         "text_config": SiglipTextConfig,
     }
 
-    # Any, because these are given as dicts, as objects or not at all, and are never None afterwards.
+    # Any: given as dicts, as objects or not at all, and never None afterwards.
     vision_config: Any = None
     text_config: Any = None
     pixel_layer: int = TokenizerSettings.pixel_layer
@@ -53,7 +52,7 @@ class DualTokenizerConfig(CheckedConfig):
         self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)
         self.text_config = _siglip_part(SiglipTextConfig, self.text_config, _NANO_TEXT)
         given: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
-        if isinstance(given["decoder"], Mapping):  # older files also hold what follows from the other sizes
+        if isinstance(given["decoder"], Mapping):  # older files also hold the derived size
             given["decoder"] = {key: one for key, one in given["decoder"].items() if key != "resolution"}
         settings = TokenizerSettings(**given)
         for name in _SETTINGS:
@@ -63,16 +62,16 @@ class DualTokenizerConfig(CheckedConfig):
         self._check_fit()
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as config.json has them: nested objects are dicts, tuples are lists."""
+        """The settings in the form of config.json: nested objects are dicts, tuples are lists."""
         found = super().to_dict()
         return {key: _plain(value) if is_dataclass(value) else value for key, value in found.items()}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Every setting: a saved tokenizer must not change with the defaults of another version."""
+        """Every setting, so that a saved tokenizer does not depend on the defaults of a version."""
         return _without(self.to_dict(), {"_name_or_path", "id2label", "label2id", "problem_type"})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """SigLIP's text tower; transformers would take `decoder` for a second text model."""
+        """SigLIP's text tower; transformers would interpret `decoder` as a second text model."""
         return self.text_config
 
     @property
@@ -81,7 +80,7 @@ class DualTokenizerConfig(CheckedConfig):
         return {"pixel": self.pixel_quantizer, "semantic": self.semantic_quantizer}
 
     def _check_fit(self) -> None:
-        """Raise UserError for settings that contradict the backbone."""
+        """Raise UserError for settings that do not fit the backbone."""
         layers = self.vision_config.num_hidden_layers
         for name in ("pixel_layer", "semantic_layer", "shortcut_layer"):
             number = getattr(self, name)
@@ -128,8 +127,8 @@ class DualTokenizerConfig(CheckedConfig):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the code map; pixels beyond a whole number of patches are not seen."""
-        side = self.vision_config.image_size // self.vision_config.patch_size
+        """Rows and columns of the code map; incomplete patches at the border are ignored."""
+        side = self.image_size // self.vision_config.patch_size
         return side, side
 
     @property
@@ -140,7 +139,7 @@ class DualTokenizerConfig(CheckedConfig):
 
 
 def _siglip_part(kind: type[PreTrainedConfig], given: Any, default: dict[str, Any]) -> PreTrainedConfig:
-    """`given` as a config object of `kind`; None gives the defaults of the small model."""
+    """`given` as a config object of `kind`; None: the default."""
     if isinstance(given, kind):
         return given
     if isinstance(given, PreTrainedConfig):
@@ -149,20 +148,19 @@ def _siglip_part(kind: type[PreTrainedConfig], given: Any, default: dict[str, An
         raise UserError(f"{kind.base_config_key} is {shown(given)}; give its settings by name")
     settings = dict(default if given is None else given)
     if kind is SiglipTextConfig:
-        # SigLIP's text tower never reads them, and transformers' defaults lie outside small vocabularies.
+        # Unused by SigLIP's text tower; transformers' defaults are outside of small vocabularies.
         settings = {**settings, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return kind(**settings)
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """A dataclass as a dict that JSON gives back unchanged."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()
-    }
+    """A dataclass as a dict that survives JSON unchanged."""
+    values = asdict(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """A nested dict without the keys of these names (where it was loaded from, and classifier labels)."""
+    """A nested dict without these keys (the source of loading, and classifier labels)."""
     return {
         key: _without(value, names) if isinstance(value, dict) else value
         for key, value in settings.items()

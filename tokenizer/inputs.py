@@ -1,4 +1,4 @@
-"""What users give a tokenizer, as the tensors that it works on, or one line on what is wrong with it."""
+"""Conversion and checks of the tokenizer's inputs: images, codes, token ids."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from .processing import DualTokenizerImageProcessor
 
 
 def images_to_pixels(tokenizer: PreTrainedModel, images: Any) -> Tensor:
-    """Tensors of floating numbers, also as a processor gives them, as they are; anything else through an
-    image processor of the tokenizer's size.
-    """
+    """Floating tensors, also in a processor's output, unchanged; anything else through an image processor."""
     if isinstance(images, Mapping) and "pixel_values" in images:
         images = images["pixel_values"]
     if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
@@ -29,7 +27,7 @@ def images_to_pixels(tokenizer: PreTrainedModel, images: Any) -> Tensor:
 
 
 def codes_to_decode(tokenizer: PreTrainedModel, codes: Any) -> Tensor:
-    """Pixel codes (B, H, W, D) as a tensor on the tokenizer's device; UserError for what it cannot decode."""
+    """Pixel codes (B, H, W, D) as a tensor on the tokenizer's device; UserError for invalid ones."""
     given = codes.pixel if isinstance(codes, VisualCodes) else codes
     try:
         tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
@@ -48,23 +46,23 @@ def codes_to_decode(tokenizer: PreTrainedModel, codes: Any) -> Tensor:
     count = config.pixel_quantizer.num_codes
     if tensor.numel() and not bool(((tensor >= 0) & (tensor < count)).all()):
         raise UserError(
-            f"pixel codes go from {int(tensor.min())} to {int(tensor.max())}; this tokenizer has the codes 0 "
-            f"to {count - 1}"
+            f"pixel codes range from {int(tensor.min())} to {int(tensor.max())}; this tokenizer has "
+            f"the codes 0 to {count - 1}"
         )
     return tensor
 
 
 def check_images(tokenizer: PreTrainedModel, pixel_values: Tensor) -> None:
-    """UserError for what are not normalised images (B, 3, S, S) of the tokenizer's size."""
+    """Raise UserError for anything but normalised images (B, 3, S, S) of the tokenizer's size."""
     side = tokenizer.config.image_size
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
         kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
         raise UserError(
-            f"pixel_values are given as {kind}; make them of images by "
+            f"pixel_values are given as {kind}; make them with "
             'DualTokenizerImageProcessor: processor(images)["pixel_values"]'
         )
     if pixel_values.layout != torch.strided or pixel_values.is_meta != (tokenizer.device.type == "meta"):
-        raise UserError("pixel_values are a sparse tensor, or one without values; give a plain one")
+        raise UserError("pixel_values are a sparse or meta tensor; give a dense one")
     if pixel_values.dim() != 4 or 0 in pixel_values.shape or pixel_values.shape[1:] != (3, side, side):
         raise UserError(
             f"pixel_values have shape {tuple(pixel_values.shape)}; this tokenizer reads (batch, 3, "
@@ -72,22 +70,21 @@ def check_images(tokenizer: PreTrainedModel, pixel_values: Tensor) -> None:
         )
     # In training the loss shows it, without waiting for the device.
     if not tokenizer.training and not bool(torch.isfinite(pixel_values).all()):
-        raise UserError(
-            "pixel_values hold infinite numbers or NaN; check what the images were normalised with"
-        )
+        raise UserError("pixel_values hold infinite numbers or NaN; check the normalisation of the images")
 
 
 def check_text_ids(config: DualTokenizerConfig, input_ids: Tensor) -> None:
-    """UserError for what are not token ids of the text side."""
+    """Raise UserError for anything but token ids of the text tower."""
     text = config.text_config
     longest, count = text.max_position_embeddings, text.vocab_size
     if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
-        given = shown(input_ids)
-        raise UserError(f"input_ids are {given}; give a tensor of token ids (batch, {longest})")
+        raise UserError(f"input_ids are {shown(input_ids)}; give a tensor of token ids (batch, {longest})")
     if input_ids.dim() != 2 or not input_ids.numel() or input_ids.shape[1] > longest:
         raise UserError(
             f"input_ids have shape {tuple(input_ids.shape)}; this tokenizer reads (batch, {longest})"
         )
     least, most = int(input_ids.min()), int(input_ids.max())
     if least < 0 or most >= count:
-        raise UserError(f"input_ids go from {least} to {most}; the text side has the ids 0 to {count - 1}")
+        raise UserError(
+            f"input_ids range from {least} to {most}; the text tower has the ids 0 to {count - 1}"
+        )

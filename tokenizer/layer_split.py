@@ -1,9 +1,9 @@
-"""Where to tap a new backbone: which layer still holds the picture, and which one already holds its meaning.
+"""Measuring which layers of a new backbone to use for pixel and for semantic codes.
 
-The paper reads this off a plot by eye: shallow layers of a SigLIP resemble each other, so do deep ones;
-pixels are learned on the former, meaning on the latter (arXiv 2503.14324, section 3.1). Here the similarity
-of all pairs of layers is measured, the sequence of layers is cut where it changes, and a linear regression
-measures how much of the pixels each layer still carries.
+The paper chooses them from a plot: shallow layers of a SigLIP are similar to each other, and so are deep
+ones; pixels are learned on the former, semantics on the latter (arXiv 2503.14324, section 3.1). Here the
+layers are segmented by the similarity of all pairs, and a linear regression measures how much of the pixels
+each layer retains.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.errors import UserError
 from .backbone import TappedSiglip, cut_patches
 
-#: Tokens that the similarities are computed from; more change them by less than a hundredth.
+#: Tokens for the similarities; more change them by less than 0.01.
 MAX_TOKENS = 4096
 MIN_TOKENS = 512
-#: A pixel layer may lose this share of what the best layer holds of the pixels.
+#: A pixel layer may recover this much less of the pixels' variance than the best layer.
 TOLERATED_LOSS = 0.1
 _RIDGE = 1e-2
 
 
 @dataclass(frozen=True)
 class LayerSplit:
-    """What was measured, and the taps it suggests.
+    """The measurements and the suggested layers.
 
     Layers are numbered as in `DualTokenizerConfig`: 0 is the patch embedding, i the output of layer i; L + 1
     in all. cosine, cka: (L+1, L+1) similarity of centred features. pixel_share: (L+1,) share of the pixels'
-    variance that a linear map recovers, on tokens it was not fitted to. boundaries: first layer of every
-    segment but the first. confidence: between 0 and 1, how much better the chosen cuts are than the best cuts
-    that move the first one by two layers or more; below 0.1 the plot should be looked at.
+    variance that a linear map recovers on held-out tokens. boundaries: first layer of every segment but the
+    first. confidence: from 0 to 1, the relative advantage of the chosen cuts over the best cuts whose first
+    one is two or more layers away; below 0.1 the plot should be inspected.
     """
 
     cosine: Tensor
@@ -52,10 +52,10 @@ class LayerSplit:
 def split_layers(
     backbone: TappedSiglip, batches: Iterable[Tensor], segments: int = 3, seed: int = 0
 ) -> LayerSplit:
-    """Measure a backbone on images and suggest its taps.
+    """Measure a backbone on images and suggest layers for the pixel and semantic branches.
 
-    batches: normalised images (B, 3, S, S), a hundred or more in all. segments: parts the layers fall into
-    (early, middle, late). Raises UserError for too few images or layers.
+    batches: normalised images (B, 3, S, S), a hundred or more in all. segments: of the layers (early, middle,
+    late). Raises UserError for too few images or layers.
     """
     states, pixels = _collect(backbone, batches, seed)
     layers = len(states) - 1
@@ -65,7 +65,7 @@ def split_layers(
     cka = torch.stack([torch.stack([linear_cka(a, b) for b in centred]) for a in centred])
     cosine = torch.stack([torch.stack([_mean_cosine(a, b) for b in centred]) for a in centred])
     share = torch.stack([recovered_share(state, pixels) for state in states])
-    # The embedding has seen nothing but its own patch; it would often be a segment of its own.
+    # Without the patch embedding, which sees one patch only and would often be a separate segment.
     cuts, confidence = change_points(cka[1:, 1:], segments)
     return _recommend(cosine, cka, share, tuple(cut + 1 for cut in cuts), confidence)
 
@@ -73,17 +73,15 @@ def split_layers(
 def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     """Linear centred kernel alignment of centred features (n, p) and (n, q): a scalar in [0, 1].
 
-    ‖aᵀb‖² / (‖aᵀa‖ ‖bᵀb‖) in Frobenius norms (Kornblith et al., arXiv 1905.00414, eq. 3). It does not change
-    with rotations and scale, so that layers of another basis can be compared.
+    ‖aᵀb‖² / (‖aᵀa‖ ‖bᵀb‖) in Frobenius norms (Kornblith et al., arXiv 1905.00414, eq. 3); invariant to
+    rotation and scale.
     """
     cross = (a.t() @ b).square().sum()
     return cross / ((a.t() @ a).norm() * (b.t() @ b).norm()).clamp(min=1e-12)
 
 
 def recovered_share(features: Tensor, pixels: Tensor) -> Tensor:
-    """R² of ridge regression from features (n, p) to pixels (n, q), fitted on one half, measured on the
-    other.
-    """
+    """R² of ridge regression from features (n, p) to pixels (n, q) on the half that was not fitted."""
     half = len(features) // 2
     x = torch.cat((_unit_scale(features), torch.ones(len(features), 1, device=features.device)), dim=1)
     train, test = x[:half], x[half:]
@@ -96,11 +94,11 @@ def recovered_share(features: Tensor, pixels: Tensor) -> Tensor:
 
 
 def change_points(similarity: Tensor, segments: int) -> tuple[tuple[int, ...], float]:
-    """Cut a sequence of layers into segments that resemble themselves most.
+    """Cut a sequence of layers into the segments with the greatest similarity inside.
 
     The cost of a segment is the sum of 1 - similarity over its pairs, divided by its length (kernel change
-    points); the best cuts are found exactly, by dynamic programming. Returns the first layer of every segment
-    but the first, and the confidence described in `LayerSplit`.
+    points), minimised by dynamic programming. Returns the first layer of every segment but the first, and the
+    confidence of `LayerSplit`.
     """
     costs = _segment_costs(1 - similarity)
     best, cuts = _best_cuts(costs, segments, range(1, len(costs)))
@@ -112,22 +110,17 @@ def change_points(similarity: Tensor, segments: int) -> tuple[tuple[int, ...], f
 
 
 def _segment_costs(distance: Tensor) -> list[list[float]]:
-    """costs[i][j]: of the segment from layer i to layer j - 1."""
-    count = len(distance)
-    area = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    area[1:, 1:] = distance.double().cpu().cumsum(0).cumsum(1)
-    costs = [[0.0] * (count + 1) for _ in range(count + 1)]
-    for i in range(count):
-        for j in range(i + 1, count + 1):
-            block = area[j, j] - area[i, j] - area[j, i] + area[i, i]
-            costs[i][j] = float(block) / (j - i)
-    return costs
+    """costs[i][j], i < j: of the segment from layer i to layer j - 1."""
+    area = nn.functional.pad(distance.double().cpu().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    corners, index = area.diagonal(), torch.arange(len(area))
+    blocks = corners[None, :] - area - area.t() + corners[:, None]
+    return (blocks / (index[None, :] - index[:, None]).clamp(min=1)).tolist()
 
 
 def _best_cuts(
     costs: list[list[float]], segments: int, first_cuts: Iterable[int]
 ) -> tuple[float, tuple[int, ...]]:
-    """The cheapest cuts into `segments` parts whose first one is among `first_cuts`."""
+    """(cost, cuts) of the best cuts into `segments` parts with the first one among `first_cuts`."""
     count = len(costs) - 1
     table: dict[int, tuple[float, tuple[int, ...]]] = {
         end: (costs[0][end], ()) for end in (first_cuts if segments > 1 else [count]) if end <= count
@@ -154,8 +147,7 @@ def _recommend(
     last_early = boundaries[0] - 1
     enough = [layer for layer in range(1, last_early + 1) if float(share[layer]) >= best - TOLERATED_LOSS]
     pixel = max(enough, default=1)
-    shortcut = round(pixel * 2 / 3) if pixel >= 2 else None
-    shortcut = shortcut if shortcut is not None and 0 < shortcut < pixel else None
+    shortcut = round(pixel * 2 / 3) if pixel >= 2 else None  # always between 0 and `pixel`
     semantic = max(layers - 1, pixel, 1)
     reasons = (
         f"pixel layer {pixel}: the early segment ends with layer {last_early}, and a linear map still "
@@ -183,7 +175,7 @@ def _recommend(
 
 
 def _collect(backbone: TappedSiglip, batches: Iterable[Tensor], seed: int) -> tuple[list[Tensor], Tensor]:
-    """Features of some tokens at every layer, (n, C) each, and the pixels under them, (n, 3 p²)."""
+    """Features of some tokens at every layer, (n, C) each, and their pixels, (n, 3 p²)."""
     vision: Any = backbone.config.vision_config
     generator = torch.Generator().manual_seed(seed)
     states: list[list[Tensor]] = []
@@ -212,4 +204,4 @@ def _unit_scale(features: Tensor) -> Tensor:
 
 
 def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(a, b, dim=1).mean()
+    return nn.functional.cosine_similarity(a, b, dim=1).mean()

@@ -30,10 +30,10 @@ def load_tokenizer(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """A saved tokenizer by transformers' `load`, in fp32 unless `dtype` says otherwise.
+    """Load a saved tokenizer with transformers' `load`, in fp32 unless `dtype` is given.
 
     Raises:
-        UserError: something that is not a tokenizer, or missing, unexpected or misshapen weights.
+        UserError: not a tokenizer, or weights that are missing, unexpected or of another shape.
     """
     asked_info = kwargs.pop("output_loading_info", False)
     kwargs.setdefault("dtype", torch.float32)
@@ -65,19 +65,18 @@ def load_official(
     backbone_config: str | os.PathLike[str] | SiglipConfig | None,
     causal: bool,
 ) -> Model:
-    """A released research checkpoint with its config.json as a tokenizer in eval mode."""
+    """Load a released research checkpoint with its config.json, in eval mode."""
     files = user_path(checkpoint, "checkpoint"), user_path(config, "config")
-    official = read_official(*files, backbone_config, causal)
-    state = official.state_dict
-    layers, numbers = most_layers(official.config.to_dict()), sum(one.numel() for one in state.values())
-    refuse_bigger_than(lambda: model_class(official.config), layers, len(state), numbers, str(checkpoint))
-    model = model_class(official.config)
+    settings, state = read_official(*files, backbone_config, causal)
+    layers, numbers = most_layers(settings.to_dict()), sum(one.numel() for one in state.values())
+    refuse_bigger_than(lambda: model_class(settings), layers, len(state), numbers, str(checkpoint))
+    model = model_class(settings)
     load_exactly(model, state, f"weights in {str(checkpoint)!r} do not match the configuration")
     return model.eval()
 
 
 def check_is_tokenizer(source: Any, options: Mapping[str, Any]) -> None:
-    """UserError unless `source`, a folder or hub id, has the config.json of a tokenizer."""
+    """Raise UserError unless `source`, a folder or hub id, has the config.json of a tokenizer."""
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     try:
         settings, _ = DualTokenizerConfig.get_config_dict(source, **hub)

@@ -26,15 +26,15 @@ from .pixel_decoder import PixelDecoder
 from .projection import AttentionProjection
 from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 
-#: Second names of modules where the branches share a quantizer; registered twice they would be saved twice.
+#: Aliases of modules if the branches share a quantizer; registered twice they would be saved twice.
 SHARED = {"pixel_projection": "semantic_projection", "pixel_quantizer": "semantic_quantizer"}
 
 
 class DualTokenizer(PreTrainedModel):
     """Encode images into pixel and semantic codes, decode pixel codes into images, embed images and texts.
 
-    Method of DualToken (arXiv 2503.14324): reconstruction is learned on a shallow layer and meaning on a
-    deep one, each with its own residual quantizer, so that the two aims do not disturb each other.
+    Method of DualToken (arXiv 2503.14324): reconstruction is learned on a shallow layer and semantics on a
+    deep one, with separate residual quantizers, so that the objectives do not conflict.
     """
 
     config: DualTokenizerConfig
@@ -86,9 +86,9 @@ class DualTokenizer(PreTrainedModel):
     ) -> DualTokenizerOutput:
         """Encode, quantize, decode and pool normalised images (B, 3, S, S). See `DualTokenizerOutput`.
 
-        In training mode this moves the codebooks. `reconstruct=False` leaves out the pixel decoder. With
+        In training mode this updates the codebooks. `reconstruct=False` skips the pixel decoder. With
         `num_semantic` only the first so many images go through the semantic branch and the deeper layers,
-        which saves most of the encoder's time while the pixel branch learns from all of them.
+        which saves most of the encoder's time while the pixel branch learns from all images.
         """
         shallow = self._pixel_states(pixel_values)
         pixel_latents = self.pixel_features(shallow)
@@ -105,9 +105,7 @@ class DualTokenizer(PreTrainedModel):
         else:
             semantic_latents = self.semantic_features(states)
             semantic = self.semantic_quantizer(semantic_latents)
-        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
-        rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
-        pooled = self.backbone.pool(rest[-1] if rest else features)
+        features, rest, pooled = self._embed_semantic(semantic)
         return DualTokenizerOutput(
             codes=VisualCodes(pixel.codes, semantic.codes),
             reconstruction=self._decode_features(pixel.quantized) if reconstruct else None,
@@ -122,10 +120,9 @@ class DualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor | Any) -> VisualCodes:
-        """Normalised images (B, 3, S, S) -> codes. Never moves the codebooks.
+        """Normalised images (B, 3, S, S) -> codes. Never updates the codebooks.
 
-        Images as users have them (PIL, a path, a list of these) are resized and normalised first, as
-        `DualTokenizerImageProcessor` does it for this tokenizer's size.
+        Other images (PIL, a path, a list of these) are first processed by `DualTokenizerImageProcessor`.
         """
         pixel_values = images_to_pixels(self, pixel_values)
         with self._suitable_threads(pixel_values):
@@ -137,27 +134,21 @@ class DualTokenizer(PreTrainedModel):
             )
 
     def decode(self, pixel_codes: Tensor | VisualCodes | Any) -> Tensor:
-        """Pixel codes (B, H, W, D), or what `encode` gave -> images (B, 3, S, S) in the processor's range,
-        not clamped.
+        """Codes (B, H, W, D) or VisualCodes -> images (B, 3, S, S), in the processor's range, not clamped.
 
         Raises:
-            UserError: codes of another shape, or that this codebook does not have.
+            UserError: codes of another shape or out of range.
         """
         pixel_codes = codes_to_decode(self, pixel_codes)
         with self._suitable_threads(pixel_codes):
             return self._decode_features(self.pixel_quantizer.embed(pixel_codes.long()))
 
     def get_image_features(self, pixel_values: Tensor | Any) -> Tensor:
-        """Images (B, 3, S, S), or as `encode` takes them -> embeddings (B, E) made from their semantic codes,
-        not normalised.
-        """
+        """Images as in `encode` -> embeddings of their semantic codes (B, E), not normalised."""
         pixel_values = images_to_pixels(self, pixel_values)
         with self._suitable_threads(pixel_values):
             states = self._encode_states(pixel_values)
-            semantic = self.semantic_quantizer(self.semantic_features(states))
-            features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
-            rest = self.backbone.run_layers(features, self.config.semantic_layer, self._num_layers)
-            return self.backbone.pool(rest[-1] if rest else features)
+            return self._embed_semantic(self.semantic_quantizer(self.semantic_features(states)))[-1]
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
@@ -166,7 +157,7 @@ class DualTokenizer(PreTrainedModel):
             return self.backbone.embed_text(input_ids)
 
     def set_quantization(self, enabled: bool) -> None:
-        """Switch both quantizers on or off; off, features pass unchanged (a warm-up before k-means)."""
+        """Switch both quantizers on, or off (features pass unchanged, for a warm-up before k-means)."""
         self.pixel_quantizer.enabled = enabled
         self.semantic_quantizer.enabled = enabled
 
@@ -185,7 +176,7 @@ class DualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def initialise_codebooks(self, pixel_values: Tensor, seed: int = 0) -> None:
-        """k-means both quantizers on the features of images (B, 3, S, S); every process has to call this."""
+        """Initialise both quantizers by k-means on images (B, 3, S, S); every process has to call this."""
         seed = seed_number(seed)
         states = self._encode_states(pixel_values)
         if not self.config.shared_quantizer:
@@ -195,10 +186,6 @@ class DualTokenizer(PreTrainedModel):
 
     def _suitable_threads(self, batch: Tensor) -> AbstractContextManager[None]:
         return suitable_threads(self, len(batch) * math.prod(self.config.grid_size))
-
-    @property
-    def _num_layers(self) -> int:
-        return self.config.vision_config.num_hidden_layers
 
     @property
     def _shallow_layers(self) -> int:
@@ -216,10 +203,15 @@ class DualTokenizer(PreTrainedModel):
         """Images -> patch embeddings and the output of each layer up to `stop` (or the semantic one)."""
         check_images(self, pixel_values)
         patches = self.backbone.embed_patches(pixel_values)
-        return [
-            patches,
-            *self.backbone.run_layers(patches, 0, self.config.semantic_layer if stop is None else stop),
-        ]
+        stop = self.config.semantic_layer if stop is None else stop
+        return [patches, *self.backbone.run_layers(patches, 0, stop)]
+
+    def _embed_semantic(self, semantic: QuantizerOutput) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Projected codes (B, N, hidden), outputs of the layers after them, pooled embedding (B, hidden)."""
+        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
+        layers = self.config.vision_config.num_hidden_layers
+        rest = self.backbone.run_layers(features, self.config.semantic_layer, layers)
+        return features, rest, self.backbone.pool(rest[-1] if rest else features)
 
     def _decode_features(self, quantized: Tensor) -> Tensor:
         """Quantized pixel features (B, H, W, C) -> images (B, 3, S, S)."""
@@ -229,15 +221,14 @@ class DualTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # torch's own initialisation suits these convolutions and projections; transformers' normal(0, 0.02)
-        # does not.
+        # torch's initialisation suits these layers, unlike transformers' normal(0, 0.02).
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, SiglipVisionEmbeddings):
-            # In the backbone SigLIP sees to it; such a buffer is in no file.
+            # SigLIP does this for the backbone; the buffer is not saved.
             init.copy_(module.position_ids, torch.arange(module.num_positions).expand(1, -1))
         elif isinstance(module, ResidualQuantizer):
             module.reset_health()
@@ -277,13 +268,11 @@ class DualTokenizer(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load from a folder, a hub id or "nano", in eval mode, as transformers does, but strictly and in
-        fp32.
+        """Load strictly from a folder, a hub id or "nano", in eval mode and fp32 (or `dtype`).
 
-        The weights' own format does not matter: codes computed in bf16 are other codes (at the fourth level,
-        a quarter of them). Pass `dtype` for another one.
+        fp32 whatever the format of the weights: in bf16 codes differ (a quarter of them at the fourth level).
 
-        Raises UserError for what is not a tokenizer, and for missing, unexpected or misshapen weights.
+        Raises UserError for anything but a tokenizer, and for missing, unexpected or misshapen weights.
         """
         return load_tokenizer(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
@@ -297,6 +286,6 @@ class DualTokenizer(PreTrainedModel):
 
 
 def _first_images(quantized: QuantizerOutput, count: int | None) -> QuantizerOutput:
-    """The output of the first `count` images (None: of all), without the loss, which is counted already."""
-    nothing = torch.zeros_like(quantized.commitment_loss)
-    return QuantizerOutput(quantized.quantized[:count], quantized.codes[:count], nothing)
+    """The output of the first `count` images (default: all), with zero loss, which is counted already."""
+    no_loss = torch.zeros_like(quantized.commitment_loss)
+    return QuantizerOutput(quantized.quantized[:count], quantized.codes[:count], no_loss)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..common.loading.strict import load_tensors
 from .configuration import DualTokenizerConfig
 from .settings import DecoderConfig, QuantizerConfig
 
-# Released name -> ours, applied in order. Both "pix"/"sem" and "pixel"/"semantic" occur.
+# Released name -> ours, applied in order; released names have both "pix"/"sem" and "pixel"/"semantic".
 RENAMES: tuple[tuple[str, str], ...] = (
     (r"^module\.", ""),
     (r"^(\w+_)(pix|sem)\.", r"\1\2:."),
@@ -56,24 +55,15 @@ BOTTLENECKS = ("rq", "rq_ema")
 BOOK_BUFFERS = {"weight": "vectors", "cluster_size_ema": "counts", "embed_ema": "sums"}
 
 
-@dataclass(frozen=True)
-class OfficialCheckpoint:
-    """A released checkpoint in our terms."""
-
-    config: DualTokenizerConfig
-    state_dict: dict[str, Tensor]
-
-
 def read_official(
     checkpoint: Path,
     config_file: Path,
-    backbone_config: str | os.PathLike[str] | SiglipConfig | None = None,
-    causal: bool = True,
-) -> OfficialCheckpoint:
-    """Read a released checkpoint (`.pt` or `.safetensors`, never unpickling code) and its config.json."""
+    backbone_config: str | os.PathLike[str] | SiglipConfig | None,
+    causal: bool,
+) -> tuple[DualTokenizerConfig, dict[str, Tensor]]:
+    """A released checkpoint (`.pt` or `.safetensors`, unpickling no code) as configuration and state dict."""
     config = read_official_config(config_file, backbone_config, causal)
-    state = convert_state_dict(load_tensors(checkpoint), config)
-    return OfficialCheckpoint(config, state)
+    return config, convert_state_dict(load_tensors(checkpoint), config)
 
 
 def read_official_config(
@@ -87,10 +77,10 @@ def read_official_config(
     try:
         decoder = released["ddconfig"]
         if backbone_config is None:
-            backbone_config = _find_backbone(released["pretrained_model"], config_file)
+            backbone_config = find_backbone(config_file)
         siglip: Any = _siglip_config(backbone_config)
         grid = siglip.vision_config.image_size // siglip.vision_config.patch_size
-        latent = released.get("decoder_latent_shape") or (grid, grid)  # null: as many as there are patches
+        latent = released.get("decoder_latent_shape") or (grid, grid)  # null: the grid of patches
         return DualTokenizerConfig(
             vision_config=siglip.vision_config,
             text_config=siglip.text_config,
@@ -117,8 +107,7 @@ def read_official_config(
         ) from None
     except UserError:
         raise
-    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
-        # Values of other types than those that are released; which one, Python's own words tell.
+    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:  # other types
         raise UserError(
             f"{str(config_file)!r} is not a released tokenizer configuration: {first_line(error)}"
         ) from None
@@ -136,7 +125,7 @@ def convert_state_dict(released: Mapping[str, Tensor], config: DualTokenizerConf
             branch, index, kind = match.groups()
             books.setdefault(f"{branch}_quantizer.codebooks.{BOOK_BUFFERS[kind]}", {})[int(index)] = tensor
         elif not ours.endswith(("attention.zero_k_bias", "embeddings.position_ids")):
-            # A constant key bias cannot change softmax attention, and position ids are just 0, 1, 2, ...
+            # A constant key bias cannot change softmax attention, and position ids are 0, 1, 2, ...
             state[ours] = tensor
     for name, tensors in books.items():
         state[name] = _stack_books(name, tensors, config)
@@ -178,16 +167,16 @@ def _stack_books(name: str, tensors: dict[int, Tensor], config: DualTokenizerCon
 
 
 def _refuse_older_variants(released: Mapping[str, Any], config_file: Path) -> None:
-    """UserError, with the reason, for relatives of the released tokenizers that share their file layout."""
+    """Raise UserError, with the reason, for related tokenizers in the same file layout."""
     branches = [name for name in ("vq_pix", "vq_pixel", "vq_sem", "vq_semantic") if name in released]
     if not branches and "n_embed" in released:
         raise UserError(
-            f"{str(config_file)!r} describes a tokenizer with one codebook for pixels and meaning (VILA-U's "
-            "layout); a dual tokenizer has vq_pix and vq_sem"
+            f"{str(config_file)!r} describes a tokenizer with one codebook for pixels and semantics (the "
+            "layout of VILA-U); a dual tokenizer has vq_pix and vq_sem"
         )
     if len(branches) == 1:
         raise UserError(
-            f"{str(config_file)!r} has only {branches[0]}: a version with one branch, which cannot become a "
+            f"{str(config_file)!r} has only {branches[0]}; a tokenizer with one branch cannot be loaded as a "
             "dual tokenizer"
         )
     for name in branches:
@@ -220,14 +209,8 @@ def _any_of(settings: Mapping[str, Any], *names: str) -> Any:
 
 
 def find_backbone(config_file: Path) -> str:
-    """Where the SigLIP of a released config.json is; see `_find_backbone`."""
-    return _find_backbone(_released(config_file).get("pretrained_model"), config_file)
-
-
-def _find_backbone(named: Any, config_file: Path) -> str:
-    """Where the SigLIP configuration of a released config is: as named, next to the config file, or Google's
-    hub id.
-    """
+    """The SigLIP of a released config.json: the folder it names, one next to the file, or Google's hub id."""
+    named = _released(config_file).get("pretrained_model")
     if not isinstance(named, str) or not named or "\0" in named:
         raise UserError(f"{config_file}: pretrained_model is {shown(named)}; give --backbone FOLDER")
     folder = Path(named).name
@@ -242,7 +225,7 @@ def _siglip_config(source: str | os.PathLike[str] | SiglipConfig) -> PreTrainedC
         return source
     try:
         return SiglipConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # a file from elsewhere, read by transformers
+    except Exception as error:  # transformers reads an untrusted file unchecked
         raise UserError(
             f"cannot read the SigLIP configuration {str(source)!r}; give backbone_config=FOLDER with its "
             f"config.json ({first_line(error)})"
@@ -250,7 +233,7 @@ def _siglip_config(source: str | os.PathLike[str] | SiglipConfig) -> PreTrainedC
 
 
 def _released(path: Path) -> dict[str, Any]:
-    """The part of a released config.json that is about the tokenizer; its sizes are checked."""
+    """The tokenizer's part of a released config.json, with checked sizes."""
     found = read_json_object(path)
     released = take(found, "rqvaesiglip", dict, path, found)
     check_settings(released, str(path))

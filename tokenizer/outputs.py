@@ -1,4 +1,4 @@
-"""What the tokenizer gives: codes, and the output of one pass over images."""
+"""Outputs of the tokenizer: codes, and the output of a forward pass."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class VisualCodes:
 
 @dataclass
 class DualTokenizerOutput(ModelOutput):
-    """What one pass over images gives.
+    """The output of a forward pass over images.
 
-    codes: VisualCodes. reconstruction: (B, 3, S, S) in the processor's range, or None when not asked for.
-    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars; of a shared quantizer the first has it all.
+    reconstruction: (B, 3, S, S) in the processor's range, if requested.
+    pixel_commitment_loss, semantic_commitment_loss: fp32 scalars; if shared, semantic is zero.
     semantic_features: (B, N, hidden), the projected semantic codes that replace the hidden states.
-    pooled: (B, hidden), the image embedding made from them, not normalised.
-    pixel_latents, semantic_latents: (B, H, W, C), what the quantizers were given.
-    hidden_states: only if asked for: patch embeddings, then the output of every layer (at the semantic layer:
+    pooled: (B, hidden), the image embedding computed from them, not normalised.
+    pixel_latents, semantic_latents: (B, H, W, C), the inputs of the quantizers.
+    hidden_states: if requested, patch embeddings, then the output of every layer (at the semantic layer:
     before quantization).
     """
 

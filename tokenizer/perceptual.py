@@ -18,8 +18,8 @@ class PerceptualLoss(nn.Module):
 
     Args:
         weights: a file with the state dict of `lpips.LPIPS(net="vgg")` (.pt or .safetensors), for machines
-            without network; None lets torchvision fetch VGG-16 and takes the package's own linear layers.
-        setting: what the user names that file with, for the messages.
+            without network; None: VGG-16 from torchvision and the package's linear layers.
+        setting: the setting that names this file, for messages.
 
     Raises:
         UserError: the weights cannot be read, do not fit, or cannot be fetched.
@@ -31,7 +31,7 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self._setting = setting
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it prints what it loads, and asks torchvision in old words
+            warnings.simplefilter("ignore")  # it prints, and uses deprecated arguments of torchvision
             try:
                 self.distance = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, pretrained=True)
             except OSError as error:

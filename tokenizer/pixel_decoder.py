@@ -1,4 +1,4 @@
-"""From a map of pixel features to an image: a residual block, then a VQGAN decoder."""
+"""The pixel decoder: a residual block, then a VQGAN decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import DecoderConfig
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """VQGAN's norm: `groups` of them (fewer only for widths that they do not divide)."""
+    """VQGAN's norm with `groups` groups, fewer for widths that they do not divide."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-6)
 
 
@@ -59,7 +59,7 @@ class SpatialAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side by repeating pixels, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """All blocks at one resolution, each followed by attention where asked, then the step to the next."""
+    """The residual blocks of one resolution, optionally each with attention, then upsampling."""
 
     def __init__(
         self, in_channels: int, channels: int, blocks: int, attention: bool, upsample: bool, groups: int
@@ -127,7 +127,7 @@ class PixelDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight at which adversarial and reconstruction gradients are balanced."""
+        """The weight for balancing adversarial and reconstruction gradients."""
         return self.conv_out.weight
 
     def forward(self, features: Tensor) -> Tensor:

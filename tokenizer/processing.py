@@ -1,4 +1,4 @@
-"""Images in and out: resizing and normalising, and back to PIL."""
+"""The image processor: resizing and normalisation, and back to PIL."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
         """The image processor saved with a tokenizer: a folder, a hub id, or "nano".
 
         Raises:
-            UserError: there is none, or its settings are none.
+            UserError: it is missing, or its settings are invalid.
         """
         source = tokenizer_source(pretrained_model_name_or_path)
         check_model_files(source, kwargs.get("subfolder"))
@@ -57,12 +57,12 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
             return super().from_pretrained(source, **{**kwargs, "trust_remote_code": False})
         except UserError:
             raise
-        except Exception as error:  # a file from elsewhere, read by transformers
+        except Exception as error:  # transformers reads an untrusted file unchecked
             raise UserError(f"{source} has no usable image processor: {loading_reason(error)}") from error
 
     @property
     def side(self) -> int:
-        """Side of the images made, in pixels."""
+        """Side of the output images, in pixels."""
         return self.size["height"]
 
     def __call__(  # type: ignore[override]
@@ -94,7 +94,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
         return np.array(loaded)
 
     def _resize(self, batch: Sequence[ImageSource], index: int) -> np.ndarray:
-        """Image `index` of a batch; its number is in the message where there are several."""
+        """Resize one image of a batch; the message of an error has its index if there are several."""
         try:
             return self.resize(batch[index])
         except ImageError as error:
@@ -103,7 +103,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
             raise ImageError(f"image {index} of {len(batch)}: {error}") from None
 
     def _mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """Each (1, 3, 1, 1), fp32 and on the CPU whatever torch's defaults are."""
+        """Each (1, 3, 1, 1), fp32 on the CPU, independent of torch's defaults."""
         mean, std = torch.tensor([self.image_mean, self.image_std], dtype=torch.float32, device="cpu")
         return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
 
@@ -122,7 +122,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
 
 
 def _side(size: int | dict[str, int]) -> int:
-    """The one side of a square size, given as a number or as transformers' dict."""
+    """The side of a square size, an integer or transformers' dict."""
     if isinstance(size, Mapping):
         sides = {key: size[key] for key in ("height", "width", "shortest_edge") if key in size}
         if len(set(map(str, sides.values()))) != 1:
@@ -132,7 +132,6 @@ def _side(size: int | dict[str, int]) -> int:
 
 
 def _three(values: Sequence[float], name: str, above: float | None = None) -> list[float]:
-    """A number for each channel."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise UserError(f"{name} is {shown(values)}; give three numbers")
     return [finite_number(value, name, above=above) for value in values]

@@ -1,4 +1,4 @@
-"""The attention projection that changes width on either side of a quantizer."""
+"""The attention projections before and after a quantizer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class PoolingAttention(nn.Module):
     """Self-attention from `in_dim` to `out_dim` channels.
 
     The wider of the two widths is split into wider / narrower heads. When narrowing, heads are averaged
-    instead of concatenated (UniTok's attention projection, arXiv 2502.20321). The key bias of such a layer
-    cannot change its output, so there is none.
+    instead of concatenated (UniTok's attention projection, arXiv 2502.20321). There is no key bias: it cannot
+    change the output.
     """
 
     def __init__(self, in_dim: int, out_dim: int, causal: bool) -> None:
@@ -41,13 +41,11 @@ class PoolingAttention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """GeGLU with its own norm: w2(gelu(w0 x) * w1 x)."""
+    """GeGLU after a norm: out(gelu(gate x) * value x)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(
-            dim, eps=1e-6
-        )  # the released models use 1e-6 here and 1e-5 in the norms outside
+        self.norm = nn.LayerNorm(dim, eps=1e-6)  # of the released models, which have 1e-5 in the other norms
         self.gate = nn.Linear(dim, hidden_dim)
         self.value = nn.Linear(dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, dim)

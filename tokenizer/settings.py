@@ -1,6 +1,6 @@
-"""What may be set of a tokenizer: in Python, under `tokenizer.model` of a recipe, and in config.json.
+"""The tokenizer's settings, for Python, `tokenizer.model` of a recipe, and config.json.
 
-Every dataclass here states the ranges of its fields and raises UserError for others.
+Every dataclass raises UserError for values out of the ranges of its fields.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class QuantizerConfig:
 
     Args:
         num_codes: vectors per codebook.
-        code_dim: their length.
+        code_dim: dimension of the vectors.
         depth: codes per position.
         shared_codebook: one codebook for all depths (the released models) or one for each depth.
         decay: of the exponential moving averages that train the codebook.
@@ -27,7 +27,7 @@ class QuantizerConfig:
             by current inputs, sampled in proportion to their quantization error, every `restart_every`
             updates.
         update_each_depth: for a shared codebook, update after every depth, so that deeper levels already see
-            the moved vectors (what the released pixel quantizer does); otherwise once after all depths.
+            the updated vectors (as in the released pixel quantizer); otherwise once after all depths.
     """
 
     num_codes: int = limited(least=1, most=1 << 24)
@@ -53,12 +53,11 @@ class DecoderConfig:
         in_channels: channels of that latent.
         ch, ch_mult: base width and its multiple at each resolution, finest first; the side doubles between
             two of them.
-        num_res_blocks: residual blocks per resolution, in addition to the one that is always there.
+        num_res_blocks: residual blocks per resolution, minus one.
         attn_resolutions: sides at which each residual block is followed by self-attention.
         norm_groups: groups of every group norm (32 in the released models); it has to divide all widths.
-        patch_skip: add to the image what one linear map makes of each position by itself (the released
-            models have none). A small decoder then has colours and edges within hundreds of steps instead of
-            thousands.
+        patch_skip: add a linear map of each position to its pixels (not in the released models). A small
+            decoder then learns colours and edges within hundreds of steps instead of thousands.
     """
 
     latent_size: int = limited(least=1, most=1 << 16)
@@ -98,20 +97,19 @@ SMALL_DECODER = DecoderConfig(
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """Everything that may be chosen for a new tokenizer around a given SigLIP backbone.
+    """The settings of a new tokenizer around a given SigLIP backbone.
 
     Args:
         pixel_layer, semantic_layer, shortcut_layer: the number of encoder layers after which the hidden
             states are taken (1 = output of the first layer, 0 = the patch embeddings). The shortcut, times
-            `shortcut_weight`, is added to the pixel features before quantization; None means there is none.
-        pixel_quantizer, semantic_quantizer: None means that of a small model.
-        decoder: None means that of a small model for 64 x 64 images.
+            `shortcut_weight`, is added to the pixel features before quantization; None: no shortcut.
+        pixel_quantizer, semantic_quantizer, decoder: default: a small model for 64 x 64 images.
         causal_post_projection: the projections after the quantizers attend in raster order (true for the
             released models).
-        shared_quantizer: for ablations, one projection and one quantizer serve both branches, so that pixel
-            and semantic codes are the same codes; both branches then tap one layer, without a shortcut.
-        separate_encoders: for ablations, the pixel branch has shallow encoder layers of its own, which start
-            as copies of the backbone's; nothing but the image is then shared by the branches.
+        shared_quantizer: for ablations, one projection and one quantizer for both branches, so that pixel and
+            semantic codes are equal; both branches must use the same layer, without a shortcut.
+        separate_encoders: for ablations, a separate copy of the shallow encoder layers for the pixel branch,
+            so that the branches share only the image.
 
     Raises:
         UserError: a value outside its range, or one that contradicts another; the message names the field.
@@ -142,7 +140,7 @@ class TokenizerSettings:
             self._check_shared_quantizer()
 
     def _make_typed(self, name: str, default: Any) -> None:
-        """Settings given by name become an object; none at all mean the default."""
+        """Replace a mapping by a settings object, None or an empty mapping by the default."""
         given = getattr(self, name)
         missing = given is None or (isinstance(given, Mapping) and not given)
         typed = default if missing else settings_from(type(default), given, name)

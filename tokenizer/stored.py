@@ -1,4 +1,4 @@
-"""A saved tokenizer read from its files, tensor by tensor, without building the vision tower."""
+"""Lazy access to the weights of a saved tokenizer, without building the model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ CODEBOOKS = ("pixel_quantizer.codebooks.vectors", "semantic_quantizer.codebooks.
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """Tensors by name, each read from its file when asked for; floating ones in fp32, as the model loads
-    them.
-    """
+    """Tensors by name, each read from its file on access; floating ones in fp32, as in the loaded model."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self.files = files
@@ -43,7 +41,7 @@ class StoredWeights(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """Configuration and weights of a saved tokenizer: all that cached codes and their codebooks need."""
+    """Configuration and weights of a saved tokenizer, for working with cached codes."""
 
     source: str
     config: DualTokenizerConfig
@@ -68,7 +66,7 @@ class StoredTokenizer:
         return cls(source, config, weights, hub_options)
 
     def state_dict(self) -> StoredWeights:
-        """As the loaded model's `state_dict`, but lazily."""
+        """The loaded model's `state_dict`, read lazily."""
         return self.weights
 
     def load(self) -> DualTokenizer:

@@ -65,7 +65,8 @@ def orientation(exif: bytes) -> int:
 
 def _exif(value: int) -> bytes:
     """An EXIF block with the orientation only."""
-    return b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH4x", 8, 1, _ORIENTATION, 3, 1, value, 0)
+    entry = struct.pack(">HHIHH", _ORIENTATION, 3, 1, value, 0)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
 def _jpeg_segments(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...common.errors import first_line
 
-# The distances of a chunk of vectors to all codes hold at most this many numbers: 4 MB in fp32, which a CPU's
-# cache still holds. GPUs want larger products and get 16 times as much.
+# Size of the distances of a chunk of vectors to all codes: 4 MB in fp32, which fits a CPU's cache. GPUs need
+# larger products and get 16 times as much.
 MAX_DISTANCES = 2**20
 SMOOTHING = 1e-5
 _SEEDING_ROUNDS = 16
@@ -29,7 +29,7 @@ def is_distributed() -> bool:
 
 @contextmanager
 def exact_matmul(device: torch.device) -> Iterator[None]:
-    """Full fp32 products on this device, whatever precision (TF32) the program chose for the rest."""
+    """Full fp32 products on this device, even if the program allows TF32."""
     if device.type != "cuda":
         yield
         return
@@ -44,7 +44,7 @@ def exact_matmul(device: torch.device) -> Iterator[None]:
 def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
     """The vector of every code: codes (..., D) of tables (K, N, C) -> (..., D, C).
 
-    K is 1 where all depths share a table; codes of fewer depths are those of the first ones.
+    K is 1 if all depths share a table; fewer depths are the first ones.
     """
     if len(tables) > 1:
         codes = codes + torch.arange(codes.shape[-1], device=codes.device) * tables.shape[1]
@@ -60,8 +60,8 @@ def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each vector; the lowest index wins a tie.
 
-    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. On NVIDIA GPUs with Triton one kernel that
-    writes no distances; elsewhere `nearest_codes_in_chunks`.
+    vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64. Uses the Triton kernel on NVIDIA GPUs, otherwise
+    `nearest_codes_in_chunks`.
     """
     fused = _fused_search(vectors.device) if vectors.device.type == "cuda" else None
     return (fused or nearest_codes_in_chunks)(vectors, codebook)
@@ -82,7 +82,7 @@ def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 @cache
 def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The Triton kernel, once it has proved on this device that it works and agrees with the plain search."""
+    """The Triton kernel, if it works on this device and agrees with the search in chunks."""
     try:
         from .nearest_kernel import nearest_codes_fused
     except ImportError:
@@ -92,8 +92,8 @@ def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | 
     try:
         codes = nearest_codes_fused(vectors, codebook)
         agrees = bool(codes.eq(nearest_codes_in_chunks(vectors, codebook)).all())
-        reason = "it disagrees with the plain search"
-    except Exception as error:  # whatever a compiler on an unknown machine may raise
+        reason = "it disagrees with the search in chunks"
+    except Exception as error:  # compilers raise many types
         agrees, reason = False, first_line(error)
     if not agrees:
         warnings.warn(f"the fused code search is not used on {device}: {reason}", stacklevel=2)
@@ -103,9 +103,9 @@ def _fused_search(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | 
 def k_means(vectors: Tensor, num_codes: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
     """Lloyd's k-means: (M, C) fp32 -> centres (num_codes, C).
 
-    Starts from vectors sampled in rounds, each in proportion to their squared distance to the centres so far
-    (k-means||, arXiv 1203.6402); a centre that loses all its vectors is sampled again in the same way. The
-    result depends on the generator only. With fewer vectors than codes, vectors repeat with a little noise.
+    Starts from vectors sampled in rounds, in proportion to their squared distance to the centres so far
+    (k-means||, arXiv 1203.6402); an empty centre is sampled again in the same way. The result depends on the
+    generator only. Fewer vectors than codes are repeated with a little noise.
     """
     vectors = _at_least(vectors, num_codes, generator)
     centres = vectors.mean(dim=0, keepdim=True)
@@ -131,29 +131,26 @@ def lloyd_step(vectors: Tensor, centres: Tensor, generator: torch.Generator) -> 
 def draw_by_error(
     vectors: Tensor, error: Tensor, count: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """`count` of the vectors (M, C), with repetition, in proportion to their error (M,).
+    """Sample `count` of the vectors (M, C), with replacement, in proportion to their error (M,).
 
-    Drawing all alike would give most codes to what is most common. In pictures that is the empty background,
-    which one code describes.
+    Uniform sampling would give most codes to the most frequent vectors, in images those of the background,
+    for which one code is enough.
     """
-    error = error.clamp(min=1e-12)  # all described exactly: any will do
-    if len(error) > _MAX_CATEGORIES:
-        error = error[:_MAX_CATEGORIES]
-    draw = torch.multinomial(
-        error if generator is None else error.to(generator.device), count, True, generator=generator
-    )
-    return vectors[draw.to(vectors.device)]
+    error = error.clamp(min=1e-12)[:_MAX_CATEGORIES]  # if all errors are zero, any vector will do
+    if generator is not None:
+        error = error.to(generator.device)
+    return vectors[torch.multinomial(error, count, True, generator=generator).to(vectors.device)]
 
 
 def count_and_sum(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """How many vectors (M, C) chose each code (M,): (num_codes,), and their sums (num_codes, C), in fp32."""
+    """The number (num_codes,) and sum (num_codes, C) of the vectors (M, C) of each code (M,), in fp32."""
     counts = torch.bincount(codes, minlength=num_codes).to(torch.float32)
     sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
     return counts, sums
 
 
 def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Repeat vectors with noise of 1 % of their spread until there are `count` of them."""
+    """Repeat vectors, with noise of 1 % of their standard deviation, up to at least `count`."""
     if len(vectors) >= count:
         return vectors
     repeats = -(-count // len(vectors))
@@ -164,11 +161,10 @@ def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 class EmaCodebooks(nn.Module):
-    """K codebooks of N vectors with the moving counts and sums that train them.
+    """K codebooks of N vectors with the moving averages that train them.
 
-    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), always fp32: `.to(bfloat16)` moves them to
-    another device only, because codes chosen in less precision differ. num_updates () int64 counts the
-    calls of `update`.
+    Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), always fp32, also after `.to(bfloat16)`, as
+    codes chosen in lower precision differ. num_updates () int64: calls of `count_update`.
     """
 
     vectors: Tensor
@@ -184,7 +180,7 @@ class EmaCodebooks(nn.Module):
         self.register_buffer("counts", torch.empty(shape[:2], dtype=torch.float32))
         self.register_buffer("sums", torch.empty(shape, dtype=torch.float32))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
-        # A copy of num_updates on the host saves waiting for the GPU each step; None: read the buffer first.
+        # A copy of num_updates on the host, which saves a synchronisation per step; None: read the buffer.
         self._host_updates: int | None = None
         self.reset_parameters()
 
@@ -198,16 +194,16 @@ class EmaCodebooks(nn.Module):
 
     @torch.no_grad()
     def assign(self, vectors: Tensor) -> None:
-        """Set the vectors (K, N, C) and make the statistics agree: counts 1, sums = vectors."""
+        """Set the vectors (K, N, C) and matching statistics: counts 1, sums = vectors."""
         self.vectors.copy_(vectors)
         self.sums.copy_(vectors)
         torch.nn.init.ones_(self.counts)
 
     @torch.no_grad()
     def update(self, counts: Tensor, sums: Tensor, books: slice = slice(None)) -> None:
-        """Move the chosen books by this step's counts (K, N) and sums (K, N, C), summed over processes.
+        """Update the chosen books by this step's counts (K, N) and sums (K, N, C), summed over processes.
 
-        N = sum of counts; vector = sums / (N (count + eps) / (N + num_codes eps)), as VQ-VAE trains.
+        As in VQ-VAE: n = sum of counts; vector = sums / (n (count + eps) / (n + num_codes eps)).
         """
         ema_counts, ema_sums = self.counts[books], self.sums[books]
         ema_counts.mul_(self.decay).add_(counts, alpha=1.0 - self.decay)
@@ -220,9 +216,9 @@ class EmaCodebooks(nn.Module):
     def restart(self, candidates: Tensor, threshold: float) -> Tensor:
         """Replace codes whose moving count is below threshold x mean by candidates (K, N, C).
 
-        The candidates are the same on all processes. Counts and sums start again with them, at twice the
-        threshold: a restarted code that stays unused may be replaced again after ln 2 / (1 - decay) updates.
-        Returns the number of replaced codes per book, (K,) int64.
+        The candidates must be equal on all processes. A replaced code gets a count of twice the threshold, so
+        that it can be replaced again after ln 2 / (1 - decay) unused updates. Returns the number of replaced
+        codes per book, (K,) int64.
         """
         limit = threshold * self.counts.mean(dim=1, keepdim=True)
         unused = self.counts < limit

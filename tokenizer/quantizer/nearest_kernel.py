@@ -25,7 +25,7 @@ def nearest_kernel(  # type: ignore[no-untyped-def]  # Triton's own types are no
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """One program finds the codes of BLOCK_VECTORS vectors; distances live in registers only."""
+    """One program finds the codes of BLOCK_VECTORS vectors, with the distances in registers only."""
     rows = tl.program_id(0) * BLOCK_VECTORS + tl.arange(0, BLOCK_VECTORS)
     in_rows = rows < num_vectors
     best = tl.full([BLOCK_VECTORS], float("inf"), tl.float32)
@@ -51,19 +51,16 @@ def nearest_kernel(  # type: ignore[no-untyped-def]  # Triton's own types are no
             product = tl.dot(x, book, product, input_precision="ieee")
         square = tl.load(squares + candidates, mask=in_book, other=float("inf"))
         distance = square[None, :] - 2.0 * product
-        least, place = tl.min(distance, axis=1, return_indices=True, return_indices_tie_break_left=True)
-        # Strictly smaller: of equal distances the lowest index stays, as in the plain path.
+        least, index = tl.min(distance, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        # Strictly smaller: the lowest index wins a tie, as in the search in chunks.
         closer = least < best
         best = tl.where(closer, least, best)
-        best_code = tl.where(closer, start + place, best_code)
+        best_code = tl.where(closer, start + index, best_code)
     tl.store(codes + rows, best_code.to(tl.int64), mask=in_rows)
 
 
 def nearest_codes_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest code: vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64.
-
-    Distances are never written to memory.
-    """
+    """Index of the nearest code: vectors (M, C) and codebook (N, C) in fp32 -> (M,) int64."""
     count, dim = vectors.shape
     codes = torch.empty(count, dtype=torch.int64, device=vectors.device)
     if count:

@@ -1,4 +1,4 @@
-"""Residual vector quantization: a vector as a sum of codes, each for what those before left over."""
+"""Residual vector quantization: a vector as a sum of codes, each of the residual of the previous ones."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class QuantizerOutput:
 
 @dataclass
 class CodebookHealth:
-    """What training did with the codes since the last reading.
+    """Statistics of the codes in training since the last reset.
 
-    num_vectors: inputs counted (over all processes). usage: share of codes used at least once; perplexity:
-    exp(entropy) of the codes; error: squared distance left after this depth over the inputs' variance (of
-    this process); all (D,). restarts: codes replaced, per codebook (one if depths share it). rank_difference:
-    the largest difference of a number in the codebooks between two processes (0 is right), None for one.
+    num_vectors: inputs counted, over all processes. usage: share of codes used at least once; perplexity:
+    exp(entropy) of the codes; error: squared residual after this depth over the inputs' variance (of this
+    process); all (D,). restarts: codes replaced, per codebook (one if shared). rank_difference: the largest
+    difference between the codebooks of two processes (should be 0), None for a single process.
     """
 
     num_vectors: int
@@ -56,10 +56,10 @@ HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num
 class ResidualQuantizer(nn.Module):
     """Quantize vectors by D codes from codebooks of N vectors (arXiv 2503.14324; RQ-VAE, 2203.01941).
 
-    All arithmetic is fp32 with autocast off. In training mode every forward moves the codebooks by
-    exponential moving averages of each depth's own input, summed over all processes; gradients never reach
-    them. Called during a backward pass (recomputation of a checkpointed segment) it changes nothing, but
-    keep it outside such segments: the recomputed codes would come from the moved codebook.
+    All arithmetic is fp32 without autocast. In training mode every forward pass updates the codebooks by
+    exponential moving averages of each depth's input, summed over all processes; they get no gradients.
+    During a backward pass (recomputation of a checkpointed segment) nothing is updated, but keep the
+    quantizer outside such segments: the recomputed codes would come from the updated codebook.
 
     enabled: False passes features through unchanged with zero loss and zero codes.
     trainable: False keeps the codebook fixed in training mode too.
@@ -79,8 +79,8 @@ class ResidualQuantizer(nn.Module):
         books = 1 if config.shared_codebook else config.depth
         self.codebooks = EmaCodebooks(books, config.num_codes, config.code_dim, config.decay)
         usage = torch.zeros(config.depth, config.num_codes, dtype=torch.int64)
-        # Of training steps since the last reading: uses of every code, restarts per codebook, sum of the
-        # inputs and sums of |input|² and of |rest|² after every depth.
+        # Since the last reset, in training: uses of every code, restarts per codebook, sums of the squared
+        # inputs and residuals after every depth, number and sum of the inputs.
         self.register_buffer("usage_counts", usage, persistent=False)
         self.register_buffer("restart_counts", torch.zeros(books, dtype=torch.int64), persistent=False)
         self.register_buffer("squares", torch.zeros(config.depth + 1, dtype=torch.float64), persistent=False)
@@ -88,9 +88,7 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
-        """(B, H, W, C) -> QuantizerOutput; the commitment loss is the mean over depths of |z - sg(sum so
-        far)|^2.
-        """
+        """(B, H, W, C) -> QuantizerOutput; commitment loss: mean over depths of |z - sg(sum so far)|²."""
         if not self.enabled:
             return QuantizerOutput(z, self._no_codes(z), z.new_zeros((), dtype=torch.float32))
         with torch.autocast(device_type=z.device.type, enabled=False):
@@ -105,7 +103,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """(B, H, W, C) -> codes (B, H, W, D) int64; never moves the codebooks, also in training mode."""
+        """(B, H, W, C) -> codes (B, H, W, D) int64; never updates the codebooks, also in training mode."""
         if not self.enabled:
             return self._no_codes(z)
         with torch.autocast(device_type=z.device.type, enabled=False):
@@ -129,7 +127,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def read_health(self, reset: bool = True) -> CodebookHealth:
-        """How the codebooks fared since the last reset. With several processes all have to call."""
+        """The statistics since the last reset; every process has to call this."""
         usage, perplexity = usage_and_perplexity(self.usage_counts)
         seen = self.num_local_vectors.clamp(min=1)
         variance = self.squares[0] / seen - (self.input_sum / seen).square().sum()
@@ -146,7 +144,7 @@ class ResidualQuantizer(nn.Module):
         return health
 
     def reset_health(self) -> None:
-        """Forget what was counted for `read_health`."""
+        """Reset the statistics of `read_health`."""
         for name in HEALTH_BUFFERS:
             getattr(self, name).zero_()
 
@@ -154,9 +152,8 @@ class ResidualQuantizer(nn.Module):
     def initialise_from(self, vectors: Tensor, seed: int = 0, iterations: int = 20) -> None:
         """Set the codebooks by k-means of vectors (..., C), depth by depth on the residuals.
 
-        With several processes those of the first one count, and all end with the same codebooks; every
-        process has to call. A shared codebook gives each depth an equal part of the codes, then all parts
-        are refined together.
+        Uses the vectors of the first process and broadcasts; every process has to call this. A shared
+        codebook gives each depth an equal part of the codes, then all parts are refined together.
         """
         points = vectors.detach().float().reshape(-1, vectors.shape[-1])
         if not len(points):
@@ -174,7 +171,7 @@ class ResidualQuantizer(nn.Module):
             self.codebooks.assign(self.codebooks.vectors)
 
     def _quantize(self, vectors: Tensor, updating: bool) -> tuple[Tensor, Tensor]:
-        """(M, C) -> partial sums (D, M, C) and codes (M, D); if `updating` the codebooks move afterwards."""
+        """(M, C) -> partial sums (D, M, C) and codes (M, D); if `updating`, the codebooks are updated."""
         residual = vectors
         inputs, chosen, partial = [], [], []
         total = torch.zeros_like(vectors)
@@ -204,14 +201,14 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def _count(self, residuals: list[Tensor]) -> None:
-        """Add the inputs and what every depth left of them, (M, C) each, to the statistics of health."""
+        """Add the inputs and the residuals after every depth, (M, C) each, to the statistics."""
         self.num_local_vectors += len(residuals[0])
         self.input_sum += residuals[0].sum(dim=0)
         self.squares += torch.stack([residual.square().sum() for residual in residuals])
 
     @torch.no_grad()
     def _update(self, inputs: list[Tensor], chosen: list[Tensor], first_depth: int) -> None:
-        """One moving-average update from consecutive depths' inputs (M, C) and codes (M,)."""
+        """Update the moving averages with the inputs (M, C) and codes (M,) of consecutive depths."""
         size, dim = self.config.num_codes, self.config.code_dim
         statistics = [count_and_sum(x, codes, size) for x, codes in zip(inputs, chosen, strict=True)]
         counts = torch.stack([count for count, _ in statistics])
@@ -232,10 +229,9 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def _restart(self, inputs: list[Tensor], left_over: Tensor) -> None:
-        """Replace unused codes by inputs (M, C) of their depth, or of any depth if shared.
+        """Replace unused codes by inputs (M, C) of their depth (of any depth if shared).
 
-        The inputs are sampled in proportion to their error at that depth: the next depth's input, or
-        `left_over`.
+        The inputs are sampled in proportion to the squared residual after that depth; `left_over`: the last.
         """
         if not self.config.restart_unused_codes:
             return
@@ -251,7 +247,7 @@ class ResidualQuantizer(nn.Module):
         self.restart_counts += self.codebooks.restart(candidates, self.config.restart_threshold)
 
     def _k_means_separate(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
-        """(M, C) -> (D, N, C): each depth's book from what the depths before left over."""
+        """(M, C) -> (D, N, C): each depth's codebook from the residuals of the previous depths."""
         books = []
         for _ in range(self.config.depth):
             books.append(k_means(points, self.config.num_codes, generator, iterations))
@@ -259,9 +255,7 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(books)
 
     def _k_means_shared(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
-        """(M, C) -> (1, N, C): N / D codes from each depth's residuals, then joint refinement on all of
-        them.
-        """
+        """(M, C) -> (1, N, C): N / D codes from each depth's residuals, then joint refinement on all."""
         size, depth = self.config.num_codes, self.config.depth
         parts: list[Tensor] = []
         residual = points
@@ -275,7 +269,7 @@ class ResidualQuantizer(nn.Module):
         return book.unsqueeze(0)
 
     def _all_residuals(self, points: Tensor, book: Tensor) -> Tensor:
-        """The inputs of every depth, (M, C) -> (D * M, C), when all depths use `book`."""
+        """(M, C) -> (D * M, C): the inputs of every depth if all depths use `book`."""
         inputs = []
         for _ in range(self.config.depth):
             inputs.append(points)
