@@ -16,7 +16,8 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -131,13 +132,8 @@ def prepared(processor: DualTokenProcessor, record: Record, draw: int) -> Any:
 
 
 def taking(stream: Iterator[Any], samples: int) -> Callable[[], None]:
-    """A step that takes so many samples off a stream."""
-
-    def step() -> None:
-        for _ in islice(stream, samples // BATCH):
-            pass
-
-    return step
+    """A step that takes the next `samples` samples of a stream."""
+    return lambda: consume(islice(stream, samples // BATCH))
 
 
 # --- raw images against webdataset ----------------------------------------
@@ -160,8 +156,12 @@ def stack(images: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images))
 
 
+def consume(batches: Iterable[Any]) -> None:
+    deque(batches, maxlen=0)
+
+
 class OneEpoch(BatchPlan):
-    """A plan that ends after one epoch, as webdataset does: workers of an endless one read ahead of it."""
+    """A plan that ends after one epoch, as webdataset does: workers of an endless plan read ahead."""
 
     def batches(self, start: int = 0) -> Iterator[list[Draw]]:
         return islice(super().batches(start), sum(self.mixture.lengths) // self.micro_batch_size)
@@ -172,11 +172,7 @@ def read_shards(folder: Path) -> Callable[[], None]:
     dataset = ShardDataset(folder / "raw")
     plan = OneEpoch(Mixture([len(dataset)], [1.0], 0), BATCH)
 
-    def step() -> None:
-        for _ in example_batches(plan, [dataset], first_image, stack, num_workers=WORKERS):
-            pass
-
-    return step
+    return lambda: consume(example_batches(plan, [dataset], first_image, stack, num_workers=WORKERS))
 
 
 def read_webdataset(folder: Path) -> Callable[[], None]:
@@ -193,8 +189,7 @@ def read_webdataset(folder: Path) -> Callable[[], None]:
             num_workers=WORKERS,
             prefetch_factor=4,
         )
-        for _ in loader:
-            pass
+        consume(loader)
 
     return step
 
@@ -203,9 +198,9 @@ def read_webdataset(folder: Path) -> Callable[[], None]:
 
 
 def packing_metrics(folder: Path, steps: int) -> dict[str, float]:
-    """What packing fills, and what share of nano's training step the data takes.
+    """The share of positions that packing fills, and the share of nano's training step spent on data.
 
-    The rows of many steps are timed by themselves, complete windows of them, and the steps on some of them.
+    Many rows are timed without training, in complete windows, and training steps on some of them.
     """
     processor = DualTokenProcessor.from_pretrained(NANO)
     statistics = StreamStatistics(list(WEIGHTS))
@@ -213,8 +208,7 @@ def packing_metrics(folder: Path, steps: int) -> dict[str, float]:
     batches = [next(stream).inputs for _ in range(STREAMED)]
     metrics = statistics.read()
     start = time.perf_counter()
-    for _ in islice(stream, STREAMED):
-        pass
+    consume(islice(stream, STREAMED))
     waiting = (time.perf_counter() - start) / STREAMED
     step = median_step(batches[: steps + 1])
     return {

@@ -114,7 +114,7 @@ def _peak_in_own_process(build: Candidate) -> int:
 def _peak(build: Candidate, threads: int) -> int:
     torch.set_num_threads(threads)
     step = build()
-    step()  # what a library sets up once is not part of a step
+    step()  # one-time setup is not part of a step
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

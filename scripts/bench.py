@@ -28,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..common.errors import UserError, one_line
-from ..common.files import atomic_file
+from ..common.files import write_text
 from ..common.json_files import JsonError, parse_json, read_json
 from ..common.output_files import check_file
 from ..common.packages import OPTIONAL, missing_package
@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
             bar.set_description(name)
             results.append(run_benchmark(name, known[name], args.size))
             if args.output is not None:  # after each, as all together take long
-                with atomic_file(args.output) as temporary:
-                    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+                write_text(args.output, json.dumps(results, indent=2) + "\n")
     print(report(results))
     return int(any("error" in result for result in results))
 

@@ -117,10 +117,8 @@ class ChatSession:
                 print("\n(stopped)")
                 if not answer:
                     return
-        self.messages += [
-            question,
-            {"role": "assistant", "content": answer or [{"type": "text", "text": ""}]},
-        ]
+        answered = {"role": "assistant", "content": answer or [{"type": "text", "text": ""}]}
+        self.messages += [question, answered]
         self.attached = []
 
     def show(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

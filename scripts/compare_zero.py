@@ -115,8 +115,10 @@ def table(logs: dict[tuple[int, str], list[dict[str, float]]], steps: int) -> st
     """Markdown: losses of the last steps, and the largest difference from stage 0 over all steps."""
     names = ("loss/text", "loss/pixel", "loss/semantic")
     reference = logs[0, "none"]
-    head = ["setting", *(f"{name.removeprefix('loss/')}, last 10" for name in names), "largest difference"]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    lines = [
+        "| setting | text, last 10 | pixel, last 10 | semantic, last 10 | largest difference |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for (stage, offload), log in logs.items():
         difference = max(
             abs(one[name] - other[name]) for one, other in zip(log, reference, strict=True) for name in names

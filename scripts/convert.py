@@ -117,7 +117,7 @@ def save_text_tokenizer(backbone: str, folder: Path) -> bool:
 
     try:
         text_tokenizer: Any = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-    except Exception:  # a folder with a configuration only; no network; a broken file, whatever it raises
+    except Exception:  # no tokenizer in the folder, no network, or a damaged file
         return False
     text_tokenizer.save_pretrained(folder)
     return True

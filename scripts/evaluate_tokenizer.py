@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, shown
-from ..common.files import atomic_file
+from ..common.files import write_text
 from ..common.json_files import enumerate_lines, read_text
 from ..common.output_files import check_file, json_with
 from ..common.paths import user_path
@@ -97,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     result["settings"]["model"] = str(args.model)
     if args.output:
-        with atomic_file(args.output) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(args.output, json.dumps(result, indent=2, allow_nan=False) + "\n")
     print("\n".join(summary(result)))
     return 0
 

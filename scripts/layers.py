@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError, one_line
-from ..common.files import atomic_file
+from ..common.files import write_text
 from ..common.images.reading import ImageSource, is_image_name
 from ..common.json_files import read_json_object
 from ..common.loading.model_source import model_source
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
     split = split_layers(backbone, batches(images, backbone, device), args.segments, args.seed)
     write_plot(heat_map(split, str(args.backbone)), output, dpi=120)
     if args.json is not None:
-        with atomic_file(args.json) as partial:
-            partial.write_text(json.dumps(numbers(split), indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(numbers(split), indent=2) + "\n")
     for reason in split.reasons:
         print(reason)
     shortcut = "null" if split.shortcut_layer is None else split.shortcut_layer

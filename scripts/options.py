@@ -123,7 +123,7 @@ def _read_as_utf8(value: str) -> str:
 
 
 def png_path(value: str | Path, option: str) -> Path:
-    """A path to write a PNG to. UserError for another suffix or an existing folder."""
+    """`file_path` of a PNG."""
     return file_path(value, option, ".png", "images are written as PNG")
 
 

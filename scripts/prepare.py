@@ -53,13 +53,7 @@ class _IncludePath(argparse.Action):
 
     kinds: Any
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         add_converters(self.kinds, load_converters([values]))
 
 

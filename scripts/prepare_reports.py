@@ -81,11 +81,10 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"shards": shards, "faults": [vars(fault) for fault in faults]}, ensure_ascii=False))
         return 2 if faults else 0
-    for fault in faults[:_SHOWN_FAULTS]:
-        print(fault)
-    if len(faults) > _SHOWN_FAULTS:
-        print(f"… and {len(faults) - _SHOWN_FAULTS} more: --json lists them all")
     if faults:
+        print("\n".join(map(str, faults[:_SHOWN_FAULTS])))
+        if len(faults) > _SHOWN_FAULTS:
+            print(f"… and {len(faults) - _SHOWN_FAULTS} more: --json lists them all")
         files = len({fault.file for fault in faults})
         print(f"{args.folder}: {len(faults)} faults in {files} files", file=sys.stderr)
         return 2
@@ -102,8 +101,7 @@ def _stats(args: argparse.Namespace) -> int:
     facts = statistics(args.folder, args.workers)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else table(facts))
     if sheet is not None:
-        picture = sample_sheet(args.folder, args.samples, args.seed)
-        write_image(picture, sheet)
+        write_image(sample_sheet(args.folder, args.samples, args.seed), sheet)
         print(f"wrote {sheet}", file=sys.stderr)
     return 0
 

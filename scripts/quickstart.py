@@ -59,9 +59,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with staged_files(args.output, "quickstart") as folder:
         render(scene, 256).save(folder / SCENE)
-    picture = args.output / SCENE
-    print(f"\nan image of a green circle and a purple square: {picture}")
-    image = load_image(picture)
+    print(f"\nan image of a green circle and a purple square: {args.output / SCENE}")
+    image = load_image(args.output / SCENE)
     for question in QUESTIONS:
         print(f"  {question} {pipeline.answer(image, question)}", flush=True)
 

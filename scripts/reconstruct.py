@@ -184,10 +184,10 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     """Both images in one, without a gap, enlarged by an integer factor to LEAST_HEIGHT or more."""
     factor = max(1, -(-LEAST_HEIGHT // before.height))
     width, height = before.width * factor, before.height * factor
-    picture = Image.new("RGB", (2 * width, height))
+    pair = Image.new("RGB", (2 * width, height))
     for column, image in enumerate((before, after)):
-        picture.paste(image.resize((width, height), Image.Resampling.NEAREST), (column * width, 0))
-    return picture
+        pair.paste(image.resize((width, height), Image.Resampling.NEAREST), (column * width, 0))
+    return pair
 
 
 def below_each_other(rows: list[Image.Image]) -> Image.Image:

@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..eval.harness.identity import versions
+    from ..mllm.generation.sampling import ImageSamplingConfig
 
     prompts = args.prompt or read_prompts(args.prompts_file)
     whole_number(len(prompts) * args.num_images, "the number of prompts times --num-images", 1, MOST_IMAGES)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             "num_images": args.num_images,
             "seed": args.seed,
             "batch_size": args.batch_size,
-            **sampling_options(pipeline, given),
+            **asdict(ImageSamplingConfig.of(pipeline.model.config.image_sampling, given)),
         }
         images = generate_all(pipeline, prompts, settings, folder, args.compile)
         description = {
@@ -127,13 +128,6 @@ def read_prompts(file: Path) -> list[str]:
 def image_name(row: int, index: int) -> str:
     """The file of image `index` of prompt `row`, both counted from 0."""
     return f"{row:04}_{index:02}.png"
-
-
-def sampling_options(pipeline: "DualTokenPipeline", given: dict[str, Any]) -> dict[str, Any]:
-    """The given sampling options over the model's own. UserError for wrong values."""
-    from ..mllm.generation.sampling import ImageSamplingConfig
-
-    return asdict(ImageSamplingConfig.of(pipeline.model.config.image_sampling, given))
 
 
 def generate_all(

@@ -56,11 +56,9 @@ def retrieval_recall(
     """Recall in percent: "image_to_text_R@k" and "text_to_image_R@k".
 
     Args:
-        images: embeddings (N, E).
-        texts: embeddings (M, E).
-        image_of_text: for each text the index of its image; an image may have several texts, and one of them
-            among the first k is a hit.
-        cuts: the k.
+        images, texts: embeddings (N, E) and (M, E).
+        image_of_text: for each text the index of its image; an image is found by any of its texts.
+        cuts: the values of k.
 
     Equal similarities count against the model (`ranks_of`).
     """

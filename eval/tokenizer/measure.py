@@ -49,10 +49,8 @@ def measure_tokenizer(
         tokenizer: on its device; it is put in eval mode.
         images: an `ImageSet` (see `open_images`), or a list of PIL images, paths or `Sample`s.
         metrics: names out of METRICS.
-        batch_size: changes the speed, and the values by rounding only.
         progress: show a bar.
-        options: weights, class names, crop; see `MetricOptions`.
-        processor: of the tokenizer's images; default: one of its size.
+        processor: default: one of the tokenizer's image size.
 
     Returns:
         {"figures": name -> number, list over depths or None; "n": images measured; "n_expected": images in

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...common.files import atomic_file
+from ...common.files import atomic_file, write_text
 from ...common.json_files import read_text
 from ...common.output_files import check_file
 from .metrics import metric_of
@@ -43,8 +43,7 @@ def write_document(results: Results, path: Path, command: str) -> list[Path]:
             plots[name] = target.name
             written.append(target)
     text = document(results, command, plots, before)
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return written
 
 

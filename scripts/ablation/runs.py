@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ... import __version__
 from ...common.errors import UserError
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ...common.json_files import read_json_object, take, take_count
 from ...common.machine import describe_machine
 from ...common.values import finite_number
@@ -91,8 +91,7 @@ class Runner:
         if not (folder / "model").is_dir():
             self._prepare_sets(run, minutes)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / "given.yaml") as partial:
-            partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        write_text(folder / "given.yaml", yaml.safe_dump(settings, sort_keys=False))
         recipe = folder / "train.yaml"
         own = resolve(self.plan, self.folders, run.variant, run.seed, self.scale)
         recipe.write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
@@ -113,8 +112,7 @@ class Runner:
             "version": __version__,
             "evaluation": asdict(self.plan.evaluation),
         }
-        with atomic_file(folder / RESULT) as partial:
-            partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(folder / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # large, and no longer needed
         return result
 

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ...common.machine import processor_name
 from ...eval.data.held_out import HELD_OUT, HeldOut, emoji_prompt, image_prompts, images_of, named_objects
 from .. import cli, options
@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(result, indent=2)
     print(text)
     if args.output:
-        with atomic_file(args.output) as partial:
-            partial.write_text(text + "\n")
+        write_text(args.output, text + "\n")
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...common.files import atomic_file
+from ...common.files import atomic_file, write_text
 from ...common.images.reading import load_image
 from ...eval.data.held_out import EVALUATION_SEED, HELD_OUT, HeldOut, evenly_spread
 from .. import cli, options
@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     for name, image in {**sheets, **shown}.items():
         with atomic_file(args.output / f"{name}.png") as partial:
             image.save(partial, optimize=True)
-    with atomic_file(args.output / "README.md") as partial:
-        partial.write_text(PAGE.read_text().format(model=args.model, dialogues="\n".join(tables)))
+    write_text(
+        args.output / "README.md", PAGE.read_text().format(model=args.model, dialogues="\n".join(tables))
+    )
     if args.overview:
         with atomic_file(args.overview) as partial:
             overview(pipeline, data).save(partial)

@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError
-from ...common.files import atomic_file, atomic_folder
+from ...common.files import atomic_folder, write_text
 from ...data_pipelines.small_sets.public_sets import SETS
 from ...eval.data.held_out import EMOJI_NAMES, evenly_spread
 from ...eval.data.held_out import HELD_OUT as HELD_OUT_FOLDER
@@ -186,8 +187,7 @@ def _held_out_steps(args: argparse.Namespace) -> list[Step]:
         dataset = ShardDataset(args.runs / "data" / "emoji")
         records = (dataset.record(index, load_images=False) for index in range(len(dataset)))
         names = dict.fromkeys(record.texts()[-1] for record in records)
-        with atomic_file(args.heldout / EMOJI_NAMES) as file:
-            file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write_text(args.heldout / EMOJI_NAMES, "".join(f"{name}\n" for name in names))
 
     sets = [Step("heldout", args.heldout / name, partial(select, name)) for name in HELD_OUT]
     return [*sets, Step("heldout", args.heldout / EMOJI_NAMES, write_names)]
@@ -197,8 +197,6 @@ def _text_step(args: argparse.Namespace) -> Step:
     folder = args.runs / "text_tokenizer"
 
     def make() -> None:
-        from itertools import chain, islice
-
         from ...data_pipelines.shards.reader import ShardDataset
         from ...mllm import train_text_tokenizer
 
@@ -220,12 +218,9 @@ def _moved(args: argparse.Namespace, name: str) -> list[str]:
     """Overrides that move a recipe's paths from runs/nano to `--runs`."""
     if args.runs == RUNS:
         return []
-    paths = dict(_paths(composed([RECIPES / f"nano_{name}.yaml"])))
-    return [
-        word
-        for key, path in paths.items()
-        for word in (f"--{key}", path.replace(str(RUNS), str(args.runs), 1))
-    ]
+    paths = _paths(composed([RECIPES / f"nano_{name}.yaml"]))
+    moved = [(f"--{key}", path.replace(str(RUNS), str(args.runs), 1)) for key, path in paths]
+    return list(chain.from_iterable(moved))
 
 
 def _paths(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -277,8 +272,8 @@ def _card_step(args: argparse.Namespace) -> Step:
         if shipped:
             update_readme(ROOT / "README.md", found)
         folder = ROOT / "docs" / "gallery" if shipped else args.runs / "gallery"
-        pictures = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
-        run_process("nano.gallery", ["--model", "nano" if shipped else str(args.output), *data, *pictures])
+        outputs = ("--output", str(folder), "--overview", str(args.output.parent / "nano.png"))
+        run_process("nano.gallery", ["--model", "nano" if shipped else str(args.output), *data, *outputs])
 
     return Step("card", evaluation, make)
 

@@ -30,10 +30,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callabl
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     """An image file larger than the model's own size."""
     from PIL import Image
 
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(path)
     return path

@@ -57,17 +57,17 @@ def kinds(message: dict) -> list[str]:
     return [part["type"] for part in message["content"]]
 
 
-def test_one_question_prints_the_answer_and_nothing_else(tiny_model, picture, capfd):
+def test_one_question_prints_the_answer_and_nothing_else(tiny_model, photo, capfd):
     argv = ["chat", "--model", str(tiny_model), "--device", "cpu", "--max-new-tokens", "6"]
-    argv += ["--image", str(picture), "--question", "What colour is the circle?"]
+    argv += ["--image", str(photo), "--question", "What colour is the circle?"]
     assert main(argv) == 0
     expected = DualTokenPipeline.from_pretrained(tiny_model, device="cpu").answer(
-        picture, "What colour is the circle?", max_new_tokens=6
+        photo, "What colour is the circle?", max_new_tokens=6
     )
     assert capfd.readouterr().out == expected + "\n"
 
 
-def test_a_question_needs_no_image_and_takes_several(tiny_model, picture, capfd):
+def test_a_question_needs_no_image_and_takes_several(tiny_model, photo, capfd):
     argv = [
         "chat",
         "--model",
@@ -80,12 +80,12 @@ def test_a_question_needs_no_image_and_takes_several(tiny_model, picture, capfd)
         "Why?",
     ]
     assert main(argv) == 0
-    assert main([*argv, "--image", str(picture), "--image", str(picture)]) == 0
+    assert main([*argv, "--image", str(photo), "--image", str(photo)]) == 0
 
 
-def test_a_conversation_with_the_model_itself(tiny_model, picture, tmp_path, monkeypatch, capsys):
+def test_a_conversation_with_the_model_itself(tiny_model, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "sys.stdin", io.StringIO(f"/image {picture}\nWhat is it?\n/draw a red circle\nAnd now?\n")
+        "sys.stdin", io.StringIO(f"/image {photo}\nWhat is it?\n/draw a red circle\nAnd now?\n")
     )
     monkeypatch.chdir(tmp_path)
     argv = ["chat", "--model", str(tiny_model), "--device", "cpu", "--max-new-tokens", "3"]
@@ -105,9 +105,9 @@ def test_history_grows_by_turns(session, capsys):
     assert session.messages[1]["content"] == [{"type": "text", "text": "It is red."}]
 
 
-def test_images_go_with_the_next_question_only(session, picture):
-    session.handle(f"/image {picture}")
-    session.handle(f"/image '{picture}'")
+def test_images_go_with_the_next_question_only(session, photo):
+    session.handle(f"/image {photo}")
+    session.handle(f"/image '{photo}'")
     session.handle("Are they the same?")
     session.handle("Really?")
     assert kinds(session.pipeline.conversations[0][0]) == ["image", "image", "text"]
@@ -139,9 +139,9 @@ def test_an_answer_may_hold_images(session, tmp_path, capsys):
     assert "drawing_000.png" in capsys.readouterr().out
 
 
-def test_reset_forgets(session, picture):
+def test_reset_forgets(session, photo):
     session.handle("Hello")
-    session.handle(f"/image {picture}")
+    session.handle(f"/image {photo}")
     session.handle("/reset")
     assert session.messages == []
     assert session.attached == []
@@ -206,25 +206,25 @@ def test_converse_ends_with_the_input(session, monkeypatch):
         ('/image "{1}"   Who?', "Who?", 1),
     ],
 )
-def test_images_and_words_share_a_line(session, picture, tmp_path, line, question, count):
-    spaced = tmp_path / "my picture [1].png"
-    shutil.copy(picture, spaced)
-    session.handle(line.format(picture, spaced))
+def test_images_and_words_share_a_line(session, photo, tmp_path, line, question, count):
+    spaced = tmp_path / "my photo [1].png"
+    shutil.copy(photo, spaced)
+    session.handle(line.format(photo, spaced))
     (asked,) = session.pipeline.conversations[0]
     assert kinds(asked) == ["image"] * count + ["text"]
     assert asked["content"][-1]["text"] == question
     assert session.attached == []
 
 
-def test_a_path_that_exists_is_taken_as_it_is_written(session, picture, tmp_path, monkeypatch):
+def test_a_path_that_exists_is_taken_as_it_is_written(session, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(picture, "'quoted' and spaced.png")
+    shutil.copy(photo, "'quoted' and spaced.png")
     session.handle("/image 'quoted' and spaced.png")
     assert len(session.attached) == 1
 
 
-def test_a_stopped_answer_keeps_its_text(session, picture, capsys):
-    session.handle(f"/image {picture}")
+def test_a_stopped_answer_keeps_its_text(session, photo, capsys):
+    session.handle(f"/image {photo}")
     session.handle("please stop")
     assert session.messages[-1]["content"] == [{"type": "text", "text": "It is"}]
     assert kinds(session.messages[0]) == ["image", "text"]
@@ -232,8 +232,8 @@ def test_a_stopped_answer_keeps_its_text(session, picture, capsys):
     assert "(stopped)" in capsys.readouterr().out
 
 
-def test_ctrl_c_stops_the_turn_and_not_the_conversation(session, picture, monkeypatch, capsys):
-    lines = f"/image {picture}\nsilence\n/draw stop\nstill there?\n"
+def test_ctrl_c_stops_the_turn_and_not_the_conversation(session, photo, monkeypatch, capsys):
+    lines = f"/image {photo}\nsilence\n/draw stop\nstill there?\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     converse(session)
     assert capsys.readouterr().out.count("(stopped)") == 2
@@ -301,15 +301,15 @@ def test_the_seed_can_be_set(session, capsys):
     assert session.pipeline.seeds == [2**63 - 1, 0]
 
 
-def test_a_saved_conversation_has_its_images_and_replaces_nothing(session, picture, tmp_path):
-    session.handle(f"/image {picture} What is it?")
+def test_a_saved_conversation_has_its_images_and_replaces_nothing(session, photo, tmp_path):
+    session.handle(f"/image {photo} What is it?")
     session.handle("/draw a red circle")
     session.handle(f"/save {tmp_path / 'kept'}")
     saved = json.loads((tmp_path / "kept" / "dialogue.json").read_text())["messages"]
     assert [kinds(message) for message in saved] == [kinds(message) for message in session.messages]
     names = [part["image"] for message in saved for part in message["content"] if part["type"] == "image"]
     assert names == ["image_000.png", "image_001.png"]
-    assert Image.open(tmp_path / "kept" / names[0]).size == Image.open(picture).size
+    assert Image.open(tmp_path / "kept" / names[0]).size == Image.open(photo).size
     assert isinstance(session.messages[0]["content"][0]["image"], Image.Image)
     with pytest.raises(UserError, match="exists already"):
         session.handle(f"/save {tmp_path / 'kept'}")

@@ -1,4 +1,4 @@
-"""The command line itself: the table of commands, exit statuses, how errors are told."""
+"""The command line itself: the table of commands, exit statuses, how errors are reported."""
 
 import importlib
 import io
@@ -135,7 +135,7 @@ LONG = "x" * 5000
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             PermissionError(13, "Permission denied", "/root/out"),
@@ -154,11 +154,11 @@ LONG = "x" * 5000
     ],
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
-def test_what_the_user_gave_is_told_in_one_short_line(error, told, monkeypatch, capsys):
+def test_what_the_user_gave_is_reported_in_one_short_line(error, expected, monkeypatch, capsys):
     fake_command(monkeypatch, raising(error))
     assert cli.main(["fake"]) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert expected in err
     assert err.count("\n") == 1
     assert len(err) <= 301
 

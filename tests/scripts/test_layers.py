@@ -1,4 +1,4 @@
-"""`dualtoken layers`: numbers, picture and mistakes."""
+"""`dualtoken layers`: numbers, plot and mistakes."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def layers(*arguments: object) -> int:
 def test_taps_picture_and_numbers(
     photos: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture, numbers = tmp_path / "layers.png", tmp_path / "layers.json"
+    plot, numbers = tmp_path / "layers.png", tmp_path / "layers.json"
     given = ("--backbone", tokenizer, "--images", photos, "--segments", 2, "--device", "cpu")
-    assert layers(*given, "--output", picture, "--json", numbers) == 0
+    assert layers(*given, "--output", plot, "--json", numbers) == 0
     output = capsys.readouterr()
     found = json.loads(numbers.read_text())
     assert f"pixel_layer: {found['pixel_layer']}  semantic_layer: {found['semantic_layer']}" in output.out
     assert len(found["pixel_share"]) == len(found["linear_cka"]) == 4
     assert "broken.jpg" in output.err
-    with Image.open(picture) as image:
+    with Image.open(plot) as image:
         assert image.size[0] > 800
 
 

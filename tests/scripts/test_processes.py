@@ -13,7 +13,7 @@ import pytest
 from dualtoken.common.errors import UserError
 from dualtoken.scripts.processes import run_process, sigterm_interrupts
 
-# Saves when it is told to stop and then ends well, as a run at its last step does.
+# Saves when it is asked to stop and then ends well, as a run at its last step does.
 SAVING = """
 import pathlib, signal, sys, time
 def save(*_):

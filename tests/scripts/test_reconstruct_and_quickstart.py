@@ -22,16 +22,14 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_reconstruct_shows_both_and_prints_the_psnr_of_the_picture(
-    tiny_model, picture, working_folder, capsys
-):
+def test_reconstruct_shows_both_and_prints_the_psnr_of_the_image(tiny_model, photo, working_folder, capsys):
     argv = [
         "reconstruct",
         "--model",
         str(tiny_model),
         "--device",
         "cpu",
-        str(picture),
+        str(photo),
         "--output",
         "both.png",
     ]
@@ -41,14 +39,12 @@ def test_reconstruct_shows_both_and_prints_the_psnr_of_the_picture(
     before, after = both.crop((0, 0, 256, 256)), both.crop((256, 0, 512, 256))
     assert capsys.readouterr().out == f"PSNR {psnr(before, after):.2f} dB\n"
     pipeline = DualTokenPipeline.from_pretrained(tiny_model, device="cpu")
-    assert (
-        after.resize((16, 16), Image.Resampling.NEAREST).tobytes() == pipeline.reconstruct(picture).tobytes()
-    )
+    assert after.resize((16, 16), Image.Resampling.NEAREST).tobytes() == pipeline.reconstruct(photo).tobytes()
     assert not Path("codes.npz").exists()
 
 
-def test_reconstruct_writes_codes_that_decode_to_the_picture(tiny_model, picture, working_folder):
-    argv = ["reconstruct", "--model", str(tiny_model), "--device", "cpu", str(picture)]
+def test_reconstruct_writes_codes_that_decode_to_the_image(tiny_model, photo, working_folder):
+    argv = ["reconstruct", "--model", str(tiny_model), "--device", "cpu", str(photo)]
     assert main([*argv, "--output", "deep/both.png", "--codes", "deep/codes.npz"]) == 0
     codes = np.load("deep/codes.npz")
     assert sorted(codes.files) == ["pixel", "semantic"]
@@ -60,22 +56,22 @@ def test_reconstruct_writes_codes_that_decode_to_the_picture(tiny_model, picture
             torch.from_numpy(codes["pixel"].astype(np.int64))[None]
         )
     (image,) = pipeline.processor.image_processor.to_images(decoded)
-    assert image.tobytes() == pipeline.reconstruct(picture).tobytes()
+    assert image.tobytes() == pipeline.reconstruct(photo).tobytes()
 
 
-def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, picture, working_folder, capsys):
+def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, photo, working_folder, capsys):
     (working_folder / "photos" / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/a.png"):
-        shutil.copy(picture, working_folder / "photos" / name)
+        shutil.copy(photo, working_folder / "photos" / name)
     (working_folder / "photos" / "notes.txt").write_text("no image")
     (working_folder / "photos" / "broken.jpg").write_bytes(b"no image")
-    argv = ["reconstruct", "--model", str(tiny_model), "--device", "cpu", "photos", str(picture)]
+    argv = ["reconstruct", "--model", str(tiny_model), "--device", "cpu", "photos", str(photo)]
     assert main([*argv, "--output", "all", "--codes", "codes"]) == 0
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err
     assert "notes" not in captured.err
     assert captured.out.count("PSNR") == 4
-    names = ["0000_a", "0002_a", "0003_picture"]
+    names = ["0000_a", "0002_a", "0003_image"]
     assert sorted(path.name for path in Path("all").iterdir()) == [MARK, *(f"{name}.png" for name in names)]
     assert sorted(path.name for path in Path("codes").iterdir()) == [MARK, *(f"{n}.npz" for n in names)]
     assert main([*argv, "--output", "all"]) == 0, "what the command made, it replaces"
@@ -100,11 +96,11 @@ def test_several_images_and_folders_become_a_folder_or_a_sheet(tiny_model, pictu
     ],
 )
 def test_reconstruct_accepts_no_input_and_no_foreign_file_as_output(
-    arguments, message, picture, working_folder, capsys, monkeypatch
+    arguments, message, photo, working_folder, capsys, monkeypatch
 ):
     monkeypatch.setattr(options, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
-    shutil.copy(picture, "photo.png")
-    shutil.copy(picture, "mine.png")
+    shutil.copy(photo, "photo.png")
+    shutil.copy(photo, "mine.png")
     Path("hard.png").hardlink_to("photo.png")
     Path("mine.npz").write_bytes(b"mine")
     Path("sub").mkdir()
@@ -124,10 +120,10 @@ def test_psnr_is_the_textbook_one():
 
 @pytest.mark.parametrize(("side", "expected"), [(64, 256), (100, 300), (256, 256), (384, 384)])
 def test_side_by_side_enlarges_by_whole_factors(side, expected):
-    picture = side_by_side(Image.new("RGB", (side, side), "red"), Image.new("RGB", (side, side), "blue"))
-    assert picture.size == (2 * expected, expected)
-    assert picture.getpixel((expected - 1, 0)) == (255, 0, 0)
-    assert picture.getpixel((expected, 0)) == (0, 0, 255)
+    photo = side_by_side(Image.new("RGB", (side, side), "red"), Image.new("RGB", (side, side), "blue"))
+    assert photo.size == (2 * expected, expected)
+    assert photo.getpixel((expected - 1, 0)) == (255, 0, 0)
+    assert photo.getpixel((expected, 0)) == (0, 0, 255)
 
 
 def test_quickstart_answers_generates_and_names_its_files(tiny_model, working_folder, capsys):
@@ -141,7 +137,7 @@ def test_quickstart_answers_generates_and_names_its_files(tiny_model, working_fo
     assert Image.open("quickstart/scene.png").size == (256, 256)
 
 
-def test_quickstart_leaves_pictures_of_the_users_alone(working_folder, capsys, monkeypatch):
+def test_quickstart_keeps_images_of_the_user(working_folder, capsys, monkeypatch):
     monkeypatch.setattr(options, "load_pipeline", lambda *args: pytest.fail("the model is loaded"))
     Path("quickstart").mkdir()
     Path("quickstart", "drawing_3.png").write_bytes(b"mine")

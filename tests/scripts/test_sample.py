@@ -141,9 +141,9 @@ def test_white_images_can_be_seen_on_the_sheets():
         left, top, right, bottom = grey.getbbox()
         assert (right - left, bottom - top) == frame.size
         assert grey.crop((left, top, right, bottom)).tobytes() == frame.tobytes()
-    pictures = [Image.new("RGB", (900, 900), colour) for colour in ("white", "red", "lime", "blue")]
-    sheet = card_sheet([("", pictures)], 1)
+    images = [Image.new("RGB", (900, 900), colour) for colour in ("white", "red", "lime", "blue")]
+    sheet = card_sheet([("", images)], 1)
     counts = {colour: count for count, colour in sheet.getcolors(1 << 20)}
     side = CELL // 3 - 3
     for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
-        assert counts[colour] == side**2, "no frame covers a picture"
+        assert counts[colour] == side**2, "no frame covers an image"

@@ -189,7 +189,7 @@ LINES = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with files of many kinds; whatever loads a model fails the test."""
+    """The working folder, with files of many kinds; loading a model fails the test."""
     import transformers
 
     def fail(*args: object, **kwargs: object) -> None:

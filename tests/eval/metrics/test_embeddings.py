@@ -1,4 +1,4 @@
-"""Retrieval, zero-shot accuracy, codebook usage, CLIPScore: worked by hand, merged, of noise."""
+"""Retrieval, zero-shot accuracy, codebook usage, CLIPScore: against values by hand, merged, on noise."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_zero_shot_accuracy_by_hand_and_merged() -> None:
         "zero_shot_top5": pytest.approx(200 / 3),
         "zero_shot_n": 3,
     }
-    # All classes alike: no credit. Few classes: no top-5.
+    # Equal classes are not correct. Few classes: no top-5.
     assert ZeroShotAccuracy(torch.ones(6, 3)).compute() == {"zero_shot_top1": None, "zero_shot_n": 0}
     collapsed = ZeroShotAccuracy(torch.ones(6, 7))
     collapsed.update(features, [0, 1, 2])

@@ -19,7 +19,7 @@ from dualtoken.eval.metrics.psnr import Psnr
 from dualtoken.eval.metrics.ssim import DATA_RANGES, Ssim
 
 
-def picture(seed: int, side: int = 16) -> np.ndarray:
+def random_image(seed: int, side: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
@@ -59,13 +59,13 @@ def test_psnr_of_a_constant_difference() -> None:
 
 def test_psnr_is_skimages() -> None:
     metrics = pytest.importorskip("skimage.metrics")
-    one, other = picture(0), picture(1)
+    one, other = random_image(0), random_image(1)
     direct = metrics.peak_signal_noise_ratio(one, other, data_range=255)
     assert of_pair(Psnr(), one, other) == pytest.approx(direct, abs=1e-6)
 
 
 def test_ssim_variants() -> None:
-    one, other = picture(0), picture(1)
+    one, other = random_image(0), random_image(1)
     blend = (0.7 * one + 0.3 * other).astype(np.uint8)
     for data_range in DATA_RANGES.values():
         ssim = Ssim(data_range)
@@ -74,12 +74,12 @@ def test_ssim_variants() -> None:
     # The larger range makes the stabilising constants larger, and so the value more lenient.
     assert of_pair(Ssim(1.0), one, blend) < of_pair(Ssim(2.0), one, blend)
     with pytest.raises(UserError, match="7 x 7"):
-        of_pair(Ssim(), picture(0, 6), picture(1, 6))
+        of_pair(Ssim(), random_image(0, 6), random_image(1, 6))
 
 
 def test_ssim_is_skimages_for_every_image_of_a_batch() -> None:
     metrics = pytest.importorskip("skimage.metrics")
-    ones, others = [picture(n) for n in range(3)], [picture(n + 3) for n in range(3)]
+    ones, others = [random_image(n) for n in range(3)], [random_image(n + 3) for n in range(3)]
     for data_range in DATA_RANGES.values():
         found = Ssim(data_range).values(as_batch(*ones), as_batch(*others))
         for value, one, other in zip(found.tolist(), ones, others, strict=True):
@@ -92,7 +92,7 @@ def test_lpips_takes_local_weights(tmp_path: Path) -> None:
     network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     torch.save(network.state_dict(), tmp_path / "lpips.pt")
     distance = Lpips(tmp_path / "lpips.pt")
-    images = as_batch(picture(0, 32), picture(1, 32))
+    images = as_batch(random_image(0, 32), random_image(1, 32))
     assert distance.values(images, images).tolist() == pytest.approx([0, 0], abs=1e-6)
     scaled = images.float() / 127.5 - 1
     with torch.no_grad():

@@ -67,10 +67,10 @@ def test_nano_generates_the_same_image_for_the_same_seed_alone_or_with_others(
     nano: DualTokenPipeline,
 ) -> None:
     alone = nano.generate_images("a red circle", 1, seed=3)[0]
-    beside = nano.generate_images("a red circle", 3, seed=3)
+    batched = nano.generate_images("a red circle", 3, seed=3)
     # The codes are the same; the pixels of another batch size may be rounded the other way.
-    assert _largest_difference(alone, beside[0]) <= 1
-    assert _largest_difference(beside[0], beside[1]) > 8
+    assert _largest_difference(alone, batched[0]) <= 1
+    assert _largest_difference(batched[0], batched[1]) > 8
 
 
 def _largest_difference(one: Image.Image, other: Image.Image) -> int:
