@@ -35,23 +35,20 @@ class LocalDetector:
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
-        from transformers import (
-            AutoConfig,
-            AutoImageProcessor,
-            AutoModelForObjectDetection,
-            AutoModelForUniversalSegmentation,
-        )
+        import transformers
 
         if not folder.is_dir():
             raise UserError(f"{str(folder)!r} is not a folder; give a saved object detector of transformers")
         self.name = folder.name
         self._device = torch.device(device)
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             self._segments = config.model_type in _SEGMENTERS
-            kind: Any = AutoModelForUniversalSegmentation if self._segments else AutoModelForObjectDetection
+            head = "UniversalSegmentation" if self._segments else "ObjectDetection"
+            kind = getattr(transformers, f"AutoModelFor{head}")
             self._model = kind.from_pretrained(folder, trust_remote_code=False).to(self._device).eval()
-            self._processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            processors: Any = transformers.AutoImageProcessor
+            self._processor = processors.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"{str(folder)!r} holds no object detector: {first_line(error)}") from error
         names = {number: str(name).lower().replace("_", " ") for number, name in config.id2label.items()}
