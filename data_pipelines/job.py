@@ -1,10 +1,9 @@
-"""The one mechanism for resumable work: an output folder of shards made part by part.
+"""Resumable work: an output folder of shards, made part by part by any number of processes.
 
-The work is cut into numbered parts, which any number of processes and attempts make. Everything lies in
-`OUTPUT.partial` until the end, so `OUTPUT` is never incomplete: a finished part is a folder of its own, with
-its shards and `part.json`, and appears only when it is complete. The main process merges all parts at the
-end. Processes share nothing but this folder: no connection between them can break, and a killed run resumes
-where it was and ends in the same bytes.
+Everything is written to `OUTPUT.partial` until the end, so `OUTPUT` is never incomplete. A part is a folder
+with its shards and `part.json`, which appears only when it is complete; the main process merges all parts.
+Processes share nothing but the folder: no connection between them can break, and a killed run resumes where
+it stopped and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..common.files import atomic_file, atomic_folder
 from ..common.json_files import read_json_object, take_list
 from ..common.outputs import Inputs
 from ..common.paths import inside, plain_name
-from .partial_output import can_resume, clear, deliver, making, partial_folder, read_plan, write_plan
+from .partial_output import can_resume, clear, locked_output, partial_folder, publish, read_plan, write_plan
 from .shards.format import MANIFEST, check_shard_entry, is_rejection, read_manifest
 from .shards.tar_index import index_path
 from .shards.writer import PartWriter, build_manifest, mark_shards, write_manifest
@@ -39,9 +38,9 @@ _POLL = 0.2  # seconds
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of the work: every `size`-th part from `rank` on.
+    """The parts that this process makes: number `rank` and every `size`-th after it.
 
-    `run` is the same in all processes that were started together, and in no others.
+    `run` identifies the processes that were started together.
     """
 
     rank: int = 0
@@ -50,10 +49,10 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> Share:
-        """As set by torchrun, the deepspeed launcher and accelerate; alone without them.
+        """As set by torchrun, the deepspeed launcher and accelerate; a single process without them.
 
         Errors:
-            UserError where RANK and WORLD_SIZE are not numbers that fit together.
+            UserError where RANK and WORLD_SIZE are not integers with 0 <= RANK < WORLD_SIZE.
         """
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
         run = " ".join(os.environ.get(name, "") for name in names).strip()
@@ -62,7 +61,10 @@ class Share:
             share = cls(int(rank), int(size), run)
             if 0 <= share.rank < share.size:
                 return share
-        raise UserError(f"RANK is {shown(rank)} and WORLD_SIZE {shown(size)}: give neither, or numbers")
+        raise UserError(
+            f"RANK is {shown(rank)} and WORLD_SIZE {shown(size)}: give integers with 0 <= RANK < WORLD_SIZE, "
+            "or neither"
+        )
 
     @property
     def is_main(self) -> bool:
@@ -71,21 +73,19 @@ class Share:
 
 
 class Job:
-    """The making of one folder of shards; use it as a context manager.
+    """Makes the folder of shards `output`; a context manager.
 
-    The main process holds the unfinished folder; the others join only work that theirs has begun: two runs
-    never share an output.
+    The main process locks the unfinished folder, and the others join only work that the main process of their
+    run has begun: two runs never share an output.
 
     Args:
-        output: the folder to make.
         plan: what the result depends on (any JSON): unfinished work is only resumed by the same plan.
-        command: what makes it, for the folder's mark.
-        inputs: what `output` may not be.
-        share: which parts this process makes.
-        patience: seconds that may pass without a sign of the other processes.
+        command: named as the maker in the folder's mark.
+        inputs: what `output` must not overwrite.
+        patience: seconds to wait for other processes while nothing is written.
 
     Errors:
-        UserError on entering, where `output` may not be made or there is other work in the way.
+        UserError on entering, where `output` may not be written, or unfinished work has another plan.
     """
 
     def __init__(
@@ -103,36 +103,35 @@ class Job:
         self.folder = partial_folder(output)
         self._command, self._inputs, self._overwrite = command, inputs or {}, overwrite
         self._patience = patience
-        self._held = ExitStack()
+        self._run = {**asdict(self.share), "rank": 0}
+        self._lock = ExitStack()
         self._parts: dict[int, dict[str, Any]] = {}
 
     def __enter__(self) -> Job:
         if not self.share.is_main:
-            # With `overwrite` a folder made by the same plan may be the very one that is to be made again.
+            # With `overwrite`, an output with the same plan may be the one to be replaced.
             self._wait(
-                lambda: self._has_begun() or (not self._overwrite and self._is_done()), "the plan of rank 0"
+                lambda: self._has_begun() or (not self._overwrite and self._is_done()),
+                lambda: "the plan of rank 0",
             )
             return self
-        with ExitStack() as held:
-            held.enter_context(making(self.output, self._inputs, self._overwrite, self._command))
+        with ExitStack() as lock:
+            lock.enter_context(locked_output(self.output, self._inputs, self._overwrite, self._command))
             if not can_resume(self.folder, self.plan, self._overwrite):
                 clear(self.folder)
                 write_plan(self.folder, self.plan)
             with atomic_file(self.folder / _RUN) as temporary:
-                temporary.write_text(json.dumps(self._run()), encoding="utf-8")
-            self._held = held.pop_all()
+                temporary.write_text(json.dumps(self._run), encoding="utf-8")
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._held.close()
-
-    def _run(self) -> dict[str, Any]:
-        return {**asdict(self.share), "rank": 0}
+        self._lock.close()
 
     def _has_begun(self) -> bool:
         """Whether the main process of this run works on the same plan."""
         try:
-            return read_json_object(self.folder / _RUN) == self._run() and read_plan(self.folder) == self.plan
+            return read_json_object(self.folder / _RUN) == self._run and read_plan(self.folder) == self.plan
         except UserError:
             return False
 
@@ -144,18 +143,17 @@ class Job:
 
     # ---- parts
 
-    def folder_of(self, number: int) -> Path:
-        """The folder of a part."""
+    def _part_folder(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
 
     @contextmanager
     def making_part(
         self, number: int, key: Callable[[int], str], shard_size: int | None = None, first_shard: int = 0
     ) -> Iterator[PartWriter]:
-        """Write a part, which is kept when the block ends without an error; arguments as of `PartWriter`."""
-        folder = self.folder_of(number)
-        for torn in self.folder.glob(f".{folder.name}-*"):  # what a killed process left
-            shutil.rmtree(torn, ignore_errors=True)
+        """Write a part, which is kept when the block ends without an error; arguments as in `PartWriter`."""
+        folder = self._part_folder(number)
+        for unfinished in self.folder.glob(f".{folder.name}-*"):  # left by a killed process
+            shutil.rmtree(unfinished, ignore_errors=True)
         with atomic_folder(folder) as temporary:
             with PartWriter(temporary, shard_size, first_shard, key) as writer:
                 yield writer
@@ -164,41 +162,41 @@ class Job:
         self._parts[number] = part
 
     def is_finished(self, number: int) -> bool:
-        """Whether a part is complete; while parts are merged, each is."""
+        """Whether a part is complete; True for every number while parts are merged."""
         if number in self._parts or self.is_merging:
             return True
-        folder = self.folder_of(number)
+        folder = self._part_folder(number)
         try:
             part = _read_part(folder)
             complete = all((folder / one["file"]).stat().st_size == one["bytes"] for one in part["shards"])
-        except (UserError, OSError):  # damaged: it is made again
+        except (UserError, OSError):  # damaged: made again
             return False
         if complete:
             self._parts[number] = part
         return complete
 
     def first_unfinished(self) -> int:
-        """The number of the first part that is not complete, while no parts are merged."""
+        """The number of the first part that is not complete; only before parts are merged."""
         return next(number for number in itertools.count() if not self.is_finished(number))
 
     def clear(self) -> None:
-        """Forget all parts."""
+        """Remove all parts."""
         self._parts.clear()
         clear(self.folder)
 
-    def own(self, count: int) -> list[int]:
-        """The unfinished ones of `count` parts that are this process's to make."""
-        mine = range(self.share.rank, count, self.share.size)
-        unfinished = [number for number in mine if not self.is_finished(number)]
-        # A process that comes when all is done finds no parts any more.
+    def assigned(self, count: int) -> list[int]:
+        """The unfinished ones of `count` parts that this process has to make."""
+        numbers = range(self.share.rank, count, self.share.size)
+        unfinished = [number for number in numbers if not self.is_finished(number)]
+        # For a process that starts when everything is finished, no parts are left.
         return unfinished if self._has_begun() and not self.is_merging else []
 
-    def wait_for_all(self, count: int, waiting: Callable[[int], None]) -> None:
-        """Until every process has made its parts; `waiting` is given the number of those that are there."""
+    def wait_for_all(self, count: int, report: Callable[[int], None]) -> None:
+        """Wait until all `count` parts are finished; `report` is called with the number of finished parts."""
 
         def done() -> bool:
             finished = sum(self.is_finished(number) for number in range(count))
-            waiting(finished)
+            report(finished)
             return finished == count
 
         def missing() -> str:
@@ -207,17 +205,18 @@ class Job:
 
         self._wait(done, missing)
 
-    def _wait(self, ready: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    def _wait(self, ready: Callable[[], bool], missing: Callable[[], str]) -> None:
         since, newest = time.monotonic(), 0.0
         while not ready():
-            sign = max((path.stat().st_mtime for path in _tree(self.folder)), default=0.0)
-            if sign > newest:
-                since, newest = time.monotonic(), sign
+            files = [path for pattern in ("*", "*/*") for path in self.folder.glob(pattern) if path.exists()]
+            changed = max((path.stat().st_mtime for path in files), default=0.0)
+            if changed > newest:
+                since, newest = time.monotonic(), changed
             if time.monotonic() - since > self._patience:
-                text = what if isinstance(what, str) else what()
                 raise UserError(
-                    f"rank {self.share.rank} waited for {text}, and nothing was written in {self.folder} for "
-                    f"{self._patience:.0f} s: look at the other processes, then start the same command again"
+                    f"rank {self.share.rank} waited for {missing()}, and nothing was written in "
+                    f"{self.folder} for {self._patience:.0f} s: check the other processes, then give the "
+                    "same command again"
                 )
             time.sleep(_POLL)
 
@@ -225,59 +224,61 @@ class Job:
 
     @property
     def rejected(self) -> list[dict[str, str]]:
-        """The samples that the parts left out, each {"sample", "reason"}."""
+        """The rejected samples of all parts, each {"sample", "reason"}."""
         return [item for part in self._all_parts() for item in part["rejected"]]
 
     @property
     def has_records(self) -> bool:
-        """Whether any part has records."""
         return any(part["shards"] for part in self._all_parts())
 
     @property
     def is_merging(self) -> bool:
-        """Whether all parts were finished, and their shards may have moved to the output's folder."""
+        """Whether all parts are finished, and their shards may have moved to the merged folder."""
         return (self._merged / MANIFEST).is_file()
 
     @property
     def _merged(self) -> Path:
-        return self.folder / "whole"
+        return self.folder / "merged"
 
     def finish(
         self, description: Mapping[str, Any], *, renumber: bool = False, most_named: int | None = None
     ) -> dict[str, Any]:
-        """Merge all parts to the output, with `description` in its manifest, which is returned.
+        """Merge all parts to the output, with `description` in its manifest, and return the manifest.
 
         Can be killed and called again at any moment.
 
         Args:
-            renumber: shards are numbered anew over all parts; otherwise they keep their names.
-            most_named: so many rejected samples are named in the manifest, and all in `rejected.jsonl`; None:
-                all in the manifest.
+            renumber: number shards across all parts; otherwise they keep their names.
+            most_named: rejected samples listed in the manifest, when all are in `rejected.jsonl`; None lists
+                all of them in the manifest.
 
         Errors:
-            UserError when the last renaming fails; all is kept then, and the next call renames it.
+            UserError when the output cannot be renamed; everything is kept, and the next call renames it.
         """
         if not self.is_merging:
             self._begin_merging(description, renumber, most_named)
         try:
             manifest = read_json_object(self._merged / MANIFEST)
             for folder, shard, name in self._named_shards(renumber):
-                self._move(folder / shard["file"], self._merged / name)
+                old, new = folder / shard["file"], self._merged / name
+                for source, target in ((index_path(old), index_path(new)), (old, new)):
+                    if source.exists():  # otherwise an earlier call moved it
+                        os.replace(source, target)
             for shard in manifest["shards"]:
                 if not inside(self._merged, shard["file"], "shard").is_file():
-                    raise UserError(f"{shard['file']} is lost")
+                    raise UserError(f"{shard['file']} is missing")
         except (UserError, KeyError, TypeError) as error:
             raise UserError(
                 f"the unfinished work in {self.folder} is damaged ({error}): remove it and start again"
             ) from error
         mark_shards(self._merged, self._command)
-        (self.folder / _RUN).unlink(missing_ok=True)  # a process that comes now finds the output
-        deliver(self._merged, self.output)
+        (self.folder / _RUN).unlink(missing_ok=True)  # a process that starts now finds the output
+        publish(self._merged, self.output)
         shutil.rmtree(self.folder, ignore_errors=True)
         return manifest
 
     def _begin_merging(self, description: Mapping[str, Any], renumber: bool, most_named: int | None) -> None:
-        """Write the manifest of the output: from now on shards may move."""
+        """Write the manifest of the output: from then on shards may move."""
         shutil.rmtree(self._merged, ignore_errors=True)
         self._merged.mkdir()
         shards = [{**shard, "file": name} for _, shard, name in self._named_shards(renumber)]
@@ -292,25 +293,19 @@ class Job:
     def _all_parts(self) -> Iterator[dict[str, Any]]:
         for number in itertools.count():
             try:
-                yield self._parts.get(number) or _read_part(self.folder_of(number))
+                yield self._parts.get(number) or _read_part(self._part_folder(number))
             except UserError:
                 return
 
     def _named_shards(self, renumber: bool) -> Iterator[tuple[Path, dict[str, Any], str]]:
-        """(folder of its part, entry of the manifest, name in the output) of every shard."""
+        """(folder of its part, manifest entry, name in the output) of every shard."""
         numbers: Counter[str] = Counter()
         for number, part in enumerate(self._all_parts()):
             for shard in part["shards"]:
                 split = shard["split"]
                 name = f"{plain_name(split, 'the split')}-{numbers[split]:05d}.tar"
                 numbers[split] += 1
-                yield self.folder_of(number), shard, name if renumber else shard["file"]
-
-    def _move(self, old: Path, new: Path) -> None:
-        """Move a shard and its index, unless an earlier call did."""
-        for source, target in ((index_path(old), index_path(new)), (old, new)):
-            if source.exists():
-                os.replace(source, target)
+                yield self._part_folder(number), shard, name if renumber else shard["file"]
 
 
 def count_finished(output: Path) -> int:
@@ -318,13 +313,8 @@ def count_finished(output: Path) -> int:
     return len(list(partial_folder(output).glob(f"*/{_PART}")))
 
 
-def _tree(folder: Path) -> list[Path]:
-    """What lies in a folder, two levels deep; files that vanish meanwhile are left out."""
-    return [path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.exists()]
-
-
 def _read_part(folder: Path) -> dict[str, Any]:
-    """The `part.json` of a part. UserError where there is none, or not what `PartWriter.finish` makes."""
+    """The `part.json` of a part. UserError where it is missing, or not what `PartWriter.finish` returns."""
     path = folder / _PART
     part = read_json_object(path)
     for shard in take_list(part, "shards", lambda shard: isinstance(shard, dict), "shards", path):

@@ -1,4 +1,4 @@
-"""Work spread over processes of one machine: results in order, and no worker outlives its parent."""
+"""A parallel `map` over worker processes: results in order, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..common.errors import UserError
 
-#: Bound of what a user may set: nobody has more cores.
+#: Upper bound of --workers.
 MOST_WORKERS = 1024
 
 T = TypeVar("T")
@@ -25,10 +25,9 @@ R = TypeVar("R")
 
 @contextmanager
 def map_in_workers(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
-    """`map(function, tasks)` by `workers` processes (1: by this one), lazily and in order.
+    """`map(function, tasks)` in `workers` processes (1: in this one), lazily and in order.
 
-    `function` travels to every worker once. Few tasks are on their way at a time: tasks may be many, and
-    results large.
+    `function` is sent to every worker once, and about two tasks per worker are pending at a time.
 
     Errors:
         UserError where a worker process died.
@@ -43,17 +42,17 @@ def map_in_workers(function: Callable[[T], R], tasks: Iterable[T], workers: int)
         yield _in_order(pool, tasks, 2 * workers + 2)
     except BrokenProcessPool as error:
         raise UserError(
-            "A worker process died, perhaps for lack of memory: give the same command again to continue, "
-            "with fewer --workers"
+            "A worker process died, perhaps for lack of memory: give the same command again with fewer "
+            "--workers to resume"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _worker_context() -> BaseContext:
-    """How worker processes start: from a server that has imported this package once, where there is one.
+    """Fork workers from a server that has imported this package; spawn them where that is unsupported.
 
-    Not fork: libraries in this process may hold threads and locks. Spawning imports torch in every worker.
+    Not plain fork: libraries in this process may hold threads and locks. Spawned workers each import torch.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -79,11 +78,11 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this worker process when its parent is gone: a killed one cannot end it, and it would wait."""
+def _exit_with_parent() -> None:
+    """End this worker when its parent is gone: a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -23,7 +23,7 @@ def add_kinds(add_kind: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     )
     parser.set_defaults(run_kind=run)
     add = parser.add_argument
-    repositories = ", ".join(dict.fromkeys(part.name for one in SETS.values() for part in one.taken))
+    repositories = ", ".join(dict.fromkeys(source.name for one in SETS.values() for source in one.sources))
     add("--output", type=options.path, required=True, help=f"folder for the zips and {SOURCES}")
     add("--only", metavar="SETS", help=f"some of {','.join(SETS)} (default: all)")
     add(

@@ -1,4 +1,4 @@
-"""Which tokenizer made cached codes, and of which images: checksums in the manifest, and their comparison."""
+"""Checksums that bind cached codes to the tokenizer and the preprocessing that made them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from ...tokenizer.modeling import DualTokenizer
 from ...tokenizer.processing import DualTokenizerImageProcessor
 from ...tokenizer.stored import StoredTokenizer
 
-# Weights that only turn codes into images: training them further leaves all codes as they are.
+# Weights that only turn codes into images: training them does not change the codes.
 _AFTER_THE_CODES = ("pixel_decoder.", "pixel_post_projection.")
 
 
 def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
-    """SHA-256 over everything in a tokenizer, loaded or in its files, that its codes depend on.
-
-    That is the choice of layers and all weights but those of the pixel decoder.
-    """
+    """SHA-256 of what the codes depend on: the layers used and all weights except the pixel decoder's."""
     config = tokenizer.config
     facts = {name: getattr(config, name) for name in ("pixel_layer", "semantic_layer", "shortcut_layer")}
     facts["shortcut_weight"] = config.shortcut_weight
@@ -37,7 +34,7 @@ def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
 
 
 def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
-    """SHA-256 over what happens to an image before the tokenizer sees it: size, filter, normalisation."""
+    """SHA-256 of the image preprocessing: size, resampling filter and normalisation."""
     facts = {
         "size": processor.side,
         "resample": "bicubic",
@@ -48,15 +45,11 @@ def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
 
 
 def check_codes_belong(
-    manifest: Mapping[str, Any],
-    checksum: str,
-    where: str = "these shards",
-    preprocessing: str | None = None,
+    manifest: Mapping[str, Any], checksum: str, where: str = "these shards", preprocessing: str | None = None
 ) -> None:
-    """Raise UserError if a manifest's cached codes are not of the tokenizer with this `codes_checksum`.
+    """Raise UserError if cached codes were made with another `codes_checksum` or `preprocessing_checksum`.
 
-    Nor may they be of images prepared otherwise than for this `preprocessing_checksum`, where both are known.
-    Shards of images pass.
+    The preprocessing is only compared where both sides know it. Shards of images pass.
     """
     made_by = manifest.get("tokenizer")
     if made_by is None:
@@ -69,6 +62,6 @@ def check_codes_belong(
     known = made_by.get("preprocessing")
     if preprocessing is not None and known is not None and known != preprocessing:
         raise UserError(
-            f"The codes in {where} are of images prepared with another size or normalisation "
+            f"The codes in {where} are made from images of another size or normalisation "
             f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
         )

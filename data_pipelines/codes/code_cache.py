@@ -1,12 +1,12 @@
-"""Images to codes, once: shards whose images are replaced by the codes of one visual tokenizer.
+"""Tokenize the images of shards once: training then reads codes instead of running the tokenizer every step.
 
-Training then reads a few hundred bytes per image instead of running the tokenizer again every step. The
-manifest binds the codes to the tokenizer that made them (see `checksums`).
+The manifest names the tokenizer that made the codes (see `checksums`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import deque
@@ -59,20 +59,20 @@ def tokenize_shards(
     decoders: int = 1,
     reads: Inputs | None = None,
 ) -> dict[str, Any] | None:
-    """Write the records of `source` with codes, uint16 (H, W, D), for images; returns the new manifest.
+    """Write the records of `source` with codes, uint16 (H, W, D), for images; return the new manifest.
 
-    Every shard of `source` becomes one of `output`, or several of `shard_size` records. Splits, ids, texts
-    and metadata stay; `views` adds crops and mirror images. Records that are damaged, or have an image that
-    cannot be read, are rejected and named. A killed run leaves `OUTPUT.partial`, and the same call resumes
-    with the shards that are not in it; all calls with equal arguments write the same bytes.
+    Every shard of `source` becomes one shard of `output`, or several of `shard_size` records. Splits, ids,
+    texts and metadata stay; `views` adds crops and mirror images. Damaged records, and those with an
+    unreadable image, are rejected and listed. A killed run leaves `OUTPUT.partial`, and the same call resumes
+    it; calls with equal arguments write the same bytes.
 
     Args:
-        share: this process's part when several work on one output; all but the main one return None.
+        share: the share of this process when several make one output; all but the main one return None.
         decoders: threads that decode images ahead of the tokenizer.
-        reads: what else `output` may not be, by the option that names it, such as the tokenizer's folder.
+        reads: other inputs that `output` must not overwrite, by the option that names them.
 
-    Raises:
-        UserError: `source` holds codes already; `output` may not be made, or is being made otherwise.
+    Errors:
+        UserError where `source` holds codes already, and where `output` may not be made or is being made.
     """
     whole_number(batch_size, "--batch-size", 1, MOST_BATCH)
     whole_number(shard_size, "--shard-size", 1, MOST_RECORDS)
@@ -100,9 +100,9 @@ def tokenize_shards(
         _make_parts(job, place, manifest, encoder, progress)
         if not share.is_main:
             return None
-        kept = {name: manifest[name] for name in ("source", "licence", "settings")}
-        before = {"rejected_before": manifest["rejected"]["reasons"]}
-        return job.finish({**kept, "tokenizer": made_by, **before, "plan": job.plan}, renumber=True)
+        description = {name: manifest[name] for name in ("source", "licence", "settings")}
+        description |= {"tokenizer": made_by, "rejected_before": manifest["rejected"]["reasons"]}
+        return job.finish({**description, "plan": job.plan}, renumber=True)
 
 
 def _manifest_of_images(place: Path | Location) -> dict[str, Any]:
@@ -117,28 +117,28 @@ def _manifest_of_images(place: Path | Location) -> dict[str, Any]:
 def _make_parts(
     job: Job, place: Path | Location, manifest: Mapping[str, Any], encoder: _Encoder, progress: bool
 ) -> None:
-    """Make this process's parts, one of each input shard; the main process then waits for the others'."""
-    shards = manifest["shards"]
-    before = np.cumsum([0] + [shard["records"] for shard in shards])
-    with tqdm(
-        total=manifest["counts"]["records"],
-        unit="records",
-        disable=not (progress and job.share.is_main),
-        mininterval=1.0,
-    ) as bar:
-        own = job.own(len(shards))
-        bar.update(sum(shards[n]["records"] for n in range(len(shards)) if job.is_finished(n)))
-        for number in own:
-            shard = place / shards[number]["file"]
-            if isinstance(shard, Path) and not shard.is_file():
-                raise UserError(f"{shard} is missing: copy it there, or make the data again")
-            dataset = ShardDataset(shard, tolerant=True, records=shards[number]["records"])
-            key = partial(_key, int(before[number]) * encoder.views.copies)
+    """Make the parts of this process, one per input shard; the main process then waits for the others."""
+    shards, total = manifest["shards"], manifest["counts"]["records"]
+    first_records = itertools.accumulate((shard["records"] for shard in shards), initial=0)
+    first_keys = [first * encoder.views.copies for first in first_records]
+    disabled = not (progress and job.share.is_main)
+    with tqdm(total=total, unit="records", disable=disabled, mininterval=1.0) as bar:
+        assigned = job.assigned(len(shards))
+        bar.update(sum(shard["records"] for n, shard in enumerate(shards) if job.is_finished(n)))
+        for number in assigned:
+            path, split = place / shards[number]["file"], shards[number]["split"]
+            if isinstance(path, Path) and not path.is_file():
+                raise UserError(f"{path} is missing: copy it there, or make the data again")
+            dataset = ShardDataset(path, tolerant=True, records=shards[number]["records"])
+            key = partial(_key, first_keys[number])
             with job.making_part(number, key, job.plan["shard_size"]) as writer:
-                _tokenize_shard(dataset, shards[number]["split"], encoder, writer, bar)
+                # No batch spans two shards, so the codes of a shard do not depend on the others.
+                for batch in _batches(_readable(dataset, encoder, writer, bar), encoder.batch_size):
+                    for record in encoder.encode(batch):
+                        writer.write(record, split)
 
         def show(finished: int) -> None:
-            bar.n = max(bar.n, round(manifest["counts"]["records"] * finished / max(len(shards), 1)))
+            bar.n = max(bar.n, round(total * finished / len(shards)))
             bar.refresh()
 
         if job.share.is_main:
@@ -147,15 +147,6 @@ def _make_parts(
 
 def _key(first: int, number: int) -> str:
     return f"{first + number:08d}"
-
-
-def _tokenize_shard(
-    dataset: ShardDataset, split: str, encoder: _Encoder, writer: PartWriter, bar: tqdm[Any]
-) -> None:
-    """All records of one shard, in batches of their own: what another shard holds cannot change them."""
-    for batch in _batches(_readable(dataset, encoder, writer, bar), encoder.batch_size):
-        for record in encoder.encode(batch):
-            writer.write(record, split)
 
 
 def _describe(tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor) -> dict[str, Any]:
@@ -200,24 +191,20 @@ class _Encoder:
             raise RecordError(f"Record '{record.id}': an image cannot be read ({error}).") from error
 
     def encode(self, batch: Sequence[_Loaded]) -> Iterator[Record]:
-        """The records of a batch with codes in place of images."""
+        """The records of a batch, with codes instead of images."""
         images = [image for loaded in batch for image in loaded.images]
         parts: list[Part] = []
         for start in range(0, len(images), self.batch_size):
             parts.extend(self._encode_images(images[start : start + self.batch_size]))
-        position = 0
+        remaining = iter(parts)
         for loaded in batch:
-            stop = position + len(loaded.images)
-            yield with_image_parts(loaded.record, parts[position:stop])
-            position = stop
+            yield with_image_parts(loaded.record, list(itertools.islice(remaining, len(loaded.images))))
 
     def _encode_images(self, images: list[np.ndarray]) -> list[Part]:
-        pixel_values = self.processor(images)["pixel_values"].to(self.device)
-        codes = self.tokenizer.encode(pixel_values)
-        pixel, semantic = codes.pixel.cpu().numpy(), codes.semantic.cpu().numpy()
+        codes = self.tokenizer.encode(self.processor(images)["pixel_values"].to(self.device))
         return [
-            {"type": "image", "pixel_codes": pixel[i], "semantic_codes": semantic[i]}
-            for i in range(len(images))
+            {"type": "image", "pixel_codes": pixel, "semantic_codes": semantic}
+            for pixel, semantic in zip(codes.pixel.cpu().numpy(), codes.semantic.cpu().numpy(), strict=True)
         ]
 
 
@@ -225,29 +212,27 @@ def _readable(
     dataset: ShardDataset, encoder: _Encoder, writer: PartWriter, bar: tqdm[Any]
 ) -> Iterator[_Loaded]:
     """Every view of every record whose images can be decoded, in order; the other records are rejected."""
-    name = dataset.shards[0].name
+    name, ahead = dataset.shards[0].name, 2 * encoder.decoders
     with ThreadPoolExecutor(encoder.decoders) as pool:
-        waiting: deque[tuple[int, Future[list[_Loaded]]]] = deque()
-        for index in range(len(dataset) + 2 * encoder.decoders):
+        pending: deque[Future[list[_Loaded]]] = deque()
+        for index in range(len(dataset) + ahead):
             if index < len(dataset):
                 try:
-                    # Read here, as threads would share the file's position; decoded there.
-                    waiting.append((index, pool.submit(encoder.load, dataset[index])))
+                    # Read in this thread, as all would share the file's position; decoded in the others.
+                    pending.append(pool.submit(encoder.load, dataset[index]))
                 except RecordError as error:
-                    failed: Future[list[_Loaded]] = Future()
-                    failed.set_exception(error)
-                    waiting.append((index, failed))
-            if index >= 2 * encoder.decoders and waiting:
-                number, future = waiting.popleft()
+                    pending.append(Future())
+                    pending[-1].set_exception(error)
+            if index >= ahead:
                 bar.update()
                 try:
-                    yield from future.result()
+                    yield from pending.popleft().result()
                 except RecordError as error:
-                    writer.reject(f"record {number} of {name}", str(error))
+                    writer.reject(f"record {index - ahead} of {name}", str(error))
 
 
 def _batches(records: Iterator[_Loaded], num_images: int) -> Iterator[list[_Loaded]]:
-    """Records in groups of about `num_images` images."""
+    """Group records into batches of about `num_images` images."""
     batch: list[_Loaded] = []
     count = 0
     for loaded in records:

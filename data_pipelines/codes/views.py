@@ -1,4 +1,4 @@
-"""Several views of one record's images: random crops and mirror images, each a record of its own."""
+"""Additional views of a record's images, each a separate record: random crops and mirror images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ViewOptions:
     """Which views of a record are tokenized in addition to the record itself.
 
     Args:
-        crops: random crops of the images, ids with "-crop1", "-crop2", …
-        crop_scale: least share of the image's area in a crop; its shape is that of the image.
-        flips: a mirror image of the record and of each crop, ids with "-flip". Only for records that stay
-            true when left and right are swapped: no text in the image, no "left of" in the words.
-        seed: of the crops; the same seed and id make the same crops.
+        crops: number of random crops of the images, with ids that end in "-crop1", "-crop2", …
+        crop_scale: least fraction of the image's area in a crop, which keeps the aspect ratio.
+        flips: add a mirror image of the record and of each crop, with ids that end in "-flip". Only for
+            records that stay true when left and right are swapped: no text in images, no "left of" in texts.
+        seed: the same seed and id give the same crops.
     """
 
     crops: int = 0
@@ -43,14 +43,15 @@ class ViewOptions:
 
     @property
     def copies(self) -> int:
-        """Records made of one with images."""
+        """Number of records made from one that has images."""
         return (1 + self.crops) * (1 + self.flips)
 
 
 def views(record: Record, options: ViewOptions) -> Iterator[Record]:
-    """The record itself, then its crops, then the mirror images of all these; only itself without images.
+    """The record itself, its crops, then the mirror images of these; a record without images alone.
 
-    Raises what `load_image` raises, UserError, for an image that cannot be read.
+    Errors:
+        UserError for an image that cannot be read.
     """
     if options.copies == 1 or not record.image_parts():
         yield record

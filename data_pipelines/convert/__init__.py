@@ -1,1 +1,1 @@
-"""Converters of other formats to shards, and the resumable job that they share."""
+"""Converters of other formats to shards."""

@@ -1,4 +1,4 @@
-"""Images with captions: the records that folders, WebDataset tars and Hugging Face datasets share."""
+"""Records of images with captions, for folders, WebDataset tars and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.errors import UserError
+from ...common.values import one_of
 from ..records import EncodedImage, Record, RecordError, assistant, image_part, user
 from .foreign_values import as_list, first_given, optional_text
 from .samples import ImageOptions
@@ -18,10 +19,9 @@ CAPTION_FIELDS: tuple[str, ...] = ("caption", "text", "captions", "description",
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """What captioned images become.
+    """How captioned images become records: one for each caption of an image.
 
-    task: "caption" (`question` about the image → caption), "t2i" (caption → image) or "all" (both, as two
-    records). An image with several captions gives a record for each.
+    task: "caption" (image and `question` → caption), "t2i" (caption → image) or "all" (both, as two records).
     """
 
     task: str = "caption"
@@ -29,27 +29,19 @@ class CaptionOptions:
     images: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"--task {self.task} is unknown: allowed are {', '.join(TASKS)}.")
+        one_of(self.task, "--task", TASKS)
         if not self.question.strip():
-            raise UserError(
-                "--question is empty: give the question about an image, e.g. 'Describe the image.'"
-            )
+            raise UserError("--question is empty: give the question about an image, e.g. 'What is shown?'")
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser, column: str) -> None:
         """Add these options; `column` describes where captions are."""
         ImageOptions.add_arguments(parser)
-        parser.add_argument(
-            "--task",
-            choices=TASKS,
-            default="caption",
-            help="image to caption, caption to image, or both (default %(default)s)",
-        )
-        parser.add_argument(
-            "--question", default=cls().question, help="asked for a caption (default: %(default)s)"
-        )
-        parser.add_argument("--caption-column", help=f"{column} with the caption (default: usual)")
+        task = "image to caption, caption to image, or both (default %(default)s)"
+        parser.add_argument("--task", choices=TASKS, default=cls.task, help=task)
+        question = "asked for a caption (default: %(default)s)"
+        parser.add_argument("--question", default=cls.question, help=question)
+        parser.add_argument("--caption-column", help=f"{column} with the caption (default: a usual name)")
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> CaptionOptions:
@@ -64,37 +56,36 @@ class CaptionOptions:
     def records(
         self, name: str, image: EncodedImage, captions: list[str], metadata: Mapping[str, Any]
     ) -> Iterator[tuple[Record, str]]:
-        """(record, split) of one image; all of them are in the split that `name` has."""
+        """(record, split) for every caption of one image; `name` decides the split."""
         split = self.images.split(name)
         part = image_part(image)
         for number, caption in enumerate(captions):
             record_id = name if len(captions) == 1 else f"{name}-{number}"
-            if self.task in ("caption", "all"):
+            if self.task != "t2i":
                 messages = [user(part, self.question), assistant(caption)]
                 yield Record(record_id, messages, {"task": "caption", **metadata}), split
-            if self.task in ("t2i", "all"):
+            if self.task != "caption":
                 suffix = "-t2i" if self.task == "all" else ""
                 messages = [user(caption), assistant(part)]
                 yield Record(record_id + suffix, messages, {"task": "t2i", **metadata}), split
 
 
 def caption_list(value: Any) -> list[str]:
-    """The captions in a field: a text, a number, or a list of these, whose null and empty ones are left out.
+    """The captions in a field: a string, a number, or a list of these, without null and empty ones.
 
-    Raises RecordError when there is none.
+    Errors:
+        RecordError where no caption is left.
     """
-    given = as_list(value)
-    if not given:
+    if not (given := as_list(value)):
         raise RecordError("it has no caption")
-    captions = [text.strip() for item in given if (text := optional_text(item, "caption")) is not None]
-    captions = [text for text in captions if text]
-    if not captions:
+    captions = [(optional_text(item, "caption") or "").strip() for item in given]
+    if not any(captions):
         raise RecordError("its caption is empty")
-    return captions
+    return [caption for caption in captions if caption]
 
 
 def find_caption(entry: Any, field_name: str | None) -> Any:
-    """The caption in a JSON object: under `field_name`, or under the first usual name; None without one."""
+    """The caption in a JSON value: the field `field_name`, or the first of CAPTION_FIELDS, or None."""
     if not isinstance(entry, Mapping):
         return entry if isinstance(entry, str | list) else None
     return first_given(entry, *(CAPTION_FIELDS if field_name is None else (field_name,)))

@@ -1,4 +1,4 @@
-"""What a converter is: a small class that lists the samples of a data set and makes records of each."""
+"""The base class of converters: list the samples of a data set, and make records of each."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from .samples import Rejected, Sample
 
 
 class Converter:
-    """One data set on its way to records.
+    """Converts one data set to records; on the command line `dualtoken prepare KIND` (see `registry`).
 
-    It travels to worker processes, so all attributes without a leading underscore must be picklable; the
-    others stay behind. `name` and `licence` go to the manifest, and `settings` (any JSON) too: equal settings
-    and an equal `fingerprint` of the input must mean equal records.
-
-    On the command line it is `dualtoken prepare KIND`; see `registry` for how that learns of a class.
+    A converter is sent to worker processes without the attributes that have a leading underscore; the others
+    must be picklable. `name`, `licence` and `settings` (any JSON) go to the manifest: equal settings and an
+    equal `fingerprint` of the input must give equal records.
     """
 
-    #: The word after `dualtoken prepare`, what it takes, and lines of example for its help.
+    #: The word after `dualtoken prepare`, a summary and example commands for its help.
     kind: ClassVar[str]
     summary: ClassVar[str]
     example: ClassVar[str] = ""
 
     name: str = ""
     licence: str = "unknown"
-    #: Records that one sample becomes: a part of the work is as many samples as fill a shard.
+    #: Records made of one sample: a part of the work has as many samples as fill a shard.
     records_per_sample: int = 1
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add what the command takes besides the output."""
+        """Add the command's options, except those of the output."""
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Converter:
@@ -46,19 +44,19 @@ class Converter:
         raise NotImplementedError
 
     def records(self, payload: Any) -> Iterable[tuple[Record, str]]:
-        """(record, split) of one sample, in a worker process. Raises RecordError for one that is unusable."""
+        """(record, split) for each record of a sample, in a worker process. RecordError rejects it."""
         raise NotImplementedError
 
     def samples_from(self, start: int) -> Iterator[Sample | Rejected]:
-        """The samples without the first `start`; a converter may have a faster way than to skip them."""
+        """The samples without the first `start`; override it where there is a faster way than skipping."""
         return itertools.islice(self.samples(), start, None)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what the records are."""
+        """Everything besides the input that the records depend on."""
         return {}
 
     def fingerprint(self) -> str:
-        """Changes when the input changes, so that an unfinished run is not continued with other data."""
+        """Changes when the input changes, so that an unfinished run is not resumed with other data."""
         return ""
 
     def inputs(self) -> Inputs:
@@ -66,11 +64,11 @@ class Converter:
         return {}
 
     def skipped(self) -> Mapping[str, int]:
-        """What of the input is not a sample, by what it is; known when all samples have been listed."""
+        """Counts of ignored items of the input, by kind; complete when all samples have been listed."""
         return {}
 
     def total(self) -> int | None:
-        """How many samples there are, where it is known beforehand."""
+        """The number of samples, if it is known in advance."""
         return None
 
     def __getstate__(self) -> dict[str, Any]:

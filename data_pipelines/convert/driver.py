@@ -1,7 +1,6 @@
-"""The driver that all converters share: a source in, a folder of shards out, over many processes.
+"""Run a converter in worker processes and write a folder of shards.
 
-The samples of a source are cut into parts of a fixed number (see `job`), which worker processes convert. A
-part makes one shard for each split.
+Each part of the job (see `job`) has a fixed number of samples and becomes one shard per split.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import errno
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,33 +27,38 @@ from ..workers import map_in_workers
 from .converter import Converter
 from .samples import OutputOptions, Rejected, Sample, rejecting
 
-#: So many rejected samples are named in the manifest itself; `rejected.jsonl` next to it names all.
+#: Rejected samples listed in the manifest itself; `rejected.jsonl` next to it lists all.
 NAMED_IN_MANIFEST = 1000
 _COMMAND = "dualtoken prepare"
-_CHUNK = 32  # samples that travel to a worker process together
+_CHUNK = 32  # samples sent to a worker process together
+
+_Result = tuple[EncodedSample, str] | Rejected
 
 
 def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
-    """Convert all of a data set to a folder of shards and return its manifest.
+    """Convert a data set to a folder of shards and return its manifest.
 
-    Resumes `OUTPUT.partial` where a run with equal settings was stopped. Raises UserError when the output may
-    not be made (it exists, is an input or holds one, or is being made by another process), when an unfinished
-    run had other settings, when a disk is full or fails, when finished shards cannot be renamed to the output
-    (they stay), and when not one sample could be used: that is a wrong input, not a few corrupt samples.
+    Resumes `OUTPUT.partial` where a run with equal settings was stopped.
+
+    Errors:
+        UserError where the output may not be made (it exists, is or holds an input, or another process makes
+        it), where an unfinished run had other settings, where the disk is full or fails, where the finished
+        shards cannot be renamed to the output (they are kept), and where no sample at all is usable: then the
+        input is wrong, not a few corrupt samples.
     """
     target, inputs = Path(output.folder), converter.inputs()
     check_output(target, inputs, output.overwrite, makers=SHARD_MAKERS)  # before the input is read
     description = {"source": converter.name, "licence": converter.licence, "settings": converter.settings()}
     if not is_encodable(json.dumps(description, ensure_ascii=False)):
-        raise UserError(f"an option for {converter.name} is not UTF-8: give it in other letters")
+        raise UserError(f"an option for {converter.name} is not UTF-8: give it in other characters")
     try:
         plan = {**description, "shard_size": output.shard_size, "input": converter.fingerprint()}
         with Job(target, plan, command=_COMMAND, inputs=inputs, overwrite=output.overwrite) as job:
             if not job.is_merging:
                 _convert(job, converter, output)
-            skipped = dict(converter.skipped())
-            described = {**description, **({"skipped": skipped} if skipped else {})}
-            return job.finish(described, most_named=NAMED_IN_MANIFEST)
+            if skipped := dict(converter.skipped()):
+                description["skipped"] = skipped
+            return job.finish(description, most_named=NAMED_IN_MANIFEST)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = f"No space left on the disk of {target}, free some" if full else first_line(error)
@@ -66,86 +69,65 @@ def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
 
 
 def _convert(job: Job, converter: Converter, output: OutputOptions) -> None:
-    """Make the parts that are not finished. UserError, and nothing is kept, where there is not one record."""
+    """Make the unfinished parts. UserError, and nothing is kept, where no sample is usable."""
     try:
         _make_parts(job, converter, output)
         if not job.has_records:
-            raise _nothing_usable(converter, job.rejected)
+            reason = next((f"{one['sample']}: {one['reason']}" for one in job.rejected), "it is empty")
+            raise UserError(f"No sample of {converter.name} could be used: {reason}.")
     except UserError:
         if not job.has_records:
             job.clear()  # a wrong input: there is nothing to resume
         raise
 
 
-def _nothing_usable(converter: Converter, rejected: list[dict[str, str]]) -> UserError:
-    reason = f": {rejected[0]['sample']}: {rejected[0]['reason']}" if rejected else ": it is empty"
-    return UserError(f"No sample of {converter.name} could be used{reason}.")
-
-
 def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
     size = max(1, output.shard_size // converter.records_per_sample)  # samples of a part
     first = job.first_unfinished()
+    chunks = _chunks(converter.samples_from(first * size), size, first)
+    total, disabled = converter.total(), not output.progress
     with (
-        tqdm(
-            total=converter.total(),
-            initial=first * size,
-            unit="samples",
-            disable=not output.progress,
-            mininterval=1.0,
-        ) as bar,
-        map_in_workers(
-            partial(_convert_chunk, converter),
-            _chunks(converter.samples_from(first * size), size, first),
-            output.workers,
-        ) as converted,
+        tqdm(total=total, initial=first * size, unit="samples", disable=disabled, mininterval=1.0) as bar,
+        map_in_workers(partial(_convert_chunk, converter), chunks, output.workers) as converted,
     ):
-        for number, chunks in itertools.groupby(converted, key=lambda chunk: chunk.part):
+        for number, part in itertools.groupby(converted, key=lambda chunk: chunk[0]):
             # One shard for each split, with the number of the part.
             key = f"{number:05d}{{:06d}}".format
             with job.making_part(number, key, first_shard=number) as writer:
-                for chunk in chunks:
-                    for result in chunk.results:
+                for _, num_samples, results in part:
+                    for result in results:
                         if isinstance(result, Rejected):
                             writer.reject(result.sample, result.reason)
                         else:
                             writer.write_encoded(*result)
-                    bar.update(chunk.samples)
+                    bar.update(num_samples)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Samples of one part that travel to a worker process together."""
-
-    part: int
-    samples: list[Sample | Rejected]
-
-
-@dataclass(frozen=True)
-class _Converted:
-    part: int
-    samples: int
-    results: list[tuple[EncodedSample, str] | Rejected]
-
-
-def _chunks(samples: Iterator[Sample | Rejected], size: int, first: int) -> Iterator[_Chunk]:
+def _chunks(
+    samples: Iterator[Sample | Rejected], size: int, first: int
+) -> Iterator[tuple[int, list[Sample | Rejected]]]:
+    """(number of the part, samples) for the chunks of parts of `size` samples each."""
     for number in itertools.count(first):
         part = itertools.islice(samples, size)
-        empty = True
-        while chunk := list(itertools.islice(part, _CHUNK)):
-            empty = False
-            yield _Chunk(number, chunk)
-        if empty:
+        if not (chunk := list(itertools.islice(part, _CHUNK))):
             return
+        while chunk:
+            yield number, chunk
+            chunk = list(itertools.islice(part, _CHUNK))
 
 
-def _convert_chunk(converter: Converter, chunk: _Chunk) -> _Converted:
-    results: list[tuple[EncodedSample, str] | Rejected] = []
-    for sample in chunk.samples:
+def _convert_chunk(
+    converter: Converter, chunk: tuple[int, list[Sample | Rejected]]
+) -> tuple[int, int, list[_Result]]:
+    """(number of the part, number of samples, results) of a chunk."""
+    number, samples = chunk
+    results: list[_Result] = []
+    for sample in samples:
         if isinstance(sample, Rejected):
             results.append(sample)
         else:
-            results.extend(rejecting(sample.name, lambda sample=sample: _encode(converter, sample)))  # type: ignore[misc]
-    return _Converted(chunk.part, len(chunk.samples), results)
+            results.extend(rejecting(sample.name, partial(_encode, converter, sample)))
+    return number, len(samples), results
 
 
 def _encode(converter: Converter, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:

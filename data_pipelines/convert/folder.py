@@ -1,7 +1,7 @@
-"""A folder of images with captions to shards.
+"""Convert a folder of images with captions.
 
-The captions are next to the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in one list
-that names the files: CSV, TSV, JSON lines or a JSON list.
+The captions are next to the images (`cat.jpg` with `cat.txt`, `cat.caption` or `cat.json`), or in a list of
+files and captions: CSV, TSV, JSON lines or a JSON list.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from ...common import arguments
 from ...common.errors import UserError, one_line
 from ...common.files import file_checksum
 from ...common.images.reading import is_image_name
-from ...common.json_files import JsonError, is_encodable, parse_json
+from ...common.json_files import is_encodable
 from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path, walk_files
 from ..records import Record, RecordError
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list, find_caption
 from .converter import Converter
+from .foreign_values import json_value
 from .rows import TABLES, Table, is_table, read_rows
 from .samples import LARGEST_TEXT_FILE, Rejected, Sample, files_fingerprint, read_file, read_image, utf8_text
 
 FILE_FIELDS = ("file_name", "file", "filename", "image", "image_path", "path")
-#: Lists that are taken without being asked for, as Hugging Face's image folders name them.
+#: Lists that are used by default, with the names of Hugging Face's image folders.
 DEFAULT_LISTS = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 _CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 _LIST_SUFFIXES = (*TABLES, ".jsonl", ".json")
@@ -34,11 +35,11 @@ _LIST_SUFFIXES = (*TABLES, ".jsonl", ".json")
 
 @dataclass
 class FolderConverter(Converter):
-    """The images of `folder` and of the folders in it.
+    """Converts the images of `folder` and its subfolders.
 
-    captions: a list that names the images relative to `folder`; None takes `metadata.jsonl`, `metadata.csv`
-    or `metadata.tsv` in the folder, and without one of these the files next to the images. `image_field` and
-    `caption_field` name the columns of the list (None: the usual names).
+    captions: a list that names the images relative to `folder`; None takes one of DEFAULT_LISTS in the
+    folder, or else the files next to the images. `image_field` and `caption_field` name the columns of the
+    list (None: the usual names).
     """
 
     kind = "folder"
@@ -63,9 +64,8 @@ class FolderConverter(Converter):
         else:
             self.captions = regular_file(user_path(self.captions), "--captions")
             if self.captions.suffix.lower() not in _LIST_SUFFIXES:
-                raise UserError(
-                    f"--captions {self.captions}: give a file that ends in {', '.join(_LIST_SUFFIXES)}."
-                )
+                allowed = ", ".join(_LIST_SUFFIXES)
+                raise UserError(f"--captions {self.captions}: give a file that ends in {allowed}.")
         self.name = one_line(self.folder.resolve().name)
         self._found: list[Path] | None = None
         self._skipped: dict[str, int] = {}
@@ -75,10 +75,9 @@ class FolderConverter(Converter):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", type=arguments.path, required=True, help="the data set")
         CaptionOptions.add_arguments(parser, "column of the list or field of the JSON")
-        parser.add_argument(
-            "--captions", type=arguments.path, help="CSV, TSV or JSON lines that name the images"
-        )
-        parser.add_argument("--image-column", help="with the name of the image (default: usual)")
+        captions = "CSV, TSV or JSON lines that name the images"
+        parser.add_argument("--captions", type=arguments.path, help=captions)
+        parser.add_argument("--image-column", help="column with image file names (default: a usual name)")
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> FolderConverter:
@@ -88,7 +87,7 @@ class FolderConverter(Converter):
 
     def settings(self) -> dict[str, Any]:
         fields = {"image_field": self.image_field, "caption_field": self.caption_field}
-        captions = "beside the images" if self.captions is None else one_line(self.captions.name)
+        captions = "next to the images" if self.captions is None else one_line(self.captions.name)
         return {"captions": captions, **fields, **asdict(self.options)}
 
     def inputs(self) -> Inputs:
@@ -127,7 +126,7 @@ class FolderConverter(Converter):
 
     def records(self, payload: tuple[str, Any]) -> Iterator[tuple[Record, str]]:
         name, caption = payload
-        captions = caption_list(self._caption_beside(name) if self.captions is None else caption)
+        captions = caption_list(self._caption_file(name) if self.captions is None else caption)
         image = read_image(self.folder, name, self.options.images)
         record_id = Path(name).with_suffix("").as_posix()
         yield from self.options.records(record_id, image, captions, {"file": name})
@@ -136,37 +135,32 @@ class FolderConverter(Converter):
         if self._found is None:
             files = walk_files(self.folder)
             self._found = [path for path in files if is_image_name(path.name)]
-            pictured = {path.with_suffix("") for path in self._found}
+            stems = {path.with_suffix("") for path in self._found}
             others = sum(
                 not is_image_name(path.name)
-                and not (path.suffix in _CAPTION_SUFFIXES and path.with_suffix("") in pictured)
+                and not (path.suffix in _CAPTION_SUFFIXES and path.with_suffix("") in stems)
                 for path in files
             )
             self._skipped = {"files that are neither images nor captions": others} if others else {}
         return self._found
 
-    def _caption_beside(self, name: str) -> Any:
-        image = self.folder / name
+    def _caption_file(self, name: str) -> Any:
+        """The caption in the file next to an image."""
         for suffix in _CAPTION_SUFFIXES:
-            if not (file := image.with_suffix(suffix)).is_file():
-                continue
-            text = utf8_text(read_file(file, LARGEST_TEXT_FILE), suffix)
-            if suffix != ".json":
-                return text
-            try:
-                return find_caption(parse_json(text), self.caption_field)
-            except JsonError as error:
-                raise RecordError(f"its .json is not JSON ({error})") from None
+            if (file := (self.folder / name).with_suffix(suffix)).is_file():
+                text = utf8_text(read_file(file, LARGEST_TEXT_FILE), suffix)
+                is_json = suffix == ".json"
+                return find_caption(json_value(text, suffix), self.caption_field) if is_json else text
         raise RecordError("no caption next to it (.txt, .caption or .json)")
 
     def _image_name(self, row: Mapping[str, Any]) -> str | None:
-        names: tuple[str, ...] = FILE_FIELDS if self.image_field is None else (self.image_field,)
+        names = FILE_FIELDS if self.image_field is None else (self.image_field,)
         found = next((row[name] for name in names if row.get(name)), None)
         return found if isinstance(found, str) else None
 
     def _require(self, columns: list[str], option: str, name: str | None, usual: tuple[str, ...]) -> None:
         if not set(columns) & ({name} if name else set(usual)):
-            wanted = f"'{name}'" if name else f"named {', '.join(usual)}"
+            missing = f"'{name}'" if name else f"named {', '.join(usual)}"
             raise UserError(
-                f"{self.captions} has no column {wanted}: give {option} as one of {', '.join(columns)}."
+                f"{self.captions} has no column {missing}: give {option} as one of {', '.join(columns)}."
             )

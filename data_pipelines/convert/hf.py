@@ -1,7 +1,7 @@
-"""Hugging Face datasets to shards: from the hub, from parquet files, or from a folder of `save_to_disk`.
+"""Convert Hugging Face datasets: from the hub, from parquet files, or from a folder of `save_to_disk`.
 
-A row becomes a record by its columns: a conversation, a question with its answer, or captions. Rows are read
-in order by one process (streamed, unless a download is asked for); their images are decoded by the workers.
+The columns of a row hold a conversation, a question with its answer, or captions. One process reads the rows
+in order (streamed by default), and the workers decode their images.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from ...common.errors import UserError, first_line, one_line, shown
 from ...common.outputs import Inputs
 from ...common.paths import user_path
 from ...mllm.conversation.messages import is_media
-from ..records import EncodedImage, Part, Record, RecordError, image_part, question_turns
+from ..records import EncodedImage, Record, RecordError, image_part, question_turns
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list
 from .converter import Converter
-from .foreign_values import as_list, needed_text, optional_text
+from .foreign_values import as_list, optional_text, required_text
 from .hf_datasets import Dataset, open_dataset
-from .samples import LARGEST_IMAGE_FILE, ImageOptions, Rejected, Sample, read_image
+from .samples import LARGEST_IMAGE_FILE, Rejected, Sample, read_image
 from .turns import check_no_media, conversation, mark_images, read_turns
 
 CONVERSATION_COLUMNS: tuple[str, ...] = ("conversations", "messages", "texts")
 IMAGE_COLUMNS: tuple[str, ...] = ("image", "images", "jpg", "png", "webp", "img")
-#: How `datasets` names files of a repository on the hub.
+#: Prefix of paths in a repository on the hub.
 _REPOSITORY = "hf://"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; None takes a usual name where the data set has it.
+    """Names of columns; None takes a usual name that the data set has.
 
-    `images` may be several columns, of one image or a list of images each.
+    `images` may be several columns, each with one image or a list of images.
     """
 
     images: tuple[str, ...] | None = None
@@ -47,7 +47,7 @@ class Columns:
     id: str | None = None
 
     def resolve(self, known: Sequence[str]) -> Columns:
-        """The same with names that `known` has. Raises UserError when none of the three tasks is possible."""
+        """These columns with defaults from `known`. UserError where they fit none of the three tasks."""
         for name in self.used():
             if name not in known:
                 raise UserError(f"There is no column '{name}': the columns are {', '.join(known)}.")
@@ -55,11 +55,8 @@ class Columns:
         def usual(*names: str) -> str | None:
             return next((name for name in names if name in known), None)
 
-        found = replace(
-            self,
-            id=self.id or usual("id"),
-            images=self.images or tuple(filter(None, [usual(*IMAGE_COLUMNS)])),
-        )
+        images = self.images or tuple(filter(None, [usual(*IMAGE_COLUMNS)]))
+        found = replace(self, id=self.id or usual("id"), images=images)
         if (self.conversations, self.question, self.answer, self.caption) == (None,) * 4:
             if conversations := usual(*CONVERSATION_COLUMNS):
                 found = replace(found, conversations=conversations)
@@ -67,39 +64,22 @@ class Columns:
                 found = replace(found, question="question", answer="answer")
             else:
                 found = replace(found, caption=usual(*CAPTION_FIELDS))
-        found._require_a_task(
-            f"the columns are {', '.join(known)}" if known else "the first rows show no columns"
-        )
-        return found
-
-    def _require_a_task(self, given: str) -> None:
-        if (self.question is None) != (self.answer is None):
+        given = f"the columns are {', '.join(known)}" if known else "the first rows show no columns"
+        if (found.question is None) != (found.answer is None):
             raise UserError("--question-column and --answer-column belong together: give both.")
-        if self.conversations is None and self.question is None and self.caption is None:
+        if found.conversations is None and found.question is None and found.caption is None:
             raise UserError(
                 "Which columns hold the text? Give --caption-column, --question-column with --answer-column, "
                 f"or --conversations-column; {given}."
             )
-        if self.caption is not None and len(self.images or ()) != 1:
-            raise UserError(f"Captions need one --image-column, got {len(self.images or ())}; {given}.")
+        if found.caption is not None and len(images) != 1:
+            raise UserError(f"Captions need one --image-column, got {len(images)}; {given}.")
+        return found
 
     def used(self) -> list[str]:
         """The columns to read."""
         single = (self.conversations, self.question, self.answer, self.caption, self.id)
         return [*(self.images or ()), *(name for name in single if name is not None)]
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where images may lie that rows name: the user's folder for names, the data set's own for its paths."""
-
-    images: Path
-    data: tuple[Path, ...] = ()
-
-    def of(self, path: str) -> Path:
-        """The folder in which a path is allowed, if in any; `images` otherwise."""
-        absolute = Path(os.path.abspath(path))
-        return next((one for one in self.data if absolute.is_relative_to(one.absolute())), self.images)
 
 
 @dataclass
@@ -130,7 +110,7 @@ class HuggingFaceConverter(Converter):
             self.path, self.config, self.split, self.revision, self.streaming
         )
         self.columns = self.columns.resolve(self._data.columns)
-        # Without images, what is asked about may be a video.
+        # A question without an image may be about a video.
         media = () if self.columns.images else filter(is_media, self._data.columns)
         self.media = tuple(name for name in media if name not in self.columns.used())
         if self.licence == "unknown" and self._data.licence:
@@ -143,22 +123,18 @@ class HuggingFaceConverter(Converter):
         parser.add_argument("--config", help="configuration (subset) of the data set")
         parser.add_argument("--split", default="train", help="split to read (default %(default)s)")
         parser.add_argument("--revision", help="commit, branch or tag on the hub")
-        parser.add_argument("--no-streaming", action="store_true", help="download all of it first")
+        parser.add_argument("--no-streaming", action="store_true", help="download the data set first")
         CaptionOptions.add_arguments(parser, "column")
-        for name, what in (
-            ("image", "with the image; several, by commas (default: usual)"),
-            ("question", "with a question about the image"),
-            ("answer", "with its answer"),
-            ("conversations", "with turns (from, value) or (role, content)"),
-            ("id", "with a name for the record"),
+        for name, content in (
+            ("image", "the image; several, separated by commas (default: a usual name)"),
+            ("question", "a question about the image"),
+            ("answer", "the answer"),
+            ("conversations", "turns (from, value) or (role, content)"),
+            ("id", "the id of the record"),
         ):
-            parser.add_argument(f"--{name}-column", help=f"column {what}")
-        parser.add_argument(
-            "--image-folder",
-            type=arguments.path,
-            default=Path(),
-            help="where columns that name files are looked up",
-        )
+            parser.add_argument(f"--{name}-column", help=f"column with {content}")
+        folder = "folder of the files that image columns name"
+        parser.add_argument("--image-folder", type=arguments.path, default=Path(), help=folder)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> HuggingFaceConverter:
@@ -210,75 +186,71 @@ class HuggingFaceConverter(Converter):
         except Exception as error:  # Arrow, the hub and the file systems have no common exception
             raise UserError(
                 f"{self.path} cannot be read after row {number} ({type(error).__name__}: "
-                f"{first_line(error)}): finished shards are kept, give the same command again to continue."
+                f"{first_line(error)}): finished shards are kept, give the same command again to resume."
             ) from error
 
     def records(self, payload: tuple[int, dict[str, Any]]) -> Iterator[tuple[Record, str]]:
         number, row = payload
         columns = self.columns
         check_no_media({name: row[name] for name in self.media})
-        name = optional_text(row.get(columns.id), "id") if columns.id else None
-        name = name or f"{self.split}-{number}"
-        limits, folders = self.options.images, self._folders()
+        record_id = optional_text(row.get(columns.id), "id") if columns.id else None
+        record_id = record_id or f"{self.split}-{number}"
         images = [
-            stored_value(value, f"{name} {column}", folders, limits)
+            self._image(value, f"{record_id} {column}")
             for column in columns.images or ()
             for value in as_list(row[column])
         ]
         if columns.caption is not None:
             if len(images) != 1:
                 raise RecordError(f"a caption belongs to one image, it has {len(images) or 'no image'}")
-            yield from self.options.records(name, images[0], caption_list(row[columns.caption]), {})
+            yield from self.options.records(record_id, images[0], caption_list(row[columns.caption]), {})
             return
         parts = [image_part(image) for image in images]
+        split = self.options.images.split(record_id)
         if columns.conversations is not None:
             turns = mark_images(read_turns(row[columns.conversations]), len(parts))
-            yield Record(name, conversation(turns, parts, self._read_part)), limits.split(name)
+            read = lambda source: image_part(self._image(source, "an image"))  # noqa: E731
+            yield Record(record_id, conversation(turns, parts, read)), split
             return
-        assert columns.question is not None
-        assert columns.answer is not None
-        # Of several answers, as people gave them, the first.
+        # The first one, where several people answered.
         question, answer = (
-            needed_text(next(iter(as_list(row[column])), None), what)
-            for column, what in ((columns.question, "question"), (columns.answer, "answer"))
+            required_text(next(iter(as_list(row[getattr(columns, name)])), None), name)
+            for name in ("question", "answer")
         )
-        record = Record(name, question_turns(parts, [(question, answer)]), {"task": "vqa"})
-        yield record, limits.split(name)
+        yield Record(record_id, question_turns(parts, [(question, answer)]), {"task": "vqa"}), split
 
-    def _read_part(self, name: Any) -> Part:
-        return image_part(stored_value(name, "an image", self._folders(), self.options.images))
+    def _image(self, value: Any, name: str) -> EncodedImage:
+        """The value of an image column: bytes, {"bytes", "path"}, a data: URL, or the name of a file.
 
-    def _folders(self) -> Folders:
+        Raises RecordError for anything else: null, a web address, a path outside of the image folder and of
+        the data set.
+        """
+        path, options = None, self.options.images
+        if isinstance(value, dict):
+            value, path = value.get("bytes"), value.get("path")
+        if isinstance(value, bytes):
+            return options.stored(value, path if isinstance(path, str) else name)
+        if isinstance(value, str):
+            return read_image(self.image_folder, value, options)
+        if value is not None or not isinstance(path, str | None):
+            found = shown(value if path is None else path)
+            raise RecordError(f"its image is {found}, neither bytes nor a file name")
+        if path is None:
+            raise RecordError("it has no image")
+        if path.startswith(_REPOSITORY) or f"::{_REPOSITORY}" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:  # a file inside the data set's repository or archive
+                return options.stored(file.read(LARGEST_IMAGE_FILE), path)
+        data = self._data_folder().absolute()
+        in_data = Path(os.path.abspath(path)).is_relative_to(data)
+        return read_image(data if in_data else self.image_folder, path, options)
+
+    def _data_folder(self) -> Path:
+        """The folder of the data set itself, to which absolute paths in its rows may lead."""
         local = user_path(self.path)
         if local.exists():
-            return Folders(self.image_folder, (local if local.is_dir() else local.parent,))
+            return local if local.is_dir() else local.parent
         import datasets
 
-        return Folders(self.image_folder, (Path(datasets.config.HF_CACHE_HOME),))
-
-
-# --- values of columns ----------------------------------------
-
-
-def stored_value(value: Any, name: str, folders: Folders, options: ImageOptions) -> EncodedImage:
-    """The value of an image column: bytes, {"bytes", "path"}, a data: URL, or the name of a file.
-
-    Raises RecordError for anything else: null, a web address, a path outside of `folders`.
-    """
-    path: Any = None
-    if isinstance(value, dict):
-        value, path = value.get("bytes"), value.get("path")
-    if isinstance(value, bytes):
-        return options.stored(value, path if isinstance(path, str) else name)
-    if isinstance(value, str):
-        return read_image(folders.images, value, options)
-    if value is not None or not isinstance(path, str | None):
-        raise RecordError(f"its image is {shown(value if path is None else path)}, neither bytes nor a name")
-    if path is None:
-        raise RecordError("it has no image")
-    if path.startswith(_REPOSITORY) or f"::{_REPOSITORY}" in path:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:  # a file inside the data set's repository or archive
-            return options.stored(file.read(LARGEST_IMAGE_FILE), path)
-    return read_image(folders.of(path), path, options)
+        return Path(datasets.config.HF_CACHE_HOME)

@@ -1,6 +1,6 @@
-"""Opening one split of a data set: on the hub or saved by `datasets`, or files of parquet, JSON or CSV.
+"""Open one split of a data set: on the hub, saved by `datasets`, or in files of parquet, JSON or CSV.
 
-No script of a data set is ever run. A missing split is never replaced by another.
+No script of a data set is ever run, and a missing split is never replaced by another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...common.paths import regular_file, user_path
 from .rows import TABLES, read_rows
 from .samples import Rejected, files_fingerprint
 
-#: Words for a split in names of files; those of one line mean the same.
+#: Names of splits in file names; those of one line are synonyms.
 _SPLIT_WORDS = (
     ("train", "training"),
     ("validation", "valid", "val", "dev"),
@@ -30,8 +30,8 @@ _SPLIT_WORDS = (
 )
 _SHARD_NAME = re.compile(r"(?:^|/)([^/]+)-\d{5}-of-\d{5}\.parquet$")
 #: Seconds within which the hub has to answer.
-_PATIENCE = 5.0
-_FIRST_ROWS = 100  # of JSON, which show the columns
+_TIMEOUT = 5.0
+_FIRST_ROWS = 100  # of JSON, from which the columns are known
 _PARQUET_ROWS = 64  # read at once; a row may hold images
 
 Row = dict[str, Any]
@@ -41,9 +41,8 @@ Row = dict[str, Any]
 class Dataset:
     """An opened split.
 
-    columns: their names. read: (columns, start) to the rows from number `start` on, in order, images left
-    encoded; a row that is broken comes as the reason. damaged: files that cannot be read. licence, total,
-    fingerprint: facts for the manifest, as far as they are known.
+    read: (columns, start) → the rows from number `start` on, with encoded images; a string is the reason why
+    a row cannot be read. damaged: files that cannot be read. licence, total: where they are known.
     """
 
     columns: list[str]
@@ -55,11 +54,11 @@ class Dataset:
 
 
 def open_dataset(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Dataset:
-    """Open one split. Raises UserError where there is none that can be read, naming the splits there are."""
+    """Open one split. UserError where it is missing, naming the available splits, or cannot be read."""
     local = user_path(path)
     is_local = os.path.lexists(local)
     if not is_local and _is_path(path):
-        raise UserError(f"--input {path} is not there: give a file, a folder or a hub id such as owner/name")
+        raise UserError(f"--input {path} does not exist: give a file, a folder or a hub id (owner/name)")
     try:
         if is_local:
             return _open_local(local, config, split)
@@ -75,7 +74,7 @@ def open_dataset(path: str, config: str | None, split: str, revision: str | None
         raise
     except ModuleNotFoundError as error:
         raise UserError(missing_package(error.name or "datasets")) from None
-    except Exception as error:  # as many kinds of exceptions as there are file systems and formats
+    except Exception as error:  # file systems and formats have no common exception
         raise UserError(
             f"--input {path} (config {config}, split {split}) cannot be opened as a Hugging Face data set: "
             f"{first_line(error)}"
@@ -83,7 +82,7 @@ def open_dataset(path: str, config: str | None, split: str, revision: str | None
 
 
 def _notice_offline() -> None:
-    """Where the hub cannot be reached, let the libraries use their caches, instead of trying again."""
+    """Let the libraries use their caches where the hub cannot be reached, instead of retrying."""
     import datasets
     from huggingface_hub import constants
 
@@ -91,17 +90,16 @@ def _notice_offline() -> None:
     if constants.HF_HUB_OFFLINE or getproxies():
         return
     try:
-        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=_PATIENCE).close()
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=_TIMEOUT).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
 
 
 def _is_path(path: str) -> bool:
-    """Whether this can only be meant as a path: hub ids have at most one / and no ending of a data file."""
-    return (
-        path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in (*TABLES, ".parquet")
-    )
+    """Whether this cannot be a hub id, which has at most one / and no suffix of a data file."""
+    named_file = Path(path).suffix in (*TABLES, ".parquet")
+    return named_file or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def _open_local(path: Path, config: str | None, split: str) -> Dataset:
@@ -132,15 +130,17 @@ def _open_local(path: Path, config: str | None, split: str) -> Dataset:
         rows = datasets.load_dataset(str(path), config, split=split, streaming=True)
         facts = files_fingerprint(sorted(path.rglob("*")), path)
         return _of_library(rows, licence=rows.info.license, fingerprint=facts)
-    kind = path.suffix.removeprefix(".")
-    rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+    rows = datasets.load_dataset("arrow", data_files=str(path), split="train", streaming=True)
     return _of_library(rows, fingerprint=files_fingerprint([path]))
 
 
 def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
-    """Those of the files at `path` whose names contain the split; all for "train" when no name contains any.
+    """The files at `path` whose names contain the split; for "train" all when no name contains any split.
 
-    Raises UserError for a split that is not there. A single file that was given by its name may be "train".
+    A single file that was given by its name is also accepted as "train".
+
+    Errors:
+        UserError for a missing split.
     """
     if path.is_file() and split == "train":
         return list(files)
@@ -154,14 +154,8 @@ def split_files(files: Sequence[Path], path: Path, split: str) -> list[Path]:
     named_splits |= {found[1] for name in names.values() if (found := _SHARD_NAME.search(name))}
     if not named_splits and split == "train":
         return list(files)
-    raise UserError(
-        f"{path} has no split {shown(split)}: "
-        + (
-            f"its files are named {', '.join(sorted(named_splits))}"
-            if named_splits
-            else "no file is named so, all are 'train'"
-        )
-    )
+    found_splits = ", ".join(sorted(named_splits)) or "no split, so all are 'train'"
+    raise UserError(f"{path} has no split {shown(split)}: its file names contain {found_splits}")
 
 
 def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
@@ -192,53 +186,42 @@ def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
                 start = max(0, start - rows)
 
     total = sum(map(sum, readable.values()))
-    return Dataset(
-        list(columns),
-        read,
-        damaged,
-        total,
-        fingerprint=files_fingerprint(files, path if path.is_dir() else path.parent),
-    )
-
-
-# --- rows ----------------------------------------
+    fingerprint = files_fingerprint(files, path if path.is_dir() else path.parent)
+    return Dataset(list(columns), read, damaged, total, fingerprint=fingerprint)
 
 
 def parquet_rows(file: Path, group: int, rows: int, used: Sequence[str]) -> Iterator[Row | str]:
-    """The rows of one row group; what cannot be read of it is lost alone, and each such row is a reason."""
+    """The rows of one row group, or the reason for each one that cannot be read."""
     from pyarrow import parquet
 
-    passed = 0
+    count = 0
     try:
         with parquet.ParquetFile(file) as opened:
-            batches = opened.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=sorted(set(used)))
-            for batch in batches:
+            for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=sorted(set(used))):
                 for number in range(batch.num_rows):
-                    passed += 1
+                    count += 1
                     yield _arrow_row(batch, number, used)
     except Exception as error:  # Arrow raises nearly anything at damaged pages
         reason = f"its part of {file.name} is damaged ({one_line(first_line(error), 100)})"
-        yield from repeat(reason, rows - passed)
+        yield from repeat(reason, rows - count)
 
 
 def _arrow_row(batch: Any, number: int, used: Sequence[str]) -> Row | str:
-    """The columns of one row; a file that lacks one of them has null in it."""
+    """The columns of one row, with null for those that its file lacks."""
     try:
         columns = zip(batch.schema.names, batch.columns, strict=True)
         return dict.fromkeys(used) | {name: column[number].as_py() for name, column in columns}
-    except (ValueError, OverflowError) as error:  # dates that Python has not, bytes that are not UTF-8
+    except (ValueError, OverflowError) as error:  # dates outside of Python's range, bytes that are not UTF-8
         return f"it cannot be read ({first_line(error)})"
 
 
 def _of_library(rows: Any, **facts: Any) -> Dataset:
-    """Rows of `datasets` as a stream whose images stay the bytes of their files."""
+    """Stream rows of `datasets` without decoding their images."""
     import datasets
 
     stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
     stream = stream.decode(False)
-    columns = stream.column_names
-    if columns is None:
-        columns = list(next(iter(stream), {}))
+    columns = stream.column_names if stream.column_names is not None else next(iter(stream), {})
 
     def read(used: Sequence[str], start: int) -> Iterator[Row | str]:
         return iter(stream.select_columns(list(used)).skip(start))
@@ -247,8 +230,7 @@ def _of_library(rows: Any, **facts: Any) -> Dataset:
 
 
 def _open_text(path: Path) -> Dataset:
-    """A file of JSON or CSV, whose broken rows cost themselves only, and whose columns may hold any types."""
-
+    """Open a file of JSON or CSV; broken rows are rejected alone, and columns may mix types."""
     columns: dict[str, None] = {}
     for row in islice(read_rows(path), _FIRST_ROWS):
         columns.update(dict.fromkeys(row.fields if not row.problem else ()))

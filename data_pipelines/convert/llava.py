@@ -1,10 +1,9 @@
-"""LLaVA's conversation JSON to shards, without loss.
+"""Convert LLaVA's conversation JSON: one JSON list, or JSON lines.
 
 An entry is ``{"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, …]}``
-with one image, a list of images, or none. Every ``<image>`` mark stands for the next image of the list: in a
-human turn it is input, in a gpt turn an image to generate. Files are one JSON list or JSON lines. The other
-usual spelling, "messages" with "role" and "content" and images under "images", is read as well; fields that
-are neither go to the metadata. An image is the name of a file, a data: URL or base64.
+with one image (a file name, a data: URL or base64), a list of images, or none; or it has "messages" with
+"role" and "content", and "images". Every ``<image>`` mark stands for the next image of the list: an input in
+a human turn, an image to generate in a gpt turn. All other fields go to the metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ...common.images.sources import inline_image
 from ...common.json_files import JsonError
 from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path
-from ..records import Record, RecordError, image_part
+from ..records import Part, Record, RecordError, image_part
 from .converter import Converter
 from .foreign_values import as_list, first_given, optional_text
 from .rows import is_json_list, read_entries
@@ -34,10 +33,7 @@ _KNOWN_FIELDS = ("id", "image", "images", "conversations", "messages")
 
 @dataclass
 class LlavaConverter(Converter):
-    """The conversations of one JSON or JSON lines file.
-
-    image_folder: where image names are looked up; None: the folder of the file.
-    """
+    """Converts the conversations of one file; images are in `image_folder` (None: the folder of the file)."""
 
     kind = "llava"
     summary = "conversations in LLaVA's JSON or JSON lines"
@@ -102,25 +98,23 @@ def _entry_name(number: int, entry: Any) -> str:
 def llava_record(
     entry: Any, image_folder: Path, default_id: str, *, options: ImageOptions | None = None
 ) -> Record:
-    """One entry as a record. Raises RecordError that names what is wrong with it."""
+    """One entry as a record. RecordError where it is malformed or an image is unusable."""
     if isinstance(entry, JsonError):
         raise RecordError(f"it is not JSON: {entry}")
     if not isinstance(entry, Mapping):
-        raise RecordError(f"it is not a JSON object but {shown(entry)}")
+        raise RecordError(f"it is {shown(entry)}, not a JSON object")
     check_no_media(entry)
     given = first_given(entry, "conversations", "messages")
     if given is None:
         raise RecordError("it has no list under 'conversations' or 'messages'")
     turns = read_turns(given)
     names = as_list(entry.get("image") or entry.get("images"))
-    limits = options or ImageOptions()
-    # Marks are compared first: reading the images is the expensive part.
-    check_marks(turns, len(names))
+    check_marks(turns, len(names))  # before the images are read, which is expensive
 
-    images = [read_image(image_folder, name, limits) for name in names]
-    messages = conversation(
-        turns, list(map(image_part, images)), lambda name: image_part(read_image(image_folder, name, limits))
-    )
+    def read(name: Any) -> Part:
+        return image_part(read_image(image_folder, name, options or ImageOptions()))
+
+    messages = conversation(turns, [read(name) for name in names], read)
     metadata = {key: value for key, value in entry.items() if key not in _KNOWN_FIELDS}
     if names:
         metadata["images"] = [name if inline_image(name) is None else INLINE for name in names]

@@ -1,13 +1,11 @@
 """All converters by their kind: those of this package, of installed plug-ins, and of folders of modules.
 
-A converter from outside is a class with `kind` and `summary` that is registered when its module is imported::
+A plug-in's module is found by an entry point of the group `dualtoken.converters`, or in the folder of
+`dualtoken prepare --include-path FOLDER`, and registers its converter when it is imported::
 
     @register
     class CapitalsConverter(Converter):
         kind, summary = "capitals", "countries and their capitals"
-
-Its module is found by an entry point of the group `dualtoken.converters`, or lies in a folder that
-`dualtoken prepare --include-path FOLDER` names.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ CONVERTERS: dict[str, type[Converter]] = {
 
 
 def register(converter: Class) -> Class:
-    """Add a converter; a class decorator. UserError where its kind is not a plain name, or is taken."""
+    """Class decorator that adds a converter. UserError where its kind is not a plain name, or is in use."""
     if not is_plain_name(getattr(converter, "kind", None)):
         raise UserError(f"{shown(converter)} has no kind: give it a name of letters, digits, - and _")
     if CONVERTERS.setdefault(converter.kind, converter) is not converter:
@@ -57,6 +55,6 @@ def register(converter: Class) -> Class:
 
 
 def load_converters(folders: Sequence[Path] = ()) -> dict[str, type[Converter]]:
-    """All converters, by kind, with those of entry points and of the modules in `folders`."""
+    """All converters by kind, including those of entry points and of the modules in `folders`."""
     load_plugins(PLUGINS, folders)
     return CONVERTERS

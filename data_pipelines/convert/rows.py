@@ -1,4 +1,4 @@
-"""Rows of JSON, JSON lines, CSV and TSV files from anywhere: a broken row costs itself only."""
+"""Read the rows of JSON, JSON lines, CSV and TSV files from any source; broken rows are skipped alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ...common.errors import UserError, shown
 from ...common.json_files import JsonError, bounded_lines, is_encodable, json_list, parse_json
 
 TABLES = (".csv", ".tsv")
-#: A JSON list is read at once; JSON lines may be of any length.
+#: Bytes of a JSON list, which is read at once; JSON lines may have any length.
 LARGEST_LIST = 4_000_000_000
-#: Characters of one line, and lines that one quoted field may go over.
+#: Characters of one line, and lines of one quoted field.
 _LONGEST_LINE = 10_000_000
 _MOST_LINES = 1000
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row by its columns; `problem` is why there is none.
+    """A row by its columns, or the `problem` of a broken one.
 
-    `line` is where it starts, from 1; in a JSON list it is the number of the entry.
+    `line` is its first line, from 1; in a JSON list it is the number of the entry.
     """
 
     line: int
@@ -33,7 +33,7 @@ class Row:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the rows of a file are those of a table (CSV, TSV)."""
+    """Whether a file is CSV or TSV, by its suffix."""
     return path.suffix.lower() in TABLES
 
 
@@ -46,23 +46,23 @@ def read_rows(path: Path) -> Iterator[Row]:
         if isinstance(entry, JsonError):
             yield Row(number, {}, f"it is not JSON: {entry}")
         elif not isinstance(entry, dict):
-            yield Row(number, {}, f"it is not a JSON object but {shown(entry)}")
+            yield Row(number, {}, f"it is {shown(entry)}, not a JSON object")
         else:
             yield Row(number, entry)
 
 
 def read_entries(path: Path) -> Iterator[Any]:
-    """The entries of a JSON list, or of JSON lines one by one; a JsonError instead of a broken one.
+    """The entries of a JSON list or of JSON lines, with a JsonError in place of each unusable one.
 
     Errors:
-        UserError for a list whose syntax is broken, and for one of more than LARGEST_LIST bytes.
+        UserError for a list with broken syntax, or of more than LARGEST_LIST bytes.
     """
     if not is_json_list(path):
         with path.open("rb") as file:
             yield from (_parsed(line) for line in bounded_lines(file) if line is None or line.strip())
         return
     if (size := path.stat().st_size) > LARGEST_LIST:
-        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry a line (JSON lines)")
+        raise UserError(f"--input {path} is a JSON list of {size} bytes: write one entry per line instead")
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     try:
         yield from json_list(text)
@@ -71,7 +71,7 @@ def read_entries(path: Path) -> Iterator[Any]:
 
 
 def is_json_list(path: Path) -> bool:
-    """Whether the first character that is not white space opens a list."""
+    """Whether the first character other than white space opens a list."""
     with path.open("rb") as file:
         start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
         while start and not start.strip():
@@ -83,22 +83,18 @@ def _parsed(line: bytes | None) -> Any:
     try:
         return JsonError("a line too long to be read") if line is None else parse_json(line)
     except JsonError as error:
-        return JsonError(f"{error}; give one JSON list, or one entry a line")
+        return JsonError(f"{error}; give one JSON list, or one entry per line")
 
 
 class Table:
-    """A file of rows, the first of which names the columns. Bytes that are not UTF-8 become surrogates."""
+    """A CSV or TSV file whose first row names the columns. Bytes that are not UTF-8 become surrogates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
 
     def columns(self) -> list[str]:
-        """The names of the columns.
-
-        Errors:
-            UserError for an empty file, and where the first row cannot be read or is not UTF-8.
-        """
+        """The names of the columns. UserError where the first row is missing, broken or not UTF-8."""
         _, columns, problem = next(self._rows(), (1, [], "the file is empty"))
         if not problem and (not is_encodable("".join(columns)) or "\0" in "".join(columns)):
             problem = "it is not UTF-8: save the file as UTF-8"
@@ -107,15 +103,13 @@ class Table:
         return columns
 
     def rows(self) -> Iterator[Row]:
-        """All rows but the first."""
-        columns: list[str] | None = None
-        for line, fields, problem in self._rows():
-            if columns is None:
-                columns = fields
-            else:
-                if len(fields) > len(columns):  # most often a comma in a text without quotes
-                    problem = f"it has {len(fields)} cells, the first line has {len(columns)}"
-                yield Row(line, dict(zip(columns, fields, strict=False)), problem)
+        """All rows after the first."""
+        rows = self._rows()
+        _, columns, _ = next(rows, (1, [], ""))
+        for line, fields, problem in rows:
+            if len(fields) > len(columns):  # most often a comma without quotes
+                problem = f"it has {len(fields)} cells, the first line has {len(columns)}"
+            yield Row(line, dict(zip(columns, fields, strict=False)), problem)
 
     def _rows(self) -> Iterator[tuple[int, list[str], str]]:
         csv.field_size_limit(_LONGEST_LINE)
@@ -132,7 +126,7 @@ class Table:
                     yield number, fields, problem
 
     def _row(self, lines: _Lines) -> tuple[list[str], str]:
-        """(fields, what is wrong) of the next row, which is one line where its quotes do not match."""
+        """(fields, problem) of the next row; where its quotes do not match it ends with its first line."""
         taken: list[str] = []
 
         def feed() -> Iterator[str]:
@@ -143,7 +137,7 @@ class Table:
         try:
             return next(csv.reader(feed(), delimiter=self._delimiter, strict=True)), ""
         except csv.Error as error:
-            # Text after a closing quote of the same line, which others write as well.
+            # Text after a closing quote on the same line, which some programs write.
             if len(taken) == 1 and "expected after" in str(error):
                 return next(csv.reader(iter(taken), delimiter=self._delimiter)), ""
             lines.put_back(taken[1:])
@@ -173,7 +167,7 @@ class _Lines:
         return line
 
     def skip_line(self) -> None:
-        """Pass over a line that has been read in part."""
+        """Skip a line that has been read in part."""
         line = self.next()
         while line and not line.endswith(("\n", "\r")):
             line = self._file.readline(_LONGEST_LINE)

@@ -1,4 +1,4 @@
-"""What converters have in common: samples and rejected ones, options, and files read with bounds."""
+"""Shared by converters: samples, options, and reading of files with bounds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..records import MOST_RECORDS, EncodedImage, RecordError
 from ..shards.stored_image import stored_image
 from ..workers import MOST_WORKERS
 
-#: Bound of what a user may set: Pillow's sizes are 31 bits.
+#: Upper bound of options: Pillow's sizes are 31 bits.
 MOST_PIXELS = 2**31 - 1
-#: Instead of the name of an image that is in the entry itself.
+#: The name of an image whose bytes are in the entry itself.
 INLINE = "in the entry"
-#: Files of captions and facts with more bytes are not read.
+#: Most bytes of a text or JSON file of one sample.
 LARGEST_TEXT_FILE = 16_000_000
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample:
-    """One entry of a data set: its name for messages, and whatever `Converter.records` needs. Picklable."""
+    """One entry of a data set: its name for messages, and the picklable input of `Converter.records`."""
 
     name: str
     payload: Any
@@ -41,15 +41,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A sample that cannot be used, and why."""
+    """The name of an unusable sample, and the reason; `PartWriter.reject` bounds both."""
 
     sample: str
     reason: str
-
-    def __post_init__(self) -> None:
-        # Names and reasons quote the data, and are kept and shown: bounded, and in UTF-8.
-        object.__setattr__(self, "sample", one_line(self.sample))
-        object.__setattr__(self, "reason", one_line(self.reason))
 
 
 @dataclass(frozen=True)
@@ -70,11 +65,11 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What every converter of image files lets the user set.
+    """Options of every converter of image files.
 
-    max_size: the shorter side is reduced to so many pixels (None: kept). max_pixels: an image of more pixels
-    is refused before it is decoded; above MAX_PIXELS, which is what all other commands read, it is stored
-    smaller. held_out: share of the images for the split "heldout", by their names.
+    max_size: the shorter side is reduced to at most this many pixels (None: kept). max_pixels: larger images
+    are refused before decoding; images of more than MAX_PIXELS, the limit of all other commands, are stored
+    smaller. held_out: fraction of the images in the split "heldout", chosen by name.
     """
 
     max_size: int | None = None
@@ -89,35 +84,28 @@ class ImageOptions:
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the options of images, and the licence that the manifest names."""
+        """Add these options and `--licence`."""
         add_size_argument(parser)
-        parser.add_argument(
-            "--max-pixels",
-            type=integer(64),
-            default=MAX_PIXELS,
-            help="refuse images of more pixels before decoding them (default %(default)s)",
-        )
-        parser.add_argument(
-            "--held-out", type=share, default=0.0, help="share for the split heldout, by name (default 0)"
-        )
+        refuse = "refuse images of more pixels before decoding them (default %(default)s)"
+        parser.add_argument("--max-pixels", type=integer(64), default=MAX_PIXELS, help=refuse)
+        held_out = "fraction for the split heldout, chosen by name (default 0)"
+        parser.add_argument("--held-out", type=share, default=0.0, help=held_out)
         add_licence_argument(parser)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> ImageOptions:
-        """The options of a parsed command line."""
         return cls(args.max_image_size, args.max_pixels, args.held_out)
 
     def stored(self, data: bytes, name: str) -> EncodedImage:
-        """`stored_image` with these limits."""
         return stored_image(data, name, self.max_size, self.max_pixels)
 
     def split(self, name: str) -> str:
-        """The split of everything about the image or conversation `name`."""
+        """The split of the image or conversation `name`."""
         return "heldout" if stable_fraction(name) < self.held_out else "train"
 
 
 def files_fingerprint(files: Iterable[Path], root: Path | None = None) -> str:
-    """A checksum of the sizes and names of files: relative to `root`, or without their folders."""
+    """A checksum of the sizes and names of files; names are relative to `root`, or without folders."""
     digest = hashlib.sha256()
     for path in files:
         name = path.name if root is None else path.relative_to(root).as_posix()
@@ -127,19 +115,16 @@ def files_fingerprint(files: Iterable[Path], root: Path | None = None) -> str:
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
-    """`--max-image-size`."""
-    parser.add_argument(
-        "--max-image-size", type=integer(8), help="reduce the shorter side to at most this (default: keep)"
-    )
+    reduce = "reduce the shorter side to at most this (default: keep)"
+    parser.add_argument("--max-image-size", type=integer(8), help=reduce)
 
 
 def add_licence_argument(parser: argparse.ArgumentParser) -> None:
-    """`--licence`."""
     parser.add_argument("--licence", default="unknown", help="licence of the data set for the manifest")
 
 
 def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
-    """The content of a file. Raises RecordError where it is not a regular file, or has more bytes."""
+    """The content of a regular file of at most `largest` bytes. RecordError for anything else."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -147,19 +132,19 @@ def read_file(path: Path, largest: int = LARGEST_IMAGE_FILE) -> bytes:
         if about.st_size > largest:
             raise RecordError(f"it has {about.st_size} bytes, more than {largest}")
         return read_bounded(path, largest)
+    except RecordError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, RecordError):
-            raise
         raise RecordError("missing or unreadable") from error
 
 
 def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
-    """The image `name`: a file of `folder`, a data: URL or base64. Raises RecordError where it is unusable.
+    """The image `name`: a file of `folder`, a data: URL or base64. RecordError where it is unusable.
 
-    An absolute path has to lie in `folder`; links in the folder are followed.
+    An absolute path has to lead into `folder`; links in the folder are followed.
     """
     if not isinstance(name, str) or not name:
-        raise RecordError(f"an image is named by a text, got {shown(name)}")
+        raise RecordError(f"an image name is {shown(name)}, not a string")
     try:
         data = inline_image(name)
     except ImageError as error:
@@ -167,10 +152,14 @@ def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
     if data is not None:
         return options.stored(data, INLINE)
     if name.startswith(("http://", "https://")):
-        raise RecordError(
-            f"image {shown(name)}: a web address; download it first, for example with img2dataset"
-        )
-    path = _path_in(folder, name)
+        raise RecordError(f"image {shown(name)}: a web address; download it first, e.g. with img2dataset")
+    root, relative = folder.absolute(), name
+    if Path(name).is_absolute() and Path(name).is_relative_to(root):
+        relative = str(Path(name).relative_to(root))
+    try:
+        path = inside(folder, relative, "image", links=True)
+    except UserError as error:
+        raise RecordError(str(error)) from None
     try:
         data = read_file(path)
     except RecordError as error:
@@ -178,19 +167,8 @@ def read_image(folder: Path, name: Any, options: ImageOptions) -> EncodedImage:
     return options.stored(data, name)
 
 
-def _path_in(folder: Path, name: str) -> Path:
-    """The path `name` of `folder`. Raises RecordError for one that leads out of it."""
-    root = folder.absolute()
-    if Path(name).is_absolute() and Path(name).is_relative_to(root):
-        name = str(Path(name).relative_to(root))
-    try:
-        return inside(folder, name, "image", links=True)
-    except UserError as error:
-        raise RecordError(str(error)) from None
-
-
 def utf8_text(data: bytes, what: str) -> str:
-    """The text of a file without its byte order mark. Raises RecordError where it is not UTF-8."""
+    """The string in a UTF-8 file, without its byte order mark. RecordError where it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -203,10 +181,10 @@ def stable_fraction(text: str) -> float:
 
 
 def rejecting(sample: str, build: Callable[[], Iterable[T]]) -> Iterator[T | Rejected]:
-    """The items of `build()`, then one `Rejected` when it meets something it cannot use."""
+    """The items of `build()`, then a `Rejected` with the reason where it raises an error about the data."""
     try:
         yield from build()
-    except UserError as error:  # a RecordError, or what a check of `common` finds
+    except UserError as error:  # a RecordError, or from a check of `common`
         yield Rejected(sample, one_line(error))
     except OSError as error:
         yield Rejected(sample, f"cannot be read ({error.strerror or one_line(error)})")

@@ -1,4 +1,4 @@
-"""Names of tars as a user gives them: files, folders, globs and brace expressions."""
+"""Find tars by what a user gives: files, folders, globs and brace expressions."""
 
 from __future__ import annotations
 
@@ -16,44 +16,43 @@ from ...common.errors import UserError, shown
 from ...common.paths import regular_file, user_path, walk_files
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-#: Files that one pattern may mean.
+#: Most files that one pattern may name.
 MOST_TARS = 1_000_000
 _DEEPEST_BRACES = 16
 
 
 def find_tars(patterns: Sequence[str]) -> list[Path]:
-    """The tars that names, folders, globs and brace expressions mean, in order and each once.
+    """The tars that files, folders, globs and brace expressions name, in order and each once.
 
-    `part/{00000..00009}.tar` names ten files; `part/*.tar` those that are there; a folder all its tars. What
-    is there under exactly the given name is that file or folder, whatever characters its name has.
-    Raises UserError for a pattern that means nothing, and for one that means too many files.
+    `part/{00000..00009}.tar` names ten files; `part/*.tar` the existing ones; a folder all its tars. A name
+    that exists as it is given is never taken for a pattern.
+
+    Errors:
+        UserError for a pattern without a match, and for one that names too many files.
     """
     tars: dict[Path, None] = {}
     for pattern in patterns:
         for name in _expanded(pattern if "://" in pattern else str(user_path(pattern))):
-            found = _meant(name)
-            if not found:
+            if not (found := _matching(name)):
                 raise UserError(f"--input {name} is not a tar, nor a folder or pattern of tars.")
             tars.update(dict.fromkeys(found))
     return list(tars)
 
 
-def _meant(name: str) -> list[Path]:
-    """The tars that a name without braces means."""
+def _matching(name: str) -> list[Path]:
+    """The tars that a name without braces stands for."""
     path = Path(name)
     if os.path.isdir(path):
         return sorted(child for child in path.iterdir() if child.name.lower().endswith(TAR_SUFFIXES))
     if not os.path.lexists(path) and glob.has_magic(name):
-        return _below(path) if "**" in path.parts else sorted(map(Path, glob.glob(name)))
+        return _recursive_glob(path) if "**" in path.parts else sorted(map(Path, glob.glob(name)))
     if "://" in name:
-        raise UserError(
-            f"--input {shown(name)} is an address: download the tars first, and name their folder"
-        )
+        raise UserError(f"--input {shown(name)} is a URL: download the tars first, and give their folder")
     return [regular_file(path, "--input")]
 
 
-def _below(pattern: Path) -> list[Path]:
-    """The files that a pattern with `**` means, each once: unlike those of `glob`, loops of links end."""
+def _recursive_glob(pattern: Path) -> list[Path]:
+    """The files that a pattern with `**` matches, each once; unlike in `glob`, loops of links end."""
     literal = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     wanted = [part for part, _ in itertools.groupby(pattern.parts[len(literal) :])]
     root = Path(*literal)
@@ -61,7 +60,7 @@ def _below(pattern: Path) -> list[Path]:
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a pattern; `**` stands for any folders that are not hidden."""
+    """Whether the parts of a path match those of a pattern; `**` matches any folders that are not hidden."""
     if not parts or not wanted:
         return not parts and all(part == "**" for part in wanted)
     hidden = parts[0].startswith(".")
@@ -72,13 +71,11 @@ def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """The names that the braces of a pattern mean. UserError where there are too many, counted beforehand."""
+    """Expand the braces of a pattern. UserError where there are too many names, counted in advance."""
     if os.path.lexists(pattern) or "{" not in pattern:
         return iter([pattern])
     if _count(pattern) > MOST_TARS:
-        raise UserError(
-            f"--input {shown(pattern)} names more than {MOST_TARS} files; give fewer, or a folder"
-        )
+        raise UserError(f"--input {shown(pattern)} names more than {MOST_TARS} files; give fewer or a folder")
     try:
         return iter(braceexpand.braceexpand(pattern))
     except ValueError:
@@ -90,8 +87,8 @@ _LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 
 
 def _count(pattern: str) -> int:
-    """How many names the braces of a pattern mean, without making them; ranges are counted without steps."""
-    # Of every open brace: the names of its finished alternatives, those of the one at hand, where it starts.
+    """Count the names that a pattern expands to without making them; steps of ranges are ignored."""
+    # For every open brace: names of its finished alternatives, of the current one, and where that starts.
     levels = [(0, 1, 0)]
     escaped = False
     for position, character in enumerate(pattern):
@@ -114,7 +111,7 @@ def _count(pattern: str) -> int:
 
 
 def _range_size(inner: str) -> int | None:
-    """How many numbers or letters a range has, without its step; None for what is not a range."""
+    """The number of items of a range, ignoring its step; None for what is not a range."""
     if _LETTERS.fullmatch(inner):
         return 52
     if (found := _NUMBERS.fullmatch(inner)) is None:

@@ -1,9 +1,9 @@
-"""The samples of WebDataset tars that anybody may have made: the members of one key, found in any order.
+"""Read samples from WebDataset tars of any source: the members of one key, in any order.
 
-A member's ending is what follows the last dot of its name, in lower case, and its key all before it: so
-`img.v1.jpg` and `img.v1.txt` are one sample. Names with several dots also serve for what belongs to another
-sample (`0.seg.png` with `0.jpg` and `0.txt`): a key that is not a complete sample by itself is skipped where
-there is one with its name up to the first dot.
+A member's key is its name up to the last dot, its ending the rest in lower case: `img.v1.jpg` and
+`img.v1.txt` are one sample. Names with several dots may also belong to another sample (`0.seg.png` to
+`0.jpg` and `0.txt`): a key that is not a complete sample is skipped where a sample has the name up to its
+first dot as key.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ...common.paths import regular_file
 from ..shards.tar_index import sample_key
 from .samples import LARGEST_TEXT_FILE, Rejected
 
-#: Where a member's content lies in its tar, (offset, length); the content itself where the tar is compressed.
+#: (offset, length) of a member's content in its tar; the content itself where the tar is compressed.
 Content = tuple[int, int] | bytes
 
 TEXT_ENDINGS = ("txt", "json")
-#: So many keys wait for their other members, and so many bytes of them, before the oldest is taken as it is.
+#: Most keys, and bytes of their members, that wait for further members before the oldest is complete.
 _WINDOW_KEYS = 10_000
 _WINDOW_BYTES = 256_000_000
-_MOST_ENDINGS = 50  # that are counted by name
-_MOST_ZEROS = 1 << 26  # bytes after the end mark in which another tar is looked for
+_MOST_ENDINGS = 50  # counted by name
+_MOST_ZEROS = 1 << 26  # bytes after an end mark within which another tar may start
 _COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _GZIP = b"\x1f\x8b"
 
@@ -50,27 +50,23 @@ class TarSample:
 def tar_samples(tar: Path, skipped: Counter[str]) -> Iterator[TarSample | Rejected]:
     """The samples of a tar, plain or compressed with gzip, in the order of their first members.
 
-    Of a plain tar only headers are read. Whatever is wrong (damage, a key that comes twice, members that are
-    links or too big, names that are not UTF-8) is a Rejected that names it. `skipped` counts the members that
-    are not looked at, by what they are. Concatenated tars in one file are all read.
+    Of a plain tar only headers are read. Every fault (damage, a duplicate key, members that are links or too
+    big, names that are not UTF-8) gives a Rejected. `skipped` counts ignored members by kind. Concatenated
+    tars in one file are all read.
     """
     keys = _Keys(tar, skipped)
-    members = _members(tar, skipped)
-    while True:
-        try:
-            member = next(members, None)
-        except UserError as error:
-            yield Rejected(tar.name, str(error))
-            return
-        except Exception as error:
-            # tarfile and gzip raise nearly anything on foreign bytes. What stands before the damage is used.
-            yield from keys.rest()
-            yield Rejected(tar.name, f"damaged tar, the rest of it is lost ({first_line(error)})")
-            return
-        if member is None:
-            yield from keys.rest()
-            return
-        yield from keys.add(member)
+    try:
+        for member in _members(tar, skipped):
+            yield from keys.add(member)
+    except UserError as error:
+        yield Rejected(tar.name, str(error))
+        return
+    except Exception as error:
+        # tarfile and gzip raise nearly anything on foreign bytes. The members before the damage are used.
+        yield from keys.rest()
+        yield Rejected(tar.name, f"damaged tar, the rest of it is lost ({first_line(error)})")
+        return
+    yield from keys.rest()
 
 
 # --- members ----------------------------------------
@@ -85,7 +81,7 @@ class _Member:
 
 
 def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
-    """The members of all tars in a file. Raises nearly anything at damage, UserError for other files."""
+    """The members of all tars in a file. UserError for other files, nearly any exception at damage."""
     with _opened(tar) as (file, size):
         start: int | None = 0
         while start is not None:
@@ -97,7 +93,7 @@ def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
                     if info.size < 0 or archive.offset <= end:
                         raise tarfile.ReadError("a member of negative size")
                     end = archive.offset
-                    # A sparse member states the size that it has unpacked; the tar holds less.
+                    # A sparse member has its unpacked size in the header; the tar holds less.
                     stored = archive.offset if info.issparse() else info.offset_data + info.size
                     if size is not None and stored > size:
                         raise tarfile.ReadError(f"cut short within '{info.name}'")
@@ -107,7 +103,7 @@ def _members(tar: Path, skipped: Counter[str]) -> Iterator[_Member]:
 
 
 def _member(file: Any, info: tarfile.TarInfo, read: bool, skipped: Counter[str]) -> _Member | None:
-    """The member of a header; None for a folder, and for one that is none of ours, which is counted."""
+    """The member of a header; None for a folder and for a hidden member, which is counted."""
     name = info.name
     base = name.rpartition("/")[2]
     if info.isdir():
@@ -115,9 +111,8 @@ def _member(file: Any, info: tarfile.TarInfo, read: bool, skipped: Counter[str])
     if base.startswith(".") or "__MACOSX" in name.split("/"):
         skipped["hidden members, such as ._*"] += 1
         return None
-    _, dot, last = base.rpartition(".")
-    ending = last.lower() if dot else ""
-    key = name[: len(name) - len(last) - 1] if dot else name
+    key, _, ending = name.rpartition(".") if "." in base else (name, "", "")
+    ending = ending.lower()
     if ending not in TEXT_ENDINGS and not is_image_name(f"x.{ending}"):
         _count_ending(ending, skipped)
         return _Member(key, ending, None)
@@ -145,10 +140,7 @@ def _count_ending(ending: str, skipped: Counter[str]) -> None:
 
 @contextmanager
 def _opened(tar: Path) -> Iterator[tuple[Any, int | None]]:
-    """(the file, its size); the size is unknown where it is compressed. UserError where it is not read.
-
-    The file has the methods that tarfile calls: read, seek and tell.
-    """
+    """(file with read, seek and tell; its size, None where compressed). UserError for unsupported files."""
     size = regular_file(tar, "tar").stat().st_size
     with tar.open("rb") as file:
         magic = file.read(6)
@@ -164,7 +156,7 @@ def _opened(tar: Path) -> Iterator[tuple[Any, int | None]]:
 
 
 class _BoundedReads:
-    """A file of which no more is read at once than a member may have; headers can ask for anything."""
+    """A file that limits a single read to the largest member: damaged headers can ask for any size."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -177,9 +169,9 @@ class _BoundedReads:
 
 
 def _next_tar(file: Any, end: int) -> int | None:
-    """Where the next tar in a file starts, after the one that ends at `end`; None where there is none.
+    """The start of the next tar after the one that ends at `end`, or None.
 
-    Raises tarfile.ReadError where that one has no end mark: tarfile takes a broken header for the end.
+    Raises tarfile.ReadError where the end mark is missing: tarfile takes a broken header for the end.
     """
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -200,7 +192,7 @@ def _next_tar(file: Any, end: int) -> int | None:
 
 @dataclass
 class _Group:
-    """What has been met of one key."""
+    """The members of one key read so far; `again` for a key that was complete before."""
 
     again: bool
     members: dict[str, Content] = field(default_factory=dict)
@@ -215,23 +207,20 @@ class _Group:
 
 
 class _Keys:
-    """Brings the members of a key together, while they are not too far from each other."""
+    """Groups members by key, within a window of keys and bytes."""
 
     def __init__(self, tar: Path, skipped: Counter[str]) -> None:
-        self._tar = tar
-        self._skipped = skipped
+        self._tar, self._skipped = tar, skipped
         self._open: OrderedDict[str, _Group] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._bytes = 0
 
     def add(self, member: _Member) -> Iterator[TarSample | Rejected]:
-        """Take a member in; the samples that need not wait any longer."""
-        group = self._open.get(member.key)
-        if group is None:
-            group = self._open[member.key] = _Group(again=member.key in self._closed)
+        """Add a member; yield the samples that leave the window."""
+        group = self._open.setdefault(member.key, _Group(again=member.key in self._closed))
         if member.content is not None and member.ending not in group.members:
             group.members[member.ending] = member.content
-            self._bytes += _held(member.content)
+            self._bytes += _memory(member.content)
         if member.content is not None or member.problem or len(group.seen) < _MOST_ENDINGS:
             group.seen[member.ending] += 1
         group.problem = group.problem or member.problem
@@ -239,14 +228,14 @@ class _Keys:
             yield from self._close()
 
     def rest(self) -> Iterator[TarSample | Rejected]:
-        """The samples that are still waiting."""
+        """The samples that are still in the window."""
         while self._open:
             yield from self._close()
 
     def _close(self) -> Iterator[TarSample | Rejected]:
-        """The sample of the oldest key, and what is wrong with it."""
+        """The sample of the oldest key, and its faults."""
         key, group = self._open.popitem(last=False)
-        self._bytes -= sum(map(_held, group.members.values()))
+        self._bytes -= sum(map(_memory, group.members.values()))
         self._closed[key] = None
         if len(self._closed) > _WINDOW_KEYS:
             self._closed.popitem(last=False)
@@ -262,7 +251,8 @@ class _Keys:
         elif group.problem:
             yield Rejected(name, group.problem)
         elif not group.members:
-            yield Rejected(name, f"no image, only {_listed(group.seen)}")
+            endings = (f".{one_line(one, 20)}" if one else "no ending" for one in sorted(group.seen)[:5])
+            yield Rejected(name, f"no image, only {', '.join(endings)}")
         else:
             yield TarSample(self._tar, key, group.members)
             if (more := len(group.images()) - 1) > 0:
@@ -271,11 +261,6 @@ class _Keys:
                 yield Rejected(name, "its key comes a second time; the first is used")
 
 
-def _held(content: Content) -> int:
-    """Bytes of memory that a member's content takes."""
+def _memory(content: Content) -> int:
+    """The bytes of memory of a member's content."""
     return len(content) if isinstance(content, bytes) else 0
-
-
-def _listed(endings: Counter[str]) -> str:
-    names = (f".{one_line(ending, 20)}" if ending else "without an ending" for ending in sorted(endings)[:5])
-    return ", ".join(names)

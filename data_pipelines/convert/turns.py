@@ -1,8 +1,8 @@
-"""Turns of other people's conversations, in the spellings that they have, as messages.
+"""Read conversations in the usual formats of data sets as messages.
 
 A turn is `{"from": "human", "value": text}`, `{"role": "user", "content": text or parts}`, or a pair
-`{"user": …, "assistant": …}`. Every `<image>` in a text, and every image part that names no image, stands for
-the next image of the entry's own list. null is the same as absent; video and sound are refused by name.
+`{"user": …, "assistant": …}`. Every `<image>` in a text, and every image part without a source, stands for
+the next image of the entry's list. null counts as absent; video and audio are refused.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from .foreign_values import first_given, optional_text
 
 IMAGE_MARK = "<image>"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-#: Marks of LLaVA's kind for what is not supported; closed again, as in HTML, it is talked about.
+#: Marks like LLaVA's for unsupported media; closed as in HTML, they are part of the text.
 _MEDIA_MARK = re.compile(r"<(video|audio)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ImageMark:
-    """Where an image stands: `source` names it, None is the next one of the entry's list."""
+    """The position of an image: the image `source`, or None for the next one of the entry's list."""
 
     source: Any = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The content of one side: texts and images, in order."""
+    """One turn: its role, and its texts and images in order."""
 
     role: str
     pieces: list[str | ImageMark]
 
     @property
     def num_marks(self) -> int:
-        """Images of the entry's list that it takes."""
+        """The number of images of the entry's list in this turn."""
         return sum(isinstance(piece, ImageMark) and piece.source is None for piece in self.pieces)
 
 
@@ -62,7 +62,7 @@ def read_turns(value: Any) -> list[Turn]:
     if isinstance(value, Mapping):
         value = _transposed(value)
     if not isinstance(value, list):
-        raise RecordError(f"a conversation is a list of turns, it is {shown(value)}")
+        raise RecordError(f"its conversation is {shown(value)}, not a list of turns")
     return [turn for given in value for turn in _turns_of(given)]
 
 
@@ -74,12 +74,12 @@ def check_marks(turns: Sequence[Turn], num_images: int) -> None:
 
 
 def mark_images(turns: Sequence[Turn], num_images: int) -> list[Turn]:
-    """The turns, with the images before the first question when no turn marks where they belong."""
+    """The turns, with the images at the start of the first user turn when no turn has a mark."""
     turns = list(turns)
     if num_images and not any(turn.num_marks for turn in turns):
         first = next((n for n, turn in enumerate(turns) if turn.role == "user"), None)
         if first is None:
-            raise RecordError("no user turn that its images could belong to")
+            raise RecordError("no user turn for its images")
         pieces = [*([ImageMark()] * num_images), *turns[first].pieces]
         turns[first] = replace(turns[first], pieces=pieces)
     check_marks(turns, num_images)
@@ -89,9 +89,9 @@ def mark_images(turns: Sequence[Turn], num_images: int) -> list[Turn]:
 def conversation(
     turns: Sequence[Turn], images: Sequence[Part], read: Callable[[Any], Part] | None = None
 ) -> list[Message]:
-    """Messages of turns; each mark becomes the next of `images`, one with a source what `read` makes of it.
+    """The messages of turns; a mark becomes the next of `images`, or `read(source)` where it has a source.
 
-    White space around an image only separates it from the text. Raises RecordError.
+    White space around images is removed. Raises RecordError.
     """
     waiting = iter(images)
 
@@ -99,14 +99,14 @@ def conversation(
         if mark.source is None:
             return next(waiting)
         if read is None:
-            raise RecordError(f"a turn names an image of its own, {shown(mark.source)}")
+            raise RecordError(f"a turn has the image {shown(mark.source)}, which is not supported here")
         return read(mark.source)
 
     return [{"role": turn.role, "content": list(_parts(turn.pieces, part))} for turn in turns]
 
 
 def check_no_media(entry: Mapping[str, Any]) -> None:
-    """Raise RecordError where a field that is not null holds a video or a sound."""
+    """Raise RecordError where a field that is not null holds video or audio."""
     field = next((name for name, value in entry.items() if value and is_media(name)), None)
     if field is not None:
         raise RecordError(no_media(f"its field {shown(field)}", media_kind(field)))
@@ -124,15 +124,11 @@ def _parts(pieces: Sequence[str | ImageMark], part: Callable[[ImageMark], Part])
 
 
 def _transposed(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A dict of lists as a list of dicts: what `datasets` makes of a sequence of dicts."""
+    """A dict of lists as a list of dicts: `datasets` returns a sequence of dicts in this form."""
     lists = {name: values for name, values in columns.items() if values is not None}
-    if (
-        not all(isinstance(values, list) for values in lists.values())
-        or len(set(map(len, lists.values()))) > 1
-    ):
-        raise RecordError(
-            f"a conversation is a list of turns, or columns of equal length, not {shown(columns)}"
-        )
+    all_lists = all(isinstance(values, list) for values in lists.values())
+    if not all_lists or len(set(map(len, lists.values()))) > 1:
+        raise RecordError(f"its conversation is {shown(columns)}, neither turns nor columns of equal length")
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
@@ -150,7 +146,6 @@ def _turns_of(given: Any) -> Iterator[Turn]:
 
 
 def _pieces(content: Any) -> list[str | ImageMark]:
-    """Texts and images of one turn."""
     if not isinstance(content, list):
         text = optional_text(content, "turn")
         if text is None:
@@ -184,7 +179,7 @@ def _pieces_of_part(part: Any) -> list[str | ImageMark]:
 
 
 def _split(text: str) -> list[str | ImageMark]:
-    """A text at its image marks."""
+    """Split a text at its image marks."""
     for kind in sorted({kind.lower() for kind in _MEDIA_MARK.findall(text)}):
         if f"</{kind}>" not in text.lower():
             raise RecordError(no_media(f"the mark <{kind}>", kind))

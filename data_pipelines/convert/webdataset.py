@@ -1,7 +1,7 @@
-"""WebDataset tars as img2dataset writes them to shards.
+"""Convert WebDataset tars as written by img2dataset.
 
-A sample is the members of one key: an image, its caption as `.txt`, and facts about it as `.json`. A failed
-download has no image; it is counted with the reason that its `.json` gives.
+The members of one key are a sample: an image, its caption as `.txt`, and facts about it as `.json`. A failed
+download has no image; it is rejected with the reason in its `.json`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import one_line
-from ...common.json_files import JsonError, parse_json
 from ...common.outputs import Inputs
 from ..records import Record, RecordError
 from .captions import CaptionOptions, caption_list, find_caption
 from .converter import Converter
+from .foreign_values import json_value
 from .samples import Rejected, Sample, files_fingerprint, utf8_text
 from .tar_patterns import TAR_SUFFIXES, find_tars
 from .tar_samples import TEXT_ENDINGS, Content, TarSample, tar_samples
@@ -30,10 +30,7 @@ KEPT_FACTS = ("url", "sha256", "original_width", "original_height", "similarity"
 
 @dataclass
 class WebDatasetConverter(Converter):
-    """All samples of `tars`, in order.
-
-    `caption_field` is a field of the JSON; None takes the `.txt`, then a field of a usual name.
-    """
+    """Converts all samples of `tars`; `caption_field` of the JSON (None: `.txt`, or else a usual field)."""
 
     kind = "webdataset"
     summary = "WebDataset tars as img2dataset writes them (image, txt, json)"
@@ -78,11 +75,8 @@ class WebDatasetConverter(Converter):
     def samples(self) -> Iterator[Sample | Rejected]:
         self._skipped.clear()
         for tar in self.tars:
-            for sample in tar_samples(tar, self._skipped):
-                if isinstance(sample, Rejected):
-                    yield sample
-                else:
-                    yield Sample(f"{tar.name}: {sample.key}", sample)
+            for found in tar_samples(tar, self._skipped):
+                yield found if isinstance(found, Rejected) else Sample(f"{tar.name}: {found.key}", found)
 
     def records(self, payload: TarSample) -> Iterator[tuple[Record, str]]:
         members = _contents(payload)
@@ -101,14 +95,12 @@ class WebDatasetConverter(Converter):
 
 
 def tar_stem(tar: Path) -> str:
-    """The name of a tar without its ending, and without what UTF-8 cannot hold."""
+    """The name of a tar without its suffix, with characters escaped that UTF-8 cannot encode."""
     suffix = next((suffix for suffix in TAR_SUFFIXES if tar.name.lower().endswith(suffix)), tar.suffix)
     return one_line(tar.name[: len(tar.name) - len(suffix)])
 
 
 def _contents(sample: TarSample) -> dict[str, bytes]:
-    if all(isinstance(content, bytes) for content in sample.members.values()):
-        return {ending: content for ending, content in sample.members.items() if isinstance(content, bytes)}
     with sample.tar.open("rb") as file:
         return {ending: _read(file, content) for ending, content in sample.members.items()}
 
@@ -125,10 +117,7 @@ def _read(file: Any, content: Content) -> bytes:
 
 
 def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        facts = parse_json(members["json"]) if "json" in members else {}
-    except JsonError as error:
-        raise RecordError(f"its .json is not JSON ({error})") from None
+    facts = json_value(members["json"], ".json") if "json" in members else {}
     return facts if isinstance(facts, dict) else {}
 
 

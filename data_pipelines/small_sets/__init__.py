@@ -1,1 +1,1 @@
-"""nano's small public data sets, from their git repositories."""
+"""The small public data sets that nano is trained on."""

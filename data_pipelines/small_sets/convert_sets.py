@@ -1,7 +1,6 @@
 """Converters of small sets in a zip or folder with a `meta.jsonl`: easy-VQA, NLVR, emoji, labels.
 
-Splits are "train" and "heldout" unless a set names its own, and no converter puts two views of one thing into
-different splits.
+Splits are "train" and "heldout" unless the rows name others; images of the same thing share a split.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ from PIL import Image
 from ...common.arguments import integer
 from ...common.errors import shown
 from ...common.values import whole_number
-from ..convert.foreign_values import needed_text
-from ..convert.samples import (
-    add_licence_argument,
-    stable_fraction,
-)
+from ..convert.foreign_values import required_text
+from ..convert.samples import add_licence_argument, stable_fraction
 from ..records import Record, RecordError, assistant, image_part, question_turns, user
 from ..scenes.language import article
 from ..shards.stored_image import encode_image, shrink
 from .image_list import ListConverter
 from .label_wordings import label_question
 
-#: The last images of easy-VQA, by their number, are held out.
+#: Held-out images of easy-VQA: those with the highest numbers.
 EASYVQA_HELD_OUT = 400
-#: Share of emoji that are held out, in all their styles.
+#: Fraction of emoji that are held out, in all their styles.
 EMOJI_HELD_OUT = 0.05
-#: Questions about one image, at most.
+#: Most questions about one image.
 MOST_QUESTIONS = 10_000
 #: x ranges of the three boxes of an NLVR image, each 100 × 100 pixels.
 NLVR_BOXES: tuple[tuple[int, int], ...] = ((0, 100), (150, 250), (300, 400))
@@ -44,12 +40,8 @@ _Item = tuple[Record, str]
 
 
 def _generator(text: str) -> np.random.Generator:
-    """A random generator that depends on `text` only."""
+    """A random generator seeded by `text`."""
     return np.random.default_rng(int(stable_fraction(text) * 2**53))
-
-
-def _wants(task: str, kind: str) -> bool:
-    return task in (kind, "all")
 
 
 # --- easy-VQA ----------------------------------------
@@ -57,10 +49,7 @@ def _wants(task: str, kind: str) -> bool:
 
 @dataclass
 class EasyVqaConverter(ListConverter):
-    """easy-VQA: up to `questions_per_image` questions about each image, and "a blue rectangle" → image.
-
-    The 400 images with the highest numbers are the held-out split.
-    """
+    """easy-VQA: up to `questions_per_image` questions about each image, and "a blue rectangle" → image."""
 
     kind = "easyvqa"
     summary = "images of one shape with short questions (zip or folder with meta.jsonl: file, qa)"
@@ -88,15 +77,12 @@ class EasyVqaConverter(ListConverter):
         row, image = payload, image_part(self.images.image(payload["file"], self.max_image_size))
         number = _image_number(row)
         split = "heldout" if number >= self.first_held_out else "train"
-        pairs = [
-            (needed_text(question, "question"), needed_text(answer, "answer"))
-            for question, answer in row["qa"]
-        ]
-        if _wants(self.task, "vqa"):
+        pairs = [(required_text(pair[0], "question"), required_text(pair[1], "answer")) for pair in row["qa"]]
+        if self.task != "t2i":
             order = _generator(row["file"]).permutation(len(pairs))[: self.questions_per_image].tolist()
             messages = question_turns([image], [pairs[i] for i in order])
             yield Record(f"easyvqa-{number}", messages, {"task": "vqa"}), split
-        if _wants(self.task, "t2i"):
+        if self.task != "vqa":
             messages = [user(_easyvqa_phrase(pairs)), assistant(image)]
             yield Record(f"easyvqa-t2i-{number}", messages, {"task": "t2i"}), split
 
@@ -136,8 +122,8 @@ def _easyvqa_phrase(pairs: list[tuple[str, str]]) -> str:
 class NlvrConverter(ListConverter):
     """NLVR: the three boxes of an image as three images, and "True or false: <sentence>".
 
-    train1000 and hidden are the train split, dev is held out; the six permutations of an example stay
-    together. The first `permutations` of each are kept: they show the same boxes in another order.
+    train1000 and hidden are the train split, dev is held out. Of the six permutations of an example, the same
+    boxes in another order, the first `permutations` are kept, in the same split.
     """
 
     kind = "nlvr"
@@ -151,20 +137,16 @@ class NlvrConverter(ListConverter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A row whose order is not a number comes through, to be rejected by name.
-        rows = [row for row in self.images.rows if not (_order(row) or 0) >= self.permutations]
+        # A row whose order is not a number is kept, and rejected with its name later.
+        rows = [row for row in self.images.rows if (_order(row) or 0) < self.permutations]
         rows.sort(key=lambda row: (str(row.get("split")), str(row.get("id")), str(row.get("perm"))))
         self.images.rows = rows
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument(
-            "--permutations",
-            type=integer(1, 6),
-            default=6,
-            help="how many of an example's six orders of boxes to keep (default %(default)s)",
-        )
+        keep = "how many of an example's six orders of boxes to keep (default %(default)s)"
+        parser.add_argument("--permutations", type=integer(1, 6), default=6, help=keep)
 
     def records(self, payload: dict[str, Any]) -> Iterator[_Item]:
         row, split = payload, _NLVR_SPLITS.get(str(payload["split"]))
@@ -177,15 +159,15 @@ class NlvrConverter(ListConverter):
             raise RecordError(f"label {shown(row['label'])} is neither true nor false")
         boxes = _nlvr_boxes(self.images.image(row["file"]).open().convert("RGB"), self.max_image_size)
         parts = [image_part(encode_image(box)) for box in boxes]
-        sentence = " ".join(needed_text(row["sentence"], "sentence").split()).rstrip(". ")
+        sentence = " ".join(required_text(row["sentence"], "sentence").split()).rstrip(". ")
         metadata = {"task": "vqa", "kinds": ["statement"], "id": row["id"], "perm": row["perm"]}
-        record_id = f"nlvr-{row['split']}-{needed_text(row['id'], 'id')}-{row['perm']}"
+        record_id = f"nlvr-{row['split']}-{required_text(row['id'], 'id')}-{row['perm']}"
         messages = question_turns(parts, [(f"True or false: {sentence}.", label)])
         yield Record(record_id, messages, metadata), split
 
 
 def _order(row: dict[str, Any]) -> int | None:
-    """Which of the six orders of its boxes a row shows."""
+    """Which of the six orders of boxes a row shows, or None."""
     try:
         return int(row["perm"])
     except (KeyError, TypeError, ValueError):
@@ -220,15 +202,15 @@ class EmojiConverter(ListConverter):
 
     def records(self, payload: dict[str, Any]) -> Iterator[_Item]:
         row, image = payload, image_part(self.images.image(payload["file"], self.max_image_size))
-        emoji = needed_text(row["emoji"], "emoji")
+        emoji = required_text(row["emoji"], "emoji")
         split = "heldout" if stable_fraction(emoji) < EMOJI_HELD_OUT else "train"
-        name = needed_text(row["name"], "name")
+        name = required_text(row["name"], "name")
         metadata = {"emoji": emoji, "style": row["style"], "group": row.get("group")}
         record_id = f"emoji-{Path(row['file']).with_suffix('').as_posix()}"
-        if _wants(self.task, "vqa"):
+        if self.task != "t2i":
             messages = [user(image, "What is this?"), assistant(name)]
             yield Record(record_id, messages, {"task": "vqa", **metadata}), split
-        if _wants(self.task, "t2i"):
+        if self.task != "vqa":
             messages = [user(f"{name} emoji"), assistant(image)]
             yield Record(f"{record_id}-t2i", messages, {"task": "t2i", **metadata}), split
 
@@ -240,10 +222,10 @@ class EmojiConverter(ListConverter):
 class LabelsConverter(ListConverter):
     """Photos with one label: `question` → label, "a photo of a <label>" → image. Keeps the set's splits.
 
-    variants: questions about each photo, a record each: after `question` itself the same in other words,
-    with options, as a yes-no question or as a caption. Splits but "train" have `question` alone, so that
-    metrics on them can be compared. noun: what all labels are, such as "piece of clothing". source: the name
-    of the data set for the manifest (default: that of the file).
+    variants: records with a question for each photo: `question`, then rewordings, options, yes-no questions
+    and captions; splits other than "train" have only `question`, so that metrics are comparable. noun: what
+    the labels are, such as "piece of clothing". source: the data set's name for the manifest (default: that
+    of the file).
     """
 
     kind = "labels"
@@ -270,13 +252,9 @@ class LabelsConverter(ListConverter):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--question", default=cls.question, help="default: %(default)s")
-        parser.add_argument(
-            "--variants",
-            type=integer(1),
-            default=1,
-            help="questions about each training photo, all but the first in other words (default 1)",
-        )
-        parser.add_argument("--noun", help="what all labels are, e.g. 'piece of clothing'")
+        variants = "questions about each training photo, reworded after the first (default %(default)s)"
+        parser.add_argument("--variants", type=integer(1), default=1, help=variants)
+        parser.add_argument("--noun", help="what the labels are, e.g. 'piece of clothing'")
         parser.add_argument("--source", help="name of the data set for the manifest")
         add_licence_argument(parser)
 
@@ -286,33 +264,31 @@ class LabelsConverter(ListConverter):
         return cls(args.input, **given)
 
     def settings(self) -> dict[str, Any]:
-        plain = self.variants == 1 and self.noun is None
-        return {
-            name: value
-            for name, value in super().settings().items()
-            if not (plain and name in ("variants", "noun"))
-        }
+        settings = super().settings()
+        if self.variants == 1 and self.noun is None:
+            del settings["variants"], settings["noun"]
+        return settings
 
     def records(self, payload: dict[str, Any]) -> Iterator[_Item]:
         row, image = payload, image_part(self.images.image(payload["file"], self.max_image_size))
-        label = needed_text(row["label"], "label")
+        label = required_text(row["label"], "label")
         split = "train" if row.get("split") is None else str(row["split"])
         record_id = Path(row["file"]).with_suffix("").as_posix()
         metadata = {"task": "vqa", "label": label}
-        if _wants(self.task, "vqa"):
+        if self.task != "t2i":
             yield Record(record_id, [user(image, self.question), assistant(label)], metadata), split
             rng = _generator(row["file"])
             for number in range(2, self.variants + 1 if split == "train" else 2):
                 asked = label_question(label, self.labels, self.noun, rng)
                 messages = [user(image, asked.question), assistant(asked.answer)]
                 yield Record(f"{record_id}-{number}", messages, {**metadata, "kinds": [asked.kind]}), split
-        if _wants(self.task, "t2i"):
+        if self.task != "vqa":
             messages = [user(f"a photo of {article(label)} {label}"), assistant(image)]
             yield Record(f"{record_id}-t2i", messages, {"task": "t2i", "label": label}), split
 
 
 def _has_label(row: dict[str, Any]) -> bool:
     try:
-        return bool(needed_text(row.get("label"), "label"))
+        return bool(required_text(row.get("label"), "label"))
     except RecordError:
         return False

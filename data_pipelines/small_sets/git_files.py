@@ -1,7 +1,6 @@
-"""Files of one commit of a git repository: of a clone on the disk, or downloaded without all the history.
+"""Read the files of one commit of a git repository: of a local clone, or downloaded without the history.
 
-Everything is read from git's object store, so a commit need not be checked out and nothing in a user's clone
-is changed. The `git` program does the work.
+Files are read from git's object store by the `git` program: nothing is checked out, no clone is changed.
 """
 
 from __future__ import annotations
@@ -15,32 +14,28 @@ from pathlib import Path
 
 from ...common.errors import UserError
 
-# Files read by one call of git.
-_BATCH = 256
+_BATCH = 256  # files read by one call of git
 _FULL = re.compile(r"[0-9a-f]{40}")
 _COMMANDS = ("init", "config", "fetch", "ls-remote", "ls-tree")
 _QUIET = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 _ONLINE = {"fetch", "ls-remote"}
-# A clone's settings may come from anybody: what is missing in it is not fetched by a program that they name.
+# The settings of a clone are not trusted: they must not run a program to fetch missing files.
 _OFFLINE = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": ""}
 
 
 class GitFiles:
     """The files of one commit.
 
-    folder: a clone, bare or with a working tree. commit: its full name. remote: True for a download that
-    holds no file contents yet; they are then fetched together before they are read.
+    folder: a clone, bare or with a working tree. commit: the full hash. remote: whether `folder` is a
+    download without file contents, which are then fetched together before they are read.
     """
 
     def __init__(self, folder: Path, commit: str, remote: bool = False) -> None:
         self.folder, self.commit, self.remote = folder, commit, remote
-        listing = _git(folder, "ls-tree", "-r", "-z", commit)
-        self._objects: dict[str, str] = {}
-        for line in filter(None, listing.split("\0")):
-            properties, path = line.split("\t", 1)
-            kind, name = properties.split()[1:3]
-            if kind == "blob":
-                self._objects[path] = name
+        # Lines of "mode type object\tpath"; submodules have no content.
+        lines = filter(None, _git(folder, "ls-tree", "-r", "-z", commit).split("\0"))
+        entries = [line.split("\t", 1) for line in lines]
+        self._objects = {path: facts.split()[2] for facts, path in entries if facts.split()[1] == "blob"}
 
     def paths(self, folder: str = "") -> list[str]:
         """Every path below `folder`, sorted by code point."""
@@ -48,23 +43,27 @@ class GitFiles:
         return sorted(path for path in self._objects if path.startswith(start))
 
     def first_folder(self, *candidates: str) -> str:
-        """The first of `candidates` that the commit has. Raises UserError when it has none of them."""
-        for folder in candidates:
-            if self.paths(folder):
-                return folder
-        raise UserError(
-            f"{self.folder} at {self.commit[:9]} has no folder {' or '.join(candidates)}: it is another "
-            "repository or its layout has changed; give an older commit with --revision."
-        )
+        """The first of `candidates` that the commit has. UserError without any."""
+        found = next((folder for folder in candidates if self.paths(folder)), None)
+        if found is None:
+            raise UserError(
+                f"{self.folder} at {self.commit[:9]} has no folder {' or '.join(candidates)}: it is another "
+                "repository or its layout has changed; give an older commit with --revision."
+            )
+        return found
 
     def read(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """(path, content) in the given order. Raises UserError for a path that the commit does not have."""
+        """(path, content) in the given order. UserError for a path that the commit does not have."""
         wanted = list(paths)
         for path in wanted:
             if path not in self._objects:
                 raise UserError(f"{self.folder} at {self.commit[:9]} has no file {path}.")
         if self.remote and wanted:
-            self._fetch(sorted({self._objects[path] for path in wanted}))
+            # Together, as git itself does it: separate fetches would each be a request.
+            objects = "\n".join(sorted({self._objects[path] for path in wanted}))
+            options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--filter=blob:none", "--stdin")
+            command = ("-c", "fetch.negotiationAlgorithm=noop", "fetch", *options, "origin")
+            _git(self.folder, *command, stdin=f"{objects}\n")
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
             yield from zip(batch, self._contents([self._objects[path] for path in batch]), strict=True)
@@ -86,20 +85,10 @@ class GitFiles:
         """The content of one file."""
         return next(iter(self.read([path])))[1]
 
-    def _fetch(self, objects: list[str]) -> None:
-        """All at once, as git itself does it: one by one would be a request each."""
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--filter=blob:none", "--stdin")
-        command = ("-c", "fetch.negotiationAlgorithm=noop", "fetch", *options, "origin")
-        _git(self.folder, *command, stdin="\n".join(objects) + "\n")
-
 
 def local_files(clone: Path, revision: str) -> GitFiles:
-    """The files at `revision` of a clone on the disk.
-
-    Raises UserError when `clone` is not a repository or does not have the revision.
-    """
-    _require_git()
-    # A prefix: the folder is not a clone itself but lies in one.
+    """The files at `revision` of a local clone. UserError where it is not a clone or lacks the revision."""
+    # With a prefix, the folder is not a clone itself but lies in one.
     if not clone.is_dir() or _try_git(clone, "rev-parse", "--show-prefix") != "\n":
         raise UserError(f"--clone {clone} is not a clone of a git repository.")
     commit = _try_git(clone, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
@@ -112,16 +101,17 @@ def local_files(clone: Path, revision: str) -> GitFiles:
 
 
 def downloaded_files(url: str, revision: str, folder: Path) -> GitFiles:
-    """The files at `revision` of the repository at `url`, with `folder` for what is downloaded.
+    """The files at `revision` of the repository at `url`, downloaded to `folder`.
 
-    A folder that an interrupted download left is used again. Of a revision that is neither a branch nor a
-    full name, such as `69b0092a7^`, the commits alone are fetched first, to find out its full name.
-    Raises UserError when `url` cannot be reached or has no such revision.
+    The folder of an interrupted download is reused. For a revision that is neither a branch, a tag nor a full
+    hash, such as `69b0092a7^`, the commits without files are fetched first, to find its full hash.
+
+    Errors:
+        UserError where `url` cannot be reached or does not have the revision.
     """
-    _require_git()
     folder.mkdir(parents=True, exist_ok=True)
     _git(folder, "init", "--quiet", "--bare")
-    # A promisor remote: git then knows that missing contents are not damage.
+    # With a promisor remote, git does not take missing contents for damage.
     settings = {"url": url, "promisor": "true", "partialclonefilter": "blob:none"}
     for key, value in settings.items():
         _git(folder, "config", f"remote.origin.{key}", value)
@@ -151,13 +141,8 @@ def _remote_commit(folder: Path, url: str, revision: str) -> str:
     return commit.strip()
 
 
-def _require_git() -> None:
-    if shutil.which("git") is None:
-        raise UserError("The program 'git' is needed to read public repositories: install it.")
-
-
 def _git(folder: Path, *arguments: str, stdin: str = "") -> str:
-    """The output of a git command. Raises UserError with git's own reason."""
+    """The output of a git command. UserError with git's reason where it fails."""
     done = _run(folder, arguments, stdin.encode())
     if done.returncode:
         lines = os.fsdecode(done.stderr).strip().splitlines() or [f"status {done.returncode}"]
@@ -168,13 +153,15 @@ def _git(folder: Path, *arguments: str, stdin: str = "") -> str:
 
 
 def _try_git(folder: Path, *arguments: str) -> str | None:
-    """The output of a git command, or None when it failed."""
+    """The output of a git command, or None where it fails."""
     done = _run(folder, arguments, b"")
     return None if done.returncode else os.fsdecode(done.stdout)
 
 
 def _run(folder: Path, arguments: tuple[str, ...], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | _QUIET | ({} if _ONLINE & {*arguments} else _OFFLINE)
-    return subprocess.run(
-        ["git", "-C", str(folder), *arguments], input=stdin, capture_output=True, env=environment
-    )
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, input=stdin, capture_output=True, env=environment)
+    except FileNotFoundError:
+        raise UserError("The program 'git' is needed to read public repositories: install it.") from None

@@ -1,4 +1,4 @@
-"""Images listed by a `meta.jsonl`, in a zip or a folder of the same layout, and their converters' base."""
+"""Images listed by a `meta.jsonl` in a zip or folder, and the base class of their converters."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ...common.images.sources import LARGEST_IMAGE_FILE
 from ...common.json_files import LARGEST_FILE, JsonError, enumerate_lines, parse_json
 from ...common.outputs import Inputs
 from ...common.paths import inside, regular_file, user_path
-from ...common.values import whole_number
+from ...common.values import one_of, whole_number
 from ..convert.converter import Converter
 from ..convert.samples import MOST_PIXELS, Rejected, Sample, add_size_argument, read_file
 from ..records import EncodedImage, RecordError
 from ..shards.stored_image import stored_image
 
 META = "meta.jsonl"
+TASKS = ("vqa", "t2i", "all")
 _SAMPLED_ROWS = 100
 
 
 class ImageList:
-    """Images listed by a `meta.jsonl`: a zip, or a folder of the same layout. Picklable.
+    """Images listed by a `meta.jsonl`: a zip, or a folder with the same files. Picklable, without its rows.
 
-    Every line of the list is an object whose "file" names the image, inside the zip or folder. `broken` are
-    the lines that are not objects.
+    Every line of the list is an object whose "file" names the image; `broken` are the other lines.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,9 +40,7 @@ class ImageList:
         if not self.path.is_dir():
             regular_file(self.path, "--input")
             if not zipfile.is_zipfile(self.path):
-                raise UserError(
-                    f"--input {path} is neither a zip nor a folder: expected one that holds {META}."
-                )
+                raise UserError(f"--input {path} is neither a zip nor a folder: give one that holds {META}.")
         try:
             text = self._read(META, LARGEST_FILE).decode("utf-8-sig", "surrogateescape")
         except RecordError as error:
@@ -56,7 +54,7 @@ class ImageList:
                 self.broken.append(Rejected(f"line {number}", str(error)))
 
     def _read(self, name: object, largest: int) -> bytes:
-        """A file of at most `largest` bytes. Raises RecordError for one that is missing or outside."""
+        """A file of at most `largest` bytes. RecordError for one that is missing, too big or outside."""
         try:
             path = inside(self.path, name, "image")
             if self.path.is_dir():
@@ -71,22 +69,20 @@ class ImageList:
         except UserError as error:
             raise RecordError(str(error)) from error
         except Exception as error:
-            # zipfile, zlib and its kin raise nearly anything on foreign bytes.
+            # zipfile and zlib raise nearly anything on foreign bytes.
             raise RecordError(f"image {shown(name)}: missing or unreadable") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "rows": [], "broken": []}  # rows travel one by one
+        return {**self.__dict__, "_zip": None, "rows": [], "broken": []}  # rows are sent one by one
 
     def require(self, *fields: str) -> None:
-        """Raise UserError unless the rows have these fields: the wrong converter for this input."""
-        missing = [name for name in fields if not any(name in row for row in self.rows[:_SAMPLED_ROWS])]
-        if missing:
-            raise UserError(
-                f"{META} in {self.path} has no field '{missing[0]}': is this the right kind of data?"
-            )
+        """Raise UserError unless the first rows have these fields; otherwise the input is of another set."""
+        for name in fields:
+            if not any(name in row for row in self.rows[:_SAMPLED_ROWS]):
+                raise UserError(f"{META} in {self.path} has no field '{name}': is this the right data set?")
 
     def image(self, name: Any, max_size: int | None = None) -> EncodedImage:
-        """The image `name`, checked. Raises RecordError when it is missing or broken."""
+        """The image `name`, checked by decoding. RecordError where it is missing or broken."""
         return stored_image(self._read(name, LARGEST_IMAGE_FILE), name, max_size)
 
 
@@ -102,12 +98,12 @@ def _row(line: str) -> dict[str, Any]:
 
 @dataclass
 class ListConverter(Converter):
-    """A list of images: a sample is a row.
+    """Base class of converters of an `ImageList`, whose samples are its rows.
 
-    max_image_size: the shorter side is reduced to so many pixels (None: kept).
+    max_image_size: the shorter side is reduced to at most this many pixels (None: kept).
     """
 
-    #: Fields that rows must have, and the attributes that go to the manifest as settings.
+    #: Fields that rows must have, and attributes that are settings in the manifest.
     fields: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]]
 
@@ -119,15 +115,16 @@ class ListConverter(Converter):
         self.images.require(*self.fields)
         if self.max_image_size is not None:
             whole_number(self.max_image_size, "--max-image-size", 8, MOST_PIXELS)
-        self.records_per_sample = getattr(self, "variants", 1) + (getattr(self, "task", "") == "all")
+        task = one_of(getattr(self, "task", "vqa"), "--task", TASKS)
+        self.records_per_sample = getattr(self, "variants", 1) + (task == "all")
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--input", type=arguments.path, required=True, help="the data set")
         add_size_argument(parser)
         if "task" in cls.options:
-            help = "questions, image generation or both (default vqa)"
-            parser.add_argument("--task", choices=("vqa", "t2i", "all"), default="vqa", help=help)
+            task = "questions, image generation or both (default %(default)s)"
+            parser.add_argument("--task", choices=TASKS, default="vqa", help=task)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> ListConverter:

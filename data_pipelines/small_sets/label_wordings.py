@@ -1,4 +1,4 @@
-"""Questions and captions about a photo of which only a label is known, in the words of different users."""
+"""Questions and captions for a photo of which only the label is known, in varied wordings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _UNCOUNTABLE = ("outwear",)
 
 
 class LabelQuestion(NamedTuple):
-    """What is asked about a photo, the answer, and the kind: open, options, yes_no or caption."""
+    """A question about a photo, its answer, and its kind: open, options, yes_no or caption."""
 
     question: str
     answer: str
@@ -58,22 +58,21 @@ class LabelQuestion(NamedTuple):
 
 
 def with_article(label: str) -> str:
-    """'a dress', 'an anchor'; 'shoes' and 'outwear' as they are."""
+    """'a dress', 'an anchor'; 'shoes' and 'outwear' without an article."""
     return label if label in _UNCOUNTABLE or is_plural(label) else f"{article(label)} {label}"
 
 
 def is_plural(label: str) -> bool:
-    """Whether a label, such as 'shoes', names several things or a pair."""
+    """Whether a label is plural, such as 'shoes'."""
     return label.endswith("s") and not label.endswith(("ss", "us", "is"))
 
 
 def label_question(
     label: str, labels: Sequence[str], noun: str | None, rng: np.random.Generator
 ) -> LabelQuestion:
-    """A question about a photo of a `label`, or a request to describe it.
+    """A random question about a photo of a `label`, or a request to describe it.
 
-    labels: all that the set has, for the options and the untrue claims. noun: what they all are ("piece of
-    clothing"), if there is a word for it. An open question and one with options are answered by the label.
+    labels: all labels of the set, for options and false claims. noun: what they are ("piece of clothing").
     """
     others = [other for other in labels if other != label]
     chance = rng.random()

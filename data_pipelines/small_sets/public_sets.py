@@ -1,7 +1,7 @@
-"""The small public data sets, each made from files of its public git repositories.
+"""The small public data sets, each made from files of public git repositories.
 
-A set becomes a zip of image files and a `meta.jsonl` with one object a line, `file` naming the image: what
-the converters of `convert_sets` read.
+A set becomes a zip of images and a `meta.jsonl`, as the converters of `convert_sets` read it (see
+`image_list`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from ...common.errors import ImageError, UserError
 from ...common.images.reading import load_image, open_image, pillow_errors
-from ...common.json_files import parse_json
+from ...common.json_files import enumerate_lines, parse_json
 from .git_files import GitFiles
 
 #: Side of emoji and photos, in pixels.
@@ -26,7 +26,7 @@ SIDE = 128
 _JPEG_QUALITY = 90
 _CALTECH_FOLDER = "101_ObjectCategories"
 _CALTECH_LEFT_OUT = ("BACKGROUND_Google", "Faces_easy")
-# Three colours on two greys and what lies between them at the edges.
+# Three colours on two greys, and their blends at edges.
 _NLVR_COLOURS = 32
 _NLVR_IMAGE = re.compile(r"(?:train|dev|hidden)-(\d+-\d+)-(\d)\.png")
 
@@ -34,10 +34,10 @@ Entry = tuple[dict[str, Any], bytes]
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One commit of a public repository that a set takes files of.
+class Source:
+    """One commit of a public repository from which a set is made.
 
-    part: what the set calls it. repository: "owner/name". revision: a commit as git may name it.
+    part: the source's name in the set. repository: "owner/name". revision: any name of a commit in git.
     """
 
     part: str
@@ -53,14 +53,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set: its zip, what it takes, and how its rows and image files are made of that.
+    """A set: the file name of its zip, its sources, and a function that makes rows and images of these.
 
-    images: how many there were when the small model was trained.
+    images: their number when nano was trained.
     """
 
     name: str
     file: str
-    taken: tuple[Taken, ...]
+    sources: tuple[Source, ...]
     entries: Callable[[Mapping[str, GitFiles]], Iterator[Entry]]
     images: int
 
@@ -75,10 +75,8 @@ def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     named = {_code_points(emoji): emoji for emoji, facts in facts_of.items() if facts.get("name")}
     for style in ("noto", "blob", "flag"):
         commit = files["noto" if style == "flag" else style]
-        images = _emoji_images(commit, style, named)
-        codes = {path: code for code, path in images.items()}
-        for path, data in commit.read(images[code] for code in sorted(images)):
-            code = codes[path]
+        images = dict(sorted(_emoji_images(commit, style, named).items()))
+        for code, (path, data) in zip(images, commit.read(images.values()), strict=True):
             emoji = named[code]
             row = {
                 "file": f"{style}/{code}.png",
@@ -92,12 +90,12 @@ def _emoji(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
 
 
 def _code_points(emoji: str) -> str:
-    """The name of an emoji in the file names: code points without the variation selector."""
+    """An emoji as file names spell it: its code points without the variation selector."""
     return "_".join(f"{ord(character):04x}" for character in emoji if character != "\ufe0f")
 
 
 def _emoji_images(commit: GitFiles, style: str, named: Mapping[str, str]) -> dict[str, str]:
-    """Path of the image of every emoji that `named` has, by code points."""
+    """The path of the image of every emoji in `named` that has one, by code points."""
     if style == "flag":
         folder = commit.first_folder("third_party/region-flags/png", "2D/third_party/region-flags/png")
         paths = {path.stem: str(path) for path in map(PurePosixPath, commit.paths(folder))}
@@ -112,37 +110,35 @@ def _emoji_images(commit: GitFiles, style: str, named: Mapping[str, str]) -> dic
 
 
 def _region(emoji: str) -> str:
-    """'CH' for the flag of Switzerland, an empty text for what is not a flag of a region."""
+    """'CH' for the flag of Switzerland; empty for emoji that are not the flag of a region."""
     letters = [ord(character) - 0x1F1E6 for character in emoji]
-    if len(letters) != 2 or not all(0 <= letter < 26 for letter in letters):
-        return ""
-    return "".join(chr(ord("A") + letter) for letter in letters)
+    is_flag = len(letters) == 2 and all(0 <= letter < 26 for letter in letters)
+    return "".join(chr(ord("A") + letter) for letter in letters) if is_flag else ""
 
 
 def _on_white(data: bytes, name: str) -> bytes:
     image = _opened(data, name).convert("RGBA")
     if max(image.size) != SIDE:
         image = ImageOps.contain(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    ground = Image.new("RGB", (SIDE, SIDE), "white")
-    ground.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2), image)
-    return _png(ground)
+    background = Image.new("RGB", (SIDE, SIDE), "white")
+    background.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2), image)
+    return _encoded(background, format="PNG", optimize=True)
 
 
 # --- NLVR ----------------------------------------
 
 
 def _nlvr(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """Images as palette PNGs: {file, split, id, perm, sentence, label, structured_rep (not of train1000)}.
+    """Images as palette PNGs: {file, split, id, perm, sentence, label, structured_rep (not in train1000)}.
 
-    train1000 are the examples that the repository shows of its training set; of dev and hidden all six orders
-    of an example's boxes are taken.
+    train1000 are the examples on the repository's page about the training set; dev and hidden have all six
+    orders of an example's boxes.
     """
     commit = files["nlvr"]
-    rows: list[tuple[str, dict[str, Any]]] = [*_nlvr_examples(commit)]
-    for split in ("hidden", "dev"):
-        rows += _nlvr_split(commit, split)
+    rows = [*_nlvr_examples(commit), *_nlvr_split(commit, "hidden"), *_nlvr_split(commit, "dev")]
     for (path, row), (_, data) in zip(rows, commit.read(path for path, _ in rows), strict=True):
-        yield row, _png(_opened(data, path).convert("RGB").quantize(_NLVR_COLOURS))
+        image = _opened(data, path).convert("RGB").quantize(_NLVR_COLOURS)
+        yield row, _encoded(image, format="PNG", optimize=True)
 
 
 def _nlvr_examples(commit: GitFiles) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,9 +148,7 @@ def _nlvr_examples(commit: GitFiles) -> Iterator[tuple[str, dict[str, Any]]]:
         name = PurePosixPath(source)
         match = _NLVR_IMAGE.fullmatch(name.name)
         if match is None or len(texts) < 2:
-            raise UserError(
-                f"nlvr/train/examples.html: the example with the image '{source}' is of no known form."
-            )
+            raise UserError(f"nlvr/train/examples.html: the example with the image '{source}' is malformed.")
         identifier, permutation = match.groups()
         row = {
             "file": f"train/{identifier}-{permutation}.png",
@@ -187,43 +181,33 @@ def _nlvr_split(commit: GitFiles, split: str) -> Iterator[tuple[str, dict[str, A
     folder = f"nlvr/{split}"
     images = {path.rsplit("/", 1)[1]: path for path in commit.paths(f"{folder}/images")}
     lists = [path for path in commit.paths(folder) if path.endswith(".json") and "/images/" not in path]
-    # The hidden set has had several lists; the final one is the one that was released.
+    # The hidden set has had several lists; the final one was released.
     preferred = [f"{folder}/{split}.json", f"{folder}/{split}_final.json", *lists]
     chosen = next((path for path in preferred if path in lists), None)
     if chosen is None:
         raise UserError(f"{commit.folder} at {commit.commit[:9]} has no list {preferred[0]}.")
-    for line in commit.read_one(chosen).decode().split("\n"):
-        if not line.strip():
-            continue
+    for _, line in enumerate_lines(commit.read_one(chosen).decode()):
         example = parse_json(line)
         for permutation in range(6):
-            name = f"{split}-{example['identifier']}-{permutation}.png"
-            row = {
-                "file": f"{split}/{example['identifier']}-{permutation}.png",
-                "split": split,
-                "id": example["identifier"],
-                "perm": permutation,
-                "sentence": example["sentence"],
-                "label": example["label"],
-                "structured_rep": example["structured_rep"],
-            }
-            yield images.get(name, f"{folder}/images/{name}"), row
+            file = f"{example['identifier']}-{permutation}.png"
+            facts = {name: example[name] for name in ("sentence", "label", "structured_rep")}
+            row = {"split": split, "id": example["identifier"], "perm": permutation, **facts}
+            path = images.get(f"{split}-{file}", f"{folder}/images/{split}-{file}")
+            yield path, {"file": f"{split}/{file}", **row}
 
 
 # --- easy-VQA ----------------------------------------
 
 
 def _easyvqa(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """The training images in their own bytes: {file, split, qa}; qa: pairs of question and answer."""
+    """The training images, unchanged: {file, split, qa}; qa: pairs of question and answer."""
     commit = files["easy-VQA"]
     folder = "easy_vqa/data/train"
     pairs: dict[int, list[list[str]]] = {}
     for question, answer, number in parse_json(commit.read_one(f"{folder}/questions.json")):
         pairs.setdefault(int(number), []).append([question, answer])
-    numbers = sorted(pairs)
-    for number, (_, data) in zip(
-        numbers, commit.read(f"{folder}/images/{number}.png" for number in numbers), strict=True
-    ):
+    paths = {number: f"{folder}/images/{number}.png" for number in sorted(pairs)}
+    for number, (_, data) in zip(paths, commit.read(paths.values()), strict=True):
         yield {"file": f"train/{number}.png", "split": "train", "qa": pairs[number]}, data
 
 
@@ -234,45 +218,38 @@ def _clothing(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
     """Photos of clothing as centre squares: {file, label, split}."""
     commit = files["clothing"]
     photos = [path for path in commit.paths() if path.endswith(".jpg") and path.count("/") == 2]
-    for path, data in commit.read(_by_joined_name(photos)):
+    for path, data in commit.read(sorted(photos, key=_flat_name)):
         split, label, _ = path.split("/")
-        yield {"file": path.replace("/", "__"), "label": label, "split": split}, _centre_square(data, path)
+        yield {"file": _flat_name(path), "label": label, "split": split}, _centre_square(data, path)
 
 
 def _caltech(files: Mapping[str, GitFiles]) -> Iterator[Entry]:
-    """Photos of 100 kinds of things as centre squares: {file, label, split}, split by `test.txt`."""
+    """Photos of 100 classes as centre squares: {file, label, split}, split by `test.txt`."""
     commit = files["caltech"]
     lists = [path for path in commit.paths() if PurePosixPath(path).name == "test.txt"]
     if not lists:
         raise UserError(f"{commit.folder} at {commit.commit[:9]} has no test.txt, which gives the split.")
     test = set(commit.read_one(lists[0]).decode().split())
-    photos = {}
+    names = {}  # "folder/class/file" by path
     for path in commit.paths():
         parts = path.split("/")[-3:]
-        photo = len(parts) == 3 and parts[0] == _CALTECH_FOLDER and parts[2].endswith(".jpg")
-        if photo and parts[1] not in _CALTECH_LEFT_OUT:
-            photos["/".join(parts)] = path
-    names = _by_joined_name(photos)
-    for name, (path, data) in zip(names, commit.read(photos[name] for name in names), strict=True):
-        _, kind, file = name.split("/")
-        row = {
-            "file": name.replace("/", "__"),
-            "label": kind.replace("_", " ").lower(),
-            "split": "test" if f"{kind}/{file}" in test else "train",
-        }
+        is_photo = len(parts) == 3 and parts[0] == _CALTECH_FOLDER and parts[2].endswith(".jpg")
+        if is_photo and parts[1] not in _CALTECH_LEFT_OUT:
+            names[path] = "/".join(parts)
+    for path, data in commit.read(sorted(names, key=lambda path: _flat_name(names[path]))):
+        _, label, file = names[path].split("/")
+        split = "test" if f"{label}/{file}" in test else "train"
+        row = {"file": _flat_name(names[path]), "label": label.replace("_", " ").lower(), "split": split}
         yield row, _centre_square(data, path)
 
 
-def _by_joined_name(paths: Any) -> list[str]:
-    return sorted(paths, key=lambda path: path.replace("/", "__"))
+def _flat_name(path: str) -> str:
+    return path.replace("/", "__")
 
 
 def _centre_square(data: bytes, name: str) -> bytes:
-    image = load_image(_opened(data, name))
-    square = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    square.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return buffer.getvalue()
+    square = ImageOps.fit(load_image(_opened(data, name)), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return _encoded(square, format="JPEG", quality=_JPEG_QUALITY)
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -285,9 +262,9 @@ def _opened(data: bytes, name: str) -> Image.Image:
     return image
 
 
-def _png(image: Image.Image) -> bytes:
+def _encoded(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 
@@ -295,28 +272,26 @@ def _png(image: Image.Image) -> bytes:
 
 _NOTO = "googlefonts/noto-emoji"
 _NOTO_LICENCE = "Apache-2.0 (images), public domain (region flags); newer images OFL-1.1"
-_CALTECH = "MachineLearning2020/Homework2-Caltech101"
-_CALTECH_LICENCE = "CC-BY-4.0 (Caltech-101, Li, Andreeto, Ranzato and Perona)"
-_CLOTHING = "alexeygrigorev/clothing-dataset-small"
-_EMOJI_TAKEN = (
-    Taken("noto", _NOTO, _NOTO_LICENCE),
+_EMOJI = (
+    Source("noto", _NOTO, _NOTO_LICENCE),
     # The commit before the one that replaced the blob-shaped faces.
-    Taken("blob", _NOTO, "Apache-2.0", "69b0092a7^"),
-    Taken("names", "muan/unicode-emoji-json", "MIT"),
-    Taken("keywords", "muan/emojilib", "MIT"),
+    Source("blob", _NOTO, "Apache-2.0", "69b0092a7^"),
+    Source("names", "muan/unicode-emoji-json", "MIT"),
+    Source("keywords", "muan/emojilib", "MIT"),
 )
-_NLVR_TAKEN = Taken("nlvr", "lil-lab/nlvr", "CC-BY-4.0")
-_EASYVQA_TAKEN = Taken("easy-VQA", "vzhou842/easy-VQA", "MIT")
-_CLOTHING_TAKEN = Taken("clothing", _CLOTHING, "may be freely used for any purpose")
-_CALTECH_TAKEN = Taken("caltech", _CALTECH, _CALTECH_LICENCE)
+_NLVR = Source("nlvr", "lil-lab/nlvr", "CC-BY-4.0")
+_EASYVQA = Source("easy-VQA", "vzhou842/easy-VQA", "MIT")
+_CLOTHING = Source("clothing", "alexeygrigorev/clothing-dataset-small", "may be freely used for any purpose")
+_CALTECH_LICENCE = "CC-BY-4.0 (Caltech-101, Li, Andreeto, Ranzato and Perona)"
+_CALTECH = Source("caltech", "MachineLearning2020/Homework2-Caltech101", _CALTECH_LICENCE)
 
 SETS: dict[str, PublicSet] = {
     one.name: one
     for one in (
-        PublicSet("emoji", "emoji_128.zip", _EMOJI_TAKEN, _emoji, 3129),
-        PublicSet("nlvr", "nlvr.zip", (_NLVR_TAKEN,), _nlvr, 12_844),
-        PublicSet("easyvqa", "easyvqa_64.zip", (_EASYVQA_TAKEN,), _easyvqa, 4000),
-        PublicSet("clothing", "clothing_128.zip", (_CLOTHING_TAKEN,), _clothing, 3781),
-        PublicSet("caltech", "caltech101_128.zip", (_CALTECH_TAKEN,), _caltech, 8242),
+        PublicSet("emoji", "emoji_128.zip", _EMOJI, _emoji, 3129),
+        PublicSet("nlvr", "nlvr.zip", (_NLVR,), _nlvr, 12_844),
+        PublicSet("easyvqa", "easyvqa_64.zip", (_EASYVQA,), _easyvqa, 4000),
+        PublicSet("clothing", "clothing_128.zip", (_CLOTHING,), _clothing, 3781),
+        PublicSet("caltech", "caltech101_128.zip", (_CALTECH,), _caltech, 8242),
     )
 }

@@ -1,4 +1,4 @@
-"""Makes the zips of the public data sets and keeps a record of where each came from, `sources.json`."""
+"""Make the zips of the public data sets, and record the source of each in `sources.json`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ...common.errors import UserError
 from ...common.files import atomic_file, file_checksum
 from ...common.json_files import read_json_object
 from ...common.output_files import check_files
-from ..partial_output import holding
+from ..partial_output import locked_folder
 from .git_files import GitFiles, downloaded_files, local_files
 from .image_list import META, ImageList
-from .public_sets import SETS, PublicSet, Taken
+from .public_sets import SETS, PublicSet, Source
 
 SOURCES = "sources.json"
 _DOWNLOADS = "sources.partial"
 _COMMAND = "dualtoken prepare sources"
 _HOST = "https://github.com"
-# Zips of the same content are the same file.
+# A fixed date, so that zips of the same content are the same file.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where sets are put and what their repositories are read from.
+    """The output folder of sets, and where their repositories are read.
 
-    clones: path of a clone by the repository's name; the others are downloaded from `host`. revisions: a
-    commit or branch by the repository's name, instead of the newest.
+    clones: paths of local clones by the repository's name; other repositories are downloaded from `host`.
+    revisions: a commit or branch by the repository's name, instead of the newest.
     """
 
     folder: Path
@@ -47,8 +47,8 @@ class SourceOptions:
     host: str = _HOST
 
     def check(self, sets: Iterable[PublicSet]) -> None:
-        """Raise UserError for a clone or a revision of a repository that none of `sets` uses."""
-        known = list(dict.fromkeys(taken.name for one in sets for taken in one.taken))
+        """Raise UserError for a clone or a revision of a repository that `sets` do not use."""
+        known = list(dict.fromkeys(source.name for one in sets for source in one.sources))
         for option, names in (("--clone", self.clones), ("--revision", self.revisions)):
             for name in names:
                 if name not in known:
@@ -56,7 +56,7 @@ class SourceOptions:
 
 
 def chosen_sets(names: Iterable[str] | None) -> list[PublicSet]:
-    """The sets called `names` ("emoji" or "emoji_128"; None: all). Raises UserError for an unknown name."""
+    """The sets called `names` ("emoji" or "emoji_128"; None: all). UserError for an unknown name."""
     if names is None:
         return list(SETS.values())
     by_name = SETS | {Path(one.file).stem: one for one in SETS.values()}
@@ -69,17 +69,26 @@ def chosen_sets(names: Iterable[str] | None) -> list[PublicSet]:
 
 
 def make_sets(sets: Iterable[PublicSet], options: SourceOptions) -> Iterator[tuple[PublicSet, int, bool]]:
-    """Make each set that is not there, and yield it, its number of images, and whether it was made just now.
+    """Make each missing set, and yield every set, its number of images, and whether it was made now.
 
-    What a stopped run has finished or downloaded is used again. Raises UserError when a set cannot be made,
-    when another process makes sets in the same folder, and for a zip that may not be replaced.
+    The sets and downloads of a stopped run are reused.
+
+    Errors:
+        UserError where a set cannot be made, where another process makes sets in the same folder, and for a
+        zip that may not be replaced.
     """
     sets = list(sets)
     options.check(sets)
     folder = options.folder
     check_files(folder, [])
-    _check_replaced(sets, options)
-    with holding(folder / _DOWNLOADS, f"--output {folder}", _COMMAND):
+    made_here = _recorded(folder / SOURCES)
+    for one in sets:
+        if options.overwrite and (folder / one.file).exists() and one.name not in made_here:
+            raise UserError(
+                f"{folder / one.file} is not named in {SOURCES} next to it, so it is not replaced: "
+                "move it away, or give another folder"
+            )
+    with locked_folder(folder / _DOWNLOADS, f"--output {folder}", _COMMAND):
         for one in sets:
             target = folder / one.file
             if target.exists() and not options.overwrite:
@@ -88,75 +97,63 @@ def make_sets(sets: Iterable[PublicSet], options: SourceOptions) -> Iterator[tup
                 yield one, _make(one, target, options), True
 
 
-def _check_replaced(sets: Iterable[PublicSet], options: SourceOptions) -> None:
-    """Raise UserError where a zip would be replaced that is not noted as made here."""
-    notes = _notes(options.folder / SOURCES)
-    for one in sets:
-        if options.overwrite and (options.folder / one.file).exists() and one.name not in notes:
-            raise UserError(
-                f"{options.folder / one.file} is not named in {SOURCES} next to it, so it is not replaced: "
-                "move it away, or give another folder"
-            )
-
-
 def _make(one: PublicSet, target: Path, options: SourceOptions) -> int:
-    taken = [_at(options, part) for part in one.taken]
-    files = {part.part: _files(part, options) for part in taken}
+    sources = [
+        replace(source, revision=options.revisions.get(source.name, "HEAD"))
+        if source.revision == "HEAD"
+        else source
+        for source in one.sources
+    ]
+    files = {source.part: _files(source, options) for source in sources}
     try:
         with atomic_file(target) as partial:
             count = _write_zip(one, files, partial, options.progress)
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        names = " or ".join(dict.fromkeys(part.name for part in taken))
+        names = " or ".join(dict.fromkeys(source.name for source in sources))
         raise UserError(
-            f"{one.name}: a file of {names} has an unknown form ({type(error).__name__}: {error}); "
+            f"{one.name}: a file of {names} has an unknown format ({type(error).__name__}: {error}); "
             "give an older commit with --revision."
         ) from error
     entry = {
         "file": one.file,
         "images": count,
         "sha256": file_checksum(target),
-        "taken": [{**asdict(part), "commit": files[part.part].commit} for part in taken],
+        "taken": [{**asdict(source), "commit": files[source.part].commit} for source in sources],
     }
-    _note(options.folder / SOURCES, one.name, entry)
-    for part in taken:
-        shutil.rmtree(_download(part, options), ignore_errors=True)
+    entries = {**_recorded(options.folder / SOURCES), one.name: entry}
+    with atomic_file(options.folder / SOURCES) as partial:
+        partial.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for source in sources:
+        shutil.rmtree(_download(source, options), ignore_errors=True)
     return count
 
 
-def _at(options: SourceOptions, part: Taken) -> Taken:
-    """`part` at the revision that was asked for; one that is fixed stays."""
-    if part.revision == "HEAD" and part.name in options.revisions:
-        return replace(part, revision=options.revisions[part.name])
-    return part
-
-
-def _files(part: Taken, options: SourceOptions) -> GitFiles:
-    if part.name in options.clones:
-        return local_files(options.clones[part.name], part.revision)
+def _files(source: Source, options: SourceOptions) -> GitFiles:
+    if source.name in options.clones:
+        return local_files(options.clones[source.name], source.revision)
     if options.progress:
-        print(f"fetching {part.repository} at {part.revision}", file=sys.stderr, flush=True)
-    return downloaded_files(f"{options.host}/{part.repository}", part.revision, _download(part, options))
+        print(f"fetching {source.repository} at {source.revision}", file=sys.stderr, flush=True)
+    url = f"{options.host}/{source.repository}"
+    return downloaded_files(url, source.revision, _download(source, options))
 
 
-def _download(part: Taken, options: SourceOptions) -> Path:
-    return options.folder / _DOWNLOADS / part.name
+def _download(source: Source, options: SourceOptions) -> Path:
+    return options.folder / _DOWNLOADS / source.name
 
 
 def _write_zip(one: PublicSet, files: Mapping[str, GitFiles], path: Path, progress: bool) -> int:
-    """Images as they are, then the list; the number of images. Raises UserError when there is none."""
+    """Write the images, then the list; return the number of images. UserError without any."""
     lines = []
+    entries = tqdm(one.entries(files), one.name, one.images, unit="images", disable=not progress)
     with zipfile.ZipFile(path, "w") as archive:
-        for row, data in tqdm(
-            one.entries(files), total=one.images, desc=one.name, unit="images", disable=not progress
-        ):
+        for row, data in entries:
             archive.writestr(_member(row["file"]), data)
-            lines.append(json.dumps(row, ensure_ascii=False))
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         if not lines:
             raise UserError(f"{one.name}: no image was found; are these the right repositories?")
-        text = "".join(f"{line}\n" for line in lines)
-        archive.writestr(_member(META), text, compress_type=zipfile.ZIP_DEFLATED)
+        archive.writestr(_member(META), "".join(lines), compress_type=zipfile.ZIP_DEFLATED)
     return len(lines)
 
 
@@ -166,22 +163,16 @@ def _member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _note(path: Path, name: str, entry: dict[str, Any]) -> None:
-    entries = {**_notes(path), name: entry}
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _notes(path: Path) -> dict[str, Any]:
-    """Where each set came from. UserError for a file that holds something else."""
-    notes = read_json_object(path) if os.path.lexists(path) else {}
-    if not all(isinstance(entry, dict) and "file" in entry for entry in notes.values()):
+def _recorded(path: Path) -> dict[str, Any]:
+    """The entries of a `sources.json`, by set. UserError for a file that holds something else."""
+    entries = read_json_object(path) if os.path.lexists(path) else {}
+    if not all(isinstance(entry, dict) and "file" in entry for entry in entries.values()):
         raise UserError(f"{path} does not describe sets: move it away, or give another folder")
-    return notes
+    return entries
 
 
 def _count(path: Path) -> int:
-    """Images of a zip that is there. Raises UserError when it is not an intact zip."""
+    """The number of images in an existing zip. UserError where it is not an intact zip."""
     try:
         return len(ImageList(path).rows)
     except UserError as error:

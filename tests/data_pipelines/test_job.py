@@ -113,9 +113,9 @@ def test_finished_work_outlives_a_failed_renaming(tmp_path, monkeypatch):
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr(partial_output, "replace_folder", refuse)
-    with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/whole.*same command"):
+    with pytest.raises(UserError, match=r"busy.*kept in .*x\.partial/merged.*same command"):
         write_shards(Numbers(), options(tmp_path / "x"))
-    assert contents(tmp_path / "x.partial" / "whole") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "x.partial" / "merged") == contents(tmp_path / "whole")
     monkeypatch.undo()
     monkeypatch.setattr(Numbers, "records", None)  # nothing is converted again
     write_shards(Numbers(), options(tmp_path / "x"))

@@ -11,9 +11,9 @@ from dualtoken.data_pipelines.partial_output import (
     PLAN,
     can_resume,
     clear,
-    deliver,
-    making,
+    locked_output,
     partial_folder,
+    publish,
     read_plan,
     write_plan,
 )
@@ -64,13 +64,13 @@ def test_unfinished_output_is_not_an_input(tmp_path: Path):
     (tmp_path / "x.partial").mkdir()
     with (
         pytest.raises(UserError, match="is also --input"),
-        making(tmp_path / "x", {"--input": tmp_path / "x.partial"}, overwrite=True, command="test"),
+        locked_output(tmp_path / "x", {"--input": tmp_path / "x.partial"}, overwrite=True, command="test"),
     ):
         pass
 
 
 def test_clearing_keeps_the_lock_and_the_mark(tmp_path: Path):
-    with making(tmp_path / "x", {}, overwrite=False, command="test") as folder:
+    with locked_output(tmp_path / "x", {}, overwrite=False, command="test") as folder:
         before = sorted(path.name for path in folder.iterdir())
         (folder / "shards").mkdir()
         (folder / "shards" / "a.tar").touch()
@@ -83,5 +83,5 @@ def test_a_folder_that_cannot_be_renamed_stays(tmp_path: Path):
     (tmp_path / "done").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"kept in .*done"):
-        deliver(tmp_path / "done", tmp_path / "file" / "x")
+        publish(tmp_path / "done", tmp_path / "file" / "x")
     assert (tmp_path / "done").is_dir()

@@ -259,7 +259,7 @@ def test_two_jobs_never_share_an_output(tokenizer, images, tmp_path):
         ):
             pass
         with job_of(tmp_path, Share(1, 2, "first"), patience=0.3) as other:
-            assert other.own(4) == [1, 3]
+            assert other.assigned(4) == [1, 3]
 
 
 def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatch):
@@ -270,28 +270,28 @@ def test_codes_outlive_a_failed_renaming(tokenizer, images, tmp_path, monkeypatc
 
     monkeypatch.setattr(partial_output, "replace_folder", refuse)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"cross-device.*kept in .*out\.partial/whole"):
+        with pytest.raises(UserError, match=r"cross-device.*kept in .*out\.partial/merged"):
             tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
         monkeypatch.setattr(code_cache._Encoder, "_encode_images", None)  # nothing is encoded again
-    assert contents(tmp_path / "out.partial" / "whole") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out.partial" / "merged") == contents(tmp_path / "whole")
     monkeypatch.setattr(partial_output, "replace_folder", replace_folder)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("moves", [0, 1, 2, 5, 8])
 def test_merging_may_be_stopped_anywhere(tokenizer, images, tmp_path, monkeypatch, moves):
     tokenize_shards(tokenizer, images, tmp_path / "whole", progress=False)
-    move, left = Job._move, [moves]
+    move, left = os.replace, [moves]
 
-    def stopped(self, *arguments):
-        left[0] -= 1
+    def stopped(old, new):
+        left[0] -= Path(new).parent.name == "merged" and Path(old).parent != Path(new).parent
         if left[0] < 0:
             raise KeyboardInterrupt
-        move(self, *arguments)
+        move(old, new)
 
-    monkeypatch.setattr(Job, "_move", stopped)
+    monkeypatch.setattr(os, "replace", stopped)
     with contextlib.suppress(KeyboardInterrupt):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     monkeypatch.undo()

@@ -538,13 +538,13 @@ def test_the_line_about_rejected_samples_is_bounded(tmp_path: Path, capsys: pyte
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line) <= 300
     assert line.startswith(f"{len(entries) - 1} samples rejected, named in {output}")
-    assert "it is not a JSON object but … (11)" in line
+    assert "it is …, not a JSON object (11)" in line
     assert line.endswith(", …")
 
 
 def test_json_over_several_lines_names_what_is_read(tmp_path: Path):
     (tmp_path / "one.json").write_text(json.dumps({"conversations": []}, indent=1))
-    with pytest.raises(UserError, match="one JSON list, or one entry a line"):
+    with pytest.raises(UserError, match="one JSON list, or one entry per line"):
         write_shards(LlavaConverter(tmp_path / "one.json"), OutputOptions(tmp_path / "out", progress=False))
 
 

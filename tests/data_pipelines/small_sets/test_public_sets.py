@@ -139,10 +139,11 @@ def nlvr_files() -> dict[str, bytes]:
 def with_blob_commit(public: Path) -> PublicSet:
     """The emoji set, with the parent of a commit of this repository as the older style's revision."""
     newest = git(public / "googlefonts" / "noto-emoji", "rev-parse", "--short=9", "HEAD")
-    taken = [
-        replace(part, revision=f"{newest}^") if part.part == "blob" else part for part in SETS["emoji"].taken
+    sources = [
+        replace(source, revision=f"{newest}^") if source.part == "blob" else source
+        for source in SETS["emoji"].sources
     ]
-    return replace(SETS["emoji"], taken=tuple(taken))
+    return replace(SETS["emoji"], sources=tuple(sources))
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def make(public: Path, tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any
 
     def made(name: str, download: bool = False) -> tuple[list[dict[str, Any]], dict[str, Image.Image]]:
         one = with_blob_commit(public) if name == "emoji" else SETS[name]
-        clones = {} if download else {part.name: public / part.repository for part in one.taken}
+        clones = {} if download else {part.name: public / part.repository for part in one.sources}
         options = SourceOptions(tmp_path / "data", clones, progress=False, host=f"file://{public}")
         [(_, count, new)] = make_sets([one], options)
         rows, images = read(tmp_path / "data" / one.file)
@@ -381,4 +382,4 @@ def test_help_has_an_example(capsys):
     assert status.value.code == 0
     printed = capsys.readouterr().out
     assert "dualtoken prepare sources --output data" in printed
-    assert all(part.name in printed.replace("\n", "") for part in SETS["emoji"].taken)
+    assert all(part.name in printed.replace("\n", "") for part in SETS["emoji"].sources)
