@@ -1,4 +1,4 @@
-"""The two kinds of visual codes, pixel and semantic: each has a branch of the model to itself.
+"""The model's branches, one for each kind of visual codes: pixel and semantic.
 
 Source: DualToken, arXiv 2503.14324, section 3.3. Shapes: T visual positions, D depths, C code dimension, H
 hidden size of the LLM, W width of the depth transformers. Codes are mappings from a branch's name to a tensor
@@ -6,6 +6,7 @@ hidden size of the LLM, W width of the depth transformers. Codes are mappings fr
 """
 
 from collections.abc import ItemsView, Mapping
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ from .visual_embedding import CodeProjector, FrozenCodebook
 
 
 class Branch(nn.Module):
-    """One kind of codes: a frozen codebook, a projector into the LLM, and a depth transformer out of it.
+    """A frozen codebook, a projector into the LLM, and a depth transformer from its states to codes.
 
     Args:
         config: of the model.
@@ -40,17 +41,14 @@ class Branch(nn.Module):
 
 
 class Branches(nn.ModuleDict):
-    """The branches of a model by name; an ablation lacks one. Their embeddings are concatenated in order."""
+    """The branches of a model by name (an ablation lacks one); their embeddings are concatenated in order."""
 
     def __init__(self, config: DualTokenConfig) -> None:
         hidden_size, count = config.text_config.hidden_size, len(config.branches)
         edges = [hidden_size * index // count for index in range(count + 1)]
-        super().__init__(
-            {
-                name: Branch(config, name, edges[index + 1] - edges[index])
-                for index, name in enumerate(config.branches)
-            }
-        )
+        widths = [end - start for start, end in pairwise(edges)]
+        names = zip(config.branches, widths, strict=True)
+        super().__init__({name: Branch(config, name, width) for name, width in names})
         self.conditions = config.conditions
 
     def __getitem__(self, name: str) -> Branch:
@@ -65,7 +63,7 @@ class Branches(nn.ModuleDict):
         return torch.cat(parts, dim=-1)
 
     def condition(self, name: str, codes: Mapping[str, Tensor]) -> Tensor | None:
-        """What a branch sees of the same position's codes of the other one: (..., C), or None."""
+        """The features of the other branch's codes that a branch is conditioned on: (..., C), or None."""
         seen = self.conditions.get(name)
         return self[seen].codebook.embed(codes[seen]) if seen else None
 

@@ -20,17 +20,17 @@ _NESTED = (CodebookConfig, DepthTransformerConfig, ImageSamplingConfig)
 
 
 class DualTokenConfig(CheckedConfig):
-    """Everything that fixes the parameters of a `DualTokenForConditionalGeneration`.
+    """Configuration of a `DualTokenForConditionalGeneration`.
 
-    The fields of `ModelSettings`, in one object with what follows from the LLM and the two tokenizers:
+    The fields of `ModelSettings`, and those that follow from the LLM and the two tokenizers:
 
     Args:
         text_config: configuration of any causal language model of transformers (a dict with `model_type`, or
             the object).
         pixel_codebook, semantic_codebook: `CodebookConfig`, or a dict of its fields.
         grid_size: (rows, columns) of the visual positions of one image.
-        *_token_id: ids of the special tokens in the text vocabulary; None for those that the language model's
-            own chat format does without.
+        *_token_id: ids of the special tokens in the text vocabulary; None for those that an LLM's chat format
+            does not use.
         unconditional_prompt_ids: the ids of guidance's unconditional prompt, up to the image; None is that of
             DualToken's own chat format.
 
@@ -89,13 +89,13 @@ class DualTokenConfig(CheckedConfig):
         self._check_token_ids()
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as config.json has them: nested objects are dicts."""
+        """The content of config.json: nested objects are dicts."""
         nested = {key: asdict(value) for key, value in vars(self).items() if isinstance(value, _NESTED)}
         return super().to_dict() | nested
 
     @property
     def token_ids(self) -> dict[str, int]:
-        """The ids of the special tokens by their fields, without those that the chat format does without."""
+        """The ids of the special tokens that the chat format uses, by field."""
         names = [one.name for one in fields(self) if one.name.endswith("_token_id")]
         return {name: index for name in names if (index := getattr(self, name)) is not None}
 
@@ -111,7 +111,7 @@ class DualTokenConfig(CheckedConfig):
 
     @property
     def codebooks(self) -> dict[str, CodebookConfig]:
-        """The visual tokenizer's codebooks, by branch; also of a branch that the model leaves out."""
+        """The visual tokenizer's codebooks, by branch; also of a branch that the model lacks."""
         return {"pixel": self.pixel_codebook, "semantic": self.semantic_codebook}
 
     @property
@@ -126,7 +126,7 @@ class DualTokenConfig(CheckedConfig):
 
     @property
     def conditions(self) -> dict[str, str]:
-        """By branch, the one sampled before it whose codes it sees; without those that see none."""
+        """By conditioned branch, the branch whose codes it is conditioned on."""
         seen = {"pixel": self.pixel_condition, "semantic": self.semantic_condition}
         return {name: other for name, other in seen.items() if other != "none"}
 
@@ -143,11 +143,11 @@ class DualTokenConfig(CheckedConfig):
 
     @property
     def softcap(self) -> float | None:
-        """The LLM's cap of its logits, if it has one."""
+        """The LLM's cap of its logits, if any."""
         return getattr(self.text_config, "final_logit_softcapping", None)
 
     def made_up_codes(self, count: int, device: torch.device) -> dict[str, Tensor]:
-        """By branch, valid codes (count, D) of positions that do not exist."""
+        """By branch, valid codes (count, D) of dummy positions."""
         return {
             name: torch.zeros(count, book.depth, dtype=torch.long, device=device)
             for name, book in self.codebooks.items()

@@ -1,4 +1,4 @@
-"""The depth transformer: the codes of one visual position, one depth after the other.
+"""The depth transformer: predicts the codes of one visual position, depth by depth.
 
 Source: DualToken, arXiv 2503.14324, section 3.3. Shapes: T visual positions (the batch of this module), D
 depths, W width, N codes, C code dimension, H hidden size of the LLM.
@@ -61,17 +61,6 @@ class DepthBlock(nn.Module):
         return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
 
 
-class DepthCache:
-    """Keys and values of all layers for the depths so far, allocated once for all positions of an image."""
-
-    def __init__(
-        self, layers: int, count: int, num_heads: int, depth: int, head_width: int, like: Tensor
-    ) -> None:
-        shape = (layers, 2, count, num_heads, depth, head_width)
-        self.states = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once
-
-
 class DepthTransformer(nn.Module):
     """Predicts the D codes of a visual position from the LLM's state.
 
@@ -80,8 +69,8 @@ class DepthTransformer(nn.Module):
         codebook: sizes of the codes that it predicts.
         state_dim: H, the LLM's hidden size.
         shared_classifier: one classifier for all depths, or one per depth.
-        condition_dim: code dimension of the branch whose codes, already known at this position, are added to
-            the input of depth 1; None for a transformer without condition (the paper).
+        condition_dim: code dimension of the branch whose known codes of this position are added to the input
+            of depth 1; None for a transformer without condition (the paper).
     """
 
     def __init__(
@@ -114,7 +103,7 @@ class DepthTransformer(nn.Module):
     ) -> Tensor:
         """Teacher-forced outputs before the classifier: (T, H), (T, D), condition (T, C') -> (T, D, W)."""
         first = self._first_input(states, condition).unsqueeze(1)
-        # Depth d sees the codes left of it, so the last depth's own code is never an input.
+        # Depth d sees the codes of the depths before it, so the last depth's code is never an input.
         sums = codebook.embed_per_depth(codes[:, :-1]).cumsum(dim=1)
         x = torch.cat([first, self.from_code(sums.to(first.dtype))], dim=1)
         # Called as a module: ZeRO-3 gathers a partitioned weight at its owner's forward.
@@ -127,20 +116,17 @@ class DepthTransformer(nn.Module):
         """Logits over the codes of one depth: (..., W) -> (..., N)."""
         return self.classifiers[depth if len(self.classifiers) > 1 else 0](x)
 
-    def new_cache(self, count: int) -> DepthCache:
-        """An empty cache for `count` positions decoded in one batch; reusable for every next position."""
-        head_width = self.width // self.num_heads
-        return DepthCache(
-            len(self.layers), count, self.num_heads, self.depth, head_width, self.from_state.weight
-        )
+    def new_cache(self, count: int) -> "DepthCache":
+        """A cache for `count` positions decoded in one batch; reusable for every next position."""
+        return DepthCache(self, count)
 
     @torch.no_grad()
-    def first_step(self, states: Tensor, condition: Tensor | None, cache: DepthCache) -> Tensor:
+    def first_step(self, states: Tensor, condition: Tensor | None, cache: "DepthCache") -> Tensor:
         """Logits of the first depth: (T, H) states -> (T, N)."""
         return self._step(self._first_input(states, condition), 0, cache)
 
     @torch.no_grad()
-    def next_step(self, code_sum: Tensor, depth: int, cache: DepthCache) -> Tensor:
+    def next_step(self, code_sum: Tensor, depth: int, cache: "DepthCache") -> Tensor:
         """Logits of depth index `depth` >= 1 from the sum of the code vectors before it: (T, C) -> (T, N)."""
         return self._step(self.from_code(code_sum.to(self.from_code.weight.dtype)), depth, cache)
 
@@ -153,19 +139,18 @@ class DepthTransformer(nn.Module):
             return first
         if condition is None:
             raise ValueError(
-                "this depth transformer is conditioned on the other branch's codes; pass their features as "
-                "`condition`"
+                "this depth transformer is conditioned on the other branch's codes; pass their features"
             )
         return first + self.from_condition(condition.to(self.from_condition.weight.dtype))
 
-    def _step(self, x: Tensor, depth: int, cache: DepthCache) -> Tensor:
+    def _step(self, x: Tensor, depth: int, cache: "DepthCache") -> Tensor:
         x = x + self.position.weight[depth].to(x.dtype)
         for layer, (keys, values) in zip(self._blocks(), cache.layers, strict=True):
             x = layer.step(x, keys, values, depth)
         return self.classify(self.norm(x), depth)
 
     def reset(self, std: float) -> None:
-        """Unit-size inputs from unit-size states and codes; residual branches scaled down by depth."""
+        """Initialise: unit-size inputs from unit-size states and codes, residual branches scaled by depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init.normal_(module.weight, std=module.in_features**-0.5)
@@ -177,3 +162,12 @@ class DepthTransformer(nn.Module):
         for classifier in self.classifiers:
             init.normal_(cast(nn.Linear, classifier).weight, std=std)
         init.normal_(self.position.weight, std=std)
+
+
+class DepthCache:
+    """Keys and values of all layers and depths, allocated once for all positions of an image."""
+
+    def __init__(self, head: DepthTransformer, count: int) -> None:
+        weight, width = head.from_state.weight, head.width // head.num_heads
+        self.states = weight.new_zeros(len(head.layers), 2, count, head.num_heads, head.depth, width)
+        self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once

@@ -1,9 +1,8 @@
-"""Cross-entropy of a linear classifier that never holds more logits than a chunk of rows needs.
+"""Cross-entropy of a linear classifier that holds the logits of one chunk of rows at a time.
 
-Logits are made, used and dropped chunk by chunk. The gradients are computed in the same pass, while a chunk's
-logits are there, and only scaled in the backward pass. That takes no second product for the logits, and the
-backward pass needs no weight, which ZeRO-3 has partitioned again by then. It also means that the rows' shares
-in the loss must be known beforehand: they are the argument `row_weights`.
+The gradients are computed in the same pass, from each chunk's logits, and only scaled in the backward pass.
+So logits are computed once, and the backward pass does not need the weight, which ZeRO-3 has partitioned
+again by then. The rows' weights in the loss must be known in advance: the argument `row_weights`.
 
 Shapes: T rows, W width, N classes.
 """
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# The logits of a chunk are at most this many numbers, 32 MB in fp32: with fewer rows, reading and writing the
-# weight's gradient once for each chunk would take longer than the products. GPUs need larger products.
+# Most logits of a chunk, 32 MB in fp32: with fewer, reading and writing the weight's gradient once per chunk
+# would take longer than the products. GPUs need larger products.
 MAX_LOGITS = 2**23
 GPU_FACTOR = 4
 
@@ -34,15 +33,15 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`sum(row_weights * losses)` and `losses`, the cross-entropies of `states @ weight.T + bias`.
 
-    Only the sum has gradients: to states, weight and bias, as far as they require any. Its backward pass runs
-    once. Without a row the sum is 0 and the gradients are zeros. Products are done in the dtype that
-    `nn.Linear` would use, autocast included; the softmax and sums over chunks in fp32 (fp64 for fp64).
+    Only the sum has gradients: to states, weight and bias, where they require them. Its backward pass runs
+    once. Without a row the sum is 0 and the gradients are zeros. Products have the dtype that `nn.Linear`
+    would use, autocast included; the softmax and sums over chunks are fp32 (fp64 for fp64).
 
     Args:
         states: (T, W); weight: (N, W); bias: (N,) or None.
-        targets: (T,) int64 classes; there is no index that is left out.
+        targets: (T,) int64 classes; no index is ignored.
         row_weights: (T,) factors without gradients; None: all one.
-        softcap: c of logits `c * tanh(logits / c)`; None: logits as they are.
+        softcap: c of logits `c * tanh(logits / c)`; None: no cap.
         chunk_rows: rows whose logits are held at once; None: by device and sizes.
 
     Returns:
@@ -59,17 +58,17 @@ def linear_cross_entropy(
 class Classifier(nn.Linear):
     """A linear layer that, given targets, returns `linear_cross_entropy` instead of logits.
 
-    The loss goes through the module that owns the weight: ZeRO-3 gathers the weight only while this runs.
+    The module that owns the weight computes the loss, as ZeRO-3 gathers the weight only in its forward.
     """
 
     @classmethod
     def of(cls, layer: nn.Module) -> nn.Module:
-        """A classifier that shares the parameters of a plain linear layer; any other layer as it is."""
+        """A classifier that shares the parameters of a plain linear layer; any other layer unchanged."""
         if type(layer) is not nn.Linear:
             return layer
         made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         made.weight, made.bias = layer.weight, layer.bias
-        # transformers' mark that the weights are trained, or were initialised already.
+        # transformers' mark that the weights are trained or initialised.
         made._is_hf_initialized = getattr(layer, "_is_hf_initialized", False)  # type: ignore[assignment]
         return made.train(layer.training)
 
@@ -89,7 +88,7 @@ class Classifier(nn.Linear):
 
 
 class _Task(NamedTuple):
-    """What the loss of a row depends on in addition to the logits, and how many rows have logits at once."""
+    """The arguments of a row's loss other than logits, and the rows of a chunk."""
 
     targets: Tensor
     row_weights: Tensor | None
@@ -122,19 +121,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def rows_at_once(num_classes: int, width: int, on_gpu: bool = True) -> int:
     """Rows whose logits are held at once, for a weight (N, W)."""
     limit = GPU_FACTOR * MAX_LOGITS if on_gpu else MAX_LOGITS
-    # With a quarter of the width in rows the logits are a quarter of the weight: little next to its gradient.
+    # With a quarter of the width in rows the logits are a quarter of the weight: few next to its gradient.
     return max(limit // num_classes, width // 4, 1)
 
 
 def _run(
     states: Tensor, weight: Tensor, bias: Tensor | None, task: _Task, wanted: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Losses (T,) and the sum's gradients to states, weight and bias; None for those that are not wanted."""
+    """Losses (T,) and the sum's gradients to states, weight and bias; None where not wanted."""
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     precise = torch.promote_types(dtype, torch.float32)
     matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-    summed = precise if len(states) > task.rows else dtype  # one product needs no more digits than it has
+    summed = precise if len(states) > task.rows else dtype  # a single product is not summed
     losses = states.new_empty(len(states), dtype=precise)
     to_states = torch.zeros_like(states) if wanted[0] else None
     to_weight = torch.zeros_like(weight, dtype=summed) if wanted[1] else None
@@ -158,7 +157,7 @@ def _run(
             _add_product(to_weight, gradient.t(), inputs)
         if to_bias is not None:
             to_bias.add_(gradient.sum(dim=0, dtype=summed))
-        del gradient  # before the next chunk's logits come
+        del gradient  # before the next chunk's logits are computed
     if to_weight is not None:
         to_weight = to_weight.to(weight.dtype)
     if to_bias is not None and bias is not None:

@@ -2,8 +2,8 @@
 
 Every loss is a sum and a count, so that a trainer can divide by the count of *all* ranks and micro-batches.
 The text count is the number of text targets. The count of a visual loss is the number of target positions;
-its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d. A mean of 1 thus means 1 nat
-per code in both kinds. Of the logits only a chunk is held at a time (linear_cross_entropy.py).
+its sum adds, over positions, the mean over depths sum_d w_d CE_d / sum_d w_d, so a mean of 1 is 1 nat per
+code. Logits are held chunk by chunk (linear_cross_entropy.py).
 
 Shapes: B sequences of length L, T targets, D depths, H hidden size of the LLM, W width of a depth
 transformer.
@@ -36,7 +36,7 @@ class VisualTargets:
 
     @classmethod
     def of(cls, input_ids: Tensor, labels: Tensor, image_id: int) -> "VisualTargets":
-        """Those of a batch: ids and labels (B, L)."""
+        """The targets of a batch: ids and labels (B, L)."""
         is_image = input_ids.eq(image_id)
         order = (is_image.flatten().cumsum(0) - 1).view_as(input_ids)
         rows = labels[:, 1:].eq(image_id).flatten().nonzero().squeeze(1)
@@ -53,15 +53,13 @@ class VisualTargets:
         return VisualTargets(rows=self.rows[kept], slots=self.slots[kept])
 
     def codes(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The targets' codes (T, D) of each branch, out of those of all images (I, P, D)."""
+        """The targets' codes (T, D) of each branch, from those of all images (I, P, D)."""
         return {name: codes.flatten(0, 1)[self.slots] for name, codes in images.items()}
 
 
 @dataclass(frozen=True)
 class CodeLoss:
-    """Loss of one branch: the differentiable `sum`, and detached each depth's cross-entropy sum (D,) and each
-    position's part of `sum` (T,).
-    """
+    """Loss of one branch: the differentiable `sum`; detached, its parts by depth (D,) and position (T,)."""
 
     sum: Tensor
     per_depth: Tensor
@@ -76,10 +74,7 @@ def model_losses(
     codes: VisualCodes | None,
     reduction: str,
 ) -> DualTokenOutput:
-    """All losses of a batch, from the LLM's states (B, L, H); other arguments as in the model's `forward`.
-
-    States and logits are gathered at targets only, never held for other positions.
-    """
+    """All losses of a batch, from the LLM's states (B, L, H); other arguments as in the model's `forward`."""
     config, image_id = model.config, model.config.image_token_id
     flat, following = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     text_rows = ((following != IGNORE) & (following != image_id)).nonzero().squeeze(1)
@@ -129,8 +124,7 @@ def _branch_losses(
         assert codes is not None, "the slots were matched with the images when they were embedded"
         states, chosen = flat[targets.rows], targets.codes(vars(codes))
     else:
-        # No visual target: one made-up position, whose loss then has the scale 0, so that every parameter
-        # still gets a gradient.
+        # Without a visual target, one made-up position with the scale 0 gives every parameter a gradient.
         states = flat[:1] if model.touches_everything() else flat[:0]
         chosen = model.config.made_up_codes(len(states), flat.device)
     return code_losses(model.branches, states, chosen, model.config.depth_weights)
@@ -141,7 +135,7 @@ def text_losses(
 ) -> tuple[Tensor, Tensor | None]:
     """Summed cross-entropy of the LLM's output layer: states (T, H) and ids (T,) -> a scalar.
 
-    Also, detached, each target's part of it (T,), which a fused loss does not return (None).
+    Also, detached, the loss of each target (T,), which a fused loss does not return (None).
     """
     if states.is_cuda and states.requires_grad and len(states) and _is_unhooked(head):
         fused = liger_cross_entropy(states.device)
@@ -158,7 +152,7 @@ def code_losses(
 ) -> dict[str, CodeLoss]:
     """The weighted cross-entropy of each branch over T target positions (see the module's docstring).
 
-    States (T, H) of the LLM, codes (T, D) by branch; one that the model leaves out has the loss 0.
+    States (T, H) of the LLM, codes (T, D) by branch; a branch that the model lacks has the loss 0.
     """
     losses = {}
     for name, targets in codes.items():
@@ -178,10 +172,7 @@ def code_losses(
 def code_log_likelihoods(
     branches: Branches, states: Tensor, codes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """log P(code_d | code_<d, h) of given codes: (T, H) states and (T, D) codes -> (T, D), in fp32 nats.
-
-    By branch; for evaluation, without gradients.
-    """
+    """log P(code_d | code_<d, h) by branch: (T, H) states and (T, D) codes -> (T, D), in fp32 nats."""
     found = {}
     for name, branch in branches.items():
         outputs = branches.predict(name, states, codes)
@@ -193,7 +184,7 @@ def code_log_likelihoods(
 def _code_cross_entropy(
     head: DepthTransformer, outputs: Tensor, codes: Tensor, depth_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The sum over all codes with their depth's weight, and each code's loss (T, D), detached."""
+    """The sum of all codes' losses, weighted by depth, and, detached, each code's loss (T, D)."""
     if len(head.classifiers) == 1:
         weights = depth_weights.expand(codes.shape).flatten()
         total, losses = cross_entropy(head.classifiers[0], outputs.flatten(0, 1), codes.flatten(), weights)
@@ -213,7 +204,7 @@ def cross_entropy(
     row_weights: Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy` of whatever module makes the logits; adapters and hooks are part of them."""
+    """`linear_cross_entropy` of any module that computes logits, with its adapters and hooks."""
     if _is_unhooked(head):
         return linear_cross_entropy(
             states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
@@ -225,7 +216,7 @@ def cross_entropy(
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
-    """Logits squashed into (-cap, cap), as some LLMs do; None: as they are."""
+    """Logits squashed into (-cap, cap), as some LLMs do; unchanged for None."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -64,7 +64,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.branches = Branches(config)
         self.grid_position = GridPosition(config) if config.visual_position == "learned" else None
         self.codec = VisualCodec()
-        #: peft's tuners of the language model; in a list, as they contain it and must not be its parents.
+        #: peft's tuners; in a list, as they contain the language model and must not be submodules.
         self.adapters: list[Any] = []
         self.post_init()
 
@@ -108,11 +108,11 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def visual_tokenizer(self) -> DualTokenizer | None:
-        """The frozen visual tokenizer, or None for a model loaded for cached codes only."""
+        """The frozen visual tokenizer, or None for a model that was loaded for cached codes only."""
         return self.codec.tokenizer
 
     def require_visual_tokenizer(self) -> DualTokenizer:
-        """The visual tokenizer; raises UserError when the model was loaded without."""
+        """The visual tokenizer; raises UserError for a model without one."""
         return self.codec.required
 
     def attach_visual_tokenizer(self, visual_tokenizer: DualTokenizer) -> None:
@@ -121,7 +121,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.codec.hold(visual_tokenizer, self.device)
 
     def detach_visual_tokenizer(self) -> None:
-        """Drop the visual tokenizer; the codebooks stay, all that training on cached codes needs."""
+        """Drop the visual tokenizer; the codebooks stay, which training on cached codes needs."""
         self.codec.tokenizer = None
 
     def copy_codebooks(self, visual_tokenizer: DualTokenizer | StoredTokenizer) -> None:
@@ -174,16 +174,16 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, L); one `<|image|>` per visual position.
-            attention_mask: (B, L), 1 for real tokens; padding may be on either side.
-            cache: the same as `past_key_values`, as newer transformers call it.
+            attention_mask: (B, L), 1 for tokens, 0 for padding on either side.
+            cache: newer transformers' name of `past_key_values`.
             pixel_values: (I, 3, S, S) images, in order of appearance in the batch, or instead of them
             pixel_codes, semantic_codes: (I, P, D) cached codes.
             labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are
                 a target. Each is predicted by the state one position to its left.
-            reduction: "mean" or "sum"; what `loss` adds up.
+            reduction: "mean" or "sum": `loss` adds the means or the sums of the three losses.
 
         Raises:
-            ValueError: `<|image|>` slots and images do not fit together.
+            ValueError: the numbers of `<|image|>` slots and images differ.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")
@@ -207,7 +207,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
             result = DualTokenOutput(logits=self.text_logits(states[:, kept]))
         else:
             if input_ids is None:
-                raise ValueError("labels need input_ids: they show which images the visual targets belong to")
+                raise ValueError("labels need input_ids, which assign the visual targets to images")
             result = model_losses(self, states, input_ids, labels, codes, reduction)
         setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))
         result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
@@ -222,7 +222,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Teacher-forced log-likelihoods in nats of every visual target.
 
         Returns `pixel` and `semantic`, each (T, D) over the T targets in order of appearance; `text` and a
-        branch that the model does not have are empty. Arguments as in `forward`.
+        branch that the model lacks are empty. Arguments as in `forward`.
         """
         codes = self.codec.given(*(inputs.pop(key, None) for key in IMAGE_INPUTS))
         if codes is None:
@@ -248,7 +248,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return generate(self, generation_mode, kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Images are consumed with the prompt; later steps see them through the cache."""
+        """Inputs with images at the first step only; later steps see them through the cache."""
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
             for key in IMAGE_INPUTS:
@@ -258,7 +258,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat each prompt together with all of its images; plain repetition would tear them apart."""
+        """Repeat each prompt together with all of its images."""
         codes = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
         if codes and expand_size > 1:
             codes = repeat_codes(codes, input_ids, expand_size, self.config)
@@ -269,7 +269,7 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return ids, kwargs | codes
 
     def _get_logits_processor(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
-        """Detectors come first: they read the model's own scores, before any token is suppressed."""
+        """Detectors come first: they read the model's scores before any token is suppressed."""
         given = list(logits_processor or ())
         detectors = [one for one in given if isinstance(one, ImageAnswerDetector)]
         others = LogitsProcessorList([one for one in given if one not in detectors])
@@ -323,8 +323,8 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(Classifier.of(value))
 
     def _initialize_weights(self, module: torch.nn.Module, is_custom_code: bool = False) -> None:
-        # In models from outside itself transformers skips modules without parameters of their own, so that
-        # projectors and depth transformers would keep their layers' defaults. Ours all keep what is loaded.
+        # For external models transformers skips modules without direct parameters, so that projectors and
+        # depth transformers would keep their layers' defaults. Loaded weights are kept in either case.
         super()._initialize_weights(module, is_custom_code=False)
 
     def _init_weights(self, module: torch.nn.Module) -> None:

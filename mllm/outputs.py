@@ -1,4 +1,4 @@
-"""What the unified model's forward pass returns. Shapes: B sequences of length L, T targets, D depths."""
+"""Outputs of the unified model's forward pass. Shapes: B sequences of length L, T targets, D depths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .language_model import CACHE_NAME
 
 @dataclass(frozen=True)
 class LossTerms:
-    """One scalar tensor for each of the three losses (a sum in nats, or a count)."""
+    """A scalar tensor for each of the three losses: a sum in nats, or a count."""
 
     text: Tensor
     pixel: Tensor
@@ -21,9 +21,8 @@ class LossTerms:
 
     def means(self, counts: "LossTerms") -> "LossTerms":
         """These sums divided by `counts`; a loss without targets is 0."""
-        return LossTerms(
-            **{name: term / getattr(counts, name).clamp(min=1) for name, term in vars(self).items()}
-        )
+        means = {name: term / getattr(counts, name).clamp(min=1) for name, term in vars(self).items()}
+        return LossTerms(**means)
 
     def weighted(self, weights: Mapping[str, float]) -> Tensor:
         """The scalar that adds up the losses named in `weights`, each times its weight."""
@@ -47,9 +46,8 @@ class DualTokenOutput(ModelOutput):
 
     loss: the weighted sum of the three losses: of their means (`reduction="mean"`) or sums ("sum").
     text_loss, pixel_loss, semantic_loss: means; 0 for a branch that the model leaves out.
-    sums, counts: let a trainer form means over a global batch: `(sums.text / global_count.text) * weight +
-        ...`. The counts follow from the labels alone; where only a subset of the visual targets is trained
-        on, the sums are scaled up to all of them.
+    sums, counts: for means over a global batch: `(sums.text / global_count.text) * weight + ...`. Counts
+        follow from the labels alone; where a subset of the visual targets is trained on, sums are scaled up.
     pixel_depth_losses, semantic_depth_losses: (D,), the detached mean cross-entropies of each depth.
     target_losses: by name, the losses of all single targets, detached.
     logits: (B, kept, V).

@@ -1,4 +1,4 @@
-"""What functions that take the unified model need of it; modeling.py, which calls them, is above them."""
+"""The interface of the unified model for functions that take it and that modeling.py calls."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

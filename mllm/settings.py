@@ -1,12 +1,12 @@
-"""What may be set of a new unified model: in Python, under `mllm.model` of a recipe, and in config.json.
+"""Settings of a new unified model: in Python, under `mllm.model` of a recipe, and in config.json.
 
-Every dataclass here states the ranges and choices of its fields and raises UserError for other values.
+Every dataclass declares the ranges and choices of its fields and raises UserError for other values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from ..common.errors import UserError, shown
 from ..common.limits import in_range, limited, settings_from, validate
@@ -26,7 +26,7 @@ class CodebookConfig:
         num_codes: N, codes of one table.
         code_dim: C, length of a code vector.
         depth: D, codes of a position.
-        shared_codebook: all depths look up one table, or each has its own.
+        shared_codebook: one table for all depths, or one per depth.
     """
 
     num_codes: int = limited(512, least=1, most=LARGEST_VOCABULARY)
@@ -39,7 +39,7 @@ class CodebookConfig:
 
     @classmethod
     def of(cls, quantizer: QuantizerConfig) -> CodebookConfig:
-        """Those of one of the visual tokenizer's quantizers."""
+        """The sizes of one of the visual tokenizer's quantizers."""
         return cls(**{one.name: getattr(quantizer, one.name) for one in fields(cls)})
 
 
@@ -64,23 +64,22 @@ class ModelSettings:
 
     Args:
         depth_transformer: sizes of the depth transformers.
-        visual_branches: "both" (the paper), or for ablations "pixel" or "semantic" alone: the other branch is
+        visual_branches: "both" (the paper), or for ablations "pixel" or "semantic": the other branch is
             neither an input of the LLM nor predicted. Image generation needs the pixel codes.
         pixel_condition: "none" (the paper: every depth transformer sees only the LLM's state) or "semantic":
-            the pixel branch also sees the semantic codes of the same position, which generation then samples
-            first.
-        semantic_condition: "none" (the paper) or "pixel": the other way round, the semantic branch also sees
-            the position's pixel codes. Only one of the two branches can be conditioned.
+            the pixel branch also sees the position's semantic codes, which are then sampled first.
+        semantic_condition: "none" (the paper) or "pixel": the semantic branch also sees the position's pixel
+            codes. Only one of the two branches can be conditioned.
         shared_classifier: one classifier for all depths (the paper) or one per depth.
         visual_position: "none" (the paper) or "learned": a zero-initialised row and column embedding is added
             to every visual input of the LLM.
         text_loss_weight, pixel_loss_weight, semantic_loss_weight: factors of the three losses.
         pixel_depth_weights, semantic_depth_weights: relative weight of each depth's cross-entropy; None means
             equal.
-        visual_target_fraction: share of the visual targets, a new random one at every training step, on which
-            the depth transformers are trained; 1.0 trains on all. Saves compute; sums are scaled up, so that
-            the expected loss is unchanged.
-        image_sampling: the model's own defaults for image generation.
+        visual_target_fraction: random share of the visual targets of every training step on which the depth
+            transformers are trained; 1.0 trains on all. Saves compute; sums are scaled up, so that the
+            expected loss is unchanged.
+        image_sampling: the model's defaults for image generation.
 
     Raises:
         UserError: a value outside its range, or one that contradicts another; the message names the field.
@@ -101,8 +100,9 @@ class ModelSettings:
     image_sampling: ImageSamplingConfig = field(default=ImageSamplingConfig())
 
     def __post_init__(self) -> None:
-        self._make_typed("depth_transformer", DepthTransformerConfig)
-        self._make_typed("image_sampling", ImageSamplingConfig)
+        kinds = {"depth_transformer": DepthTransformerConfig, "image_sampling": ImageSamplingConfig}
+        for name, kind in kinds.items():  # settings given by name become an object of `kind`
+            object.__setattr__(self, name, settings_from(kind, getattr(self, name), name))
         validate(self)
         for name in ("pixel_depth_weights", "semantic_depth_weights"):
             weights = getattr(self, name)
@@ -118,7 +118,3 @@ class ModelSettings:
                 "pixel_condition is 'semantic' and semantic_condition is 'pixel'; only one branch can be "
                 "sampled first, so set one of them to 'none'"
             )
-
-    def _make_typed(self, name: str, kind: type[Any]) -> None:
-        """Settings given by name become an object of `kind`."""
-        object.__setattr__(self, name, settings_from(kind, getattr(self, name), name))

@@ -12,8 +12,8 @@ DECODE_BATCH = 16
 class VisualCodec:
     """Holds a visual tokenizer, or None for a model that works on cached codes only.
 
-    It is not a module: the tokenizer's weights are neither parameters of the model around it nor keys of its
-    state dict, and they stay in fp32 and in eval mode.
+    It is not a module: the tokenizer's weights are not part of the model's parameters or state dict, and stay
+    in fp32 and in eval mode.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class VisualCodec:
 
     @property
     def required(self) -> DualTokenizer:
-        """The tokenizer; raises UserError where there is none."""
+        """The tokenizer; raises UserError without one."""
         if self.tokenizer is None:
             raise UserError(
                 "this needs the visual tokenizer, and the model was built without one; load it with "
@@ -61,7 +61,7 @@ class VisualCodec:
     def given(
         self, pixel_values: Tensor | None, pixel_codes: Tensor | None, semantic_codes: Tensor | None
     ) -> VisualCodes | None:
-        """A batch's codes (I, P, D): the cached ones, or those of its images (I, 3, S, S), or None."""
+        """The codes (I, P, D) of a batch: cached ones, those of its images (I, 3, S, S), or None."""
         if (pixel_codes is None) != (semantic_codes is None):
             raise ValueError("pixel_codes and semantic_codes go together; only one was given")
         if pixel_codes is not None and semantic_codes is not None:

@@ -16,11 +16,11 @@ from .settings import CodebookConfig
 
 
 class FrozenCodebook(nn.Module):
-    """The code vectors of one residual quantizer, held in fp32 whatever the dtype of the model around them.
+    """The code vectors of one residual quantizer, always in fp32.
 
     `vectors` is (K, N, C) with K = 1 when all depths share one table, else K = D. They are buffers: never
-    trained, saved with the model, and equal to the visual tokenizer's bit by bit. `scale` (one over their
-    root mean square) brings any tokenizer's features to unit size before a learned layer sees them.
+    trained, saved with the model, and bitwise equal to the visual tokenizer's. `scale` (one over their root
+    mean square) normalises the features before a learned layer.
     """
 
     vectors: Tensor
@@ -38,14 +38,14 @@ class FrozenCodebook(nn.Module):
         """Copy the quantizer's `codebook_tensor()`; raises ValueError for another shape."""
         if vectors.shape != self.vectors.shape:
             raise ValueError(
-                f"the codebook is {tuple(vectors.shape)}, by the configuration {tuple(self.vectors.shape)}"
+                f"the codebook is {tuple(vectors.shape)}, in the configuration {tuple(self.vectors.shape)}"
             )
         self.vectors.copy_(vectors)
         rms = self.vectors.square().mean().sqrt()
         self.scale.copy_(torch.where(rms > 0, 1.0 / rms, torch.ones_like(rms)))
 
     def embed_per_depth(self, codes: Tensor) -> Tensor:
-        """Scaled code vectors: (..., D) -> (..., D, C); fewer codes are those of the first depths."""
+        """Scaled code vectors: (..., D) -> (..., D, C); fewer than D codes belong to the first depths."""
         return code_vectors(self.vectors, codes) * self.scale
 
     def embed_depth(self, codes: Tensor, depth: int) -> Tensor:
@@ -62,7 +62,7 @@ class FrozenCodebook(nn.Module):
         return f"{self.depth} depths, {num_codes} codes of {code_dim} numbers"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
-        # Follows the model to its device but not to its dtype: `model.to(bfloat16)` must not round the codes.
+        # Follows the model's device but not its dtype: `model.to(bfloat16)` must not round the vectors.
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -84,7 +84,7 @@ class CodeProjector(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(features.to(self.fc1.weight.dtype))))
 
     def reset(self, std: float) -> None:
-        """Outputs of about `std` for unit inputs, the size of the LLM's own embeddings."""
+        """Initialise to outputs of about `std`, the size of the LLM's embeddings, for unit inputs."""
         init.normal_(self.fc1.weight, std=self.fc1.in_features**-0.5)
         # 0.65 is about the root mean square of GELU of a unit normal.
         init.normal_(self.fc2.weight, std=std / (0.65 * self.fc2.in_features**0.5))

@@ -1,1 +1,1 @@
-"""The complete model: assembled from parts, saved, loaded, adapted, quantized, published."""
+"""The complete model: assembly from parts, saving, loading, adapters, quantization, model card."""

@@ -1,13 +1,12 @@
-"""Low-rank adapters (LoRA, DoRA) on the language model's linear layers, and merging them away again.
+"""Low-rank adapters (LoRA, DoRA) on the language model's linear layers, and merging them.
 
-The adapted model is the same object with the same class: peft puts its layers into `language_model` only,
-whose own weights are frozen. What a trained LLM has never seen is trained in full: the code projectors, both
-depth transformers, and the embeddings of the special tokens. Sources: LoRA, arXiv 2106.09685; DoRA, arXiv
-2402.09353.
+The adapted model is the same object: peft puts its layers into `language_model` only, whose other weights are
+frozen. New parts are trained in full: the code projectors, the depth transformers, and the embeddings of the
+special tokens. Sources: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +16,7 @@ from ...common.errors import UserError, first_line
 from ...common.limits import limited, problems
 from ...common.packages import missing_package
 from ..protocol import UnifiedModel
+from .llm import name_of
 
 ALL_LINEAR = "all-linear"
 Model = TypeVar("Model", bound=UnifiedModel)
@@ -30,7 +30,8 @@ class LoraSettings:
         rank: of the update of each matrix.
         alpha: the update is scaled by alpha / rank.
         dropout: on the adapters' inputs.
-        dora: learn magnitude and direction of each matrix apart (DoRA); slower, often better at low ranks.
+        dora: learn magnitude and direction of each matrix separately (DoRA); slower, often better at low
+            ranks.
         target_modules: "all-linear" for every linear layer of the LLM but its output layer, or a list of
             names or ends of names ([q_proj, v_proj]).
     """
@@ -43,12 +44,10 @@ class LoraSettings:
 
     def validate(self) -> None:
         """Raise UserError for a value outside its range."""
-        wrong = problems(self, "lora")
-        if wrong:
-            raise UserError(wrong[0])
-        if self.target_modules != ALL_LINEAR and (
-            isinstance(self.target_modules, str) or not self.target_modules
-        ):
+        for problem in problems(self, "lora"):
+            raise UserError(problem)
+        is_list = self.target_modules and not isinstance(self.target_modules, str)
+        if self.target_modules != ALL_LINEAR and not is_list:
             raise UserError(
                 f"lora.target_modules is {self.target_modules!r}; give {ALL_LINEAR!r} or a list of layer "
                 "names, such as [q_proj, v_proj]"
@@ -56,7 +55,7 @@ class LoraSettings:
 
 
 def add_lora(model: UnifiedModel, settings: LoraSettings | None = None) -> None:
-    """Put new adapters into `model`, in place, and freeze its language model's own weights.
+    """Put new adapters into `model`, in place, and freeze its language model's other weights.
 
     Outputs do not change until the adapters are trained. Of the embeddings (and of the output layer) only the
     special tokens' rows are trained. `merge_adapters` makes a plain model of it again.
@@ -91,22 +90,22 @@ def add_lora(model: UnifiedModel, settings: LoraSettings | None = None) -> None:
     )
     try:
         lora = LoraModel(llm, config, "default")
-    except ValueError as error:  # what its layers do not allow, such as DoRA on mixtures of experts
+    except ValueError as error:  # unsupported layers, such as DoRA on mixtures of experts
         raise UserError(
             f"peft refuses these lora settings for this language model: {first_line(error)}"
         ) from error
     model.adapters.append(lora)
-    llm.train(llm.training)  # new layers are in training mode: dropout would act in a model that is not
+    llm.train(llm.training)  # new layers are in training mode, where dropout acts
     if not rows:
         for embedding in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             embedding.requires_grad_(True)
 
 
 def merge_adapters(model: Model) -> Model:
-    """Add the adapters to the weights they adapt and take them out, in place; returns `model`.
+    """Add the adapters to the weights that they adapt and remove them, in place; returns `model`.
 
-    Outputs stay as they were, up to rounding in the weights' dtype, and all weights can be trained again. A
-    model without adapters is left as it is.
+    Outputs stay the same up to rounding in the weights' dtype, and all weights become trainable. A model
+    without adapters is not changed.
     """
     while model.adapters:
         model.adapters.pop().merge_and_unload(safe_merge=True)
@@ -115,26 +114,23 @@ def merge_adapters(model: Model) -> Model:
 
 
 def _special_token_rows(model: UnifiedModel) -> dict[str, list[int]]:
-    """The rows to train by the name of their layer; nothing where peft cannot train single rows."""
+    """The rows to train, by the name of their layer; empty where peft cannot train single rows."""
     llm = model.language_model
     embedding, output = llm.get_input_embeddings(), llm.get_output_embeddings()
     if getattr(output, "bias", None) is not None:
-        return {}  # peft leaves an output layer's bias out, so that the logits would silently be others
+        return {}  # peft omits an output layer's bias, which would silently change the logits
     rows = sorted(set(model.config.token_ids.values()))
     # Tied weights are one layer to peft, named by the embedding.
     layers = [embedding] if output.weight is embedding.weight else [embedding, output]
-    return {_name_of(llm, layer): rows for layer in layers}
+    return {name_of(llm, layer): rows for layer in layers}
 
 
 def _refuse_unknown_targets(llm: PreTrainedModel, targets: str | list[str]) -> None:
     if isinstance(targets, str):
         return
     output = llm.get_output_embeddings()
-    names = [
-        name
-        for name, module in llm.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
-    ]
+    linear = {name: one for name, one in llm.named_modules() if isinstance(one, nn.Linear | Conv1D)}
+    names = [name for name, module in linear.items() if module is not output]
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
     if unknown:
         allowed = sorted({name.rpartition(".")[2] for name in names})
@@ -142,7 +138,3 @@ def _refuse_unknown_targets(llm: PreTrainedModel, targets: str | list[str]) -> N
             f"lora.target_modules {unknown} fit no linear layer of the language model; "
             f"it has {', '.join(allowed)}"
         )
-
-
-def _name_of(model: nn.Module, wanted: Any) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)

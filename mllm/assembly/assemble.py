@@ -1,4 +1,4 @@
-"""Put a unified model together from a language model, a text tokenizer and a visual tokenizer."""
+"""Assemble a unified model from a language model, a text tokenizer and a visual tokenizer."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ def assemble(
     """A unified model around any causal language model, with the visual tokenizer's codebooks copied in.
 
     The LLM's chat template is kept where possible (see `ChatFormat`). New rows of its embeddings, and of an
-    output layer of its own, are the mean of the old ones.
+    untied output layer, are the mean of the old ones.
 
     Args:
         llm: a configuration (dict with `model_type`, or object) for a new LLM, or a folder, hub id or model
@@ -50,8 +50,8 @@ def assemble(
         text_tokenizer: the LLM's tokenizer, or a folder or hub id; missing special tokens are added to it in
             place. None takes the one in the LLM's folder or hub id.
         attn_implementation: of the language model: "sdpa", "eager" or "flash_attention_2".
-        load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id;
-            all that training on cached codes needs.
+        load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
+            which is enough to train on cached codes.
         **settings: fields of `ModelSettings`, such as `depth_transformer`, `pixel_condition`.
 
     Raises:
@@ -67,7 +67,7 @@ def assemble(
         text_config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     else:
         _fit_to(language_model, tokenizer, known)
-        # A composite configuration clears the setting in the parts that it is given.
+        # A composite configuration clears the setting in its parts.
         attn_implementation = attn_implementation or text_config._attn_implementation
     config = _config(text_config, tokenizer, chat_format, visual, settings)
     if language_model is not None:
@@ -101,13 +101,13 @@ def _text_tokenizer_of(llm: LanguageModelSource) -> str | Path:
     if isinstance(llm, (str, Path)):
         return llm
     raise UserError(
-        "text_tokenizer is missing; only a language model's folder or hub id has one of its own, so name a "
-        "folder or hub id"
+        "text_tokenizer is missing; only a language model's folder or hub id includes one, so name a folder "
+        "or hub id"
     )
 
 
 def _fit_to(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: set[str]) -> None:
-    """Room for all tokens; those that the tokenizer did not know before, and the visual ones, are new."""
+    """Make room for all tokens; the visual ones and special ones not `known` before are new."""
     vocabulary = tokenizer.get_vocab()
     new = [vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary and token not in known]
     new += [vocabulary[token] for token in VISUAL_TOKENS]
@@ -115,7 +115,7 @@ def _fit_to(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def _keep_trained(language_model: PreTrainedModel, config: DualTokenConfig) -> None:
-    """New projectors are initialised to the embeddings' RMS, and trained weights stay as they are."""
+    """Initialise projectors to the embeddings' RMS, and keep the trained weights."""
     embedding: Any = language_model.get_input_embeddings()
     config.initializer_range = float(embedding.weight.detach().float().std())
     config.text_config._name_or_path = ""  # a folder of this machine
@@ -143,6 +143,5 @@ def _config(
         "initializer_range": getattr(text_config, "initializer_range", 0.02),
     }
     for name in BRANCHES:
-        quantizer = visual_tokenizer.config.quantizers[name]
-        derived[f"{name}_codebook"] = CodebookConfig.of(quantizer)
+        derived[f"{name}_codebook"] = CodebookConfig.of(visual_tokenizer.config.quantizers[name])
     return DualTokenConfig(**derived, **vars(settings_from(ModelSettings, settings, "model")))

@@ -1,6 +1,6 @@
 """Liger-Kernel's fused linear cross-entropy on GPUs (pip install liger-kernel), where its results are right.
 
-It has no weights per row, so it is used for the text loss only, whose rows all have the same weight.
+It has no weights per row, so it is used for the text loss only, whose rows have equal weights.
 """
 
 import warnings
@@ -19,9 +19,9 @@ TextLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tenso
 
 @cache
 def liger_cross_entropy(device: torch.device) -> TextLoss | None:
-    """`loss(states, weight, targets, bias, softcap)`, summed over rows; None without a Liger that works here.
+    """`loss(states, weight, targets, bias, softcap)`, summed over rows; None without a working Liger-Kernel.
 
-    It is compared once on this device with `linear_cross_entropy`; a failure is a warning.
+    It is compared with `linear_cross_entropy` once on this device; a failure is a warning.
     """
     try:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -33,15 +33,18 @@ def liger_cross_entropy(device: torch.device) -> TextLoss | None:
     ) -> Tensor:
         if torch.is_autocast_enabled(states.device.type):
             dtype = torch.get_autocast_dtype(states.device.type)
-            states, weight = states.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            states, weight, bias = (
+                states.to(dtype),
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+            )
         options: dict[str, Any] = {"softcap": softcap, "reduction": "sum", "accum_dtype": torch.float32}
         with torch.autocast(states.device.type, enabled=False):
             return liger_fused_linear_cross_entropy(states, weight, targets, bias=bias, **options)
 
     try:
         reason = None if _agrees(loss, device) else "it disagrees with the plain loss"
-    except Exception as error:  # whatever a compiler or another version may raise
+    except Exception as error:  # any error of a compiler or another version
         reason = first_line(error)
     if reason is None:
         return loss
@@ -50,7 +53,7 @@ def liger_cross_entropy(device: torch.device) -> TextLoss | None:
 
 
 def _agrees(loss: TextLoss, device: torch.device) -> bool:
-    """Value and gradients of a small case, with and without a cap, against ours."""
+    """Whether value and gradients of a small case, with and without a cap, equal `linear_cross_entropy`'s."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((40, 24), (300, 24))
     states, weight = (torch.randn(size, generator=generator).to(device).requires_grad_() for size in sizes)
@@ -61,7 +64,7 @@ def _agrees(loss: TextLoss, device: torch.device) -> bool:
             ours, _ = linear_cross_entropy(states, weight, targets, softcap=softcap)
         gradients = [torch.autograd.grad(value, (states, weight)) for value in (theirs, ours)]
         pairs = [(theirs, ours), *zip(*gradients, strict=True)]
-        # TF32 products, which a program may choose, are good for three digits.
+        # TF32 products, which a program may choose, have three correct digits.
         if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in pairs):
             return False
     return True

@@ -1,4 +1,4 @@
-"""The language model of a new unified model: loaded or configured, checked, and with room for more tokens."""
+"""The language model of a new unified model: loaded or configured, checked, with an extended vocabulary."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ LanguageModelSource = str | Path | Mapping[str, Any] | PreTrainedConfig | PreTra
 
 
 def open_llm(llm: LanguageModelSource) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
-    """The trained LLM that was given or named, in fp32, and its configuration; None for a new one."""
+    """The trained LLM in fp32 (None for a new one), and its configuration."""
     language_model = _trained(llm)
     config = _configuration(llm) if language_model is None else language_model.config
     _refuse_unsupported(config)
@@ -39,7 +39,7 @@ def check_attention(implementation: str | None) -> None:
 
 
 def set_attention(model: PreTrainedModel, implementation: str) -> None:
-    """Give a model's layers another attention. UserError where its language model does not support it."""
+    """Change the attention of a model's layers. UserError where its language model does not support it."""
     try:
         model.set_attn_implementation(implementation)
     except (ValueError, ImportError) as error:
@@ -48,12 +48,17 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
         ) from error
 
 
+def name_of(model: nn.Module, wanted: nn.Module) -> str:
+    """The name under which a model has the module `wanted`."""
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
 @torch.no_grad()
 def fit_vocabulary(language_model: PreTrainedModel, num_tokens: int, new_ids: list[int]) -> None:
     """Make room for `num_tokens` tokens; added rows, and those of `new_ids`, become the mean of the old rows.
 
-    Rows that the LLM has beyond its tokenizer (padding of the matrix) stay. transformers' own resizing
-    samples new rows around the mean, so that no two runs would start equal.
+    Rows beyond the tokenizer (padding of the matrix) stay. transformers' resizing samples new rows around the
+    mean, so that no two runs would start equal.
     """
     means = [_row_means(layer) for layer in _vocabulary_layers(language_model)]
     old_size = language_model.config.vocab_size
@@ -71,7 +76,7 @@ def _vocabulary_layers(language_model: PreTrainedModel) -> tuple[nn.Module, nn.M
 
 
 def _row_means(layer: nn.Module) -> dict[str, Tensor]:
-    """Mean over the vocabulary of a layer's weight and, where it has one, bias."""
+    """Means over the vocabulary of a layer's weight and its bias, if any."""
     parameters = {name: getattr(layer, name, None) for name in ("weight", "bias")}
     return {name: value.mean(dim=0) for name, value in parameters.items() if value is not None}
 
@@ -85,7 +90,7 @@ def _trained(llm: LanguageModelSource) -> PreTrainedModel | None:
     try:
         with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):
             return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
-    except Exception as error:  # files from elsewhere, read by the code of a hundred language models
+    except Exception as error:  # untrusted files, read by the code of any language model
         raise UserError(
             f"no causal language model at {llm}; give its folder or hub id ({loading_reason(error)})"
         ) from error
@@ -99,7 +104,7 @@ def _configuration(llm: Any) -> PreTrainedConfig:
     check_settings(fields, "the language model's configuration")
     try:
         return AutoConfig.for_model(model_type, **fields)
-    except Exception as error:  # a hundred model types read their settings, and expect right ones
+    except Exception as error:  # a model type may raise any error for wrong settings
         raise UserError(
             f"language model configuration of type {model_type!r}: {first_line(error)}"
         ) from error
@@ -107,10 +112,8 @@ def _configuration(llm: Any) -> PreTrainedConfig:
 
 def _refuse_unsupported(text_config: PreTrainedConfig) -> None:
     if text_config.get_text_config() is not text_config:
-        raise UserError(
-            f"a model of type {text_config.model_type!r} is more than a language model; give one for text "
-            "only"
-        )
+        kind = text_config.model_type
+        raise UserError(f"a model of type {kind!r} is more than a language model; give a text-only one")
     for name in ("logit_scale", "logits_scaling"):
         if getattr(text_config, name, None) not in (None, 1, 1.0):
             raise UserError(

@@ -32,7 +32,7 @@ pipe.generate_images("a red circle", num_images=4, seed=0)
 
 
 def model_card(model: UnifiedModel) -> ModelCard:
-    """The card of a model, with a header for the hub; the licence is left to whoever publishes it."""
+    """The card of a model, with metadata for the hub but for the licence, which the publisher adds."""
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=TAGS)
     rows = "\n".join(f"| {name} | {size} |" for name, size in _sizes(model).items())
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{TEXT.format(rows=rows)}")

@@ -1,4 +1,4 @@
-"""Which folders hold a unified model, by their config.json alone."""
+"""Folders of unified models, recognised by their config.json."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ...common.paths import inside, user_path
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "dualtoken"
-#: What a saved model's folder may hold, and what else a repository of the hub has; saving replaces all of it.
+#: Files of a saved model's folder and of a hub repository; saving replaces all of them.
 _OURS = re.compile(
     r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|visual_tokenizer|"
     r"(pre)?processor_config\.json|tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|"
@@ -20,10 +20,9 @@ _OURS = re.compile(
 
 
 def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
-    """Where a model is: "nano" -> the model inside the package, a folder -> itself, else a hub id
-    "owner/name".
+    """The location of a model: the package's for "nano", else the folder or hub id "owner/name" itself.
 
-    subfolder: the part of the folder or hub id in which the model lies.
+    subfolder: of the folder or hub id, which holds the model.
 
     Raises:
         UserError: the folder is not a saved DualToken model, or the name is none of the three.
@@ -42,17 +41,16 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
         )
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder} has an adapter_config.json, which would load another model: remove it, or merge the "
-            "adapters before saving (merge_adapters)"
+            f"{folder} has an adapter_config.json, which would load another model: remove it, or call "
+            "merge_adapters before saving"
         )
     return source
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder's configuration is that of a unified model."""
-    if not (folder / CONFIG_FILE).is_file():
-        return False
-    return read_json_object(folder / CONFIG_FILE).get("model_type") == MODEL_TYPE
+    file = folder / CONFIG_FILE
+    return file.is_file() and read_json_object(file).get("model_type") == MODEL_TYPE
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -66,11 +64,10 @@ def refuse_foreign(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if names and not is_model_folder(folder):
         raise UserError(
-            f"{folder} holds {shown(names[0])} but no model, and saving would replace it: give another folder"
+            f"{folder} has {shown(names[0])} but no model, and saving would delete it: give another folder"
         )
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if foreign:
+    if foreign := [name for name in names if not _OURS.fullmatch(name)]:
         raise UserError(
-            f"{folder} holds {shown(foreign[0])} next to a model, which would be lost: move it away, or give "
-            "another folder"
+            f"{folder} has {shown(foreign[0])} next to a model, and saving would delete it: move it away, or "
+            "give another folder"
         )

@@ -1,4 +1,4 @@
-"""A model folder on the hub."""
+"""Upload of a model to the hub."""
 
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ def push_model(
     commit_message: str = "Upload a DualToken model",
     create_pr: bool = False,
 ) -> Any:
-    """Upload the folder that `save_model` writes, in one commit; returns what the hub answers.
+    """Upload the folder that `save_model` writes, in one commit; returns the hub's answer.
 
     Raises:
         UserError: a name that is not a hub id, or a hub that cannot be reached or refuses.

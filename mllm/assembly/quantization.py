@@ -1,7 +1,6 @@
 """8- and 4-bit loading of the language model with bitsandbytes, for inference on CUDA.
 
-Only the linear layers of the LLM are quantized: they are most of the weights. Its embeddings and output
-layer, the code projectors, the depth transformers, the codebooks and the visual tokenizer stay as they are.
+Only the LLM's linear layers but its output layer are quantized: they are most of the weights.
 Sources: LLM.int8(), arXiv 2208.07339; the 4-bit NormalFloat of QLoRA, arXiv 2305.14314.
 """
 
@@ -14,26 +13,25 @@ from transformers.utils import is_accelerate_available, is_bitsandbytes_availabl
 
 from ...common.errors import UserError, first_line, shown
 from ..configuration import DualTokenConfig
+from .llm import name_of
 
 QUANTIZATIONS = ("none", "8bit", "4bit")
-UNQUANTIZED_PARTS = ("branches",)
 INT8_MATMUL_LOGGER = "bitsandbytes.autograd._functions"
 
 
 def require_quantization(quantization: str, device: torch.device) -> None:
-    """Raise UserError where a model cannot be loaded like this, before anything is loaded."""
+    """Raise UserError where a quantization is unknown or not available on this device."""
     if not isinstance(quantization, str) or quantization not in QUANTIZATIONS:
         raise UserError(f"quantization {shown(quantization)} is unknown; allowed: {', '.join(QUANTIZATIONS)}")
     if quantization == "none":
         return
     if device.type != "cuda":
         raise UserError(
-            f"quantization {quantization!r} needs a CUDA device, and the device is {device}; take a CUDA "
+            f"quantization {quantization!r} needs a CUDA device, and the device is {device}; use a CUDA "
             "device or quantization 'none'"
         )
-    there = {"bitsandbytes": is_bitsandbytes_available(), "accelerate": is_accelerate_available()}
-    missing = [package for package, available in there.items() if not available]
-    if missing:
+    found = {"bitsandbytes": is_bitsandbytes_available(), "accelerate": is_accelerate_available()}
+    if missing := [package for package, available in found.items() if not available]:
         raise UserError(
             f"quantization {quantization!r} needs {' and '.join(missing)}, which this installation lacks "
             f"or has in too old a version: pip install -U {' '.join(missing)}"
@@ -45,8 +43,8 @@ def quantized_loading(
 ) -> dict[str, Any]:
     """Further arguments of `DualTokenForConditionalGeneration.from_pretrained(source, dtype=dtype)`.
 
-    The weights are quantized on their way to `device`; the model must not be moved there afterwards.
-    Nothing for "none". UserError when there is no model at `source`.
+    The weights are quantized while they are loaded to `device`; the model must not be moved afterwards. Empty
+    for "none". UserError when there is no model at `source`.
     """
     if quantization == "none":
         return {}
@@ -70,9 +68,7 @@ def unquantized_modules(config: DualTokenConfig) -> list[str]:
     """Names of the modules with linear layers that keep their weights."""
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-    output = llm.get_output_embeddings()
-    name = next(name for name, module in llm.named_modules() if module is output)
-    return [*UNQUANTIZED_PARTS, f"language_model.{name}"]
+    return ["branches", f"language_model.{name_of(llm, llm.get_output_embeddings())}"]
 
 
 def _is_no_cast_remark(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""One folder, one call: how the unified model is saved and loaded together with its tokenizers."""
+"""Saving and loading of the unified model with its tokenizers: one folder, one call."""
 
 import os
 from collections.abc import Callable
@@ -25,18 +25,15 @@ from .tokenizers import VISUAL_TOKEN_FIELDS
 
 
 def save_model(
-    model: UnifiedModel,
-    processor: DualTokenProcessor,
-    folder: str | os.PathLike[str],
-    **kwargs: Any,
+    model: UnifiedModel, processor: DualTokenProcessor, folder: str | os.PathLike[str], **kwargs: Any
 ) -> None:
     """Write the one folder that `from_pretrained` loads: weights, tokenizers, processor, model card.
 
-    All or nothing; a model already there is replaced. `kwargs` go to the model's `save_pretrained` (such as
+    All or nothing; an existing model is replaced. `kwargs` go to the model's `save_pretrained` (such as
     `max_shard_size`).
 
     Raises:
-        UserError: the folder holds something else, which would be lost.
+        UserError: the folder has other files, which would be lost, or cannot be written.
     """
     folder = user_path(folder)
     refuse_foreign(folder)
@@ -49,12 +46,12 @@ def save_model(
 def save_with_tokenizer(
     model: UnifiedModel, save: Callable[..., Any], folder: str | os.PathLike[Any], **kwargs: Any
 ) -> Any:
-    """What `save(folder, **kwargs)` of transformers writes, and the model's visual tokenizer."""
+    """Save by transformers' `save(folder, **kwargs)`, and add the model's visual tokenizer."""
     if model.adapters:
         raise UserError("the model has adapters; call merge_adapters(model) before it is saved")
     with quiet(size_of_model(model)):
         result = save(folder, **kwargs)
-    # safetensors makes its files private; a saved model is meant to be read like any other file.
+    # safetensors makes its files private; a saved model gets the permissions of any other file.
     for weights in Path(folder).glob("*.safetensors"):
         make_readable(weights)
     if model.visual_tokenizer is not None and kwargs.get("is_main_process", True):
@@ -80,9 +77,9 @@ def load_model(
             "flash_attention_2".
 
     Raises:
-        UserError: no model there, parameters missing from the folder or not belonging to the model (it never
-            loads in part), a config.json that asks for more than the weights hold, no visual tokenizer where
-            one was asked for, or an attention that is unknown or not installed.
+        UserError: no model, missing or unexpected parameters (it never loads in part), a config.json that
+            describes a larger model than the weights, a missing visual tokenizer, or an attention that is
+            unknown or not installed.
     """
     check_attention(kwargs.get("attn_implementation"))
     kwargs = {key: value for key, value in kwargs.items() if key != "subfolder" or value is not None}
@@ -101,7 +98,7 @@ def load_model(
             model, info = load(source, *args, output_loading_info=True, **kwargs)
     except UserError:
         raise
-    except Exception as error:  # files from elsewhere, read by the code of a hundred language models
+    except Exception as error:  # untrusted files, read by the code of any language model
         raise UserError(f"cannot load a model from {source}: {loading_reason(error)}") from error
     refuse_partial_load(source, info)
     if model.generation_config is not None:
@@ -113,7 +110,7 @@ def load_model(
 
 
 def refuse_incomplete(config: DualTokenConfig, name: str) -> None:
-    """Raise UserError for a saved configuration that lacks what a new one gets later."""
+    """Raise UserError for a saved configuration without the special tokens' ids."""
     missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
     if missing:
         raise UserError(
@@ -123,16 +120,12 @@ def refuse_incomplete(config: DualTokenConfig, name: str) -> None:
 
 def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
     """Raise UserError when a checkpoint did not hold exactly the model's parameters."""
-    for key, meaning in (
-        ("missing_keys", "lacks"),
-        ("unexpected_keys", "has unknown"),
-        ("mismatched_keys", "misfits"),
-    ):
-        found = sorted(str(entry) for entry in info.get(key) or ())
-        if found:
+    verbs = {"missing_keys": "lacks", "unexpected_keys": "has unknown", "mismatched_keys": "misfits"}
+    for key, verb in verbs.items():
+        if found := sorted(map(str, info.get(key) or ())):
             some = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
             raise UserError(
-                f"{name} {meaning} {len(found)} parameters ({some}); it is not a model saved by DualToken"
+                f"{name} {verb} {len(found)} parameters ({some}); it is not a model saved by DualToken"
             )
 
 

@@ -1,4 +1,4 @@
-"""The two tokenizers of a unified model: text with its special tokens, and the source of the codebooks."""
+"""The two tokenizers of a unified model: the text tokenizer, and the visual one with its codebooks."""
 
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,17 @@ from ..configuration import DualTokenConfig
 from ..conversation.chat_format import ChatFormat
 from ..conversation.chat_template import derive_chat_format
 from ..conversation.rendering import render, unconditional_prompt
-from ..conversation.special_tokens import (
-    ASSISTANT,
-    BOS,
-    END,
-    IMAGE,
-    IMAGE_END,
-    IMAGE_START,
-    PAD,
-    UNCONDITIONAL,
-    USER,
-)
+from ..conversation.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from ..conversation.text_tokenizer import add_special_tokens, encode_segments, special_pattern
 
 TextTokenizerSource = str | Path | PreTrainedTokenizerBase
 VisualTokenizerSource = str | Path | DualTokenizer | StoredTokenizer
 
-VISUAL_TOKEN_FIELDS = {
-    "image_start_token_id": IMAGE_START,
-    "image_token_id": IMAGE,
-    "image_end_token_id": IMAGE_END,
-    "unconditional_token_id": UNCONDITIONAL,
-}
-OWN_TOKEN_FIELDS = {
-    "bos_token_id": BOS,
-    "pad_token_id": PAD,
-    "eos_token_id": END,
-    "user_token_id": USER,
-    "assistant_token_id": ASSISTANT,
-}
+# Fields of the configuration, in the order of the special tokens.
+_OWN = ("bos_token_id", "pad_token_id", "user_token_id", "assistant_token_id", "eos_token_id")
+_VISUAL = ("image_start_token_id", "image_token_id", "image_end_token_id", "unconditional_token_id")
+VISUAL_TOKEN_FIELDS = dict(zip(_VISUAL, VISUAL_TOKENS, strict=True))
+OWN_TOKEN_FIELDS = dict(zip(_OWN, SPECIAL_TOKENS, strict=False))
 
 
 def load_text_tokenizer(source: TextTokenizerSource) -> PreTrainedTokenizerBase:
@@ -52,14 +34,14 @@ def load_text_tokenizer(source: TextTokenizerSource) -> PreTrainedTokenizerBase:
     check_model_files(source)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # files from elsewhere, read by transformers and tokenizers
+    except Exception as error:  # untrusted files, read by transformers and tokenizers
         raise UserError(
             f"no text tokenizer at {source}; give its folder or hub id ({loading_reason(error)})"
         ) from error
 
 
 def prepare_text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """Add the special tokens that are missing, in place; returns the format of conversations."""
+    """Add missing special tokens, in place; returns the format of conversations."""
     chat_format = derive_chat_format(tokenizer)
     add_special_tokens(tokenizer, chat_format)
     return chat_format
@@ -76,7 +58,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> di
 
 
 def unconditional_prompt_ids(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> list[int] | None:
-    """What guidance's unconditional rows start from, up to the image; None: as the own chat format has it."""
+    """The ids of guidance's unconditional prompt, up to the image; None for DualToken's own chat format."""
     if chat_format.is_own:
         return None
     segments = render(unconditional_prompt(), add_generation_prompt=True, chat_format=chat_format)
@@ -85,7 +67,7 @@ def unconditional_prompt_ids(tokenizer: PreTrainedTokenizerBase, chat_format: Ch
 
 
 def open_visual_tokenizer(source: VisualTokenizerSource, load: bool) -> DualTokenizer | StoredTokenizer:
-    """The visual tokenizer, or (`load` False, and none was given) its configuration and weights alone."""
+    """The visual tokenizer; with `load` False, for a folder or hub id, only its configuration and weights."""
     if isinstance(source, DualTokenizer):
         return source
     stored = source if isinstance(source, StoredTokenizer) else StoredTokenizer.from_pretrained(source)

@@ -19,7 +19,7 @@ _RUN = re.compile(f"(?:{re.escape(IMAGE)})+")
 
 
 class NoImage:
-    """Fills a placeholder of a conversation that is only rendered as text."""
+    """The image of a placeholder in a conversation that is only rendered as text."""
 
 
 def text_segments(

@@ -3,8 +3,8 @@
 Shapes: B prompts, R = B x images per prompt, P positions, D depths, N codes, C code dimension, H hidden size.
 With guidance every tensor of the model has 2R rows: the R conditional ones, then the unconditional ones.
 
-A position is two steps: `sample` turns the LLM's states into codes, `advance` turns the codes into the next
-states. Both read and write tensors in place and return nothing, so nothing waits for the host, and each can
+A position takes two steps: `sample` turns the LLM's states into codes, `advance` turns the codes into the
+next states. Both work on tensors in place and return nothing, so that nothing waits for the host and each can
 be compiled as one graph.
 """
 
@@ -26,12 +26,12 @@ Step = Callable[["ImageLoop", UnifiedModel], None]
 
 
 class GenerationCancelled(Exception):
-    """A `progress` callback returned False; what was generated so far is dropped."""
+    """A `progress` callback returned False; unfinished images are dropped."""
 
 
 @dataclass
 class ImagePrompt:
-    """Left-padded sequences (B, L) that end with `<|image_start|>`, their mask, and images inside them."""
+    """Left-padded sequences (B, L) that end with `<|image_start|>`, their mask, and their images' codes."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -49,10 +49,10 @@ class ImagePrompt:
 
 
 class ImageLoop:
-    """Generates `rows` images side by side; a prompt and its image take at most `capacity` positions.
+    """Generates `rows` images in one batch; a prompt and its image have at most `capacity` positions.
 
     `compile`: True compiles both steps (with CUDA graphs on CUDA), a string names a backend of
-    `torch.compile`, False runs them as they are. One object serves any number of calls one after the other.
+    `torch.compile`. An object is reusable for consecutive calls.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ImageLoop:
         capacity: int,
         compile: bool | str = False,
     ) -> None:
-        # The loop is kept as long as its model, so it must not hold it: the model is handed to every call.
+        # A loop is kept as long as its model and must not refer to it: every call gets the model.
         self.options, self.rows, self.config, self.compile = options, rows, model.config, compile
         self.all_rows = 2 * rows if options.guided else rows
         self.decoder = StepDecoder(model, self.all_rows, capacity, fixed_shape=bool(compile))
@@ -83,10 +83,10 @@ class ImageLoop:
         first_image_index: int = 0,
         progress: Progress | None = None,
     ) -> VisualCodes:
-        """Codes (R, P, D) of both branches, the images of each prompt in a row.
+        """Codes (R, P, D) of both branches, in order of prompts.
 
-        Image j of prompt b follows from the stream (seeds[b], first_image_index + j). With guidance the
-        unconditional prompt is the last one.
+        Image j of prompt b is sampled from the stream (seeds[b], first_image_index + j). With guidance the
+        last prompt is the unconditional one.
 
         Raises:
             GenerationCancelled: `progress` returned False.
@@ -104,7 +104,7 @@ class ImageLoop:
                 if position < positions:
                     self._advance_step(self, model)
                 if position == 1 and self.compile:
-                    # The tensors stay the same until the end: they were checked once, and need not be again.
+                    # The tensors stay the same until the end: guards were checked once.
                     stack.enter_context(torch.compiler.set_stance("default", skip_guard_eval_unsafe=True))
         return VisualCodes(**{name: codes.clone() for name, codes in self.codes.items()})
 
@@ -125,7 +125,7 @@ class ImageLoop:
         }
 
     def _set_noise(self, streams: Sequence[tuple[int, int]]) -> None:
-        """The random numbers of all images, each from its seed and index, before the loop begins."""
+        """The random numbers of all images, each from its seed and index."""
         positions, _, codes = self.uniforms.shape
         uniforms = [image_uniforms(seed, index, positions, codes) for seed, index in streams]
         self.uniforms.copy_(torch.stack(uniforms, dim=1))
@@ -142,7 +142,7 @@ class ImageLoop:
     # ---- the two steps of a position
 
     def _steps(self) -> tuple[Step, Step]:
-        """`sample` and `advance` as functions of this object: its own methods would hold it."""
+        """`sample` and `advance` as plain functions: bound methods would make a reference cycle."""
         steps = ImageLoop.sample, ImageLoop.advance
         if not self.compile:
             return steps
@@ -158,8 +158,8 @@ class ImageLoop:
         return sample, advance
 
     def sample(self, model: UnifiedModel) -> None:
-        """The codes of the present position, from the states."""
-        # The random numbers of each branch are its own, whichever comes first.
+        """Sample the codes of the current position from the states."""
+        # Each branch has its own random numbers, in any order of sampling.
         noise = self.uniforms.index_select(0, self.position)[0].split(list(self.depths.values()), dim=-1)
         uniforms = dict(zip(self.depths, noise, strict=True))
         found: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class ImageLoop:
             self.codes[name].index_copy_(1, self.position, found[name].unsqueeze(1))
 
     def advance(self, model: UnifiedModel) -> None:
-        """Feed the present position's codes to the LLM: the states of the next one."""
+        """Feed the current position's codes to the LLM, which gives the states of the next one."""
         codes = {name: known.index_select(1, self.position)[:, 0] for name, known in self.codes.items()}
         embeds = model.embed_codes(codes, self.position.expand(self.rows))
         self.states.copy_(self.decoder.advance(self._for_all_rows(embeds)))
@@ -178,7 +178,7 @@ class ImageLoop:
     def _sample_branch(
         self, model: UnifiedModel, name: str, condition: Tensor | None, uniforms: Tensor
     ) -> Tensor:
-        """The codes (R, D) of a branch, from uniforms (R, D) and any features (R, C) of the other one."""
+        """The codes (R, D) of a branch, from uniforms (R, D) and features (R, C) of the condition, if any."""
         branch, cache = model.branches[name], self.caches[name]
         head, codebook = branch.depth_transformer, branch.codebook
         condition = None if condition is None else self._for_all_rows(condition)
@@ -196,5 +196,5 @@ class ImageLoop:
         return torch.stack(codes, dim=1)
 
     def _for_all_rows(self, x: Tensor) -> Tensor:
-        """The same for the conditional and the unconditional rows, which continue with one sampled code."""
+        """Repeat `x` for the unconditional rows, which continue with the same sampled codes."""
         return torch.cat([x, x]) if self.options.guided else x

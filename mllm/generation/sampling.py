@@ -1,4 +1,4 @@
-"""Choosing codes from logits: guidance, truncation, and one random stream per image.
+"""Sampling of codes from logits: guidance, truncation, and one random stream per image.
 
 Shapes: R images side by side, N codes, D depths.
 """
@@ -17,7 +17,7 @@ from ...common.limits import limited, validate
 from ...common.values import refuse_unknown, scalar, seed_number
 
 _WORD = 0xFFFFFFFF
-#: Whatever torch's default dtype and device are, a seed gives the same image.
+#: So that a seed gives the same image for every default dtype and device of torch.
 _PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
@@ -27,16 +27,16 @@ class ImageSamplingConfig:
 
     Args:
         guidance_scale: s of classifier-free guidance, logits u + s (c - u); 1.0 is plain conditional sampling
-            and leaves the unconditional branch out, 0.0 ignores the prompt.
-        guidance_schedule: "constant", or how the scale goes from 1 at the image's first position to
+            without the unconditional branch, 0.0 ignores the prompt.
+        guidance_schedule: "constant", or the growth of the scale from 1 at the image's first position to
             `guidance_scale` at the last: "linear", or "cosine" (slow at both ends).
         temperature: divides the logits; 0.0 takes the most likely code.
         top_k: sample from the k most likely codes; 0 samples from all.
         top_p: sample from the fewest codes that together have this probability; 1.0 samples from all.
         sampler: "inverse_cdf" (one random number per code against the cumulative distribution) or "gumbel"
-            (Gumbel-max: the largest of logits plus noise, no distribution is computed).
+            (Gumbel-max: the largest of logits plus noise, without a distribution).
         truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
-            tends to blank images: an object's onset is rarely among the most likely codes.
+            tends to blank images: an object's first code is rarely among the most likely ones.
 
     Raises:
         UserError: a value outside its range.
@@ -60,7 +60,7 @@ class ImageSamplingConfig:
 
     @classmethod
     def of(cls, *settings: "Mapping[str, Any] | ImageSamplingConfig | None") -> "ImageSamplingConfig":
-        """Options out of mappings or other options; later ones win, and None leaves a setting as it is.
+        """Options of mappings or other options; later ones override earlier ones, None overrides nothing.
 
         Raises:
             UserError: an unknown name, or a value outside its range.
@@ -81,7 +81,7 @@ class ImageSamplingConfig:
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional branch is needed."""
+        """Whether sampling needs the unconditional branch."""
         return self.guidance_scale != 1.0
 
     def truncates(self, level: int) -> bool:
@@ -92,8 +92,8 @@ class ImageSamplingConfig:
 def image_uniforms(seed: int, image_index: int, positions: int, codes: int) -> Tensor:
     """The random numbers of one image: (positions, codes) uniform in [0, 1), fp32, on the CPU.
 
-    They depend on `seed` and `image_index` only, neither on the batch around the image nor on the device, so
-    image i of seed s is the same on every device and in every batch.
+    They depend on `seed` and `image_index` only, so image i of seed s is the same on every device and in
+    every batch.
     """
     stream = int(np.random.SeedSequence([seed, image_index]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator("cpu").manual_seed(stream)
@@ -145,19 +145,17 @@ def sample_codes(logits: Tensor, uniforms: Tensor, options: ImageSamplingConfig,
         return (logits + gumbel_noise(uniforms, logits.shape[-1])).argmax(dim=-1)
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # Kept below the total, so that the first code whose cumulative exceeds it exists and has a probability
-    # above 0.
-    threshold = torch.minimum(
-        uniforms.to(total.dtype).unsqueeze(1) * total, total.nextafter(torch.zeros_like(total))
-    )
+    # Below the total, so that a code with a cumulative probability above it exists.
+    below = total.nextafter(torch.zeros_like(total))
+    threshold = torch.minimum(uniforms.to(total.dtype).unsqueeze(1) * total, below)
     return (cumulative <= threshold).sum(dim=-1)
 
 
 def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
-    """`count` standard Gumbel numbers out of each uniform: (R,) -> (R, count), fp32.
+    """`count` standard Gumbel numbers from each uniform: (R,) -> (R, count), fp32.
 
-    A counter-based generator: the number of a class is a hash of the uniform's 24 bits and the class, the
-    same on every device and in every batch. The hash is MurmurHash3's finalizer (Appleby).
+    Counter-based: a class's number is a hash (MurmurHash3's finalizer, Appleby) of the uniform's 24 bits and
+    the class, the same on every device and in every batch.
     """
     key = (uniforms.double() * 2**24).long().unsqueeze(1) * 0x9E3779B1
     h = (key + torch.arange(count, device=uniforms.device) * 0x85EBCA77) & _WORD
@@ -172,10 +170,10 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
 def prompt_seeds(seed: Any, prompts: int, generator: torch.Generator | None = None) -> list[int]:
     """One seed per prompt: one number for all, or a sequence of as many.
 
-    A missing seed is drawn, one for all prompts, from `generator` or else torch's global generator.
+    A missing seed is sampled, one for all prompts, from `generator` or torch's global generator.
 
     Raises:
-        UserError: another count, or something that is not a seed.
+        UserError: another count, or a value that is not a seed.
     """
     if seed is None:
         device = "cpu" if generator is None else generator.device

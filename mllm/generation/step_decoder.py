@@ -1,6 +1,6 @@
-"""The language model after a prompt, one position at a time: what the image loop asks of any causal LLM.
+"""Step-by-step decoding of any causal LLM for the image loop.
 
-Shapes: B prompts, R rows (sequences that are continued side by side), L prompt length, H hidden size.
+Shapes: B prompts, R rows (sequences that are continued in one batch), L prompt length, H hidden size.
 """
 
 import torch
@@ -21,13 +21,13 @@ CAPACITY_STEP = 64  # capacities are multiples, so that prompts of like length s
 class StepDecoder:
     """Runs the prompts once, then takes one embedding per row and returns the row's next state.
 
-    With `fixed_shape` every step works on tensors of one shape that never move: the attention sees all
-    positions of the cache under a mask. It is what `torch.compile` needs. Without it a step sees what is
-    filled, which is less work and suits every attention kernel.
+    With `fixed_shape` every step works on the same tensors, as `torch.compile` needs: the attention sees all
+    positions of the cache under a mask. Without it a step sees the filled positions only, which is less work
+    and suits every attention kernel.
 
     Raises:
-        UserError: `fixed_shape` with an attention that takes no mask of its own (flash attention), or with a
-            language model whose layers attend in another way than fully or in a sliding window.
+        UserError: `fixed_shape` with an attention that accepts no mask (flash attention), or with a language
+            model that has neither full nor sliding-window attention.
     """
 
     def __init__(self, model: UnifiedModel, rows: int, capacity: int, fixed_shape: bool) -> None:
@@ -54,7 +54,7 @@ class StepDecoder:
 
         Returns the states (R, H) at the prompts' ends.
         """
-        # Plain layers: those made for a sliding window would drop the past that a later row may still mask.
+        # Plain layers: sliding-window ones would drop keys that shorter prompts still see.
         cache = DynamicCache()
         cache.layers = [DynamicLayer() for _ in range(self.text_config.num_hidden_layers)]
         states = self._run(embeds, mask, visible_positions(mask), cache)[:, -1]
@@ -75,7 +75,7 @@ class StepDecoder:
         states = self._run(embeds.unsqueeze(1), mask, self.position_ids, self.cache)[:, -1]
         self.position_ids.add_(1)
         self.next_index.add_(1)
-        if not self.fixed_shape:  # a number of the host, on which a compiled step would depend
+        if not self.fixed_shape:  # a compiled step would depend on this number
             self.filled += 1
         return states
 
@@ -86,12 +86,12 @@ class StepDecoder:
             ).last_hidden_state
 
     def _growing_mask(self) -> Tensor | None:
-        """What a step passes on about padding: nothing, a finished mask, or (sliding windows) a 2-D one."""
+        """The mask of a step: None without padding, an additive one, or (sliding windows) a 2-D one."""
         if not self.has_padding:
             return None
         visible = self.visible[:, : self.filled + 1]
         if self._attention in MASKED_ATTENTION and self.kinds == {FULL}:
-            return self._additive(visible)  # building it from the 2-D mask asks the host about padding
+            return self._additive(visible)  # transformers, given a 2-D mask, would wait for the device
         return visible.long()
 
     def _fixed_mask(self) -> Tensor | dict[str, Tensor]:
@@ -103,7 +103,7 @@ class StepDecoder:
         return sliding if self.kinds == {SLIDING} else {FULL: self._additive(full), SLIDING: sliding}
 
     def _additive(self, visible: Tensor) -> Tensor:
-        """(R, K) booleans as the mask (R, 1, 1, K) that is added to attention scores."""
+        """Booleans (R, K) as a mask (R, 1, 1, K) that is added to attention scores."""
         dtype = self.dtype
         bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return bias.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
@@ -120,14 +120,12 @@ class StepDecoder:
             )
         if not self.kinds <= {FULL, SLIDING}:
             raise UserError(
-                f"compiled image generation does not know attention {', '.join(sorted(self.kinds))} of this "
-                "language model; leave compile out"
+                f"compiled image generation does not support this language model's attention "
+                f"({', '.join(sorted(self.kinds))}); leave compile out"
             )
 
 
 def _attention_kinds(text_config: object) -> set[str]:
-    """How the language model's layers attend: `layer_types`, or one kind for all."""
-    kinds = getattr(text_config, "layer_types", None)
-    if kinds:
-        return set(kinds)
-    return {FULL if getattr(text_config, "sliding_window", None) is None else SLIDING}
+    """The attention of the language model's layers: `layer_types`, or one kind for all."""
+    one_kind = FULL if getattr(text_config, "sliding_window", None) is None else SLIDING
+    return set(getattr(text_config, "layer_types", None) or [one_kind])
