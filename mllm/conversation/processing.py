@@ -201,11 +201,7 @@ class DualTokenProcessor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
-        self,
-        text: Any = None,
-        images: Any = None,
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        self, text: Any = None, images: Any = None, return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
         """Texts and images as left-padded inputs of the model, for it to answer.
 
