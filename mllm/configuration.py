@@ -81,8 +81,7 @@ class DualTokenConfig(CheckedConfig):
             setattr(self, name, settings_from(CodebookConfig, getattr(self, name), name))
         self.grid_size = _grid(self.grid_size)
         super().__post_init__(**kwargs)
-        # Tying belongs to the language model; the outer flag repeats it, as transformers' own composite
-        # models do.
+        # The language model's flag, repeated as in transformers' composite models.
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         finite_number(self.initializer_range, "initializer_range", 0.0, 100.0)
         self._check_depth_weights()

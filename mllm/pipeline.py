@@ -18,9 +18,8 @@ from ..common.loading.weight_files import HUB_OPTIONS
 from ..common.values import flag, refuse_unknown, whole_number
 from . import arguments
 from .assembly.model_folder import resolve_model
-from .assembly.publish import push_model
 from .assembly.quantization import quantized_loading, require_quantization
-from .assembly.storage import save_model
+from .assembly.storage import push_model, save_model
 from .conversation.messages import add_part
 from .conversation.processing import DualTokenProcessor
 from .generation.progress import Progress, shown_progress

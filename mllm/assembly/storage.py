@@ -1,14 +1,18 @@
-"""Saving and loading of the unified model with its tokenizers: one folder, one call."""
+"""Saving, uploading and loading of the unified model with its tokenizers: one folder, one call."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...common.errors import UserError
+import huggingface_hub
+
+from ...common.errors import UserError, first_line, shown
 from ...common.files import atomic_folder, make_readable
 from ...common.loading.bounded_settings import most_layers
 from ...common.loading.model_files import check_model_files
+from ...common.loading.model_source import is_hub_id
 from ...common.loading.quiet import quiet, size_of, size_of_model
 from ...common.loading.strict import TOKENIZER_FOLDER, loading_reason
 from ...common.loading.weight_files import HUB_OPTIONS, refuse_bigger, weight_files
@@ -41,6 +45,41 @@ def save_model(
         model.save_pretrained(temporary, **kwargs)
         processor.save_pretrained(temporary)
         model_card(model).save(temporary / "README.md")
+
+
+def push_model(
+    model: UnifiedModel,
+    processor: DualTokenProcessor,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a DualToken model",
+    create_pr: bool = False,
+) -> Any:
+    """Upload the folder that `save_model` writes, in one commit; returns the hub's answer.
+
+    Raises:
+        UserError: a name that is not a hub id, or a hub that cannot be reached or refuses.
+    """
+    if not is_hub_id(repo_id):
+        raise UserError(f"repo_id is {shown(repo_id)}; give a hub id 'owner/name'")
+    api = huggingface_hub.HfApi(token=token)
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        save_model(model, processor, folder)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        except (OSError, ValueError, RuntimeError) as error:  # the hub's and httpx's errors
+            raise UserError(f"{repo_id} cannot be written on the hub: {first_line(error)}") from error
 
 
 def save_with_tokenizer(
@@ -92,7 +131,11 @@ def load_model(
         files = weight_files(source, hub, "a model")
         if kwargs.get("config") is None:
             config = DualTokenConfig.from_pretrained(source, **hub)
-            refuse_incomplete(config, source)
+            missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
+            if missing:
+                raise UserError(
+                    f"{source}: config.json has no {', '.join(missing)}; it is not a complete DualToken model"
+                )
             refuse_bigger(lambda: model_class(config), most_layers(config.to_dict()), files, source)
         with quiet(size_of(files.values())):
             model, info = load(source, *args, output_loading_info=True, **kwargs)
@@ -107,15 +150,6 @@ def load_model(
     if load_visual_tokenizer:
         model.attach_visual_tokenizer(_load_visual_tokenizer(source, hub))
     return (model, info) if with_info else model
-
-
-def refuse_incomplete(config: DualTokenConfig, name: str) -> None:
-    """Raise UserError for a saved configuration without the special tokens' ids."""
-    missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
-    if missing:
-        raise UserError(
-            f"{name}: config.json has no {', '.join(missing)}; it is not a complete DualToken model"
-        )
 
 
 def refuse_partial_load(name: str, info: dict[str, Any]) -> None:
