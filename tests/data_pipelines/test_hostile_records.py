@@ -326,7 +326,7 @@ def test_images_of_rows_are_bytes_or_names_in_their_folder(tmp_path, output):
         ({"bytes": None, "path": "https://x/a.png"}, "web address"),
         ({"bytes": None, "path": str(secret)}, "leads out"),
         ({"bytes": None, "path": "/dev/zero"}, "leads out"),
-        ({"bytes": b"text", "path": None}, "no image"),
+        ({"bytes": b"text", "path": None}, "not an image"),
     ]
     path = parquet(
         data / "train.parquet",

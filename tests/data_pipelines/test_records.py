@@ -1,4 +1,4 @@
-"""The record schema: what is accepted, and that a broken record is told apart with its reason."""
+"""The record schema: accepted records, and the reasons for which others are refused."""
 
 import json
 
@@ -21,7 +21,7 @@ PICTURE = image_part(Image.new("RGB", (8, 8)))
 CODES = np.zeros((2, 2, 3), np.int64)
 
 
-def test_images_stand_in_the_first_turn_only():
+def test_images_are_in_the_first_turn_only():
     messages = question_turns([PICTURE, PICTURE], [("q1", "a1"), ("q2", "a2")])
     record = Record("r", messages).validate()
     assert [len(m["content"]) for m in messages] == [3, 1, 1, 1]
@@ -101,7 +101,7 @@ def test_ids_and_metadata_can_be_stored(record_id, metadata, reason):
     assert len(str(caught.value)) <= 300
 
 
-def test_metadata_are_what_will_be_read_back():
+def test_metadata_equal_what_is_read_back():
     given = {"similarity": float("nan"), "sizes": (1, 2), 5: float("inf"), "deep": [[[{}]]]}
     record = Record("r", [user("q"), assistant("a")], given).validate()
     assert record.metadata == {"similarity": None, "sizes": [1, 2], "5": None, "deep": [[[{}]]]}
@@ -109,7 +109,7 @@ def test_metadata_are_what_will_be_read_back():
     assert Record("r", [user("q")], None).validate().metadata == {}  # type: ignore[arg-type]
 
 
-def test_messages_are_stored_in_their_one_form():
+def test_messages_are_stored_in_normal_form():
     said = {"role": "user", "content": "q", "name": {1, 2}}
     part = {"type": "image", "path": PICTURE["image"], "width": 8}
     record = Record("r", [said, {"role": "assistant", "content": ["a", part]}]).validate()
@@ -136,12 +136,12 @@ def test_messages_are_stored_in_their_one_form():
         + b"}}",
     ],
 )
-def test_a_stored_record_from_elsewhere_is_refused_by_what_it_is(stored):
+def test_an_invalid_stored_record_is_refused_with_the_reason(stored):
     with pytest.raises(ValueError, match=r".") as caught:
         decode_record({"json": stored})
     assert len(str(caught.value)) <= 300
 
 
-def test_what_is_null_in_a_stored_record_is_absent():
+def test_null_in_a_stored_record_means_absent():
     stored = b'{"id": "r", "messages": [{"role": "user", "content": "q"}], "metadata": null, "x": NaN}'
     assert decode_record({"json": stored}).metadata == {}

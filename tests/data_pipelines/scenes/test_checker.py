@@ -1,4 +1,4 @@
-"""The judge of images: right on clean renders, robust to soft edges, and hard on wrong images."""
+"""The checker of images: correct on clean renders, robust to soft edges, strict on incorrect images."""
 
 import numpy as np
 import pytest
@@ -31,13 +31,13 @@ def accuracy(images, scenes):
 
 
 def soften(image, seed):
-    """What a coarse tokenizer does to an image: blur and noise."""
+    """The image with blur and noise, as after a coarse tokenizer."""
     blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(1.0)), dtype=float)
     noise = np.random.default_rng(seed).normal(0, 15, blurred.shape)
     return Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
 
 
-def test_clean_and_soft_renders_are_read_right():
+def test_clean_and_soft_renders_are_recognised():
     scenes = [random_scene(np.random.default_rng((4, seed))) for seed in range(150)]
     clean = [render(scene, 64) for scene in scenes]
     assert accuracy(clean, scenes) >= 0.99
@@ -60,14 +60,14 @@ def test_touching_objects_of_two_colours_are_two():
     assert looks(image) == [("blue", "square"), ("red", "square")]
 
 
-def test_specks_and_faint_ghosts_are_no_objects():
+def test_specks_and_faint_objects_are_ignored():
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[10:12, 10:13] = COLOURS["red"]
     pixels[30:45, 30:45] = 225
     assert find_objects(Image.fromarray(pixels)) == []
 
 
-def test_a_blob_has_no_clear_shape_and_a_foreign_colour_no_name():
+def test_a_blob_and_an_unknown_colour_are_unclear():
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[20:24, 5:60] = COLOURS["blue"]
     pixels[24:50, 50:54] = COLOURS["blue"]
@@ -117,18 +117,18 @@ BLUE_SQUARE = WantedObject("square", "blue")
         ),
     ],
 )
-def test_a_wrong_image_is_refused_with_a_reason(spec, objects, colour, shape):
+def test_an_incorrect_image_fails_with_a_reason(spec, objects, colour, shape):
     result = check(spec, image_of(*objects))
     assert not result.correct
     assert result.reason
     assert (result.colour_correct, result.shape_correct) == (colour, shape)
 
 
-def test_the_colour_skill_tolerates_company():
+def test_the_colour_skill_allows_other_objects():
     spec = ImageSpec("colors", (RED_CIRCLE,))
     assert check(spec, image_of(one(x=0.3), one("star", "blue", 0.75))).correct
 
 
-def test_a_tiny_image_is_a_users_mistake():
+def test_a_tiny_image_is_refused():
     with pytest.raises(UserError, match="16 pixels"):
         find_objects(Image.new("RGB", (8, 8)))

@@ -1,4 +1,4 @@
-"""Other words mean the same, and every turn of a dialogue has the answer that its scene gives."""
+"""Rewordings keep the meaning, and every answer in a dialogue follows from its scene."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def wheres(text: str) -> set[str]:
 # --- other words ----------------------------------------
 
 
-def test_a_question_in_other_words_names_the_same_things_in_a_wording_of_its_kind():
+def test_a_reworded_question_names_the_same_objects_in_a_wording_of_its_kind():
     seen = Counter[str]()
     for seed in range(400):
         rng = np.random.default_rng((3, seed))
@@ -63,7 +63,7 @@ def test_a_question_in_other_words_names_the_same_things_in_a_wording_of_its_kin
     assert min(seen.values()) > 20
 
 
-def test_the_objects_of_a_relation_keep_their_parts():
+def test_the_objects_of_a_relation_keep_their_roles():
     rng = np.random.default_rng(5)
     turned = ("Seen from", "Which side of", "On which side of", "In which direction from")
     for _ in range(100):
@@ -72,7 +72,7 @@ def test_the_objects_of_a_relation_keep_their_parts():
         assert first == (not other.lower().startswith(tuple(start.lower() for start in turned))), other
 
 
-def test_reserved_wordings_are_never_trained_on():
+def test_reserved_wordings_never_occur_in_training():
     asked = ("How many objects are there?", "total_count")
     plain = {reword_question(*asked, np.random.default_rng(n)).lower().strip("?.") for n in range(300)}
     kept = {reword_question(*asked, np.random.default_rng(n), True).lower().strip("?.") for n in range(50)}
@@ -81,7 +81,7 @@ def test_reserved_wordings_are_never_trained_on():
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_a_prompt_in_other_words_names_what_its_specification_wants(skill):
+def test_a_reworded_prompt_names_the_objects_of_its_specification(skill):
     for seed in range(150):
         rng = np.random.default_rng((4, seed))
         generated = scene_for_skill(rng, skill)
@@ -102,7 +102,7 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
-def test_what_the_small_model_is_measured_on_has_not_changed():
+def test_the_evaluation_records_of_nano_have_not_changed():
     asked = [next(single_questions(record)) for record in HeldOut().scenes(600)]
     assert fingerprint([[a.question, a.answer, a.kind] for a in asked]) == "561cd9d26965"
     images = [record for skill in SKILLS for record in image_prompts(skill, 100)]
@@ -110,7 +110,7 @@ def test_what_the_small_model_is_measured_on_has_not_changed():
 
 
 @pytest.mark.parametrize("task", ["vqa", "t2i", "caption"])
-def test_the_share_of_other_words_is_kept_and_changes_nothing_else(task):
+def test_rewording_follows_its_share_and_changes_nothing_else(task):
     plain = [scene_record(SceneOptions(task=task, image_size=8), n) for n in range(150)]
     other = [scene_record(SceneOptions(task=task, image_size=8, paraphrase=0.3), n) for n in range(150)]
     changed, number = 0, 0
@@ -124,7 +124,7 @@ def test_the_share_of_other_words_is_kept_and_changes_nothing_else(task):
 
 
 @pytest.mark.parametrize("bad", [{"paraphrase": 1.5}, {"paraphrase": -0.1}, {"turns": 1}])
-def test_wrong_shares_and_turns_are_a_users_mistake(bad):
+def test_invalid_shares_and_turns_are_refused(bad):
     with pytest.raises(ValueError, match=f"--{next(iter(bad))} is"):
         SceneOptions(**bad)
 
@@ -138,7 +138,7 @@ def dialogues(count: int, **options: Any) -> list[Record]:
 
 
 class Reader:
-    """Reads a dialogue as a person would, and knows what the answer to each turn must be."""
+    """Reads a dialogue as a person would, and derives the correct answer to each turn."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -232,7 +232,7 @@ def test_every_image_of_a_dialogue_is_the_scene_that_is_specified():
     assert images > 80
 
 
-def test_dialogues_have_every_form_and_the_number_of_turns_that_is_allowed():
+def test_dialogues_have_every_form_and_an_allowed_number_of_turns():
     records = dialogues(200, seed=10, turns=4)
     forms = Counter(record.metadata["form"] for record in records)
     assert set(forms) == set(FORMS)

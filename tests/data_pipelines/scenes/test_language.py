@@ -47,7 +47,7 @@ def number_of(scene: Scene, what: str) -> int:
 
 
 def claim_holds(scene: Scene, claim: str) -> bool:
-    """An own reading of a claim, independent of the code that wrote it."""
+    """A parser of claims that is independent of the generator."""
     if match := re.fullmatch(rf"{LOOK} ({RELATION}) {LOOK}", claim.replace(" is ", " ")):
         a, b = the_one(scene, match[1], match[2]), the_one(scene, match[4], match[5])
         return relation(a, b) == PHRASES[match[3]]
@@ -86,7 +86,7 @@ def right_answer(scene: Scene, question: str, kind: str) -> str:
     return "true" if claim_holds(scene, question.removeprefix("True or false: ").rstrip(".")) else "false"
 
 
-def test_every_answer_is_right():
+def test_every_answer_is_correct():
     for scene, question, answer, kind in asked(500):
         assert right_answer(scene, question, kind) == answer, (question, scene)
         assert re.fullmatch(r"[a-z]+|\d", answer)
@@ -103,7 +103,7 @@ def test_every_kind_occurs_and_yes_is_as_common_as_no():
     assert sum(hard) / len(hard) > 0.5, "most negatives name a colour or a shape of the scene"
 
 
-def test_questions_are_as_many_as_asked_for_and_different():
+def test_questions_are_distinct_and_as_many_as_requested():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         found = questions(random_scene(rng, num_objects=1 + seed % 4), rng, 6)
@@ -111,7 +111,7 @@ def test_questions_are_as_many_as_asked_for_and_different():
         assert len({question.question for question in found}) == 6
 
 
-def test_statements_are_right():
+def test_statements_are_correct():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         scene = random_scene(rng)
@@ -138,7 +138,7 @@ def test_descriptions_name_everything():
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_a_skill_shows_what_its_specification_wants(skill):
+def test_a_skill_shows_the_objects_of_its_specification(skill):
     for seed in range(150):
         scene, prompt, spec = scene_for_skill(np.random.default_rng(seed), skill)
         assert ImageSpec.from_dict(spec.to_dict()) == spec
@@ -154,7 +154,7 @@ def test_a_skill_shows_what_its_specification_wants(skill):
             assert f"{scene.background} background" in prompt
 
 
-def test_the_bare_prompt_is_by_far_the_commonest():
+def test_the_bare_prompt_is_by_far_the_most_common():
     prompts = [scene_for_skill(np.random.default_rng(seed), "single_object").prompt for seed in range(1000)]
     bare = sum(re.fullmatch(r"(an?|one) \w+ \w+", prompt) is not None for prompt in prompts)
     assert bare / 1000 == pytest.approx(BARE_SHARE, abs=0.05)
@@ -175,6 +175,6 @@ def test_captions_of_two_objects_may_state_their_relation():
     assert len(spec_for_scene(scene).objects) == 2
 
 
-def test_an_unknown_skill_is_a_users_mistake():
+def test_an_unknown_skill_is_refused():
     with pytest.raises(UserError, match="single_object"):
         scene_for_skill(np.random.default_rng(0), "juggling")

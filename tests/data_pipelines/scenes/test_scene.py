@@ -1,4 +1,4 @@
-"""Scenes: never overlapping, always the same for a seed, and labelled as they are rendered."""
+"""Scenes: without overlap, deterministic for a seed, and labelled as they are rendered."""
 
 import json
 
@@ -29,7 +29,7 @@ def scenes(count: int) -> list[Scene]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_objects_are_big_and_apart_and_inside(count):
+def test_objects_are_large_separate_and_inside(count):
     for seed in range(300):
         placements = place_objects(np.random.default_rng((count, seed)), count)
         assert len(placements) == count
@@ -43,7 +43,7 @@ def test_objects_are_big_and_apart_and_inside(count):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("grid", [8, 16])
-def test_on_a_grid_an_object_covers_the_same_part_of_every_cell_wherever_it_is(count, grid):
+def test_on_a_grid_an_object_covers_the_same_cells_at_every_position(count, grid):
     side = 8 * grid
     seen = set()
     for seed in range(60):
@@ -67,7 +67,7 @@ def test_a_grid_is_for_prompts_and_not_too_coarse():
         SceneOptions(task="vqa", grid=8)
 
 
-def test_placing_never_fails_even_without_luck():
+def test_placing_objects_never_fails():
     from dualtoken.data_pipelines.scenes.scene import _apart, _place_in_quadrants
 
     for seed in range(100):
@@ -90,7 +90,7 @@ def test_a_scene_survives_json():
         Scene.from_dict({"objects": [pink], "background": "white"})
 
 
-def test_every_look_occurs_about_equally_often():
+def test_shapes_and_colours_occur_about_equally_often():
     objects = [item for scene in scenes(1500) for item in scene.objects]
     for values, names in (
         ([item.shape for item in objects], SHAPES),
@@ -104,7 +104,7 @@ def test_every_look_occurs_about_equally_often():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [32, 64, 100])
-def test_a_shape_is_rendered_where_it_is(shape, size):
+def test_a_shape_is_rendered_at_its_position(shape, size):
     scene = Scene((SceneObject(shape, "black", 0.55, 0.4, 0.2),), "white")
     dark = 1.0 - np.asarray(render(scene, size).convert("L"), dtype=float) / 255.0
     rows, columns = np.nonzero(dark > 0.3)

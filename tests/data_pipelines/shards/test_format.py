@@ -1,4 +1,4 @@
-"""Shards: what is written is read, by us and by webdataset; damage is named; nothing half-written stays."""
+"""Shards: written records are read, also by webdataset; damage is named; no partial output remains."""
 
 import json
 import multiprocessing
@@ -23,14 +23,14 @@ def faults(folder) -> list[str]:
     return [str(fault) for _, found in check_shards(folder) for fault in found]
 
 
-def picture(shade: int) -> Image.Image:
+def coloured_image(shade: int) -> Image.Image:
     return Image.new("RGB", (6, 4), (shade, 10, 200))
 
 
 def image_record(number: int) -> Record:
     return Record(
         f"r{number}",
-        [user(image_part(picture(number)), f"question {number} ä"), assistant(str(number))],
+        [user(image_part(coloured_image(number)), f"question {number} ä"), assistant(str(number))],
         {"number": number},
     )
 
@@ -54,21 +54,21 @@ def folder(tmp_path):
     return write(tmp_path / "data", [(image_record(n), "train" if n < 10 else "heldout") for n in range(12)])
 
 
-def test_images_and_texts_come_back(folder):
+def test_images_and_texts_are_read_as_written(folder):
     dataset = ShardDataset(folder)
     assert len(dataset) == 10
     for number in np.random.default_rng(0).permutation(10).tolist():
         record = dataset[number]
         assert (record.id, record.metadata) == (f"r{number}", {"number": number})
         assert record.texts() == [f"question {number} ä", str(number)]
-        assert record.image_parts()[0]["image"].tobytes() == picture(number).tobytes()
+        assert record.image_parts()[0]["image"].tobytes() == coloured_image(number).tobytes()
     assert dataset[-1].id == "r9"
     assert list(dataset.texts())[:2] == ["question 0 ä", "0"]
     with pytest.raises(IndexError):
         dataset[10]
 
 
-def test_codes_come_back_as_uint16(tmp_path):
+def test_codes_are_read_as_uint16(tmp_path):
     dataset = ShardDataset(write(tmp_path / "codes", [(codes_record(n), "train") for n in range(9)]))
     for number in (8, 0, 4):
         first, second = dataset[number].image_parts()
@@ -77,7 +77,7 @@ def test_codes_come_back_as_uint16(tmp_path):
         assert np.array_equal(second["semantic_codes"], 2 * first["pixel_codes"])
 
 
-def test_splits_are_apart_and_training_is_the_default(folder):
+def test_splits_are_separate_and_train_is_the_default(folder):
     assert [ShardDataset(folder, split)[0].id for split in ("heldout", "train")] == ["r10", "r0"]
     assert len(ShardDataset(folder, "all")) == 12
     with pytest.raises(UserError, match=r"no split 'dev'.*heldout, train"):
@@ -90,7 +90,7 @@ def test_several_sources_are_one_dataset(folder, tmp_path):
     assert [dataset[i].id for i in (0, 9, 10, 12)] == ["r0", "r9", "c0", "c2"]
 
 
-def test_the_manifest_tells_everything(folder):
+def test_the_manifest_holds_counts_and_checksums(folder):
     manifest = read_manifest(folder)
     assert manifest["counts"] == {
         "records": 12,
@@ -162,7 +162,7 @@ def write_and_fail(folder):
         raise RuntimeError
 
 
-def test_nothing_stays_after_an_error(tmp_path):
+def test_no_files_remain_after_an_error(tmp_path):
     with pytest.raises(RuntimeError):
         write_and_fail(tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
@@ -175,7 +175,7 @@ def test_an_existing_folder_is_kept_without_overwrite(folder):
     assert len(ShardDataset(folder, "all")) == 1
 
 
-def test_the_index_is_a_cache_that_knows_its_tar(folder):
+def test_the_index_is_a_cache_bound_to_its_tar(folder):
     shard = folder / "train-00000.tar"
     assert index_path(shard).is_file()
     other = write(folder.parent / "other", [(image_record(n), "train") for n in (7, 8)])
@@ -195,7 +195,7 @@ def test_a_tar_cut_short_is_refused(folder):
         build_index(shard)
 
 
-def test_what_is_not_a_shard_is_a_users_mistake(tmp_path):
+def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"x" * 2048)
     with pytest.raises(UserError, match="plain tar"):
         ShardDataset(tmp_path / "x.tar")
@@ -221,7 +221,7 @@ def _ids(dataset: ShardDataset, indices: list[int]) -> list[str]:
     return [dataset[index].id for index in indices]
 
 
-def test_forked_workers_read_by_themselves(folder):
+def test_forked_workers_open_their_own_files(folder):
     dataset = ShardDataset(folder)
     assert dataset[3].id == "r3"  # opens a file that a forked worker would share
     with multiprocessing.get_context("fork").Pool(2) as pool:

@@ -1,4 +1,4 @@
-"""Shards from anybody: what a manifest, an index, a tar or a member holds costs one line or one record."""
+"""Untrusted shards: any content of a manifest, an index, a tar or a member costs one message or one record."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def unusable(dataset: ShardDataset) -> list[int]:
         ("format", ["x" * 10**5], "format"),
     ],
 )
-def test_a_wrong_manifest_is_one_line_with_file_and_field(
+def test_an_invalid_manifest_is_refused_with_file_and_field(
     path: str, value: Any, named: str, folder: Path
 ) -> None:
     changed(folder, path, value)
@@ -180,7 +180,7 @@ def test_a_wrong_manifest_is_one_line_with_file_and_field(
 @pytest.mark.parametrize(
     "text", ["[]", "null", "{", "", "[" * 100_000, '{"format": "\\ud800"}', "\xff", "9" * 6000]
 )
-def test_a_manifest_that_is_not_one_is_one_line(text: str, folder: Path) -> None:
+def test_a_manifest_that_is_not_a_json_object_is_refused(text: str, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"manifest\.json"):
         ShardDataset(folder)
@@ -188,8 +188,8 @@ def test_a_manifest_that_is_not_one_is_one_line(text: str, folder: Path) -> None
 
 def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
     shard = folder / "train-00000.tar"
-    shard.rename(tmp_path / "elsewhere.tar")
-    shard.symlink_to(tmp_path / "elsewhere.tar")
+    shard.rename(tmp_path / "other.tar")
+    shard.symlink_to(tmp_path / "other.tar")
     with pytest.raises(UserError, match="link out of"):
         ShardDataset(folder)
 
@@ -202,7 +202,7 @@ def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, t
 )
 @given(data=st.data())
 def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, intact: Path, tmp_path: Path) -> None:
-    """Values anywhere in it are replaced by any JSON; the folder is read, or refused in one line."""
+    """Values anywhere in it are replaced by any JSON; the folder is read, or refused with a message of one line."""
     values: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"]
     odd = st.sampled_from(values)
     manifest = json.loads((intact / MANIFEST).read_text())
@@ -232,7 +232,7 @@ def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, intact: 
 # --- what is given as a folder ----------------------------------------
 
 
-def test_what_is_not_a_folder_of_shards_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_folder_of_shards_is_refused(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -278,7 +278,7 @@ def test_the_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(ShardDataset("~/data")) == 6
 
 
-def test_check_and_stats_of_such_folders_end_with_status_2(
+def test_check_and_stats_of_invalid_folders_exit_with_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -292,7 +292,7 @@ def test_check_and_stats_of_such_folders_end_with_status_2(
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut short", "empty", "a folder", "a pipe", "missing"])
-def test_a_damaged_shard_costs_its_records_and_is_named(
+def test_only_the_records_of_a_damaged_shard_are_lost(
     damage: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shard = folder / "train-00000.tar"
@@ -322,7 +322,7 @@ def test_a_damaged_shard_costs_its_records_and_is_named(
     assert any("train-00000.tar" in fault for fault in faults(folder))
 
 
-def test_nearly_nothing_left_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_with_hardly_any_readable_record_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", 2, 1)
     for shard in folder.glob("*.tar"):
         shard.unlink()
@@ -330,7 +330,7 @@ def test_nearly_nothing_left_is_an_error(tmp_path: Path) -> None:
         ShardDataset(folder, tolerant=True)
 
 
-def test_a_missing_shard_of_untold_records_allocates_nothing(folder: Path) -> None:
+def test_a_missing_shard_of_very_many_records_allocates_nothing(folder: Path) -> None:
     changed(folder, "shards.0.bytes", 2**53)
     changed(folder, "shards.0.records", 2**43)
     (folder / "train-00000.tar").unlink()
@@ -360,7 +360,7 @@ def test_a_missing_shard_of_untold_records_allocates_nothing(folder: Path) -> No
         {"lengths": [10_000, 10_000, 10_000]},
     ],
 )
-def test_an_index_that_cannot_be_true_is_made_again(change: dict[str, Any], folder: Path) -> None:
+def test_an_impossible_index_is_rebuilt(change: dict[str, Any], folder: Path) -> None:
     shard = folder / "train-00000.tar"
     fields = json.loads(index_path(shard).read_text())
     index_path(shard).write_text(json.dumps({**fields, **change}))
@@ -376,8 +376,8 @@ def test_an_index_longer_than_its_tar_is_not_even_read(folder: Path, monkeypatch
     assert stored_index(shard) is None
 
 
-def test_check_names_an_index_that_misleads(folder: Path) -> None:
-    """In bounds and in order, but not where samples begin: training would skip what is intact."""
+def test_check_names_an_index_of_wrong_offsets(folder: Path) -> None:
+    """In bounds and in order, but not where samples begin: training would skip intact records."""
     path = index_path(folder / "train-00000.tar")
     fields = json.loads(path.read_text())
     fields["lengths"][0] -= 512
@@ -389,7 +389,7 @@ def test_check_names_an_index_that_misleads(folder: Path) -> None:
 @pytest.mark.parametrize(
     "size", [b"77777777777\0", b"-0000001000\0", b"\x80" + b"\xff" * 11, b"0000000_100\0"]
 )
-def test_a_header_with_a_lying_size_is_damage(size: bytes, folder: Path) -> None:
+def test_a_header_with_a_false_size_is_damage(size: bytes, folder: Path) -> None:
     shard = folder / "train-00000.tar"
     data = bytearray(shard.read_bytes())
     data[124:136] = size
@@ -413,15 +413,15 @@ def test_a_sample_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     assert unusable(ShardDataset(path)) == [0]
 
 
-def test_a_sample_of_a_million_members_is_not_followed(tmp_path: Path) -> None:
+def test_a_sample_of_a_million_members_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "many.tar"
     path.write_bytes(b"".join(tarfile.TarInfo("a.0").tobuf(tarfile.USTAR_FORMAT) for _ in range(11_000)))
     with pytest.raises(RecordError, match="more than 10000 members"):
         ShardDataset(path)[0]
 
 
-def test_more_bytes_than_asked_for_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that knows no ranges sends the whole file for every record."""
+def test_more_bytes_than_requested_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without range requests sends the complete file for every record."""
 
     class Whole:
         def cat_file(self, path: str, start: int = 0, end: int | None = None) -> bytes:
@@ -441,7 +441,7 @@ def url(folder: Path) -> str:
     return "memory://hostile"
 
 
-def test_a_wrong_manifest_behind_a_url_is_one_line(url: str) -> None:
+def test_an_invalid_manifest_behind_a_url_gives_a_message_of_one_line(url: str) -> None:
     system = fsspec.filesystem("memory")
     manifest = json.loads(system.cat_file(f"/hostile/{MANIFEST}"))
     for content in (b"", b"[]", b"\xff", b"[" * 100_000):
@@ -455,7 +455,7 @@ def test_a_wrong_manifest_behind_a_url_is_one_line(url: str) -> None:
             ShardDataset(url)
 
 
-def test_damage_behind_a_url_is_that_of_a_folder(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_behind_a_url_is_reported_as_in_a_folder(url: str, caplog: pytest.LogCaptureFixture) -> None:
     system = fsspec.filesystem("memory")
     system.pipe("/hostile/train-00000.index.json", b'{"offsets": [0], "lengths": [-5]}')
     assert unusable(ShardDataset(url)) == []
@@ -512,7 +512,7 @@ HOSTILE_MEMBERS: dict[str, tuple[str, bytes | None]] = {
     "no codes": (CODES, npy(np.zeros((0, 2, 3), np.uint16))),
     "floats": (CODES, npy(np.zeros((2, 2, 3), np.float32))),
     "objects": (CODES, npy(np.full((2, 2, 3), None, object))),
-    "untold shape": (CODES, npy(np.zeros((2, 2, 3), np.uint16)).replace(b"(2, 2, 3)", b"(2, 2,9**9)")),
+    "enormous shape": (CODES, npy(np.zeros((2, 2, 3), np.uint16)).replace(b"(2, 2, 3)", b"(2, 2,9**9)")),
     "huge shape": (CODES, npy(np.zeros((2, 2, 3), np.uint16)).replace(b"(2, 2, 3), ", b"(9999999,2)")),
     "nested header": (CODES, HEADER + (9000).to_bytes(2, "little") + b"(" * 9000),
     "long header": (CODES, HEADER + b"\xff\xff" + b" " * 65535),
@@ -524,7 +524,7 @@ HOSTILE_MEMBERS: dict[str, tuple[str, bytes | None]] = {
     "json is text": ("00000001.json", b"no json"),
     "json is null": ("00000001.json", b"null"),
     "json is Latin-1": ("00000001.json", b'{"id": "\xe9"}'),
-    "json of untold lists": ("00000001.json", b'{"id": [' + b"[]," * 3_000_000 + b"[]]}"),
+    "json of very many lists": ("00000001.json", b'{"id": [' + b"[]," * 3_000_000 + b"[]]}"),
     "deep json": ("00000001.json", b"[" * 100_000),
     "long number": ("00000001.json", b'{"id": ' + b"9" * 5000 + b"}"),
     "metadata text": ("00000001.json", record_json(metadata="x")),
@@ -550,8 +550,8 @@ HOSTILE_MEMBERS: dict[str, tuple[str, bytes | None]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(HOSTILE_MEMBERS))
-def test_a_hostile_member_costs_its_record_and_check_names_it(kind: str, folder: Path) -> None:
-    """What the stream would skip is what the check finds; the neighbours are read."""
+def test_only_the_record_of_a_hostile_member_is_lost_and_check_names_it(kind: str, folder: Path) -> None:
+    """The check finds exactly the records that the stream would skip; the neighbours are read."""
     member, data = HOSTILE_MEMBERS[kind]
 
     def change(members: dict[str, bytes]) -> None:
@@ -575,10 +575,10 @@ def test_a_hostile_member_costs_its_record_and_check_names_it(kind: str, folder:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_any_change_of_members_costs_that_record_only(
+def test_any_change_of_members_affects_only_its_record(
     data: st.DataObject, intact: Path, tmp_path: Path
 ) -> None:
-    """Bytes of members are replaced, left out or put in; whatever the stream skips the check names."""
+    """Bytes of members are replaced, removed or inserted; the check names every record that the stream skips."""
     folder = tmp_path / "fuzzed"
     shutil.copytree(intact, folder, dirs_exist_ok=True)
 
@@ -621,7 +621,7 @@ def test_any_damage_of_a_tar_is_survived(data: st.DataObject, intact: Path, tmp_
     assert faults(folder)
 
 
-def test_check_adds_up_the_counts(folder: Path) -> None:
+def test_check_compares_the_sum_of_the_counts(folder: Path) -> None:
     changed(folder, "counts.records", 7)
     assert faults(folder) == ["manifest.json: counts 7 records, its shards have 6"]
     changed(folder, "counts.records", 6)
@@ -650,7 +650,7 @@ def test_empty_shards_no_records_and_equal_ids(tmp_path: Path) -> None:
 # --- what is written can be read ---
 
 
-def test_a_record_that_no_reader_would_take_is_not_written(
+def test_a_record_that_readers_would_refuse_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = {"type": "image", "image": np.zeros((1, 1, 3), np.uint8)}
@@ -663,9 +663,7 @@ def test_a_record_that_no_reader_would_take_is_not_written(
         encode_record(codes_record(1))
 
 
-def test_a_shard_that_lost_records_is_not_passed_over(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shard_that_lost_records_is_not_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "train-00000.tar").write_bytes(b"")
     with pytest.raises(UserError, match="3 of its 3 records are lost"):
         ShardDataset(folder)

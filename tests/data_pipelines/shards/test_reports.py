@@ -1,4 +1,4 @@
-"""`dualtoken prepare check` names file, record and fault; `stats` counts what is there."""
+"""`dualtoken prepare check` names file, record and fault; `stats` counts tasks, roles, sizes and rejections."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def rewrite(folder, name, change):
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_a_whole_folder_has_no_fault(folder, capsys):
+def test_an_intact_folder_has_no_fault(folder, capsys):
     assert faults(folder) == []
     assert main(["prepare", "check", str(folder), "--no-progress"]) == 0
     assert "2 shards, no fault" in capsys.readouterr().out
@@ -180,9 +180,9 @@ def test_the_table_the_json_and_the_sheet(folder, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "vqa 5, t2i 2, text 1" in table
     assert "image …: missing" in table
-    with Image.open(sheet) as picture:
-        colours = picture.convert("RGB").getcolors(1 << 24)
-        assert picture.width > 5 * 256
+    with Image.open(sheet) as opened:
+        colours = opened.convert("RGB").getcolors(1 << 24)
+        assert opened.width > 5 * 256
         assert len(colours) > 1000, "the noise of the images is on it"
     assert main(["prepare", "stats", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["records"] == 8

@@ -1,4 +1,4 @@
-"""Shards behind a URL are the shards of the folder, read by ranges; what fails is named."""
+"""Shards behind a URL are read by ranges and equal those of the folder; failures are named."""
 
 from itertools import islice
 from pathlib import Path
@@ -25,9 +25,9 @@ from dualtoken.data_pipelines.stream.statistics import StreamStatistics
 def folder(tmp_path: Path) -> Path:
     with ShardWriter(tmp_path / "data", source="s", licence="l", shard_size=4) as writer:
         for number in range(10):
-            picture = image_part(render(random_scene(np.random.default_rng(number)), 24))
+            image = image_part(render(random_scene(np.random.default_rng(number)), 24))
             codes = {"pixel_codes": np.full((2, 2, 3), number), "semantic_codes": np.zeros((2, 2, 3), int)}
-            part = picture if number % 2 else {"type": "image", **codes}
+            part = image if number % 2 else {"type": "image", **codes}
             writer.write(Record(f"r{number}", [user(part, "?"), assistant(str(number))], {"n": number}))
     return tmp_path / "data"
 
@@ -66,7 +66,7 @@ def test_a_tar_without_an_index_is_read_through(url: str, caplog: pytest.LogCapt
     assert "train-00001.tar has no index" in caplog.text
 
 
-def test_only_the_asked_bytes_are_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_requested_bytes_are_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = ShardDataset(url)
     ranges = []
     cat = MemoryFileSystem.cat_file
@@ -83,7 +83,7 @@ def test_only_the_asked_bytes_are_read(url: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_read_urls_and_a_lost_shard_stops_nobody(url: str, workers: int) -> None:
+def test_workers_read_urls_and_skip_a_lost_shard(url: str, workers: int) -> None:
     sources = [ShardDataset(url)]
     fsspec.filesystem("memory").rm("/bucket/data/train-00000.tar")
     statistics = StreamStatistics(["remote"])
@@ -100,7 +100,7 @@ def name_of(record: Record, draw: int) -> str:
     return record.id
 
 
-def test_a_source_that_is_lost_as_a_whole_is_replaced(folder: Path) -> None:
+def test_a_completely_lost_source_is_replaced(folder: Path) -> None:
     class Lost:
         def __len__(self) -> int:
             return 1000
@@ -127,7 +127,7 @@ def test_a_source_that_is_lost_as_a_whole_is_replaced(folder: Path) -> None:
         ("nosuch://bucket/data", "cannot be opened"),
     ],
 )
-def test_what_is_not_there_is_named(address: str, message: str, url: str) -> None:
+def test_a_missing_file_is_named(address: str, message: str, url: str) -> None:
     with pytest.raises(UserError, match=message):
         ShardDataset(address)
 
@@ -152,7 +152,7 @@ def test_a_remote_shard_that_fails_is_a_record_error(url: str, monkeypatch: pyte
         dataset[0]
 
 
-def test_what_is_a_url() -> None:
+def test_is_url() -> None:
     assert [is_url(p) for p in ("s3://a", "https://a/b", "simplecache::s3://a", "memory://x")] == [True] * 4
     assert [is_url(p) for p in ("a/b", "/a", "file:///a", "C:/data", "a:b")] == [False] * 5
     assert str(locate("s3://bucket/data/") / "manifest.json") == "s3://bucket/data/manifest.json"

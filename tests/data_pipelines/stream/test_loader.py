@@ -1,4 +1,4 @@
-"""What docs/howto/mix_and_pack.md states of plain batches: which record replaces a bad one, and the log."""
+"""Plain batches as in docs/howto/mix_and_pack.md: which record replaces an unusable one, and the log."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def names(sources: list[Source], count: int, statistics: StreamStatistics | None
     return (name for batch in islice(batches, count // 4) for name in batch.inputs)
 
 
-def test_another_record_of_the_same_source_stands_in() -> None:
-    """The shares of the sources stay as they were drawn."""
+def test_another_record_of_the_same_source_replaces_an_unusable_one() -> None:
+    """The shares of the sources are those of the draws."""
     taken = list(names([Source(0, 90, broken=3), Source(1, 50)], 400))
     drawn = [Mixture([90, 50], [1.0, 1.0], seed=0).draw(number) for number in range(400)]
     assert [name.split("-")[0] for name in taken] == [str(draw.source) for draw in drawn]
@@ -70,17 +70,19 @@ def test_a_batch_names_its_records_and_their_sources() -> None:
         assert batch.source_ids.tolist() == [int(name[0]) for name in batch.record_ids]
 
 
-def test_the_log_names_a_hundred_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[Skip] = []
-    statistics = StreamStatistics(["only"], told.append)
+def test_the_log_names_a_hundred_skipped_records_and_all_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    skips: list[Skip] = []
+    statistics = StreamStatistics(["only"], skips.append)
     with caplog.at_level(logging.WARNING):
         list(names([Source(0, 600, broken=2)], 600, statistics))
-    assert statistics.skipped == len(told) > 200
+    assert statistics.skipped == len(skips) > 200
     assert sum(message.startswith("skipped record") for message in caplog.messages) == 100
-    assert statistics.read()["skipped"] == len(told)
+    assert statistics.read()["skipped"] == len(skips)
 
 
-def test_sorting_reads_every_record_once_more_in_the_process_of_training() -> None:
+def test_sorting_reads_every_record_once_more_in_the_main_process() -> None:
     source = Source(0, 64)
     mixture = Mixture([64], [1.0], seed=0)
 
@@ -94,7 +96,7 @@ def test_sorting_reads_every_record_once_more_in_the_process_of_training() -> No
         assert set(source.reads.values()) == {reads}
 
 
-def test_percentiles_of_lengths_are_right_to_9_percent() -> None:
+def test_percentiles_of_lengths_are_accurate_to_9_percent() -> None:
     lengths = np.random.default_rng(0).integers(1, 5000, 4000)
     statistics = StreamStatistics(["only"])
     statistics.add(BatchFacts(10_000_000, [0] * 4000, lengths.tolist()))
@@ -103,7 +105,7 @@ def test_percentiles_of_lengths_are_right_to_9_percent() -> None:
         assert 1.0 <= metrics[name] / np.percentile(lengths, share) <= 1.1
 
 
-def test_simplecache_keeps_whole_files_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simplecache_keeps_complete_files_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     MemoryFileSystem.store.clear()
     with ShardWriter(tmp_path / "data", source="s", licence="l", shard_size=2) as writer:
         for number in range(4):
@@ -144,8 +146,8 @@ def test_weights_and_limits_are_numbers_above_0(weight: Any) -> None:
         ("leftovers", 5),
     ],
 )
-def test_a_place_that_no_stream_has_saved_is_refused(name: str, value: Any) -> None:
-    """It is read from a checkpoint, which may come from anybody."""
+def test_an_invalid_saved_position_is_refused(name: str, value: Any) -> None:
+    """The position is read from a checkpoint, which is untrusted."""
     state = plan_state(WindowPlan(0, 2), [(1, 2), (0, 3)])
     assert resumed_plan(state, 1, 2)[1] == (0, 3)
     with pytest.raises(UserError, match="position in the data"):

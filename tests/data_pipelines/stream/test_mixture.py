@@ -24,7 +24,7 @@ def test_shares_follow_the_weights() -> None:
     assert [round(counts[s] / 20_000, 2) for s in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
 
 
-def test_a_draw_does_not_depend_on_what_was_drawn_before() -> None:
+def test_a_draw_does_not_depend_on_earlier_draws() -> None:
     forward, backward = Mixture([11, 30], [1, 2], seed=1), Mixture([11, 30], [1, 2], seed=1)
     numbers = [0, 5, 65_535, 65_536, 65_537, 200_000]
     expected = {n: forward.draw(n) for n in numbers}
@@ -35,8 +35,8 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before() -> None:
 def test_a_resumed_plan_continues_where_the_other_stopped(window: int) -> None:
     mixture = Mixture([50, 20], [1, 1], seed=5)
     plan = BatchPlan(mixture, 3, rank=1, world_size=2, sort_window=window, length=lambda draw: draw.index)
-    whole = list(islice(plan.batches(), 23))
-    assert list(islice(plan.batches(start=9), 14)) == whole[9:]
+    complete = list(islice(plan.batches(), 23))
+    assert list(islice(plan.batches(start=9), 14)) == complete[9:]
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -54,7 +54,7 @@ def test_ranks_are_disjoint_and_together_complete(window: int) -> None:
     assert sorted(numbers) == list(range(3 * 2 * batches))
 
 
-def test_sorted_windows_put_like_lengths_together() -> None:
+def test_sorted_windows_group_similar_lengths() -> None:
     mixture = Mixture([1000], [1], seed=2)
     plan = BatchPlan(mixture, 4, sort_window=16, length=lambda draw: draw.index)
     spread = [
@@ -69,7 +69,7 @@ def test_an_empty_source_is_refused() -> None:
 
 
 def test_a_limited_source_gives_its_share_to_the_others() -> None:
-    """After its last repeat, which it is given in full; the draws before are those without a limit."""
+    """After its last repeat, which is complete; earlier draws are those without a limit."""
     free = Mixture([10, 300, 1000], [2.0, 1.0, 1.0], seed=7)
     limited = Mixture([10, 300, 1000], [2.0, 1.0, 1.0], seed=7, max_repeats=[3, 2.5, None])
     draws = [limited.draw(n) for n in range(150_000)]
@@ -86,6 +86,6 @@ def test_a_limited_source_gives_its_share_to_the_others() -> None:
     assert [backward.draw(n) for n in (140_000, 65_536, 5)] == [draws[n] for n in (140_000, 65_536, 5)]
 
 
-def test_a_mixture_without_end_needs_a_source_without_limit() -> None:
+def test_an_endless_mixture_needs_a_source_without_limit() -> None:
     with pytest.raises(UserError, match="at least one"):
         Mixture([3, 4], [1, 1], seed=0, max_repeats=[1, 2])

@@ -1,4 +1,4 @@
-"""Packed rows: full, complete, and the same from any cursor on, with any number of workers and ranks."""
+"""Packed rows: full, complete, and the same from any cursor, for any number of workers and ranks."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LENGTH, WINDOW, ROWS = 64, 32, 3
 
 
 class Numbered:
-    """Records that know their source and number; every `broken`-th cannot be read."""
+    """Records named by source and number; every `broken`-th cannot be read."""
 
     def __init__(self, source: int, size: int, broken: int = 0) -> None:
         self.source, self.size, self.broken = source, size, broken
@@ -67,7 +67,7 @@ def rows_of(batches: PackedBatches, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("capacity", [30, 64])
-def test_rows_hold_every_item_once_and_never_too_much(capacity: int) -> None:
+def test_rows_hold_every_item_once_within_the_capacity(capacity: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 31, size=200).tolist()
     rows = pack(lengths, capacity)
     assert sorted(item for row in rows for item in row) == list(range(200))
@@ -87,10 +87,10 @@ def test_equal_lengths_fill_their_rows() -> None:
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_resumed_equals_uninterrupted(stop: int, workers: int) -> None:
     plan = WindowPlan(1, 2)
-    whole = rows_of(stream(plan), 16)
+    complete = rows_of(stream(plan), 16)
     first = stream(plan)
-    assert rows_of(first, stop) == whole[:stop]
-    assert rows_of(stream(plan, first.cursor, num_workers=workers), 16 - stop) == whole[stop:]
+    assert rows_of(first, stop) == complete[:stop]
+    assert rows_of(stream(plan, first.cursor, num_workers=workers), 16 - stop) == complete[stop:]
 
 
 def delivered(batches: Sequence[Any]) -> list[int]:
@@ -107,7 +107,7 @@ def test_ranks_are_disjoint_and_complete() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 1), (3, 1, 2), (1, 4, 4)])
-def test_another_number_of_ranks_takes_over_without_loss(sizes: tuple[int, ...]) -> None:
+def test_another_number_of_ranks_resumes_without_loss(sizes: tuple[int, ...]) -> None:
     """Several changes in succession; every draw is delivered exactly once until the last cursors."""
     plans = [WindowPlan(rank, sizes[0]) for rank in range(sizes[0])]
     cursors = [(0, 0)] * sizes[0]
@@ -128,7 +128,7 @@ def test_another_number_of_ranks_takes_over_without_loss(sizes: tuple[int, ...])
     assert set(range(pending * WINDOW)) <= set(counts)
 
 
-def test_what_cannot_be_used_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_records_are_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Broken records, and records longer than a row; nothing else is missing."""
 
     def long_records(record: Record, draw: int) -> Example:
