@@ -1,4 +1,4 @@
-"""Untrusted shards: any content of a manifest, an index, a tar or a member costs one message or one record."""
+"""Untrusted shards: any content of a manifest, an index, a tar or a member costs a message or a record."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_shards_of_a_manifest_may_not_be_links_out_of_the_folder(folder: Path, t
 )
 @given(data=st.data())
 def test_any_change_of_a_manifest_is_read_or_named(data: st.DataObject, intact: Path, tmp_path: Path) -> None:
-    """Values anywhere in it are replaced by any JSON; the folder is read, or refused with a message of one line."""
+    """Values are replaced by any JSON; the folder is read, or refused with a message of one line."""
     values: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "..", "/x", "\ud800", [], {}, [[]], "all"]
     odd = st.sampled_from(values)
     manifest = json.loads((intact / MANIFEST).read_text())
@@ -578,7 +578,7 @@ def test_only_the_record_of_a_hostile_member_is_lost_and_check_names_it(kind: st
 def test_any_change_of_members_affects_only_its_record(
     data: st.DataObject, intact: Path, tmp_path: Path
 ) -> None:
-    """Bytes of members are replaced, removed or inserted; the check names every record that the stream skips."""
+    """Bytes of members are changed; the check names every record that the stream skips."""
     folder = tmp_path / "fuzzed"
     shutil.copytree(intact, folder, dirs_exist_ok=True)
 

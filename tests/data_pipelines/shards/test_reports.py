@@ -1,4 +1,4 @@
-"""`dualtoken prepare check` names file, record and fault; `stats` counts tasks, roles, sizes and rejections."""
+"""`dualtoken prepare check` names file, record and fault; `stats` counts tasks, roles, sizes, rejections."""
 
 import io
 import json
@@ -104,7 +104,7 @@ def without(record, messages):
     ("member", "data", "reason"),
     [
         ("00000001.0.jpg", jpeg((400, 300)).data[:4000], "truncated"),
-        ("00000001.0.jpg", b"text", "no image"),
+        ("00000001.0.jpg", b"text", "not an image"),
         ("00000001.0.jpg", None, "'0.jpg' is missing"),
         ("00000001.1.jpg", b"text", "'1.jpg' belongs to no image part"),
         ("00000001.json", b"{", "is not a record"),
