@@ -47,28 +47,14 @@ class Limits:
             finite_number(value, name, self.least, self.most, self.above, self.below)
 
 
-def limited(
-    default: Any = MISSING,
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field for a number in a range, an optional one, or a tuple of them."""
-    metadata = in_range(least=least, most=most, above=above, below=below)
-    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+def limited(default: Any = MISSING, **limits: float) -> Any:
+    """A dataclass field for a number in a range (fields of `Limits`), an optional one, or a tuple of them."""
+    return field(default=default, metadata=in_range(**limits))
 
 
-def in_range(
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float | None = None,
-    below: float | None = None,
-) -> dict[str, Limits]:
+def in_range(**limits: float) -> dict[str, Limits]:
     """The metadata of `limited`, for a field with a default factory (a list or a dictionary of numbers)."""
-    return {_LIMITS: Limits(least, most, above, below)}
+    return {_LIMITS: Limits(**limits)}
 
 
 def problems(section: Any, prefix: str = "") -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,10 @@ def quiet(size: int) -> Iterator[None]:
     """
     for name in _REMARKS:
         logging.getLogger(name).addFilter(_is_wanted)
-    if size < LARGE:
-        _switch_off()
     try:
-        yield
+        with _no_progress_bars() if size < LARGE else nullcontext():
+            yield
     finally:
-        if size < LARGE:
-            _switch_back()
         for name in _REMARKS:
             logging.getLogger(name).removeFilter(_is_wanted)
 
@@ -48,19 +45,20 @@ def size_of_model(model: Any) -> int:
     return sum(one.numel() * one.element_size() for one in model.parameters())
 
 
-def _switch_off() -> None:
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
     with _lock:
         _silent.append(transformers_logging.is_progress_bar_enabled())
         if _silent[-1]:
             transformers_logging.disable_progress_bar()
-
-
-def _switch_back() -> None:
-    with _lock:
-        was_on = _silent[0]
-        _silent.pop()
-        if not _silent and was_on:
-            transformers_logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        with _lock:
+            was_on = _silent[0]
+            _silent.pop()
+            if not _silent and was_on:
+                transformers_logging.enable_progress_bar()
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -165,7 +165,7 @@ def test_a_path_that_no_file_system_takes_is_one_line(tmp_path: Path):
             check_output(tmp_path / "out", {"--input": path}, overwrite=True)
 
 
-def test_the_current_folder_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_current_folder_is_refused_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     for output in (".", "..", "../b", str(tmp_path)):
@@ -212,7 +212,7 @@ def test_an_output_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path):
         check_output(Path("/proc"), {}, overwrite=True)
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
+def test_a_second_process_is_refused_with_the_owner(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from dualtoken.common.locks import only_process\n"
         "with only_process(Path(sys.argv[1]), '--output x'): pass"
@@ -247,7 +247,7 @@ def test_a_lock_of_a_killed_process_is_not_in_the_way(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [True, 1.5, "3", None, -1, 11, float("nan"), [1]])
-def test_whole_numbers_out_of_range_or_kind_are_refused(value: object):
+def test_integers_out_of_range_or_of_another_type_are_refused(value: object):
     with pytest.raises(UserError, match=r"count is .*; give an integer from 0 to 10"):
         whole_number(value, "count", 0, 10)
 
@@ -279,7 +279,7 @@ class _Settings:
     named: dict[str, _Inner] = field(default_factory=dict)
 
 
-def test_ranges_of_settings_are_checked_wherever_they_lie():
+def test_ranges_of_nested_settings_are_checked():
     assert problems(_Settings(), "run") == []
     wrong = _Settings(0, {"a": 0.0}, (0.5, 2.0), float("nan"), _Inner(1.0), {"x": _Inner(-1.0)})
     assert [line.split(" is ")[0] for line in problems(wrong, "run")] == [
@@ -319,7 +319,7 @@ HOSTILE_YAML = {
 
 
 @pytest.mark.parametrize("content", HOSTILE_YAML.values(), ids=HOSTILE_YAML)
-def test_yaml_from_elsewhere_is_bounded_before_it_is_built(tmp_path: Path, content: bytes):
+def test_untrusted_yaml_is_bounded_before_it_is_built(tmp_path: Path, content: bytes):
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.yaml"):
         read_yaml(tmp_path / "a.yaml")

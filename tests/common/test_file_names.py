@@ -1,4 +1,4 @@
-"""Names of files in texts and on the command line, whatever the locale."""
+"""Names of files in texts and on the command line, under every locale."""
 
 import os
 import subprocess

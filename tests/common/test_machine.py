@@ -38,7 +38,7 @@ def test_threads_follow_the_work(small, monkeypatch):
     assert not worth_threads(2**20, rows=2**7)
 
 
-def test_the_number_comes_back_whatever_happens(small):
+def test_the_number_of_threads_is_restored_after_errors(small):
     with pytest.raises(ZeroDivisionError), suitable_threads(small, 1):
         1 / 0  # noqa: B018
     assert torch.get_num_threads() == 2

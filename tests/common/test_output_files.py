@@ -64,7 +64,7 @@ def test_two_commands_share_a_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("mark", ["[]", "{}", '{"entries": [1]}', "[" * 100_000, '{"entries": null}'])
-def test_a_mark_that_is_none_is_one_line(mark: str, tmp_path: Path):
+def test_a_broken_mark_is_one_line(mark: str, tmp_path: Path):
     (tmp_path / MARK).write_text(mark)
     with pytest.raises(UserError, match=r"\.dualtoken\.json"):
         check_files(tmp_path, ["one"])
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_refused(place: str, tmp_path: Path):
     assert names(tmp_path) == ["file", "loop", "nowhere"]
 
 
-def test_our_pictures_are_known_and_foreign_ones_stay(tmp_path: Path):
+def test_our_images_are_recognised_and_others_stay(tmp_path: Path):
     image = Image.new("RGB", (4, 4), "red")
     write_image(image, tmp_path / "ours.png")
     image.save(tmp_path / "theirs.png")
@@ -93,7 +93,7 @@ def test_our_pictures_are_known_and_foreign_ones_stay(tmp_path: Path):
             check_file(tmp_path / name, {}, is_our_image)
 
 
-def test_an_output_is_no_input_under_any_name(tmp_path: Path):
+def test_an_input_is_refused_as_output_under_any_name(tmp_path: Path):
     write_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     (tmp_path / "hard.png").hardlink_to(tmp_path / "a.png")
     (tmp_path / "soft.png").symlink_to("a.png")

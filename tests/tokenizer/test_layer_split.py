@@ -16,7 +16,7 @@ def centred(rows: int, columns: int) -> torch.Tensor:
     return features - features.mean(0)
 
 
-def test_cka_ignores_rotation_and_scale_and_tells_strangers_apart() -> None:
+def test_cka_ignores_rotation_and_scale_and_separates_unrelated_features() -> None:
     a = centred(500, 12)
     rotation, _ = torch.linalg.qr(torch.randn(12, 12))
     torch.testing.assert_close(linear_cka(a, a), torch.tensor(1.0))

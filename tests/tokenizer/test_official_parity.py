@@ -78,7 +78,7 @@ def test_codebook_training(official, golden_train, branch, given, expected, step
         close(quantizer.codebooks.sums[0], golden_train[after + "embed_ema"])
 
 
-def test_one_training_step_of_the_whole_model(official, golden_io, golden_train):
+def test_one_training_step_of_the_complete_model(official, golden_io, golden_train):
     out = official.train()(golden_io["images"])
     mse = (out.reconstruction - golden_io["images"]).square().mean()
     commitment = out.pixel_commitment_loss + out.semantic_commitment_loss

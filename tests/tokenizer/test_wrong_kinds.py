@@ -1,4 +1,4 @@
-"""Values of the wrong kind given to the tokenizer's calls: one line, whatever they are."""
+"""Values of the wrong type given to the tokenizer: every error is one line."""
 
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ def test_tensors_that_hold_no_images(nano: DualTokenizer, kind: str):
 
 
 @pytest.mark.parametrize("number", range(len(NO_IDS)))
-def test_what_is_no_text_for_the_text_side(nano: DualTokenizer, number: int):
+def test_invalid_token_ids_of_the_text_tower(nano: DualTokenizer, number: int):
     with pytest.raises(UserError, match="input_ids"):
         nano.get_text_features(NO_IDS[number])
 
 
 @pytest.mark.parametrize("seed", [None, "x", 1.5, -1, [], torch.zeros(2)])
-def test_seeds_of_codebooks_are_whole_numbers(nano: DualTokenizer, seed: Any):
+def test_seeds_of_codebooks_are_integers(nano: DualTokenizer, seed: Any):
     with pytest.raises(UserError, match="seed"):
         nano.initialise_codebooks(PIXELS, seed=seed)
 
@@ -83,7 +83,7 @@ def test_quantizers_of_a_configuration_are_settings_by_name(value: Any):
 
 
 @pytest.mark.parametrize("source", [None, 5, [], 10**30])
-def test_places_that_are_none(source: Any):
+def test_sources_that_are_not_models(source: Any):
     with pytest.raises(UserError):
         DualTokenizerConfig.from_pretrained(source)
     with pytest.raises(UserError):

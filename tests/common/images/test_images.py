@@ -229,7 +229,7 @@ def test_a_damaged_avif_is_broken():
 
 @pytest.mark.parametrize("error", PILLOWS_ERRORS)
 @pytest.mark.parametrize("place", ["load", "convert"])
-def test_whatever_pillow_raises_is_one_error(error: type[Exception], place: str, monkeypatch):
+def test_every_error_of_pillow_is_an_image_error(error: type[Exception], place: str, monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise error("inner trouble")
 
@@ -240,7 +240,7 @@ def test_whatever_pillow_raises_is_one_error(error: type[Exception], place: str,
 
 
 @pytest.mark.parametrize("error", PILLOWS_ERRORS)
-def test_whatever_metadata_raise_costs_no_pixels(error: type[Exception], monkeypatch):
+def test_errors_in_metadata_do_not_lose_the_image(error: type[Exception], monkeypatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise error("inner trouble")
 
@@ -311,7 +311,7 @@ def test_an_orientation_that_cannot_be_read_is_upright(exif: bytes):
     assert orientation(exif) == 1
 
 
-def test_of_several_pictures_the_first_is_kept_as_jpeg():
+def test_the_first_of_several_images_is_kept_as_jpeg():
     data = encoded("MPO", save_all=True, append_images=[PICTURE, PICTURE], quality=95)
     with Image.open(io.BytesIO(data)) as several:
         assert (several.format, several.n_frames) == ("MPO", 3)

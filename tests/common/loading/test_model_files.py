@@ -10,7 +10,7 @@ from dualtoken.common.json_files import LARGEST_FILE
 from dualtoken.common.loading.model_files import TEMPLATES, check_model_files
 
 
-def test_plain_files_folders_and_what_is_no_folder_pass(tmp_path: Path):
+def test_plain_files_folders_and_hub_ids_pass(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "empty.json").mkdir()
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
@@ -33,7 +33,7 @@ def test_a_pipe_or_a_device_is_refused_unopened(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", f"{TEMPLATES}/long.jinja"])
-def test_what_is_read_whole_has_a_largest_size(tmp_path: Path, name: str):
+def test_files_read_into_memory_have_a_size_limit(tmp_path: Path, name: str):
     (tmp_path / TEMPLATES).mkdir()
     with open(tmp_path / name, "wb") as file:
         file.truncate(LARGEST_FILE + 1)

@@ -51,7 +51,7 @@ def test_embed_is_the_sum_of_gathered_codes(shared):
     torch.testing.assert_close(quantizer.embed(quantizer(z).codes), quantizer(z).quantized)
 
 
-def test_chunked_search_equals_whole_search(monkeypatch):
+def test_chunked_search_equals_unchunked_search(monkeypatch):
     vectors, book = torch.randn(101, 8), torch.randn(16, 8)
     whole = codebook.nearest_codes(vectors, book)
     monkeypatch.setattr(codebook, "MAX_DISTANCES", 100)
