@@ -88,7 +88,7 @@ def one_codebook(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (one_codebook, "one codebook for pixels and meaning"),
+        (one_codebook, "one codebook for pixels and semantics"),
         (lambda config: config.pop("vq_sem"), "has only vq_pix"),
         (lambda config: config["vq_sem"].update(bottleneck_type="lfq"), "vq_sem is a 'lfq' bottleneck"),
         (lambda config: config.pop("ddconfig"), "lacks 'ddconfig'"),
