@@ -181,7 +181,7 @@ def test_tars_of_img2dataset(tmp_path, output):
     left_out = reasons(output)
     assert "404" in left_out["00000.tar: 000000002"]
     assert "no caption" in left_out["00000.tar: 000000003"]
-    assert "no image" in left_out["00000.tar: 000000004"]
+    assert "is not an image" in left_out["00000.tar: 000000004"]
 
 
 @pytest.mark.parametrize("cut", ["content", "header", "boundary", "noise"])
