@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,11 +60,8 @@ class Location:
 
     def size(self) -> int:
         """Bytes of the file. Errors as in `read`."""
-        system, path = _system(self.url)
-        try:
+        with _storage(self.url) as (system, path):
             return int(system.size(path))
-        except Exception as error:  # every protocol has its own exceptions
-            raise _as_os_error(error, self.url) from error
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """All bytes, or `length` of them from `offset` on, in one request.
@@ -72,24 +70,18 @@ class Location:
             FileNotFoundError, OSError for any other failure of the storage, UserError for a protocol whose
             package is not installed.
         """
-        system, path = _system(self.url)
-        try:
-            complete = length is None and offset == 0
-            end = None if length is None else offset + length
+        complete = length is None and offset == 0
+        end = None if length is None else offset + length
+        with _storage(self.url) as (system, path):
             data = system.cat_file(path, start=None if complete else offset, end=end)
-        except Exception as error:
-            raise _as_os_error(error, self.url) from error
         if length is not None and len(data) > length:
-            raise OSError(f"{self.url}: {len(data)} bytes came where {length} were asked for")
+            raise OSError(f"{self.url}: {len(data)} bytes were sent where {length} were requested")
         return bytes(data)
 
     def open(self) -> BinaryIO:
         """The file, opened for reading from beginning to end."""
-        system, path = _system(self.url)
-        try:
+        with _storage(self.url) as (system, path):
             opened: BinaryIO = system.open(path, "rb")
-        except Exception as error:
-            raise _as_os_error(error, self.url) from error
         return opened
 
 
@@ -128,7 +120,13 @@ def _system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _as_os_error(error: Exception, url: str) -> OSError:
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{url} is not there")
-    return OSError(f"{url} cannot be read ({type(error).__name__}: {first_line(error)})")
+@contextmanager
+def _storage(url: str) -> Iterator[tuple[Any, str]]:
+    """As `_system`; errors of the storage become OSError."""
+    system, path = _system(url)
+    try:
+        yield system, path
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} is not there") from error
+    except Exception as error:  # every protocol has its own exceptions
+        raise OSError(f"{url} cannot be read ({type(error).__name__}: {first_line(error)})") from error

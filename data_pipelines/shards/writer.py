@@ -205,9 +205,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def build_manifest(
-    description: Mapping[str, Any],
-    shards: Sequence[Mapping[str, Any]],
-    rejected: Sequence[Mapping[str, str]],
+    description: Mapping[str, Any], shards: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
     """The manifest of finished shards (their entries) and rejected samples (each {"sample", "reason"})."""
     splits: Counter[str] = Counter()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -39,14 +39,13 @@ class Packing:
     window: int = 256
 
 
-@dataclass
-class _Window:
+class _Window(NamedTuple):
     """The rows of one window, from `first_row` on."""
 
     ordinal: int
     first_row: int
-    rows: list[list[Example]] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
+    rows: list[list[Example]]
+    skips: list[Skip]
 
 
 @dataclass(frozen=True)
@@ -67,26 +66,24 @@ class _Windows(Dataset[Any]):
     seed: int
 
     def __getitem__(self, window: _WindowDraws) -> _Window:
-        result = _Window(window.ordinal, window.first_row)
         examples: list[Example] = []
+        skips: list[Skip] = []
         for draw in window.draws:
             try:
                 examples.append(self._example(draw))
             except UNUSABLE as error:
-                result.skips.append(Skip(draw.source, draw.index, first_line(error)))
+                skips.append(Skip(draw.source, draw.index, first_line(error)))
         lengths = [example_length(example.value) for example in examples]
-        rows = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
-        result.rows = [[examples[i] for i in row] for row in rows[window.first_row :]]
-        return result
+        packed = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
+        rows = [[examples[i] for i in row] for row in packed[window.first_row :]]
+        return _Window(window.ordinal, window.first_row, rows, skips)
 
     def _example(self, draw: Draw) -> Example:
         record = self.sources[draw.source][draw.index]
         example = Example(self.prepare(record, draw.number), record.id, draw.source)
-        length = example_length(example.value)
-        if length > self.packing.length:
+        if (length := example_length(example.value)) > (most := self.packing.length):
             raise ValueError(
-                f"Record {shown(record.id)} has {length} tokens, more than data.pack_length "
-                f"{self.packing.length}"
+                f"Record {shown(record.id)} has {length} tokens, more than data.pack_length {most}"
             )
         return example
 

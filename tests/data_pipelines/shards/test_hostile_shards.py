@@ -428,7 +428,7 @@ def test_more_bytes_than_requested_are_an_error(monkeypatch: pytest.MonkeyPatch)
             return b"x" * 1000
 
     monkeypatch.setattr("dualtoken.data_pipelines.shards.storage._system", lambda url: (Whole(), url))
-    with pytest.raises(OSError, match="1000 bytes came"):
+    with pytest.raises(OSError, match="1000 bytes were sent"):
         Location("http://x/y.tar").read(5, 10)
 
 
