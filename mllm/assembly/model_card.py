@@ -1,4 +1,4 @@
-"""The README.md of a saved model: what it is, how large, and how to use it."""
+"""The README.md of a saved model: description, sizes, and usage."""
 
 from huggingface_hub import ModelCard, ModelCardData
 

@@ -108,7 +108,7 @@ def load_model(
 ) -> Any:
     """A saved model with its visual tokenizer, by transformers' `load`: a folder, a hub id, or "nano".
 
-    No code of the folder is run, whatever `trust_remote_code` says, and nothing is unpickled.
+    Code of the folder is never run (`trust_remote_code` is ignored), and nothing is unpickled.
 
     Args:
         load_visual_tokenizer: False saves its memory where only cached codes are used (training).

@@ -53,7 +53,7 @@ SAMPLES = (
 
 
 class NotReproducible(Exception):
-    """The template is not fixed strings around turns; the message says where it differs."""
+    """The template is not fixed strings around turns; the message names the difference."""
 
 
 def derive_chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

@@ -217,7 +217,7 @@ def test_images_in_every_mode_are_the_pipelines(pipe, model):
         assert np.array_equal(np.asarray(part[kind]), np.asarray(other[kind]))
 
 
-def test_automatic_classes_and_bf16_answer_alike(pipe, images):
+def test_automatic_classes_and_bf16_give_the_same_answers(pipe, images):
     nano = resolve_model("nano")
     processor = AutoProcessor.from_pretrained(nano)
     inputs = processor(text=rendered(processor, COLOUR), images=images[0])
@@ -229,7 +229,7 @@ def test_automatic_classes_and_bf16_answer_alike(pipe, images):
 
 
 @pytest.mark.parametrize("task", ["any-to-any", "image-text-to-text"])
-def test_transformers_pipelines_answer_alike(pipe, images, task):
+def test_transformers_pipelines_give_the_same_answers(pipe, images, task):
     made: Any = pipeline(task, model=pipe.model, processor=pipe.processor)
     expected = pipe.answer(images[0], COLOUR)
     options = {"max_new_tokens": 8, "return_full_text": False}

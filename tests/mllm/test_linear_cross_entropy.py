@@ -185,7 +185,7 @@ def test_the_classifier_is_a_linear_layer_with_a_loss():
 
 
 def test_a_head_that_is_more_than_its_weight_is_called():
-    """An adapter around the head, or a hook that changes what it does, is part of the loss."""
+    """An adapter around the head, or a hook that changes its output, is part of the loss."""
     states, targets = torch.randn(T, W), torch.randint(N, (T,))
     head = nn.Linear(W, N)
     expected = plain(states, head.weight, head.bias * 2, targets)[0]

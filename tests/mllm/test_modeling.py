@@ -131,7 +131,7 @@ def test_a_fraction_of_the_targets_keeps_counts_and_expected_sums(make_model, pr
     ids=["llama", "llama eager", "qwen2", "mistral", "gemma2"],
 )
 def test_packed_equals_separate(make_model, processor, records, llm):
-    """Documents behind one another in one row, told apart by positions that begin anew."""
+    """Packed documents in one row, separated by positions that restart."""
     model = make_model({"num_key_value_heads": 2, **llm}, semantic_condition="pixel").train()
     kinds = ["question", "text", "text_to_image", "interleaved"]
     separate = [model(**batch_of(processor, records, [kind]), reduction="sum") for kind in kinds]

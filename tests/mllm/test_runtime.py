@@ -125,7 +125,7 @@ def new_tensors() -> int:
 
 
 class TestMemory:
-    def test_no_call_leaves_tensors_behind(self, pipe, image, no_collector):
+    def test_no_call_keeps_tensors_alive(self, pipe, image, no_collector):
         gc.collect()
         gc.freeze()
         left = {}

@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they train, that they merge away without a trace, and what is refused."""
+"""Low-rank adapters: trained parameters, merging, and refused settings."""
 
 import sys
 

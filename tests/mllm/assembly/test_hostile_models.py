@@ -1,4 +1,4 @@
-"""Model folders from elsewhere: whatever their files say, one line comes back and no code is run."""
+"""Untrusted model folders: any content gives a one-line error, and no code is run."""
 
 import ast
 import copy
@@ -89,7 +89,7 @@ def test_code_of_a_folder_is_never_run_nor_asked_about(folder: Path, tmp_path: P
 
 
 def test_every_automatic_class_is_told_to_run_no_code():
-    """Auto classes, and whatever else is chosen by what a folder says."""
+    """Auto classes, and other choices made by the content of a folder."""
     checked = 0
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).parts
@@ -307,7 +307,7 @@ def test_a_processor_that_cannot_be_is_one_line(folder: Path, key: str, value: A
 # --- weights --------------------------------------------------------------------
 
 
-def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, tmp_path: Path):
+def test_an_index_that_names_files_outside_the_folder_is_refused(folder: Path, tmp_path: Path):
     (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
     names = list(load_file(tmp_path / "other.safetensors"))
     for outside in ("../other.safetensors", str(tmp_path / "other.safetensors"), 5, None, "other.bin"):

@@ -1,4 +1,4 @@
-"""Quantized loading: what it leaves alone, what it refuses, and, where there is a GPU, that it works."""
+"""Quantized loading: unquantized parts, refused devices, and, with a GPU, answers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One schema: what records, the chat template and training say of the same messages, they say alike."""
+"""One schema: records, the chat template and training accept and refuse the same messages."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_what_is_accepted_is_accepted_everywhere(chat_processor, case):
         chat_processor.apply_chat_template(ACCEPTED[case])["input_ids"][0].numpy(),
     ):
         assert again.tolist() == trained.input_ids.tolist()
-    # Only what an assistant says is learned.
+    # Only the assistant's turns are targets.
     learned = chat_processor.tokenizer.decode(trained.labels[trained.labels >= 0])
     assert "brief" not in learned
     assert "many" not in learned

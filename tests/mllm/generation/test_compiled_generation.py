@@ -32,7 +32,7 @@ def fresh_compiler():
     ids=["llama", "qwen2", "mistral", "gemma2"],
 )
 def test_compiled_equals_eager(make_model, processor, llm, settings):
-    """Traced and run with fixed shapes; the code generator behind it is torch's own."""
+    """Traced and run with fixed shapes; the code generator is torch's."""
     model = make_model({"num_key_value_heads": 2, **llm}, **settings)
     for texts in ((LONG, SHORT), (SHORT, SHORT)):
         options = {"guidance_scale": 2.0, "guidance_schedule": "cosine", "top_p": 0.95}
