@@ -25,7 +25,7 @@ def resolve_model(name: str | os.PathLike[str], subfolder: str = "") -> str:
     subfolder: of the folder or hub id, which holds the model.
 
     Raises:
-        UserError: the folder is not a saved DualToken model, or the name is neither "nano" nor a folder nor a hub id.
+        UserError: the folder is not a saved DualToken model, or the name is not a hub id either.
     """
     source = model_source(name)
     if not isinstance(subfolder, str):
