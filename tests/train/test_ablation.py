@@ -1,4 +1,4 @@
-"""A whole ablation: runs, results, tables; what is done is not done again."""
+"""A complete ablation: runs, results, tables; finished runs are not repeated."""
 
 from __future__ import annotations
 

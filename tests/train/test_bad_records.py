@@ -122,7 +122,7 @@ def folder(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad = list(bad_samples(encode_record(source[0])).values())
     bad += [
         encode_record(text_record("thousands of words", "word " * 3000, "x")),
-        encode_record(text_record("whole books", "word " * 60_000, "x")),
+        encode_record(text_record("very long text", "word " * 60_000, "x")),
         encode_record(text_record("an answer of blanks", "x", "  ")),
         encode_record(Record("image", [user(image_part(Image.new("RGB", (16, 16)))), assistant("x")])),
     ]
@@ -282,9 +282,9 @@ def test_a_book_is_refused_before_it_is_tokenized(
     monkeypatch.setattr(objective.processor, "encode_record", encode)
     with pytest.raises(RecordError, match="language model's context is 2048"):
         objective.prepare(text_record("book", "word " * 100_000, "x"), 0)
-    picture = ShardDataset(chain.folder / "codes_vqa")[0].image_parts()[0]
+    image = ShardDataset(chain.folder / "codes_vqa")[0].image_parts()[0]
     with pytest.raises(RecordError, match="tokens or more"):
-        objective.prepare(Record("album", [user(*[picture] * 1000), assistant("x")]), 0)
+        objective.prepare(Record("album", [user(*[image] * 1000), assistant("x")]), 0)
 
 
 def test_a_text_that_the_tokenizer_cannot_take_costs_its_record(
@@ -338,14 +338,14 @@ def image_records(chain: Chain) -> tuple[list[Record], dict[str, Record]]:
     """Good records, and bad ones by what is wrong with them."""
     source = ShardDataset(chain.folder / "t2i")
     good = [source[number] for number in range(8)]
-    picture = image_part(Image.new("RGB", (16, 16), "red"))
+    image = image_part(Image.new("RGB", (16, 16), "red"))
     part = ShardDataset(chain.folder / "codes_vqa")[0].image_parts()[0]
     bad = {
         "no image": text_record("no-image", "x", "y"),
         "codes": Record("codes", [user("red"), assistant(part)]),
         "broken": Record("broken", [user("red"), assistant(image_part(broken_png()))]),
         "no PNG": Record("none", [user("red"), assistant(image_part(EncodedImage(b"text", "png")))]),
-        "no caption": Record("silent", [user(picture), assistant(picture)]),
+        "no caption": Record("silent", [user(image), assistant(image)]),
     }
     return good, bad
 
@@ -379,9 +379,9 @@ def test_captions_in_a_batch_are_those_of_one(chain: Chain, tmp_path: Path) -> N
     """Captions are tokenized one by one, so that one cannot break the others; the ids are the same."""
     objective: Any = build_objective(parse_recipe(chain.recipe("contrastive", tmp_path / "run")))
     texts = ["a red circle", "x", "a blue square above a green triangle " * 5]
-    picture = image_part(Image.new("RGB", (16, 16)))
+    image = image_part(Image.new("RGB", (16, 16)))
     examples = [
-        objective.prepare(Record(str(n), [user(text), assistant(picture)]), n) for n, text in enumerate(texts)
+        objective.prepare(Record(str(n), [user(text), assistant(image)]), n) for n, text in enumerate(texts)
     ]
     together = objective.tokenizer(
         texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"

@@ -29,7 +29,7 @@ def saved(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def short_recipe(chain: Chain, folder: Path, **changes: Any) -> str:
-    """A recipe that says nothing of the model; it lacks the model itself."""
+    """A recipe without any setting of the model, not even its name."""
     content: dict[str, Any] = {
         "output": str(folder / "run"),
         "mllm": {},

@@ -158,7 +158,7 @@ def test_a_run_starts_from_an_exported_model(chain: Chain, llm: Path, tmp_path: 
         )
 
 
-def test_adapters_are_trained_by_adamw_and_whole_matrices_by_muon(
+def test_adapters_are_trained_by_adamw_and_full_matrices_by_muon(
     chain: Chain, llm: Path, tmp_path: Path
 ) -> None:
     objective = objective_of(lora_recipe(chain, tmp_path / "run", llm, {**LORA, "dora": True}))

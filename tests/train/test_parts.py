@@ -87,7 +87,7 @@ def test_shuffled_turns_keep_every_pair_and_the_images_in_front() -> None:
     assert messages == question_turns([image], [(f"q{n}", f"a{n}") for n in range(5)])  # left as it was
 
 
-def test_shuffled_turns_stay_behind_the_system_and_none_is_empty() -> None:
+def test_shuffled_turns_follow_the_system_turn_and_are_not_empty() -> None:
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     silent = [user(image_part("a.png")), assistant("a0"), *question_turns([], [("q1", "a1"), ("q2", "a2")])]
     for seed in range(5):
@@ -140,7 +140,7 @@ def test_metrics_are_reduced_as_recorded() -> None:
         metrics.record("last", value, reduce="main")
         metrics.record(["a", "b"], torch.tensor([value, 0.0]), torch.tensor([2.0, 0.0]))
     metrics.record("none", 0.0, 0.0)
-    # Of several names those without a target are left out, such as a source that was not drawn.
+    # Elements without a target are left out, such as a source that was not sampled.
     assert metrics.read() == {"sum": 12.0, "max": 5.0, "last": 4.0, "a": 2.0, "none": 0.0}
 
 

@@ -125,7 +125,7 @@ def test_a_second_run_in_the_same_folder_gets_one_line(chain: Chain, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_second_run_of_two_processes_ends_at_once_and_a_killed_one_is_not_in_the_way(
+def test_a_second_run_of_two_processes_ends_at_once_and_a_killed_one_does_not_block(
     chain: Chain, tmp_path: Path
 ) -> None:
     """Both of its ranks get the error; neither waits for the other."""
@@ -187,7 +187,7 @@ def test_a_disk_full_at_the_export_costs_no_training(
     ).read_bytes()
 
 
-def test_convert_replaces_only_what_it_made(finished: Path, tmp_path: Path, capsys: Any) -> None:
+def test_convert_replaces_only_its_own_output(finished: Path, tmp_path: Path, capsys: Any) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "runs" / "run"))
     before = content(run)
 

@@ -104,7 +104,7 @@ def test_zero_stages_agree(optimizer: tuple[str, ...], chain: Chain, tmp_path: P
 
 
 @pytest.mark.slow
-def test_accumulation_and_ranks_give_the_means_of_the_whole_batch(chain: Chain, tmp_path: Path) -> None:
+def test_accumulation_and_ranks_give_the_means_of_the_full_batch(chain: Chain, tmp_path: Path) -> None:
     """Four records in one batch, in four accumulated micro-batches, or on two ranks: the same first loss."""
     variants = {
         "whole": ([], 1, {"micro_batch_size": 4}),

@@ -121,7 +121,7 @@ def test_a_run_does_not_silently_start_again_when_all_are_damaged(tmp_path: Path
     assert load_newest(Checkpoints(tmp_path / "none", ALONE, keep=1), FakeEngine()) == 0
 
 
-def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+def test_the_best_is_kept_with_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, ALONE, keep=1)
     for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0), (40, None), (50, 1.5)):
         checkpoints.save(FakeEngine(), step, judged=None if loss is None else JudgedBy(loss, "training"))
@@ -150,7 +150,7 @@ def test_a_checkpoint_made_because_of_a_signal_does_not_compete(
     run = tmp_path / "run"
     assert train_here([*chain.recipe("contrastive", run), "--run.save_every", "100"]) == 143
     checkpoints = Checkpoints(run / "checkpoints", ALONE, keep=1)
-    assert checkpoints.steps() == [2]  # the step at hand was finished, and the next
+    assert checkpoints.steps() == [2]  # the current step was finished, and the next
     assert checkpoints.best() is None
 
 
@@ -209,7 +209,7 @@ def test_another_batch_is_refused(tmp_path: Path) -> None:
         load_newest(checkpoints, FakeEngine(batch=12))
 
 
-def test_what_is_beside_the_engine_comes_back_also_from_the_old_file(tmp_path: Path) -> None:
+def test_extra_state_is_restored_also_from_the_old_file(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, ALONE, keep=1)
     checkpoints.save(FakeEngine(), 5, {"objective": {"a": torch.ones(2)}})
     found: list[dict[str, Any]] = []
@@ -236,7 +236,7 @@ def test_an_average_without_a_checkpoint_of_its_own_starts_from_the_loaded_weigh
         assert model.weight.eq(3.0).all()
 
 
-def test_the_first_signal_is_noted_and_handlers_come_back() -> None:
+def test_the_first_signal_is_recorded_and_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest(ALONE) as request:
         assert not request.agreed()

@@ -1,4 +1,4 @@
-"""Checkpoints that a disk, a person or an attacker changed: nothing runs, the last good one is taken."""
+"""Checkpoints changed by a disk, a person or an attacker: nothing runs, the last intact one is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGES = {"stage 0": "0", "stage 2": "2"}
 
 @pytest.fixture(scope="module", params=list(STAGES))
 def finished(request: pytest.FixtureRequest, chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps with checkpoints of the steps 3 and 6, and averaged weights beside the engine."""
+    """A run of six steps with checkpoints of the steps 3 and 6, and averaged weights."""
     run = tmp_path_factory.mktemp("finished") / "run"
     options = ["--run.zero_stage", STAGES[request.param], "--run.weight_average", "0.9"]
     assert train_here([*chain.recipe("contrastive", run), *options]) == 0
@@ -87,7 +87,7 @@ def stored_files(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("hurt", [flip_a_byte, zero_the_end])
-def test_a_change_of_the_same_size_is_found_and_the_checkpoint_before_taken(
+def test_a_change_of_the_same_size_is_found_and_the_previous_checkpoint_used(
     hurt: Callable[[Path], None], copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = stored_files(copy)[-1]
@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path: Path) ->
     assert damage(checkpoints.path(20)) is None
 
 
-def test_an_old_checkpoint_without_checksums_is_taken_if_it_can_be_read(tmp_path: Path) -> None:
+def test_an_old_checkpoint_without_checksums_is_used_if_it_is_readable(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10, 20)
     for step in (10, 20):
         state = json.loads((checkpoints.path(step) / STATE).read_text())
@@ -229,7 +229,7 @@ def test_an_old_checkpoint_without_checksums_is_taken_if_it_can_be_read(tmp_path
         '{"step": 20, "loss": 1, "data": []}',
     ],
 )
-def test_a_best_file_that_says_nothing_is_no_best(best: str, tmp_path: Path) -> None:
+def test_an_unusable_best_file_is_ignored(best: str, tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10, 20)
     (tmp_path / BEST).write_text(best)
     assert checkpoints.best() is None
@@ -238,7 +238,7 @@ def test_a_best_file_that_says_nothing_is_no_best(best: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\0b", "link"])
-def test_a_state_that_names_files_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_state_that_names_files_outside_the_folder_is_refused(name: str, tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "checkpoints", 10)
     (tmp_path / "secret").write_text("x")
     (checkpoints.path(10) / "link").symlink_to(tmp_path / "secret")
@@ -265,7 +265,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(key=st.sampled_from(KEYS), value=JSON, whole=st.booleans(), cut=st.integers(0, 300))
-def test_no_content_of_the_json_files_is_more_than_a_users_error(
+def test_any_content_of_the_json_files_is_at_worst_a_user_error(
     fuzzed: Checkpoints, key: str, value: Any, whole: bool, cut: int
 ) -> None:
     folder = fuzzed.path(10)
@@ -287,7 +287,7 @@ def test_no_content_of_the_json_files_is_more_than_a_users_error(
         (fuzzed.folder / BEST).unlink(missing_ok=True)
 
 
-def test_what_lies_beside_the_engine_must_be_a_state(tmp_path: Path) -> None:
+def test_the_extra_file_must_hold_a_state(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     torch.save([1, 2], checkpoints.path(10) / EXTRA)
     with pytest.raises(UserError, match="does not hold the state of a run"):

@@ -98,9 +98,7 @@ def test_adapters_are_merged(chain: Chain, llm: Path, tmp_path: Path) -> None:  
     assert_same_folder(run / "model", tmp_path / "out")
 
 
-def test_a_newer_checkpoint_that_is_not_whole_is_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_newer_incomplete_checkpoint_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tmp_path / "run"
     checkpoints: Checkpoints = saved(run / "checkpoints", 10, 20)
     (checkpoints.path(20) / "state.json").write_text("{")

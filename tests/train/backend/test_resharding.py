@@ -18,7 +18,7 @@ from dualtoken.train.config.reading import parse_recipe
 from ..conftest import Chain, run_training
 from ..test_training import assert_same_losses, losses
 
-# Two records per step whatever the processes, nothing random within a micro-batch; several groups of
+# Two records per step for any number of processes, nothing random within a micro-batch; several groups of
 # parameters with rates and weight decays of their own.
 EXACT = [
     *("--mllm.model.visual_target_fraction", "1.0", "--data.sort_window", "1"),
@@ -134,7 +134,7 @@ def save_files(folder: Path, stage: int, momentum: bool = False) -> dict[str, to
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_whole_tensors_are_put_together_from_the_files_of_all_ranks(stage: int, tmp_path: Path) -> None:
+def test_complete_tensors_are_assembled_from_the_files_of_all_ranks(stage: int, tmp_path: Path) -> None:
     expected = save_files(tmp_path, stage)
     saved = OptimizerState(tmp_path, stage)
     for name, numbers in expected.items():

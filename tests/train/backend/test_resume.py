@@ -51,7 +51,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_what_may_change_is_used_and_reported(
+def test_allowed_changes_are_applied_and_reported(
     stage: int,
     chain: Chain,
     tmp_path: Path,
@@ -127,7 +127,7 @@ def test_what_may_change_is_used_and_reported(
         (["--data.micro_batch_size", "2"], "4 records per step, this one uses 2"),
     ],
 )
-def test_what_would_make_another_run_of_it_is_refused(
+def test_changes_that_make_another_run_are_refused(
     options: list[str], named: str, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and "tf" not in path.name}
@@ -182,7 +182,7 @@ def test_a_hostile_recipe_of_a_checkpoint_is_one_line(text: str, copy: Path, cap
     assert all("error: " in line for line in lines)
 
 
-def test_only_what_differs_counts(chain: Chain, tmp_path: Path) -> None:
+def test_only_differences_count(chain: Chain, tmp_path: Path) -> None:
     recipe = parse_recipe(chain.recipe("mllm", tmp_path / "run"))
     before = plain_recipe(recipe)
     assert changes(before, plain_recipe(recipe)) == []

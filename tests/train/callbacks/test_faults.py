@@ -112,8 +112,8 @@ def test_the_usual_norm_continues_from_a_checkpoint(guarded: Any, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_broken_steps_are_skipped_alike_at_every_stage(chain: Chain, tmp_path: Path) -> None:
-    """One rank's loss is non-finite at the first step, a spike comes at the 20th: stages continue alike."""
+def test_broken_steps_are_skipped_at_every_stage(chain: Chain, tmp_path: Path) -> None:
+    """One rank's loss is non-finite at the first step, a spike comes at the 20th."""
     runs = []
     for stage in (0, 1, 2, 3):
         output = tmp_path / f"stage{stage}"
@@ -142,7 +142,7 @@ def test_a_run_of_nothing_but_broken_steps_ends_with_a_message(chain: Chain, tmp
 
 
 @pytest.mark.slow
-def test_when_a_process_is_killed_the_other_says_where_it_waited(chain: Chain, tmp_path: Path) -> None:
+def test_when_a_process_is_killed_the_other_names_its_phase(chain: Chain, tmp_path: Path) -> None:
     """Without a launcher that would end the other one itself."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

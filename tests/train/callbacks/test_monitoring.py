@@ -147,7 +147,7 @@ def test_work_counts_tokens_images_and_arithmetic(chain: Chain, tmp_path: Path) 
     assert work.flops > 6 * work.tokens
 
 
-def test_groups_have_learning_rates_of_their_own(chain: Chain, tmp_path: Path) -> None:
+def test_groups_have_separate_learning_rates(chain: Chain, tmp_path: Path) -> None:
     objective = objective_of(chain, tmp_path)
     rates = {"projectors": 4.0, "heads": 3.0, "embeddings": 2.0}
     groups = parameter_groups(objective, OptimizerConfig(lr=1.0, group_lr=rates))

@@ -43,14 +43,14 @@ def test_shipped_recipes_parse_and_survive_a_round_trip(path: Path, tmp_path: Pa
 @pytest.mark.parametrize("stage", STAGES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", SIGLIP)
 def test_stages_lie_over_every_tokenizer(name: str, stage: Path) -> None:
-    whole = parse_recipe([str(FOLDER / f"{name}.yaml")]).tokenizer
+    full = parse_recipe([str(FOLDER / f"{name}.yaml")]).tokenizer
     staged = parse_recipe([str(FOLDER / f"{name}.yaml"), "--config", str(stage)]).tokenizer
-    assert whole is not None
+    assert full is not None
     assert staged is not None
-    assert whole.adversarial is not None
+    assert full.adversarial is not None
     assert staged.adversarial is None
     assert staged.trained
-    assert staged.model == whole.model
+    assert staged.model == full.model
 
 
 @pytest.mark.parametrize("name", SIGLIP)
@@ -119,7 +119,7 @@ def test_impossible_recipes_say_what_is_wrong(tmp_path: Path, changes: dict[str,
         parse_recipe([_changed(tmp_path, **changes)])
 
 
-def test_a_recipe_that_is_no_file_is_named() -> None:
+def test_a_recipe_that_is_not_a_file_is_named() -> None:
     with pytest.raises(UserError, match="nowhere"):
         parse_recipe(["nowhere.yaml"])
 
@@ -165,7 +165,7 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
     assert _without_range(Recipe) == []
 
 
-def _whole_recipe() -> Recipe:
+def _full_recipe() -> Recipe:
     """A recipe with a value for every numeric key outside the sections of the other objectives."""
     recipe = parse_recipe(["nano_sft"])
     source = SourceConfig("x", max_repeats=2.0)
@@ -189,7 +189,7 @@ def _with(section: dict[str, Any], key: str, value: object) -> dict[str, Any]:
 
 def _recipes_with_all_sections() -> list[Recipe]:
     adversarial = parse_recipe(["so400m_384_rvq8"])
-    return [_whole_recipe(), parse_recipe(["nano_contrastive"]), adversarial]
+    return [_full_recipe(), parse_recipe(["nano_contrastive"]), adversarial]
 
 
 def test_no_bad_number_of_any_key_passes() -> None:
@@ -260,7 +260,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_a_recipe_from_elsewhere_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_hostile_recipe_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "recipe.yaml").write_bytes(content)
     with pytest.raises(UserError) as caught:
         parse_recipe([str(tmp_path / "recipe.yaml")])

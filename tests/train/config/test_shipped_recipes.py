@@ -79,8 +79,8 @@ def test_recipes_are_laid_over_their_bases_and_over_one_another(tmp_path: Path) 
 
 
 def test_a_mapping_on_the_command_line_replaces_the_sources_and_a_key_changes_one() -> None:
-    whole = parse_recipe(["sft_qwen2.5_7b", "--data.sources", "{own: {path: codes/own}}"])
-    assert list(whole.data.sources) == ["own"]
+    full = parse_recipe(["sft_qwen2.5_7b", "--data.sources", "{own: {path: codes/own}}"])
+    assert list(full.data.sources) == ["own"]
     one = parse_recipe(["sft_qwen2.5_7b", "--data.sources.chat.weight", "0.2"])
     assert one.data.sources["chat"].weight == 0.2
     assert one.data.sources["questions"].weight == 0.5

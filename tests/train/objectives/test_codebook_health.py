@@ -74,7 +74,7 @@ def test_too_few_inputs_say_nothing_about_unused_codes() -> None:
     assert alarms(trained(features, steps=1, initialise=False)).keys() <= {"pixel/blown-up"}
 
 
-def test_codebooks_that_left_the_features_behind_are_named(features: torch.Tensor) -> None:
+def test_codebooks_that_lag_behind_the_features_are_named(features: torch.Tensor) -> None:
     quantizer = trained(features, steps=0)
     quantizer.codebooks.vectors.mul_(100.0)
     quantizer(features)

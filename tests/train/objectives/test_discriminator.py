@@ -23,7 +23,7 @@ from ..test_training import assert_same_losses, losses
 SMALL = AdversarialConfig(layers=1, channels=8, lr=2e-3)
 
 
-def pictures(seed: int, shift: float = 0.0) -> torch.Tensor:
+def images(seed: int, shift: float = 0.0) -> torch.Tensor:
     return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) + shift
 
 
@@ -34,7 +34,7 @@ def test_one_logit_for_each_patch() -> None:
 
 def test_the_generator_loss_reaches_the_image_and_not_the_discriminator() -> None:
     adversary = Adversary(SMALL)
-    image = pictures(0).requires_grad_()
+    image = images(0).requires_grad_()
     loss = adversary.generator_loss(image)
     assert loss.shape == (8,)
     loss.sum().backward()
@@ -59,12 +59,12 @@ def test_it_learns_to_tell_reconstructions_from_images_and_resumes_exactly() -> 
     resumed = Adversary(SMALL)
     first = 0.0
     for step in range(30):
-        whole.step([(pictures(step), pictures(step + 100, shift=0.3))])
+        whole.step([(images(step), images(step + 100, shift=0.3))])
         first = first or float(whole.metrics["discriminator_loss"])
         if step == 14:
             resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
         if step > 14:
-            resumed.step([(pictures(step), pictures(step + 100, shift=0.3))])
+            resumed.step([(images(step), images(step + 100, shift=0.3))])
     assert float(whole.metrics["discriminator_loss"]) < 0.7 * first
     assert float(whole.metrics["logits_real"]) > float(whole.metrics["logits_fake"])
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -74,7 +74,7 @@ def test_it_learns_to_tell_reconstructions_from_images_and_resumes_exactly() -> 
 def test_accumulated_batches_count_equally() -> None:
     together = Adversary(SMALL)
     start = copy.deepcopy(together.model.state_dict())
-    batches = [(pictures(0), pictures(1)), (pictures(2), pictures(3))]
+    batches = [(images(0), images(1)), (images(2), images(3))]
     together.step(batches)
     halves = []
     for batch in batches:
@@ -98,8 +98,8 @@ def test_training_with_a_discriminator_resumes_exactly(chain: Chain, tmp_path: P
     run_training([*chain.recipe("tokenizer", resumed), *ADVERSARIAL, "--run.stop_after", "4"])
     run_training([*chain.recipe("tokenizer", resumed), *ADVERSARIAL])
     assert_same_losses(losses(whole), losses(resumed))
-    felt = [line["loss/adversarial"] != 0.0 for line in losses(whole)]
-    assert felt == [False, False, True, True, True, True]
+    active = [line["loss/adversarial"] != 0.0 for line in losses(whole)]
+    assert active == [False, False, True, True, True, True]
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_perceptual_weights_come_from_a_local_file(tmp_path: Path) -> None:
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     torch.save(reference.state_dict(), tmp_path / "lpips.pt")
     loss = PerceptualLoss(str(tmp_path / "lpips.pt"))
-    a, b = pictures(0, -0.5), pictures(1, -0.5)
+    a, b = images(0, -0.5), images(1, -0.5)
     a.requires_grad_()
     distance = loss(a, b)
     torch.testing.assert_close(distance, reference(a, b).flatten())

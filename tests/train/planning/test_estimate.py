@@ -133,7 +133,7 @@ def test_more_gpus_and_higher_stages_take_less(path: Path) -> None:
     assert "no visual tokenizer at" in table
 
 
-def test_a_language_model_that_is_not_at_hand_is_named(tmp_path: Path) -> None:
+def test_an_unavailable_language_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no configuration of a language model at .*nowhere.*mllm\.llm"):
         llm_config(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no section mllm"):
