@@ -25,6 +25,7 @@ from torch import Tensor
 from dualtoken.mllm import DualTokenConfig, DualTokenForConditionalGeneration, ImageSamplingConfig
 from dualtoken.mllm.branch import Branch
 from dualtoken.mllm.generation.sampling import guide, sample_codes
+from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 
 PROMPT_LENGTH, GUIDANCE = 16, 2.0
 H100_BYTES_PER_SECOND = 3.35e12
@@ -35,8 +36,8 @@ class Size:
     """Shapes of a model, and how many images are generated at once."""
 
     llm: dict[str, int]
-    heads: dict[str, int]
-    codebook: dict[str, Any]
+    heads: DepthTransformerConfig
+    codebook: CodebookConfig
     side: int
     images: int
     dtype: torch.dtype
@@ -45,8 +46,8 @@ class Size:
 SIZES = {
     "small": Size(  # the model that comes with the package
         llm={"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
-        heads={"hidden_size": 128, "num_layers": 3, "num_heads": 4, "intermediate_size": 256},
-        codebook={"num_codes": 512, "code_dim": 32, "depth": 4, "shared_codebook": False},
+        heads=DepthTransformerConfig(hidden_size=128, num_layers=3, num_heads=4, intermediate_size=256),
+        codebook=CodebookConfig(num_codes=512, code_dim=32, depth=4, shared_codebook=False),
         side=8,
         images=1,
         dtype=torch.float32,
@@ -59,8 +60,8 @@ SIZES = {
             "num_key_value_heads": 2,
             "intermediate_size": 8960,
         },
-        heads={"hidden_size": 1024, "num_layers": 3, "num_heads": 16, "intermediate_size": 4096},
-        codebook={"num_codes": 16384, "code_dim": 32, "depth": 8, "shared_codebook": True},
+        heads=DepthTransformerConfig(hidden_size=1024, num_layers=3, num_heads=16, intermediate_size=4096),
+        codebook=CodebookConfig(num_codes=16384, code_dim=32, depth=8, shared_codebook=True),
         side=27,
         images=16,
         dtype=torch.bfloat16,
@@ -82,7 +83,7 @@ def dualtoken_model(size: Size, device: str) -> DualTokenForConditionalGeneratio
         semantic_codebook=size.codebook,
         grid_size=(size.side, size.side),
         depth_transformer=size.heads,
-        shared_classifier=size.codebook["shared_codebook"],
+        shared_classifier=size.codebook.shared_codebook,
         semantic_condition="pixel",
         **token_ids,
     )
@@ -147,7 +148,7 @@ def janus_step(size: Size, device: str) -> Callable[[], Any]:
     from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration
     from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
-    hidden, codes = size.llm["hidden_size"], size.codebook["num_codes"]
+    hidden, codes = size.llm["hidden_size"], size.codebook.num_codes
     torch.manual_seed(0)
     config = JanusConfig(
         text_config={"model_type": "llama", **llm_fields(size)},

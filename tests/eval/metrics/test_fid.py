@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,11 +81,16 @@ def test_fewer_images_than_features() -> None:
     assert found == pytest.approx(direct(one, other), abs=1e-3)
 
 
+def held(statistics: Any) -> int:
+    """Bytes of all states."""
+    return sum(state.nbytes for state in statistics.metric_state.values())
+
+
 def test_memory_does_not_grow_with_the_images() -> None:
     statistics = gathered(features(0, 20))
-    size = sum(state.nbytes for state in statistics.metric_state.values())
+    size = held(statistics)
     statistics.update(features(1, 5000))
-    assert sum(state.nbytes for state in statistics.metric_state.values()) == size
+    assert held(statistics) == size
 
 
 def test_mistakes() -> None:

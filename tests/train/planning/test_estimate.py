@@ -73,10 +73,12 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_of_a_depth_transformer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = nn.functional.scaled_dot_product_attention  # as on GPUs
-    monkeypatch.setattr(
-        depth_transformer, "causal_attention", lambda q, k, v: attention(q, k, v, is_causal=True)
-    )
+    fused = nn.functional.scaled_dot_product_attention  # as on GPUs
+
+    def attend(query: Any, key: Any, value: Any, *, causal: bool, **_: Any) -> Any:
+        return fused(query, key, value, is_causal=causal)
+
+    monkeypatch.setattr(depth_transformer, "attend", attend)
     sizes = DepthTransformerConfig(hidden_size=128, num_layers=3, num_heads=4, intermediate_size=512)
     codebook = CodebookConfig(num_codes=64, code_dim=32, depth=8)
     head = DepthTransformer(sizes, codebook, state_dim=256, shared_classifier=True).to(dtype)
