@@ -24,7 +24,7 @@ class Numbers(Task):
         for item in items:
             answer = predictions[item.id]
             graded[item.id] = Graded(answer or None, float(answer == str(item.target["answer"])))
-        accuracy = 100 * sum(one.score for one in graded.values()) / len(graded)
+        accuracy = 100 * sum(one.score or 0.0 for one in graded.values()) / len(graded)
         return Score("accuracy", {"accuracy": accuracy}, items=graded)
 
 
