@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError, first_line, shown
-from .files import atomic_file
+from .files import write_text
 from .json_files import read_json_object, take_list
 from .locks import LOCK, OWNER
 
@@ -113,10 +113,7 @@ def made_entries(folder: Path) -> set[str]:
 def mark_output(folder: Path, command: str, entries: Iterable[str] | None = None) -> None:
     """Mark `folder` and its `entries` (default: all in it) as made by `command`."""
     names = {path.name for path in folder.iterdir()} if entries is None else set(entries)
-    with atomic_file(folder / MARK) as temporary:
-        temporary.write_text(
-            json.dumps({"made_by": command, "entries": sorted(names - _UNSEEN)}, indent=1), encoding="utf-8"
-        )
+    write_text(folder / MARK, json.dumps({"made_by": command, "entries": sorted(names - _UNSEEN)}, indent=1))
 
 
 def is_mount_point(path: Path) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, shown
-from ..common.files import atomic_file, atomic_folder
+from ..common.files import atomic_folder, write_text
 from ..common.json_files import read_json_object, take_list
 from ..common.outputs import Inputs
 from ..common.paths import inside, plain_name
@@ -120,8 +120,7 @@ class Job:
             if not can_resume(self.folder, self.plan, self._overwrite):
                 clear(self.folder)
                 write_plan(self.folder, self.plan)
-            with atomic_file(self.folder / _RUN) as temporary:
-                temporary.write_text(json.dumps(self._run), encoding="utf-8")
+            write_text(self.folder / _RUN, json.dumps(self._run))
             self._lock = lock.pop_all()
         return self
 

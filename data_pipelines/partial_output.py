@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..common.files import atomic_file, replace_folder
+from ..common.files import replace_folder, write_text
 from ..common.json_files import read_json_object
 from ..common.locks import LOCK, OWNER, only_process
 from ..common.outputs import MARK, SHARD_MAKERS, Inputs, check_output, mark_output, refuse_overlap
@@ -106,8 +106,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     """Write the plan of the work in `folder`."""
-    with atomic_file(folder / PLAN) as temporary:
-        temporary.write_text(json.dumps(plan, ensure_ascii=False, indent=2), encoding="utf-8")
+    write_text(folder / PLAN, json.dumps(plan, ensure_ascii=False, indent=2))
 
 
 def can_resume(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:

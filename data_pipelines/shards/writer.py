@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import UserError, one_line, shown
-from ...common.files import atomic_file, atomic_folder, file_checksum
+from ...common.files import atomic_folder, file_checksum, write_text
 from ...common.outputs import SHARD_MAKERS, check_output, mark_output
 from ...common.paths import is_plain_name, plain_name
 from ...common.values import whole_number
@@ -200,8 +200,7 @@ def mark_shards(folder: Path, command: str) -> None:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `manifest.json` of a folder of shards, atomically."""
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    with atomic_file(folder / MANIFEST) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST, text + "\n")
 
 
 def build_manifest(

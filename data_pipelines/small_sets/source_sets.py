@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...common.errors import UserError
-from ...common.files import atomic_file, file_checksum
+from ...common.files import atomic_file, file_checksum, write_text
 from ...common.json_files import read_json_object
 from ...common.output_files import check_files
 from ..partial_output import locked_folder
@@ -123,8 +123,7 @@ def _make(one: PublicSet, target: Path, options: SourceOptions) -> int:
         "taken": [{**asdict(source), "commit": files[source.part].commit} for source in sources],
     }
     entries = {**_recorded(options.folder / SOURCES), one.name: entry}
-    with atomic_file(options.folder / SOURCES) as partial:
-        partial.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(options.folder / SOURCES, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
     for source in sources:
         shutil.rmtree(_download(source, options), ignore_errors=True)
     return count

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ... import __version__
 from ...common.errors import UserError
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ...common.json_files import read_json_object, take, take_count
 from ...mllm import resolve_model
 from ..data.encoded_image import EncodedImage
@@ -99,8 +99,7 @@ class RunIdentity:
                 f"{folder} holds {foreign[0]!r} and no {MANIFEST}, so it is not a folder of predictions; "
                 "give another --output, or move that away"
             )
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:

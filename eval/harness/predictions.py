@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...common.errors import UserError, shown
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ...common.json_files import JsonError, enumerate_lines, parse_json, read_text
 from ...common.paths import inside
 from .task import Item
@@ -100,8 +100,7 @@ def merge_predictions(folder: Path, ids: Sequence[str]) -> bool:
     predictions = read_predictions(folder, ids)
     if len(predictions) < len(ids):
         return False
-    with atomic_file(folder / MERGED) as partial:
-        partial.write_text(_as_lines(predictions), encoding="utf-8")
+    write_text(folder / MERGED, _as_lines(predictions))
     for part in folder.glob("part-*.jsonl"):
         part.unlink(missing_ok=True)
     return True

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from ...common.errors import UserError
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ..harness.task import Item, Task
 from .protocols import Source, TextJudge
 from .replay import Verdicts
@@ -81,8 +81,7 @@ def _ask(
         for key, reply in zip(keys, replies, strict=True):
             record = {"reply": reply, "model": judge.name, "prompt": _checksum(prompts[key])}
             rows[key] = {**(task.read_reply(reply) or {}), **record}
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def _replies(task: JudgedTask, judge: TextJudge, prompts: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...common.files import atomic_file
+from ...common.files import write_text
 from ...common.json_files import JsonError, parse_json
 from ..backend.distributed import World
 from ..config.recipe import Recipe, plain_recipe
@@ -140,8 +140,7 @@ def _drop_lines_after(path: Path, start: int) -> None:
         return
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = [line for line in lines if line and _step_of(line) <= start]
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> int:
