@@ -10,12 +10,15 @@ from ..common.errors import UserError, shown
 from ..common.images.reading import ImageSource
 from ..common.values import flag, refuse_unknown
 from .conversation.messages import text_problem
+from .generation.image_generation import TEXT_ONLY_ARGUMENTS
 from .generation.sampling import ImageSamplingConfig
 
 #: Images of one prompt in one call, which are all kept until the last one is generated.
 MOST_IMAGES = 1_000_000
 #: Options of `chat` in addition to those of image sampling and of transformers' generation.
 _CHAT = ("compile", "generator", "max_images", "progress", "seed", "stopping_criteria", "logits_processor")
+#: Options of `generate_images` and its like in addition to those of image sampling.
+_IMAGES = ("batch_size", "compile", "do_sample", "generator", "num_images", "progress", "seed")
 
 
 def given_text(text: Any, name: str, hint: str = "") -> str:
@@ -77,9 +80,15 @@ def conversation(messages: Any) -> Any:
 def check_chat_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an unknown option of `chat`, or a `do_sample` that is not a flag."""
     generation = GenerationConfig().to_dict()
-    refuse_unknown(options, {*_CHAT, *ImageSamplingConfig.names(), *generation}, "option of chat")
+    refuse_unknown(options, {"stream", *_CHAT, *ImageSamplingConfig.names(), *generation}, "option of chat")
     if options.get("do_sample") is not None:
         flag(options["do_sample"], "do_sample")
+
+
+def check_image_options(options: Mapping[str, Any]) -> None:
+    """Raise UserError for an unknown option of image generation; the suggestion may be any argument."""
+    known = {*_IMAGES, *TEXT_ONLY_ARGUMENTS, *ImageSamplingConfig.names()}
+    refuse_unknown(options, known, "option of image generation")
 
 
 def _is_file(text: str) -> bool:

@@ -78,7 +78,8 @@ class DualTokenPipeline:
         dtype = options.pop("torch_dtype", dtype)
         options.pop("trust_remote_code", None)
         device = options.pop("device_map", device)
-        refuse_unknown(options, (*HUB_OPTIONS, "attn_implementation"), "option")
+        known = (*HUB_OPTIONS, "attn_implementation", "device", "dtype", "quantization")
+        refuse_unknown(options, known, "option")
         options = {key: value for key, value in options.items() if value is not None}
         target = resolve_device(device)
         dtype = resolve_dtype(dtype, target)
@@ -138,6 +139,7 @@ class DualTokenPipeline:
 
         `options`: `private`, `token`, `revision`, `commit_message` and `create_pr`.
         """
+        refuse_unknown(options, push_model.__kwdefaults__, "option")
         return push_model(self.model, self.processor, repo_id, **options)
 
     @overload
@@ -246,6 +248,7 @@ class DualTokenPipeline:
         **options: Any,
     ) -> Iterator[list[Image.Image]]:
         """As `generate_images_many`, yielding the images of each prompt when they are finished."""
+        arguments.check_image_options(options)
         prompts = arguments.given_prompts(prompts)
         num_images = whole_number(num_images, "num_images", 1, arguments.MOST_IMAGES)
         batch_size = whole_number(batch_size, "batch_size", 1)
