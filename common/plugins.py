@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from .errors import UserError, first_line
+from .errors import UserError, first_line, one_line
 from .paths import user_path
 
 
@@ -32,6 +34,30 @@ def load_plugins(group: str, folders: Sequence[Path] = ()) -> None:
         if not folder.is_dir():
             raise UserError(f"--include-path {folder} is not a folder")
         _import_folder(folder.resolve())
+
+
+@contextmanager
+def calling_plugin(what: str, owner: type) -> Iterator[None]:
+    """Turn what a method of the plug-in's class `owner` raises into a UserError that begins with `what`.
+
+    It names the error and the plug-in's line. Classes of this package keep their tracebacks.
+
+    Errors:
+        UserError for any Exception; one that is a UserError passes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if owner.__module__.partition(".")[0] == __package__.partition(".")[0]:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        file = getattr(sys.modules.get(owner.__module__), "__file__", None)
+        frame = next((one for one in reversed(frames) if one.filename == file), frames[-1])
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        reason = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+        raise UserError(f"{what} raised {reason} ({place})") from error
 
 
 def _import_folder(folder: Path) -> None:

@@ -26,10 +26,16 @@ _REGISTERED: dict[str, Task] = {}
 
 
 def register(task: type[T]) -> type[T]:
-    """Class decorator that registers a task by its name. UserError if another task has that name."""
+    """Class decorator that registers a task by its name.
+
+    Errors:
+        UserError if another task has that name, and for a task that defines neither `grade` nor `score`.
+    """
     known = _REGISTERED.get(task.name)
     if known is not None and _origin(type(known)) != _origin(task):
         raise UserError(f"two tasks are named {task.name!r}: {_origin(type(known))} and {_origin(task)}")
+    if task.grade is Task.grade and task.score is Task.score:
+        raise UserError(f"task {task.name!r} defines neither grade nor score: give it one of them")
     _REGISTERED[task.name] = task()
     return task
 

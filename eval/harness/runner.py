@@ -15,6 +15,7 @@ from ...common.errors import ImageError, UserError, shown
 from ...common.files import atomic_file
 from ...common.images.reading import load_image
 from ...common.locks import only_process
+from ...common.plugins import calling_plugin
 from ..judges.judged import JudgedTask, judge_predictions
 from ..judges.protocols import Judges
 from ..judges.replay import Verdicts
@@ -117,7 +118,8 @@ def score(
     verdicts = Verdicts()
     if isinstance(task, JudgedTask):
         verdicts = judge_predictions(task, items, known, folder, judges.text_judge)
-    scored = task.score(items, known, ScoringContext(folder, verdicts, judges))
+    with calling_plugin(f"task {task.name}: score", type(task)):
+        scored = task.score(items, known, ScoringContext(folder, verdicts, judges))
     result = make_result(identity, scored, verdicts.source(), unasked)
     write_result(folder, result, sample_lines(items, predictions, scored))
     return result

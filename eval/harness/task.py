@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...common.errors import UserError, shown
+from ...common.errors import UserError, one_line, shown
 from ...common.json_files import is_encodable
+from ...common.plugins import calling_plugin
 from ..data.files import ImageSource, MissingData, values_of
 from ..data.hub import HubData
 from ..judges.protocols import Judges
@@ -113,12 +114,16 @@ class Task(ABC):
         """
         if self.is_hidden(items):
             return hidden_answers(self.server)
-        graded = {item.id: self.grade(item, predictions[item.id]) for item in items}
+        graded = {item.id: self._grade(item, predictions[item.id]) for item in items}
         divisions: dict[str, dict[str, Sequence[str]]] = {}
         for item in items:
             for division, names in self.groups(item).items():
                 divisions.setdefault(division, {})[item.id] = names
         return accuracy_score(graded, divisions)
+
+    def _grade(self, item: Item, prediction: Any) -> Graded:
+        with calling_plugin(f"task {self.name}, item {one_line(item.id, 40)}: grade", type(self)):
+            return self.grade(item, prediction)
 
     def items(self, root: Path | None, split: str) -> list[Item]:
         """The items of `load`, checked; everything that reads a task's data calls this.

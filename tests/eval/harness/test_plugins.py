@@ -93,6 +93,32 @@ def test_mistakes_of_plugins_are_one_line(folder, tmp_path, capsys):
         assert message in line
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "return Graded(answer or",
+            "return {}['x'] or Graded(answer or",
+            "item red: grade raised KeyError: 'x'",
+        ),
+        (
+            "def groups(self, item):",
+            "def groups(self, item):\n        1 / 0",
+            ": score raised ZeroDivisionError",
+        ),
+        ("def grade(self", "def degrade(self", "defines neither grade nor score"),
+    ],
+)
+def test_what_a_task_of_a_plugin_raises_is_one_line(folder, tmp_path, capsys, old, new, message):
+    (folder / "colours_task.py").write_text(SOURCE.replace(old, new))
+    named = ("--tasks", "colours_of_squares", "--include-path", folder)
+    assert evaluate("run", "--device", "cpu", "--output", tmp_path / "out", *named) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "colours_of_squares" in line
+    assert message in line
+    assert "neither" in message or "(colours_task.py:" in line
+
+
 def test_two_tasks_of_one_name_are_refused(numbers):
     class Other(Task):
         name = "numbers"
