@@ -37,6 +37,7 @@ from .callbacks.throughput import Throughput
 from .callbacks.validation import Validation
 from .callbacks.weight_average import WeightAverage
 from .config.recipe import Recipe, save_resolved
+from .config.starting_point import reading_model
 from .metrics import Metrics
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import to_device
@@ -208,7 +209,8 @@ def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:
     for name, source in zip(recipe.data.sources, stream.sources, strict=True):
         objective.check_source(name, source.manifest)
     if recipe.init_from:
-        objective.initialise_from(recipe.init_from)
+        with reading_model(recipe.init_from):
+            objective.initialise_from(recipe.init_from)
     return objective
 
 

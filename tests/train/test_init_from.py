@@ -134,3 +134,26 @@ def test_a_tokenizers_recipe_takes_the_settings_of_the_saved_one(chain: Chain, t
     other: Any = build_objective(parse_recipe(wrong))
     with pytest.raises(UserError, match=r"^tokenizer\.model is not that of init_from"):
         other.initialise_from(str(chain.folder / "tokenizer"))
+
+
+@pytest.mark.parametrize(
+    ("holds", "reason"),
+    [
+        ("model/config.json", r"is a run; its model is .*start/model$"),
+        ("checkpoints/step-00000001/state.json", r"is a run without a model yet: .*convert checkpoint`$"),
+        ("state.json", r"is a checkpoint: make a model of it with `dualtoken convert checkpoint`$"),
+        ("shard-00000.tar", r"has no config\.json; give the folder of a saved model$"),
+    ],
+)
+def test_a_folder_without_a_model_is_one_line(holds: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "start" / holds
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(UserError, match=rf"^init_from \S+start {reason}"):
+        parse_recipe(["nano_sft", "--init_from", str(tmp_path / "start")])
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_one_line(chain: Chain, tmp_path: Path) -> None:
+    recipe = parse_recipe([short_recipe(chain, tmp_path), "--init_from", "pretrained/nnano"])
+    with pytest.raises(UserError, match=r"^init_from: no model 'pretrained/nnano': give 'nano', .*\)$"):
+        build_objective(recipe)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import UserError, shown
+from ...common.errors import UserError, first_line, shown
 from ...common.json_files import read_json_object
 from ...common.loading.model_source import is_hub_id, model_source
 from ...common.loading.strict import TOKENIZER_FOLDER
@@ -15,6 +16,7 @@ from ...mllm.configuration import DualTokenConfig
 from ...mllm.settings import ModelSettings
 from ...tokenizer.configuration import DualTokenizerConfig
 from ...tokenizer.settings import TokenizerSettings
+from ..backend.checkpoint_files import STATE
 from ..planning.known_llms import KNOWN_LLMS
 from .compose import merged
 from .paths import located
@@ -55,12 +57,16 @@ class StartingPoint:
         """The saved model, tokenizer or not, at `init_from`; None for anything else, also what is not there.
 
         Errors:
-            UserError for a damaged configuration.
+            UserError for a folder without a saved model, and for a damaged configuration.
         """
         if not isinstance(init_from, str):
             return None
         try:
             source = model_source(located(init_from, "init_from"))
+        except (UserError, OSError):  # named when its weights are read
+            return None
+        _require_model(Path(source), init_from)
+        try:
             model_type = _model_type(source)
         except (UserError, OSError):  # named when its weights are read
             return None
@@ -118,6 +124,33 @@ class StartingPoint:
         if self.objective == "mllm":
             return not any(part.endswith(FREE) for part in parts)
         return any(part in FIXED for part in parts)
+
+
+def _require_model(folder: Path, init_from: str) -> None:
+    """Raise UserError for a folder, such as that of a run, that is not the folder of a saved model."""
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return
+    if (folder / STATE).is_file():
+        reason = "is a checkpoint: make a model of it with `dualtoken convert checkpoint`"
+    elif (folder / "model" / "config.json").is_file():
+        reason = f"is a run; its model is {Path(init_from) / 'model'}"
+    elif (folder / "checkpoints").is_dir():
+        reason = "is a run without a model yet: make one with `dualtoken convert checkpoint`"
+    else:
+        reason = "has no config.json; give the folder of a saved model"
+    raise UserError(f"init_from {init_from} {reason}")
+
+
+@contextmanager
+def reading_model(init_from: str) -> Iterator[None]:
+    """Turn the OSError of a saved model that cannot be read, here or on the hub, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"init_from: no model {shown(init_from)}: give 'nano', the folder of a saved model, or the id "
+            f"'owner/name' of one on the hub ({first_line(error)})"
+        ) from error
 
 
 def _model_type(source: str) -> Any:

@@ -21,7 +21,7 @@ from ...mllm import (
 from ...mllm.assembly.tokenizers import load_text_tokenizer
 from ...tokenizer import StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
-from ..config.starting_point import StartingPoint
+from ..config.starting_point import StartingPoint, reading_model
 
 
 class Parts(NamedTuple):
@@ -50,8 +50,9 @@ def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
         UserError if there is no saved model, or if the recipe names tokenizers that do not fit it.
     """
     source = model_source(init_from)
-    saved = StartingPoint(source, "mllm", DualTokenConfig.from_pretrained(source))
-    processor = DualTokenProcessor.from_pretrained(source)
+    with reading_model(init_from):
+        saved = StartingPoint(source, "mllm", DualTokenConfig.from_pretrained(source))
+        processor = DualTokenProcessor.from_pretrained(source)
     named = config.text_tokenizer
     if named is not None and load_text_tokenizer(named).get_vocab() != processor.tokenizer.get_vocab():
         raise UserError(
