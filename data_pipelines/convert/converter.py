@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-from ...common.outputs import Inputs
+from ...common.errors import UserError
+from ...common.outputs import Inputs, examining
 from ..records import Record
 from .samples import Rejected, Sample
 
@@ -62,6 +64,15 @@ class Converter:
     def inputs(self) -> Inputs:
         """The files and folders that are read, by the option that names them: no output may replace them."""
         return {}
+
+    def check_inputs(self) -> None:
+        """Raise UserError for one of `inputs` that does not exist."""
+        for option, given in self.inputs().items():
+            for path in [given] if isinstance(given, Path) else given or []:
+                with examining(path, option):
+                    found = path.exists()
+                if not found:
+                    raise UserError(f"{option} {path} does not exist: give a file or folder that does")
 
     def skipped(self) -> Mapping[str, int]:
         """Counts of ignored items of the input, by kind; complete when all samples have been listed."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ...common.errors import UserError, first_line
 from ...common.json_files import is_encodable
 from ...common.outputs import SHARD_MAKERS, check_output
+from ...common.plugins import calling_plugin
 from ..job import Job, count_finished
 from ..partial_output import partial_folder
 from ..records import require_trainable
@@ -48,6 +49,7 @@ def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
     """
     target, inputs = Path(output.folder), converter.inputs()
     check_output(target, inputs, output.overwrite, makers=SHARD_MAKERS)  # before the input is read
+    converter.check_inputs()
     description = {"source": converter.name, "licence": converter.licence, "settings": converter.settings()}
     if not is_encodable(json.dumps(description, ensure_ascii=False)):
         raise UserError(f"an option for {converter.name} is not UTF-8: give it in other characters")
@@ -84,7 +86,7 @@ def _convert(job: Job, converter: Converter, output: OutputOptions) -> None:
 def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
     size = max(1, output.shard_size // converter.records_per_sample)  # samples of a part
     first = job.first_unfinished()
-    chunks = _chunks(converter.samples_from(first * size), size, first)
+    chunks = _chunks(_samples(converter, first * size), size, first)
     total, disabled = converter.total(), not output.progress
     with (
         tqdm(total=total, initial=first * size, unit="samples", disable=disabled, mininterval=1.0) as bar,
@@ -101,6 +103,18 @@ def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
                         else:
                             writer.write_encoded(*result)
                     bar.update(num_samples)
+
+
+def _samples(converter: Converter, start: int) -> Iterator[Sample | Rejected]:
+    """The samples from `start` on. UserError for a missing file, and what a plug-in raises."""
+    kind = getattr(converter, "kind", converter.name)
+    try:
+        with calling_plugin(f"converter {kind!r}: samples", type(converter)):
+            yield from converter.samples_from(start)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"converter {kind!r}: {error.__cause__.filename} does not exist") from error
+        raise
 
 
 def _chunks(

@@ -46,11 +46,17 @@ CONVERTERS: dict[str, type[Converter]] = {
 
 
 def register(converter: Class) -> Class:
-    """Class decorator that adds a converter. UserError where its kind is not a plain name, or is in use."""
+    """Class decorator that adds a converter. UserError where its kind is not a plain name or is in use,
+    and where it does not define `samples` and `records`.
+    """
     if not is_plain_name(getattr(converter, "kind", None)):
         raise UserError(f"{shown(converter)} has no kind: give it a name of letters, digits, - and _")
-    if CONVERTERS.setdefault(converter.kind, converter) is not converter:
+    if CONVERTERS.get(converter.kind, converter) is not converter:
         raise UserError(f"there are two converters {converter.kind!r}: give {shown(converter)} another kind")
+    for method in ("samples", "records"):
+        if getattr(converter, method) is getattr(Converter, method):
+            raise UserError(f"converter {converter.kind!r} does not define {method}")
+    CONVERTERS[converter.kind] = converter
     return converter
 
 

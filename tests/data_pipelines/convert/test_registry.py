@@ -12,6 +12,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.convert.converter import Converter
 from dualtoken.data_pipelines.convert.registry import CONVERTERS, register
 from dualtoken.data_pipelines.shards.reader import ShardDataset
+from dualtoken.scripts import cli
 
 CAPITALS = '''
 """Countries and their capitals, a pair a line."""
@@ -110,6 +111,40 @@ def test_mistakes_with_plugins_are_one_line(tmp_path, capitals):
     assert done.returncode == 2
     assert "broken_converter.py cannot be imported" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("countries", "countries", "converter 'capitals': nope.txt does not exist"),
+        (
+            "    def records",
+            "    def inputs(self):\n        return {'--input': Path(self.path)}\n\n    def records",
+            "--input nope.txt does not exist: give",
+        ),
+        (
+            "number, line in",
+            "number, line in [(0, 1 / 0)] or",
+            "converter 'capitals': samples raised ZeroDivisionError: division by zero (raising.py:",
+        ),
+        ("def samples", "def examples", "converter 'capitals' does not define samples"),
+        ("def records", "def entries", "converter 'capitals' does not define records"),
+    ],
+)
+def test_what_a_converter_of_a_plugin_lacks_or_raises_is_one_line(
+    tmp_path, monkeypatch, capsys, old, new, message
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "raising.py").write_text(CAPITALS.replace(old, new))
+    command = ["--include-path", str(tmp_path / "mine"), "capitals", "--input", "nope.txt"]
+    try:
+        assert cli.run_command("prepare", [*command, "--output", str(tmp_path / "out")]) == 2
+    finally:
+        sys.modules.pop("raising", None)
+        CONVERTERS.pop("capitals", None)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("out*")), "there is nothing to resume"
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("llava", "two converters"), ("a b", "no kind"), (None, "no")])
