@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...common.errors import UserError, first_line
-from ...common.limits import limited, problems
+from ...common.limits import limited, validate
 from ...common.packages import missing_package
 from ..protocol import UnifiedModel
 from .llm import name_of
@@ -34,6 +34,9 @@ class LoraSettings:
             ranks.
         target_modules: "all-linear" for every linear layer of the LLM but its output layer, or a list of
             names or ends of names ([q_proj, v_proj]).
+
+    Raises:
+        UserError: a value outside its range.
     """
 
     rank: int = limited(16, least=1, most=65_536)
@@ -42,14 +45,12 @@ class LoraSettings:
     dora: bool = False
     target_modules: str | list[str] = ALL_LINEAR
 
-    def validate(self) -> None:
-        """Raise UserError for a value outside its range."""
-        for problem in problems(self, "lora"):
-            raise UserError(problem)
+    def __post_init__(self) -> None:
+        validate(self)
         is_list = self.target_modules and not isinstance(self.target_modules, str)
         if self.target_modules != ALL_LINEAR and not is_list:
             raise UserError(
-                f"lora.target_modules is {self.target_modules!r}; give {ALL_LINEAR!r} or a list of layer "
+                f"target_modules is {self.target_modules!r}; give {ALL_LINEAR!r} or a list of layer "
                 "names, such as [q_proj, v_proj]"
             )
 
@@ -61,11 +62,10 @@ def add_lora(model: UnifiedModel, settings: LoraSettings | None = None) -> None:
     special tokens' rows are trained. `merge_adapters` makes a plain model of it again.
 
     Raises:
-        UserError: peft is missing, a setting is out of range or fits no linear layer, the model has adapters
-            already or is quantized.
+        UserError: peft is missing, a setting fits no linear layer, the model has adapters already or is
+            quantized.
     """
     settings = settings or LoraSettings()
-    settings.validate()
     try:
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError as error:

@@ -86,7 +86,6 @@ def _objective_problems(recipe: Recipe) -> Iterator[str]:
             yield "mllm.visual_tokenizer is missing; name its folder, or give init_from"
     if recipe.mllm.lora is None:
         return
-    recipe.mllm.lora.validate()
     if recipe.mllm.trained is not None:
         yield (
             "mllm.trained and mllm.lora both say what is trained; leave one of them out (adapters come with "
