@@ -26,6 +26,8 @@ def loading_reason(error: Exception) -> str:
     """The reason in one line why untrusted files could not be loaded."""
     if "trust_remote_code" in str(error):
         return "it needs custom code, and no code of a model folder is run"
+    if "Repo id must" in str(error):  # transformers takes any name that is not a folder for a hub id
+        return "this folder does not exist, and the name is not a hub id"
     return first_line(error)
 
 

@@ -36,7 +36,12 @@ def weight_files(source: str, hub_options: Mapping[str, Any], what: str) -> dict
             with safe_open(single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)
         if index is None:
-            raise UserError(f"cannot load {what} from {source}: it has no file {SAFE_WEIGHTS_NAME}")
+            lacks = (
+                f"it has no file {SAFE_WEIGHTS_NAME}"
+                if Path(source).is_dir()
+                else f"{SAFE_WEIGHTS_NAME} was not found on the hub or in its cache (offline?)"
+            )
+            raise UserError(f"cannot load {what} from {source}: {lacks}")
         return _indexed(source, index, hub_options)
     except UserError:
         raise

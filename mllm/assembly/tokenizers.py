@@ -35,9 +35,10 @@ def load_text_tokenizer(source: TextTokenizerSource) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # untrusted files, read by transformers and tokenizers
-        raise UserError(
-            f"no text tokenizer at {source}; give its folder or hub id ({loading_reason(error)})"
-        ) from error
+        reason = loading_reason(error)
+        if reason.endswith(":"):  # a list of what was tried follows
+            reason = "it has no usable tokenizer.json or other tokenizer file"
+        raise UserError(f"no text tokenizer at {source}; give its folder or hub id ({reason})") from error
 
 
 def prepare_text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

@@ -116,6 +116,7 @@ def test_an_error_in_the_background_is_raised(pipe):
         (lambda pipe: pipe.answer(None, "red " * 300), "context"),
         (lambda pipe: pipe.answer(None, "red", max_new_tokens=0), "max_new_tokens"),
         (lambda pipe: pipe.chat([]), "empty"),
+        (lambda pipe: pipe.from_pretrained("no/pe"), r"not found on the hub or in its cache \(offline\?\)"),
     ],
 )
 def test_mistakes_are_named(pipe, call, named):

@@ -159,5 +159,9 @@ def test_assembly_mistakes_are_named(visual_tokenizer, text_tokenizer, tmp_path)
         build_model({"model_type": "llama"}, visual_tokenizer, text_tokenizer, colour="red")
     with pytest.raises(UserError, match="no causal language model"):
         build_model(tmp_path, visual_tokenizer, text_tokenizer)
-    with pytest.raises(UserError, match="no text tokenizer"):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"no text tokenizer.*no usable tokenizer\.json"):
         build_model({"model_type": "llama"}, visual_tokenizer, tmp_path)
+    for given in (None, text_tokenizer):
+        with pytest.raises(UserError, match="folder does not exist"):
+            build_model(tmp_path / "absent", visual_tokenizer, given)
