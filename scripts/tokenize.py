@@ -5,7 +5,7 @@ takes complete shards, on its own GPU. A killed run leaves OUTPUT.partial; the s
 writes the same bytes.
 
 Examples:
-  dualtoken tokenize --tokenizer runs/tokenizer/export --input data/scenes-vqa --output data/scenes-vqa-codes
+  dualtoken tokenize --tokenizer runs/tokenizer/model --input data/scenes-vqa --output data/scenes-vqa-codes
   torchrun --nproc_per_node 8 -m dualtoken.scripts.tokenize --tokenizer tok --input data/photos --output codes
   dualtoken tokenize --tokenizer tok --input data/photos --output data/codes --crops 2 --flips
 """
@@ -23,8 +23,6 @@ from ..common.paths import user_path
 from . import cli, options
 from .options import integer, number
 
-VISUAL_TOKENIZER = "visual_tokenizer"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -32,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=options.path,
         required=True,
-        help="folder of a tokenizer, or of a model that contains one",
+        help="folder of a tokenizer, or of a model that contains one; a tokenizer's hub id, or nano",
     )
     add("--input", required=True, help="folder of shards with images, or its URL")
     add("--output", type=options.path, required=True, help="folder of shards with codes to make")
@@ -73,11 +71,12 @@ def run(args: argparse.Namespace) -> int:
     from ..data_pipelines.job import Share
     from ..data_pipelines.shards.storage import is_url
     from ..tokenizer import DualTokenizer, DualTokenizerImageProcessor
+    from .evaluate_tokenizer import saved_part
 
-    folder, share = tokenizer_folder(args.tokenizer), Share.from_environment()
+    source, share = tokenizer_source(args.tokenizer), Share.from_environment()
+    reads = {"--tokenizer": next((one for one in (args.tokenizer, Path(source)) if one.is_dir()), None)}
     if share.is_main:  # before the model, which takes a while to load
-        source = None if is_url(args.input) else user_path(args.input)
-        inputs = {"--input": source, "--tokenizer": args.tokenizer}
+        inputs = {"--input": None if is_url(args.input) else user_path(args.input), **reads}
         check_output(args.output, inputs, args.overwrite, makers=SHARD_MAKERS)
     device = options.resolve_device(args.device)
     if device == "cuda":
@@ -85,11 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    processor = None
-    if (folder / "preprocessor_config.json").is_file():
-        processor = DualTokenizerImageProcessor.from_pretrained(folder)
+    processor = saved_part(DualTokenizerImageProcessor.from_pretrained, source, "preprocessor_config.json")
     manifest = tokenize_shards(
-        DualTokenizer.from_pretrained(folder),
+        DualTokenizer.from_pretrained(source),
         args.input,
         args.output,
         batch_size=args.batch_size,
@@ -100,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.no_progress,
         views=ViewOptions(args.crops, args.crop_scale, args.flips, args.seed),
         share=share,
-        reads={"--tokenizer": args.tokenizer},
+        reads=reads,
         decoders=args.decoders,
     )
     if manifest is None:  # the main process reports for all
@@ -116,14 +113,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tokenizer_folder(path: Path) -> Path:
-    """`path` itself, or the tokenizer inside a model's folder."""
-    folder = path / VISUAL_TOKENIZER if (path / VISUAL_TOKENIZER).is_dir() else path
+def tokenizer_source(path: Path) -> str:
+    """The folder or hub id of a tokenizer: of `path` itself, or inside a model's folder."""
+    from ..common.loading import strict
+
+    try:
+        folder = Path(strict.tokenizer_source(str(path)))
+    except UserError as error:
+        raise UserError(f"--tokenizer: {error}") from error
+    if not folder.is_dir():
+        return str(path)  # a hub id
+    if (folder / strict.TOKENIZER_FOLDER).is_dir():
+        folder /= strict.TOKENIZER_FOLDER
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"--tokenizer {path} is not a folder with a config.json: give a saved tokenizer or model"
+            f"--tokenizer {path} is not a folder with a config.json: give a saved tokenizer or model, or nano"
         )
-    return folder
+    return str(folder)
 
 
 if __name__ == "__main__":

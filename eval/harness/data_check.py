@@ -52,9 +52,9 @@ def check_split(task: Task, data: Path | str | None, split: str) -> SplitReport:
     try:
         loaded = load_data(task, Settings(data=data, split=split))
     except UserError as error:
-        absent = isinstance(error, MissingData)
+        absent, reason = isinstance(error, MissingData), str(error).removeprefix(f"{task.name}: ")
         return SplitReport(
-            (f"{head} {'not there' if absent else 'cannot be loaded'}: {error}",), absent=absent
+            (f"{head} {'not there' if absent else 'cannot be loaded'}: {reason}",), absent=absent
         )
     complete = expected in (None, len(loaded.items))
     count = "any number is accepted" if expected is None else f"{expected} expected"

@@ -169,6 +169,8 @@ class Task(ABC):
         for name in names:
             if (root / name).exists():
                 return root / name
+        if not root.exists():
+            raise MissingData(f"{self.name}: the folder {root} does not exist{self._where()}")
         raise MissingData(f"{self.name}: {root} holds no {' or '.join(names)}{self._where()}")
 
     def _where(self) -> str:

@@ -106,7 +106,12 @@ def test_check_looks_at_every_split_that_is_there(tmp_path, capsys):
     assert evaluate("check", "--tasks", "pope,gqa", "--data", tmp_path, "--split", "popular") == 2
     assert "gqa has no split 'popular'" in capsys.readouterr().err
     assert evaluate("check", "--tasks", "gqa", "--data", tmp_path) == 2
-    assert "gqa (testdev): not there: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gqa (testdev): not there: " in printed
+    assert "not there: gqa: " not in printed
+    assert evaluate("check", "--tasks", "pope", "--data", tmp_path / "nosuch") == 2
+    head = f"pope (adversarial): not there: the folder {tmp_path / 'nosuch'} does not exist ("
+    assert capsys.readouterr().out.startswith(head)
 
 
 @pytest.mark.parametrize(

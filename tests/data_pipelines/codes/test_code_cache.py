@@ -145,6 +145,9 @@ def test_the_command(tokenizer, images, tmp_path, capsys):
     assert "9 records" in capsys.readouterr().out
     assert cli.main([*arguments, "--tokenizer", str(tmp_path / "nothing")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
+    arguments[4] = str(tmp_path / "codes-of-nano")
+    assert cli.main([*arguments, "--tokenizer", "nano", "--device", "cpu"]) == 0
+    assert "9 records" in capsys.readouterr().out
 
 
 # --- several processes, several attempts ----------------------------------------
