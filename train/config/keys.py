@@ -21,18 +21,30 @@ Section = TypeVar("Section")
 def check_keys(section: type, given: Mapping[str, Any], path: str = "") -> None:
     """Compare the keys of nested mappings with the fields of a dataclass and of the dataclasses in it.
 
-    path: where the mapping stands, as "mllm.model", for the message. Values of other kinds are not looked at.
+    path: where the mapping stands, as "mllm.model", for the message. Settings that are not sections are not
+        looked at.
 
     Errors:
-        UserError for the first unknown key.
+        UserError for the first unknown key, or for a section that is not a mapping.
     """
     hints = typing.get_type_hints(section)
     for key, value in given.items():
         name = f"{path}.{key}".lstrip(".")
         if key not in hints:
             raise UserError(unknown_key(name, hints))
+        _require_mappings(hints[key], value, name)
         for inner, mapping, where in _sections(hints[key], value, name):
             check_keys(inner, mapping, where)
+
+
+def _require_mappings(hint: Any, value: Any, name: str) -> None:
+    """Raise UserError for a section that is a number, a list or null. A text may be the path of a file."""
+    if is_dataclass(hint) and not isinstance(value, Mapping | str):
+        given = "null" if value is None else shown(value)
+        raise UserError(f"recipe: {name} is {given}; expected settings by name")
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_mappings(typing.get_args(hint)[1], item, f"{name}.{key}")
 
 
 def defaults(section: type, path: str = "") -> Iterator[tuple[str, Any]]:

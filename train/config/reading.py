@@ -43,7 +43,7 @@ def parse_recipe(arguments: list[str]) -> Recipe:
     check_keys(Recipe, settings)
     init_from = settings.get("init_from")
     for key, value in _keys(overrides):
-        check_keys(Recipe, _nested(key, _mapping(value)))
+        check_keys(Recipe, _nested(key, _value(value)))
         init_from = value if key == "init_from" else init_from
     start = StartingPoint.open(init_from)
     if start is not None:
@@ -94,12 +94,12 @@ def _keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
             yield key.rstrip("+"), value
 
 
-def _mapping(text: str) -> Any:
-    """The mapping that a value on the command line is; None for any other value."""
+def _value(text: str) -> Any:
+    """What a value on the command line is as YAML; the text itself where it is none."""
     try:
-        return yaml.safe_load(text) if text.lstrip().startswith("{") else None
+        return yaml.safe_load(text) if text.strip() else text
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        return None  # named when the value is read
+        return text  # named when the value is read
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -128,6 +128,7 @@ _WORDS = (
     (re.compile(r"<class '(list|tuple)'>"), "list"),
     (re.compile(r"Expected a typing\.Literal\[(.*?)\]\."), r"Expected one of \1."),
     (re.compile(r"Expected a dot import path string: (.*)"), r"Expected a mapping. Got value: \1"),
+    (re.compile(r"Unable to load config ('.*')"), r"\1 is not a file of settings; give settings by name"),
     (re.compile(r"Not a valid subclass of \w+\."), "Expected a mapping."),
     (re.compile(r"the following arguments are required: (.*)"), r"\1 is missing"),
 )

@@ -119,6 +119,12 @@ def test_impossible_recipes_say_what_is_wrong(tmp_path: Path, changes: dict[str,
         parse_recipe([_changed(tmp_path, **changes)])
 
 
+def test_a_section_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:
+    for value, named in ((3, "3"), (None, "null"), ([1], r"\[1\]")):
+        with pytest.raises(UserError, match=f"^recipe: run is {named}; expected settings by name$"):
+            parse_recipe([_changed(tmp_path, run=value)])
+
+
 def test_a_recipe_that_is_not_a_file_is_named() -> None:
     with pytest.raises(UserError, match="nowhere"):
         parse_recipe(["nowhere.yaml"])
@@ -341,7 +347,12 @@ def test_a_model_from_nothing_needs_a_language_model_and_a_tokenizer() -> None:
         (["--validation.prompts", "[a]"], "validation: every is missing"),
         (["--mllm.llm", "[a]"], "mllm.llm: Expected a text"),
         (["--mllm.lora", "5"], "mllm.lora: Expected a mapping. Got value: 5"),
-        (["--data.sources", "{a: null}"], "data.sources: Expected a mapping. Got value: None"),
+        (["--data.sources", "{a: null}"], "data.sources.a is null; expected settings by name"),
+        (["--data.sources.own", "null"], "data.sources.own is null; expected settings by name"),
+        (["--optimizer", "null"], "optimizer is null; expected settings by name"),
+        (["--optimizer", "[1]"], "optimizer is [1]; expected settings by name"),
+        (["--run", "3"], "run is 3; expected settings by name"),
+        (["--run", "x"], "run: 'x' is not a file of settings; give settings by name"),
         (["--run.steps", "1e3"], "run.steps: Expected an integer. Got value: 1000.0"),
         (
             ["--run.offload", "8"],
