@@ -63,14 +63,18 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 def _named_groups(model: nn.Module, config: OptimizerConfig) -> Callable[[str, nn.Parameter], str]:
     """A function for the group name of a parameter. UserError for rates of groups the model does not have."""
-    allowed = tuple(getattr(model, "GROUPS", ()))
+    require_groups(config, tuple(getattr(model, "GROUPS", ())))
+    return getattr(model, "group_of", None) or (lambda name, parameter: "")
+
+
+def require_groups(config: OptimizerConfig, allowed: tuple[str, ...]) -> None:
+    """Raise UserError for learning rates of groups that are not allowed."""
     unknown = sorted(set(config.group_lr) - set(allowed))
     if unknown:
         raise UserError(
             f"optimizer.group_lr names {', '.join(unknown)}; this model has the groups "
             f"{', '.join(allowed) or 'none (use optimizer.lr_scale)'}"
         )
-    return getattr(model, "group_of", None) or (lambda name, parameter: "")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

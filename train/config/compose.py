@@ -12,7 +12,7 @@ from ...common.yaml_files import read_yaml
 
 #: The recipes that the package ships.
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-#: The key of a recipe file that names the files it is laid over: one path or a list, relative to the file.
+#: The key of a recipe file that names the files it overrides: paths relative to the file, or shipped names.
 BASE = "base"
 
 
@@ -44,12 +44,17 @@ def recipe_file(given: str | Path) -> Path:
     path = user_path(given, "recipe")
     if path.exists():
         return path
-    names = {file.stem: file for folder in (RECIPES, RECIPES / "stages") for file in folder.glob("*.yaml")}
+    names = _shipped()
     if str(given) not in names:
         raise UserError(
             f"recipe {shown(given)} is not a file; give a YAML file, or one of {', '.join(sorted(names))}"
         )
     return names[str(given)]
+
+
+def _shipped() -> dict[str, Path]:
+    """The files of the recipes that the package ships, by name."""
+    return {file.stem: file for folder in (RECIPES, RECIPES / "stages") for file in folder.glob("*.yaml")}
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -65,7 +70,11 @@ def _with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if not isinstance(base, str):
             raise UserError(f"recipe {path}: {BASE} is {shown(base)}; give a path, or a list of paths")
         file = path.parent / user_path(base, BASE)
+        file = file if file.is_file() else _shipped().get(base, file)
         if not file.is_file():
-            raise UserError(f"recipe {path}: {BASE} {shown(base)} is not a file; paths are relative to it")
+            raise UserError(
+                f"recipe {path}: {BASE} {shown(base)} is not a file; give a path relative to the recipe's "
+                "folder, or the name of a shipped recipe"
+            )
         result = merged(result, _with_bases(file.resolve(), (*above, path.resolve())))
     return merged(result, settings)

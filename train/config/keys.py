@@ -15,6 +15,8 @@ from .recipe import Recipe
 
 #: Keys of configurations that transformers still reads, though no class has such a field any more.
 OLDER_KEYS = {"model_type", "rope_theta", "rope_scaling", "torch_dtype"}
+#: Characters of the allowed keys in a message; --recipe-help lists all.
+LONGEST_LIST = 140
 Section = TypeVar("Section")
 
 
@@ -89,7 +91,14 @@ def unknown_key(name: str, allowed: typing.Iterable[str]) -> str:
     names = sorted(allowed)
     near = get_close_matches(name.rpartition(".")[2], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"recipe: unknown key {shown(name)}; {hint}allowed: {', '.join(names)}"
+    listed, length = [], 0
+    for one in names:  # complete names only, few enough for one line
+        length += len(one) + 2
+        if length > LONGEST_LIST:
+            listed.append("…")
+            break
+        listed.append(one)
+    return f"recipe: unknown key {shown(name)}; {hint}allowed: {', '.join(listed)}"
 
 
 def build(section: type[Section], given: Mapping[str, Any], path: str = "") -> Section:

@@ -44,7 +44,7 @@ class RunConfig:
         peak_tflops: of one GPU in the run's precision, for the model FLOPs utilisation in the log; 0 looks
             the GPU up by its name.
         wandb_project: also log to this project of Weights & Biases (the package wandb must be installed).
-        stop_after: leave cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
+        stop_after: stop cleanly, with a checkpoint, once this many steps are done; 0 runs to the end. The
             schedule is that of the complete run, so the same recipe without it resumes as if it had never
             stopped.
     """

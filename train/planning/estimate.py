@@ -25,6 +25,8 @@ from ..config.mllm import MllmObjectiveConfig
 from ..config.recipe import Recipe
 from ..config.starting_point import StartingPoint
 from ..objectives.base import freeze_all_but
+from ..objectives.mllm import MllmObjective
+from ..optimizers import require_groups
 from .known_llms import KNOWN_LLMS
 
 GIB = 2**30
@@ -97,6 +99,7 @@ class Estimate:
         """
         if recipe.mllm is None:
             raise UserError("--estimate is for recipes of the unified model; this one has no section mllm")
+        require_groups(recipe.optimizer, MllmObjective.GROUPS)
         config, notes = _model_config(recipe)
         length = recipe.data.pack_length
         if not length:

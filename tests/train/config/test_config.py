@@ -19,6 +19,7 @@ from dualtoken.train.config.data import SourceConfig
 from dualtoken.train.config.keys import build
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import Recipe, save_resolved
+from dualtoken.train.config.run import RunConfig
 from dualtoken.train.config.validation import ValidationConfig
 
 FOLDER = Path(__file__).parents[3] / "train" / "recipes"
@@ -117,6 +118,25 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
 def test_impossible_recipes_say_what_is_wrong(tmp_path: Path, changes: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         parse_recipe([_changed(tmp_path, **changes)])
+
+
+def test_a_long_list_of_allowed_keys_holds_complete_names() -> None:
+    with pytest.raises(UserError, match=r"^recipe: unknown key 'run\.zzz'; allowed: attention, ") as caught:
+        parse_recipe(["nano_sft", "--run", "{zzz: 1}"])
+    *listed, last = str(caught.value).partition("allowed: ")[2].split(", ")
+    assert last == "…"
+    assert set(listed) <= {one.name for one in dataclasses.fields(RunConfig)}
+
+
+def test_a_base_may_be_a_shipped_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: nano_sft\nrun: {steps: 7}")
+    assert parse_recipe([str(path)]) == parse_recipe(["nano_sft", "--run.steps", "7"])
+    path.write_text("base: nano_sfft")
+    with pytest.raises(
+        UserError, match=r"base 'nano_sfft' is not a file; give a path relative to the recipe's"
+    ):
+        parse_recipe([str(path)])
 
 
 def test_a_section_that_is_not_a_mapping_is_named(tmp_path: Path) -> None:

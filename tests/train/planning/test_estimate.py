@@ -142,6 +142,11 @@ def test_an_unavailable_language_model_is_named(tmp_path: Path) -> None:
         Estimate.of(parse_recipe([str(RECIPES / "nano_tokenizer.yaml")]))
 
 
+def test_a_rate_of_an_unknown_group_is_named() -> None:
+    with pytest.raises(UserError, match=r"^optimizer\.group_lr names projector; this model has the groups"):
+        Estimate.of(parse_recipe(["nano_sft", "--optimizer.group_lr.projector", "1e-4"]))
+
+
 def test_operations_are_six_for_each_weight_and_token(chain: Chain, tmp_path: Path) -> None:
     objective: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "run")))
     model = objective.model
