@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -139,7 +139,7 @@ class DualTokenPipeline:
 
         `options`: `private`, `token`, `revision`, `commit_message` and `create_pr`.
         """
-        refuse_unknown(options, push_model.__kwdefaults__, "option")
+        refuse_unknown(options, push_model.__kwdefaults__ or (), "option")
         return push_model(self.model, self.processor, repo_id, **options)
 
     @overload
@@ -175,6 +175,24 @@ class DualTokenPipeline:
             new = ids[:, inputs["input_ids"].shape[1] :]
             answers.extend(self.processor.tokenizer.batch_decode(new, skip_special_tokens=True))
         return answers
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        stream: Literal[False] = False,
+        max_new_tokens: int = 256,
+        **options: Any,
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        stream: Literal[True],
+        max_new_tokens: int = 256,
+        **options: Any,
+    ) -> Iterator[dict[str, Any]]: ...
 
     def chat(
         self,
