@@ -121,7 +121,7 @@ def can_resume(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
     if not overwrite:
         changed = sorted(key for key in plan.keys() | found.keys() if found.get(key) != plan.get(key))
         raise UserError(
-            f"{folder} holds unfinished work with another {', '.join(changed)}: give the earlier command "
+            f"{folder} holds unfinished work that differs in {', '.join(changed)}: give the earlier command "
             "again to finish it, remove it, or pass --overwrite to begin again."
         )
     return False

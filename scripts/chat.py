@@ -87,7 +87,7 @@ def converse(session: ChatSession) -> None:
             if interrupted:
                 return
             interrupted = True
-            print("(Ctrl-C again, or /quit, leaves)")
+            print("(Ctrl-C again, or /quit, exits)")
             continue
         interrupted = False
         if line == "/quit":

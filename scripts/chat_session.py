@@ -30,7 +30,7 @@ HELP = """\
   /save FOLDER  write the conversation and its images
   /reset        forget the conversation
   /help         this list
-  /quit         leave (as does Ctrl-D)
+  /quit         exit (as does Ctrl-D)
 Anything else goes to the model, with the images that /image PATH in it names. A path with spaces may be in
 quotes. Ctrl-C stops an answer or an image; the text until then is kept."""
 COMMANDS = ("/image", "/draw", "/seed", "/save", "/reset", "/help", "/quit")

@@ -98,6 +98,11 @@ def quiet_transformers(progress: bool = True) -> None:
         transformers.logging.disable_progress_bar()
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, such as "1 shard" and "2 shards"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def words(text: str) -> str:
     """An argparse type: text that is not blank, without the white space around it."""
     return as_argument(lambda: text_argument(text, "the text"))

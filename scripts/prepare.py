@@ -100,7 +100,8 @@ def _convert(converter: type[Converter], args: argparse.Namespace) -> int:
     manifest = write_shards(converter.from_arguments(args), output)
     counts = manifest["counts"]
     splits = ", ".join(f"{split} {number}" for split, number in counts["splits"].items())
-    print(f"{counts['records']} records, {counts['images']} images in {args.output} ({splits})")
+    made = f"{options.counted(counts['records'], 'record')}, {options.counted(counts['images'], 'image')}"
+    print(f"{made} in {args.output} ({splits})")
     if skipped := manifest.get("skipped"):
         print(f"left out: {', '.join(f'{n} {what}' for what, n in skipped.items())}", file=sys.stderr)
     if counts["rejected"]:
@@ -110,7 +111,8 @@ def _convert(converter: type[Converter], args: argparse.Namespace) -> int:
 
 def _rejected(reasons: dict[str, int], names: Path) -> str:
     """How many samples were rejected and why, in one line, the most frequent reasons first."""
-    line = f"{sum(reasons.values())} samples rejected, named in {one_line(names, LONGEST_MESSAGE // 2)}"
+    rejected = options.counted(sum(reasons.values()), "sample")
+    line = f"{rejected} rejected, named in {one_line(names, LONGEST_MESSAGE // 2)}"
     for number, (reason, times) in enumerate(sorted(reasons.items(), key=lambda item: -item[1])):
         longer = f"{line}{', ' if number else ': '}{reason} ({times})"
         if len(longer) > LONGEST_MESSAGE - len(", …"):

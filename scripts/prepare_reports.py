@@ -86,9 +86,12 @@ def _check(args: argparse.Namespace) -> int:
         if len(faults) > _SHOWN_FAULTS:
             print(f"… and {len(faults) - _SHOWN_FAULTS} more: --json lists them all")
         files = len({fault.file for fault in faults})
-        print(f"{args.folder}: {len(faults)} faults in {files} files", file=sys.stderr)
+        print(
+            f"{args.folder}: {options.counted(len(faults), 'fault')} in {options.counted(files, 'file')}",
+            file=sys.stderr,
+        )
         return 2
-    print(f"{args.folder}: {shards} shards, no fault")
+    print(f"{args.folder}: {options.counted(shards, 'shard')}, no fault")
     return 0
 
 

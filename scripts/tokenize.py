@@ -107,9 +107,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"no record of {args.input} could be used; {args.output}/manifest.json names the reasons"
         )
-    print(f"{counts['records']} records, {counts['images']} images as codes in {args.output}")
+    made = f"{options.counted(counts['records'], 'record')}, {options.counted(counts['images'], 'image')}"
+    print(f"{made} as codes in {args.output}")
     if counts["rejected"]:
-        print(f"{counts['rejected']} records rejected; the manifest names them", file=sys.stderr)
+        print(
+            f"{options.counted(counts['rejected'], 'record')} rejected; the manifest names them",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -88,9 +88,9 @@ def test_a_finished_shard_that_is_lost_is_made_again(tmp_path):
 def test_other_settings_do_not_continue_a_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_shards(Numbers(stop=40), options(tmp_path / "cut"))
-    with pytest.raises(UserError, match=r"another settings: .*--overwrite"):
+    with pytest.raises(UserError, match=r"unfinished work that differs in settings: .*--overwrite"):
         write_shards(Numbers(count=60), options(tmp_path / "cut"))
-    with pytest.raises(UserError, match="another shard_size"):
+    with pytest.raises(UserError, match="unfinished work that differs in shard_size"):
         write_shards(Numbers(), options(tmp_path / "cut", shard_size=9))
     write_shards(Numbers(count=60), options(tmp_path / "cut", overwrite=True))
     assert read_manifest(tmp_path / "cut")["settings"] == {"count": 60}

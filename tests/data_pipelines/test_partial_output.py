@@ -31,14 +31,14 @@ def test_only_work_of_the_same_plan_is_resumed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({**ANY_PLAN, "input": "abd"}, "another input"),
-        ({"settings": {"count": 3}}, "another input"),
-        ({**ANY_PLAN, "size": 1, "settings": {}}, "another settings, size"),
+        ({**ANY_PLAN, "input": "abd"}, "input"),
+        ({"settings": {"count": 3}}, "input"),
+        ({**ANY_PLAN, "size": 1, "settings": {}}, "settings, size"),
     ],
 )
 def test_what_differs_is_named(tmp_path: Path, other: dict[str, object], named: str):
     write_plan(tmp_path, ANY_PLAN)
-    with pytest.raises(UserError, match=f"unfinished work with {named}: .*--overwrite"):
+    with pytest.raises(UserError, match=f"unfinished work that differs in {named}: .*--overwrite"):
         can_resume(tmp_path, other, overwrite=False)
     assert read_plan(tmp_path) == ANY_PLAN, "nothing is lost"
     assert not can_resume(tmp_path, other, overwrite=True)

@@ -219,7 +219,7 @@ def test_the_main_process_names_whom_it_waited_for(tmp_path):
 def test_unfinished_work_of_another_kind_is_refused(tokenizer, images, tmp_path):
     with Job(tmp_path / "out", {"tokenizer": "another"}, command=COMMAND):
         pass
-    with pytest.raises(UserError, match=r"unfinished work with another .*tokenizer"):
+    with pytest.raises(UserError, match=r"unfinished work that differs in .*tokenizer"):
         tokenize_shards(tokenizer, images, tmp_path / "out", progress=False)
     tokenize_shards(tokenizer, images, tmp_path / "out", progress=False, overwrite=True)
     with pytest.raises(UserError, match="exists already"):

@@ -81,7 +81,7 @@ def test_a_converter_from_an_include_path(tmp_path, capitals, workers):
     done = prepare(*include, *capitals, "--greeting", "Tell me.", "--workers", workers, "--no-progress")
     assert done.returncode == 0, done.stderr
     assert "2 records" in done.stdout
-    assert "1 samples rejected" in done.stderr
+    assert "1 sample rejected" in done.stderr
     assert questions(tmp_path / "out") == [
         ["Tell me. What is the capital of France?", "Paris"],
         ["Tell me. What is the capital of Peru?", "Lima"],
