@@ -32,7 +32,8 @@ def parse_recipe(arguments: list[str]) -> Recipe:
         exit_on_error=False,
         prog="dualtoken train",
         description="Train by a recipe. Every key of the YAML can be overridden on the command line.",
-        epilog="example: dualtoken train train/recipes/nano_mllm.yaml --run.steps 200 --optimizer.lr 1e-3",
+        epilog="example: dualtoken train nano_mllm --run.steps 200 --optimizer.lr 1e-3; the options that end "
+        "in .help follow a recipe: dualtoken train nano_sft --mllm.help",
     )
     parser.add_argument(
         "--config", action="config", help="the recipe (may also be given as the first argument), or several"
