@@ -190,14 +190,16 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
     """The callbacks that measure, report and save; each depends on the ones before it."""
     recipe, world, run = trainer.recipe, trainer.world, trainer.recipe.run
     samples = recipe.data.micro_batch_size * run.gradient_accumulation_steps * world.size
-    callbacks: list[Callback] = [
+    validation: list[Callback] = []
+    if recipe.validation is not None:  # made first: what is wrong with it is reported before the progress bar
+        validation = [Validation(recipe, recipe.validation, trainer.objective, world)]
+    return [
         LossMetrics(list(recipe.data.sources)),
         Throughput(world, run.peak_tflops),
         Monitor(recipe, world, trainer.step, samples),
+        *validation,
+        Checkpointing(checkpoints, run.save_every),
     ]
-    if recipe.validation is not None:
-        callbacks.append(Validation(recipe, recipe.validation, trainer.objective, world))
-    return [*callbacks, Checkpointing(checkpoints, run.save_every)]
 
 
 def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:

@@ -122,7 +122,7 @@ def test_an_image_of_a_record_that_cannot_be_read_is_named(image: object):
 
 def test_a_damaged_stored_image_is_one_error():
     record = encode_record(Record("r", [user("q", image_part(EncodedImage(b"x", "png"))), assistant("a")]))
-    with pytest.raises(ValueError, match=r"0\.png.*no image"):
+    with pytest.raises(ValueError, match=r"0\.png.*is not an image"):
         decode_record(dict(record.members))
 
 
