@@ -228,5 +228,5 @@ def test_codes_of_another_tokenizer_are_refused(chain: Chain, tmp_path: Path) ->
         objective.check_source("t2i", manifest)
     objective.check_source("chat", ShardDataset(chain.folder / "chat").manifest)
     images = {"counts": {"images": 3}}
-    with pytest.raises(UserError, match="t2i holds 3 images and no codes: make codes"):
+    with pytest.raises(UserError, match="t2i holds 3 images and no codes: encode them"):
         objective.check_source("t2i", images)
