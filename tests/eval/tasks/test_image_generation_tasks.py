@@ -248,8 +248,11 @@ def test_t2i_compbench_layout(tmp_path: Path) -> None:
     samples = tmp_path / "t2i_compbench" / "color" / "samples"
     assert len(list(samples.iterdir())) == 20
     assert (samples / "a blue bench and a green bowl_000019.png").is_file()
+    with pytest.raises(UserError, match=r"t2i-compbench: the folder .*none does not exist"):
+        task.load(tmp_path / "none", "color_val")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no color_val\.txt"):
-        task.load(tmp_path / "none", "val")
+        task.load(tmp_path / "empty", "color_val")
 
 
 def test_mistakes(tmp_path: Path) -> None:
