@@ -54,6 +54,8 @@ EXTRAS = {
     "lmms": ["lmms-eval>=0.7"],
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
     "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
+    # Language models in llama.cpp's format: from_llm("model.gguf").
+    "gguf": ["gguf>=0.17"],
     # What `dualtoken bench` compares with.
     "bench": ["vector-quantize-pytorch>=1.20"],
     # The documentation's site (make docs), and its notebook as a test (make tutorials).
@@ -65,6 +67,7 @@ EXTRAS = {
         "nbmake>=1.5",
     ],
     "dev": [
+        "gguf>=0.17",
         "pytest>=8.3",
         "hypothesis>=6.100",
         "pytest-xdist>=3.6",
