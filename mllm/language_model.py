@@ -3,9 +3,12 @@
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ..common.errors import UserError
 
 _FIELDS = {one.name for one in fields(BaseModelOutputWithPast)}
 #: The name of a language model's cache in the installed transformers: `cache` since 5.24.
@@ -15,6 +18,27 @@ CACHE_NAME = "cache" if "cache" in _FIELDS else "past_key_values"
 def visible_positions(attention_mask: Tensor) -> Tensor:
     """The position of every token among the unmasked ones: mask (B, L) -> (B, L); left padding is at 0."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def new_positions(attention_mask: Tensor, new: int, past: Cache | None) -> Tensor:
+    """The positions (B, new) of the tokens after `past`, among the unmasked ones of the mask (B, past + new).
+
+    A mask may be longer, for tokens to come.
+
+    Raises:
+        UserError: a mask of fewer columns, as one of the new tokens only: it does not tell which of the
+            earlier tokens are padding.
+    """
+    seen: Any = 0 if past is None else past.get_seq_length()  # of static caches a tensor
+    # The comparison waits for the device if it is a tensor; transformers waits for it in any case.
+    if not torch.compiler.is_compiling() and attention_mask.shape[1] < seen + new:
+        raise UserError(
+            f"attention_mask has {attention_mask.shape[1]} columns for {int(seen)} cached and {new} new "
+            f"tokens; give it all {int(seen) + new}: append ones for new tokens to the prompts' mask"
+        )
+    index = torch.arange(new, device=attention_mask.device)
+    index = index + (seen.to(index.device) if isinstance(seen, Tensor) else seen)
+    return visible_positions(attention_mask).index_select(1, index)
 
 
 def context_length(text_config: Any) -> int | None:
@@ -34,10 +58,14 @@ def run_language_model(
 ) -> Any:
     """The outputs of a language model without its output layer, for embeddings (B, L, H).
 
-    Positions follow from the mask (B, L), padded on either side, unless they are given or there is a past.
+    Unless positions (B, L) are given, they follow from a mask (B, past + L), padded on either side, with and
+    without a past. Without a mask, or with one of four dimensions, the language model counts from the past.
+
+    Raises:
+        UserError: a mask (B, ...) of fewer columns than past and new tokens.
     """
-    if position_ids is None and past is None and attention_mask is not None and attention_mask.ndim == 2:
-        position_ids = visible_positions(attention_mask)
+    if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        position_ids = new_positions(attention_mask.to(embeds.device), embeds.shape[1], past)
     return language_model.base_model(
         inputs_embeds=embeds,
         attention_mask=attention_mask,

@@ -174,7 +174,8 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, L); one `<|image|>` per visual position.
-            attention_mask: (B, L), 1 for tokens, 0 for padding on either side.
+            attention_mask: (B, past + L), 1 for tokens, 0 for padding on either side; with a cache it covers
+                the cached tokens too. Positions follow from it unless `position_ids` are given.
             cache: newer transformers' name of `past_key_values`.
             pixel_values: (I, 3, S, S) images, in order of appearance in the batch, or instead of them
             pixel_codes, semantic_codes: (I, P, D) cached codes.
