@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import first_line
+from ...common.precision import fp32_products
 
 # Size of the distances of a chunk of vectors to all codes: 4 MB in fp32, which fits a CPU's cache. GPUs need
 # larger products and get 16 times as much.
@@ -25,20 +25,6 @@ _MAX_CATEGORIES = 2**24  # of torch.multinomial
 def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-@contextmanager
-def exact_matmul(device: torch.device) -> Iterator[None]:
-    """Full fp32 products on this device, even if the program allows TF32."""
-    if device.type != "cuda":
-        yield
-        return
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(chosen)
 
 
 def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
@@ -72,7 +58,7 @@ def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
     squares = codebook.square().sum(dim=1)
     limit = MAX_DISTANCES if vectors.device.type == "cpu" else 16 * MAX_DISTANCES
     rows = max(1, limit // codebook.shape[0])
-    with exact_matmul(vectors.device):
+    with fp32_products():
         found = [
             torch.addmm(squares, chunk, codebook.t(), alpha=-2.0).argmin(dim=1)
             for chunk in vectors.split(rows)
