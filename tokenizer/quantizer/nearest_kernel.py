@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_VECTORS = 64
-BLOCK_CODES = 64
-BLOCK_DIM = 32
+# The inner product is unrolled over a block, whatever the size of the codebook: with these blocks, divided
+# among 8 warps, compiling takes seconds and nothing spills out of the registers.
+BLOCKS = {"BLOCK_VECTORS": 64, "BLOCK_CODES": 64, "BLOCK_DIM": 32}
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+#: Compute capabilities that `compile_ahead` is tested for: A100, H100/H200 and B200.
+CAPABILITIES = (80, 90, 100)
 
 
 @triton.jit
@@ -43,7 +48,7 @@ def nearest_kernel(  # type: ignore[no-untyped-def]  # Triton's own types are no
                 other=0.0,
             )
             book = tl.load(
-                codebook + candidates[None, :] * dim + columns[:, None],
+                codebook + candidates.to(tl.int64)[None, :] * dim + columns[:, None],
                 mask=in_book[None, :] & in_dim[:, None],
                 other=0.0,
             )
@@ -64,16 +69,29 @@ def nearest_codes_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
     count, dim = vectors.shape
     codes = torch.empty(count, dtype=torch.int64, device=vectors.device)
     if count:
-        nearest_kernel[(triton.cdiv(count, BLOCK_VECTORS),)](
-            vectors.contiguous(),
-            codebook.contiguous(),
-            codebook.square().sum(dim=1),
-            codes,
-            num_vectors=count,
-            num_codes=codebook.shape[0],
-            dim=dim,
-            BLOCK_VECTORS=BLOCK_VECTORS,
-            BLOCK_CODES=BLOCK_CODES,
-            BLOCK_DIM=BLOCK_DIM,
-        )
+        arguments = vectors.contiguous(), codebook.contiguous(), codebook.square().sum(dim=1), codes
+        sizes = {"num_vectors": count, "num_codes": codebook.shape[0], "dim": dim}
+        grid = (triton.cdiv(count, BLOCKS["BLOCK_VECTORS"]),)
+        # Triton launches on the current device, whatever the device of the arguments.
+        with torch.cuda.device_of(vectors):
+            nearest_kernel[grid](*arguments, **sizes, **BLOCKS, **OPTIONS)
     return codes
+
+
+def compile_ahead(capability: int) -> Any:
+    """Compile the kernel for a GPU of this compute capability (90: sm_90), which need not be there.
+
+    Returns Triton's compiled kernel: `asm` holds its PTX and machine code, `metadata.shared` the bytes of
+    shared memory. Needs Triton 3.3 or newer.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {"vectors": "*fp32", "codebook": "*fp32", "squares": "*fp32", "codes": "*i64"}
+    signature = {**pointers, **dict.fromkeys(("num_vectors", "num_codes", "dim"), "i32")}
+    signature |= dict.fromkeys(BLOCKS, "constexpr")
+    # As at a launch: torch's memory is aligned to 16 bytes, and codebooks have sizes that 16 divides.
+    aligned = [*range(len(pointers)), len(pointers) + 1, len(pointers) + 2]
+    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
+    source = ASTSource(nearest_kernel, signature, BLOCKS, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
