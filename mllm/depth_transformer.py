@@ -14,18 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-from ..tokenizer.attention import attend
+from .depth_attention import attend_over_depths, attend_to_past
 from .linear_cross_entropy import Classifier
 from .settings import CodebookConfig, DepthTransformerConfig
 from .visual_embedding import FrozenCodebook
-
-
-def attend_to_past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the newest depth: q (T, heads, E) to k and v (T, heads, depths, E) -> (T, heads, E)."""
-    if k.shape[2] == 1:
-        return v[:, :, 0]  # the only weight is 1
-    scores = (k @ q.unsqueeze(-1)) * q.shape[-1] ** -0.5
-    return (scores.softmax(dim=2).transpose(2, 3) @ v).squeeze(2)
 
 
 class DepthBlock(nn.Module):
@@ -44,7 +36,7 @@ class DepthBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All depths at once: (T, D, W) -> (T, D, W)."""
         q, k, v = self._heads(x).permute(2, 0, 3, 1, 4).unbind(0)
-        return self._finish(x, attend(q, k, v, causal=True, many_short=True).transpose(1, 2))
+        return self._finish(x, attend_over_depths(q, k, v).transpose(1, 2))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
         """One depth: (T, W) -> (T, W); writes index `depth` of the (T, heads, D, head width) caches."""

@@ -6,7 +6,6 @@ import torch
 from dualtoken.mllm.depth_transformer import DepthTransformer
 from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
-from dualtoken.tokenizer.attention import attend
 
 T, D, N, C, H = 5, 4, 11, 6, 20
 
@@ -63,12 +62,6 @@ def test_condition_is_required_when_configured():
     head = new_head(condition_dim=C)
     with pytest.raises(ValueError, match="condition"):
         head(torch.randn(T, H), torch.randint(N, (T, D)), new_codebook(True))
-
-
-def test_explicit_attention_equals_the_fused_kernel():
-    q, k, v = torch.randn(3, 7, 2, D, 8)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(attend(q, k, v, causal=True, many_short=True), expected)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -246,9 +246,12 @@ def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
 
 
 def depth_head_bytes(sizes: DepthTransformerConfig, depth: int, width: int) -> float:
-    """Bytes that autograd keeps for one visual target in a depth transformer: `depth` positions a layer."""
+    """Bytes that autograd keeps for one visual target in a depth transformer: `depth` positions a layer.
+
+    The attention is not fused, so its weights are among them.
+    """
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
-    layer = width * (8 * hidden + 2 * inner)
+    layer = width * (8 * hidden + 2 * inner + sizes.num_heads * depth)
     return depth * (sizes.num_layers * layer + 2 * width * hidden)
 
 

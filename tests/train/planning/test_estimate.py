@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dualtoken.common.errors import UserError
-from dualtoken.mllm import depth_transformer
 from dualtoken.mllm.depth_transformer import DepthTransformer
 from dualtoken.mllm.settings import CodebookConfig, DepthTransformerConfig
 from dualtoken.mllm.visual_embedding import FrozenCodebook
@@ -72,13 +71,7 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_of_a_depth_transformer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    fused = nn.functional.scaled_dot_product_attention  # as on GPUs
-
-    def attend(query: Any, key: Any, value: Any, *, causal: bool, **_: Any) -> Any:
-        return fused(query, key, value, is_causal=causal)
-
-    monkeypatch.setattr(depth_transformer, "attend", attend)
+def test_activations_of_a_depth_transformer(dtype: torch.dtype) -> None:
     sizes = DepthTransformerConfig(hidden_size=128, num_layers=3, num_heads=4, intermediate_size=512)
     codebook = CodebookConfig(num_codes=64, code_dim=32, depth=8)
     head = DepthTransformer(sizes, codebook, state_dim=256, shared_classifier=True).to(dtype)
