@@ -34,7 +34,7 @@ CORE = [
 
 EXTRAS = {
     "train": [
-        "deepspeed>=0.19,<0.20",  # train/backend/deepspeed.py depends on how it works inside
+        "deepspeed>=0.19,<0.20",  # train/backend/deepspeed*.py depend on how it works inside
         "tensorboard>=2.17",
         "torchdata>=0.11",
         "open_clip_torch>=3.0",

@@ -96,8 +96,7 @@ class Trainer(TrainState):
             if number:
                 self.engine.step()  # only counts micro-batches; weights are updated after the last one
             _seed_micro_batch(self.recipe.seed, self.world.rank, self.step, number)
-            with self.autocast():
-                terms = self.engine(**batch.inputs)
+            terms = self.engine(**batch.inputs)
             loss = weighted_loss(terms, counts, self.world.size * len(self.micro_batches))
             self.losses.append(loss.detach())
             self.call("after_forward", number, terms)

@@ -1,4 +1,4 @@
-"""All that depends on DeepSpeed's internals. No other file imports DeepSpeed.
+"""All that depends on DeepSpeed's internals. Only this file and deepspeed_config.py import DeepSpeed.
 
 setup.py bounds its version, because much of what is used here is private.
 """
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .deepspeed_config import check_config, one_optimizer_for_all_stages, with_buckets
 
 # --- processes ----------------------------------------
 
@@ -69,8 +71,17 @@ def build_engine(
         read: reads a file of a checkpoint; DeepSpeed itself would unpickle it.
     """
     import deepspeed
+    from deepspeed.runtime import torch_autocast
 
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    check_config(config)
+    # A process-wide mark of an earlier engine with autocast, by which this one's gradients would be reduced
+    # in the format of their parameters.
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+    config = with_buckets(config, model)
+    with one_optimizer_for_all_stages():
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config
+        )
     read_by(engine, read)
     return engine
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
+from ..config.deepspeed_keys import LAYOUT
 from ..config.keys import defaults
 from ..config.optimizer import OptimizerConfig
 from ..config.recipe import Recipe, plain_recipe
@@ -33,7 +34,7 @@ APPLIED = (
     "data.micro_batch_size",  # together with the accumulation: records per step are compared
 )
 #: Exceptions, which may not change.
-KEPT = ("run.precision",)
+KEPT = ("run.precision", *(f"run.deepspeed.{key}" for key in LAYOUT))
 #: Keys of folders and files, which may have been moved.
 PATHS = (
     "data.sources.*.path",

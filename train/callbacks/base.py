@@ -105,7 +105,7 @@ class TrainState:
     validation_loss: float | None = None
 
     def autocast(self) -> torch.autocast:
-        """Context of the forward pass in the run's precision."""
+        """Context for the model in the run's precision; the engine enters it by itself."""
         enabled = self.recipe.run.precision == "bf16_autocast"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 

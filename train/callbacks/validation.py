@@ -61,8 +61,7 @@ class Validation(Callback):
             for batch in batches:
                 batch = to_device(batch, self.world.device)
                 counts = self.objective.target_counts(batch)
-                with state.autocast():
-                    terms = state.engine(**batch)
+                terms = state.engine(**batch)
                 for name, term in terms.items():
                     metrics.record(f"{PREFIX}{source}/{name}", term.total, counts[name])
         means = metrics.read()

@@ -16,6 +16,7 @@ from ...common.limits import problems as out_of_range
 from ...common.values import LARGEST_SEED
 from .contrastive import ContrastiveConfig
 from .data import DataConfig
+from .deepspeed_keys import deepspeed_problems
 from .mllm import MllmObjectiveConfig
 from .optimizer import OptimizerConfig
 from .paths import locate
@@ -60,6 +61,7 @@ class Recipe:
             *_objective_problems(self),
             *_data_problems(self),
             *_sharding_problems(self),
+            *deepspeed_problems(self.run.deepspeed),
             *_optimizer_problems(self),
             *_validation_problems(self),
         ]

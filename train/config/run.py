@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ...common.limits import limited
 
@@ -25,6 +25,12 @@ class RunConfig:
             instead of the last ones; checkpoints hold both. None exports the last.
         zero_stage: DeepSpeed ZeRO stage, 0-3. Divided among the GPUs are: nothing, the optimizer's state (1),
             gradients too (2), weights too (3). bf16 needs a stage >= 1 (its optimizer at stage 0 drifts).
+        deepspeed: further keys of DeepSpeed's configuration, merged into the trainer's at every depth, for
+            example ``{zero_optimization: {reduce_bucket_size: 100000000}}``. Keys that the trainer sets are
+            refused. With precision bf16, gradients are summed over micro-batches and processes in fp32, which
+            takes 4 bytes for each trained parameter (at stages 2 and 3 divided among the GPUs);
+            ``{data_types: {grad_accum_dtype: bf16}, communication_data_type: bf16}`` saves half of that, and
+            loses small gradients among large ones.
         offload: what ZeRO keeps in the machine's memory instead of the GPU's: the optimizer's state and step
             (stage 1-3), or the weights too ("all", stage 3).
         threads: CPU threads per process; 0 is torch's choice, but one for a small model whose threads would
@@ -56,6 +62,7 @@ class RunConfig:
     gradient_checkpointing: bool = False
     weight_average: float | None = limited(None, above=0.0, below=1.0)
     zero_stage: int = limited(0, least=0, most=3)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
     offload: Literal["none", "optimizer", "all"] = "none"
     threads: int = limited(0, least=0, most=1024)
     log_every: int = limited(10, least=1, most=10**9)
