@@ -22,6 +22,7 @@ from ...mllm.assembly.gguf import gguf_config, is_gguf
 from ...mllm.linear_cross_entropy import rows_at_once
 from ...mllm.settings import CodebookConfig, DepthTransformerConfig, ModelSettings
 from ...tokenizer import StoredTokenizer
+from ..backend.deepspeed_config import REDUCE_BUCKET
 from ..config.mllm import MllmObjectiveConfig
 from ..config.recipe import Recipe
 from ..config.starting_point import StartingPoint
@@ -41,10 +42,8 @@ SETTINGS = (
     (3, "optimizer"),
     (3, "all"),
 )
-# DeepSpeed's defaults, in numbers (not bytes).
-REDUCE_BUCKET = 5e8
+# DeepSpeed's default, in numbers (not bytes).
 MAX_LIVE_PARAMETERS = 1e9
-SUB_GROUP = 1e9
 #: Assumed for a tokenizer that does not exist yet: the released so400m-384.
 ASSUMED_GRID = (27, 27)
 ASSUMED_CODEBOOK = CodebookConfig(num_codes=16384, code_dim=32, depth=8)
@@ -117,18 +116,18 @@ class Estimate:
         weights = width * sizes.total / shares["weights"]
         if run.precision == "bf16_autocast":  # keeps them in bf16 from the forward to the backward pass
             weights += 2 * sizes.total
-        gradients = width * sizes.trained / shares["gradients"]
+        gradients = 4 * sizes.trained / shares["gradients"]  # in fp32 also for bf16 weights
         # Two moments, and from stage 1 on or in bf16 the fp32 weights that they move.
         optimizer = (12 if bf16 or stage else 8) * sizes.trained / shares["optimizer"]
         if checkpointing is None:
             checkpointing = run.gradient_checkpointing
         host = (optimizer if offload != "none" else 0.0) + (weights if offload == "all" else 0.0)
-        if offload != "none":  # gradients move there as they come
-            host, gradients = host + 4 * sizes.trained / shares["optimizer"], 0.0
+        if offload != "none":  # from stage 2 on gradients move there as they come
+            host += 4 * sizes.trained / shares["optimizer"]
+            gradients = gradients if stage == 1 else 0.0
         activations = self._activations(checkpointing)
-        # The step turns its share of bf16 gradients into fp32, when the activations are gone.
-        step = 4 * sizes.trained / shares["optimizer"] if bf16 and offload == "none" else 0.0
-        step = min(step, 4 * SUB_GROUP) if stage == 3 else step
+        # At stage 1 the step copies its share of the gradients, when the activations are gone.
+        step = 4 * sizes.trained / shares["optimizer"] if stage == 1 and offload == "none" else 0.0
         return Memory(
             weights=(0.0 if offload == "all" else weights) + sizes.buffer_bytes,
             gradients=gradients,
@@ -169,12 +168,11 @@ class Estimate:
         return max(6.0 * rows_at_once(n, w) * n + 4.0 * n * w for n, w in classifiers)
 
     def _buffers(self, stage: int, width: int) -> float:
-        if stage in (1, 2):  # the bucket being filled and the one being reduced
-            return 2 * width * min(self.sizes.trained, REDUCE_BUCKET)
+        bucket = min(self.sizes.trained, REDUCE_BUCKET)
+        if stage in (1, 2):  # the bucket being filled and the one being reduced, and its fp32 copy
+            return (2 * (4 if stage == 1 else width) + 4) * bucket
         if stage == 3:
-            return width * (
-                min(self.sizes.total, MAX_LIVE_PARAMETERS) + min(self.sizes.trained, REDUCE_BUCKET)
-            )
+            return width * min(self.sizes.total, MAX_LIVE_PARAMETERS) + 4 * bucket
         return 0.0
 
     def table(self) -> str:
