@@ -1,8 +1,8 @@
 """The data of a run: this rank's micro-batches of the recipe's mixture, and the position in it.
 
-Without packing the position follows from the step number. With packing the number of rows depends on the
-records, so the position is a cursor (see `data_pipelines.stream.packing`) that checkpoints hold for every
-rank.
+Without packing the position follows from the step number; checkpoints hold the order of a sorted window that
+is not finished. With packing the number of rows depends on the records, so the position is a cursor (see
+`data_pipelines.stream.packing`) that checkpoints hold for every rank.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, shown
-from ..common.json_files import take
+from ..common.json_files import take, take_count, take_list
 from ..common.paths import user_path
 from ..data_pipelines.shards.reader import ShardDataset
 from ..data_pipelines.shards.storage import is_url
 from ..data_pipelines.stream.loader import StreamBatch, example_batches
 from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
 from ..data_pipelines.stream.packed_loader import PackedBatches, Packing
-from ..data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan
+from ..data_pipelines.stream.packing import Cursor, WindowPlan, plan_state, resumed_plan
 from ..data_pipelines.stream.statistics import Skip, StreamStatistics
 from .backend.distributed import World
 from .config.recipe import Recipe
@@ -40,7 +40,9 @@ class Stream:
         self._metrics: dict[str, float] = {}
         self._resumed = False
         self._plan = WindowPlan(world.rank, world.size)
-        self._cursor = (0, 0)
+        self._cursor = Cursor()
+        self._position = 0  # micro-batches delivered
+        self._sorted: dict[int, list[list[int]]] = {}  # see `BatchPlan`
         self._packed: PackedBatches | None = None
 
     @classmethod
@@ -85,7 +87,7 @@ class Stream:
             UserError if a resumed run has packing and its checkpoint does not.
         """
         if not self.is_packed:
-            return self.statistics.timed(self._plain(objective, start, self.statistics))
+            return self.statistics.timed(self._counted(self._plain(objective, start, self.statistics), start))
         if start and not self._resumed:
             raise UserError(
                 "data.pack_length is set, but the checkpoint was written without packing: remove "
@@ -100,6 +102,11 @@ class Stream:
         batches = self._packed_batches(objective, None) if packed else self._plain(objective, start, None)
         return (batch.inputs for batch in batches)
 
+    def _counted(self, batches: Iterator[StreamBatch], start: int) -> Iterator[StreamBatch]:
+        for self._position, batch in enumerate(batches, start + 1):
+            self._sorted.pop(self._position // self.recipe.data.sort_window - 1, None)
+            yield batch
+
     def _plain(
         self, objective: Objective, start: int, statistics: StreamStatistics | None
     ) -> Iterator[StreamBatch]:
@@ -111,9 +118,7 @@ class Stream:
             except (OSError, ValueError):
                 return 0  # the loader will skip and report it
 
-        plan = BatchPlan(
-            self.mixture, data.micro_batch_size, self.world.rank, self.world.size, data.sort_window, length
-        )
+        plan = self._batch_plan(length)
         return example_batches(
             plan,
             self.sources,
@@ -122,6 +127,18 @@ class Stream:
             start=start,
             num_workers=data.num_workers,
             statistics=statistics,
+        )
+
+    def _batch_plan(self, length: Callable[[Draw], int] | None = None) -> BatchPlan:
+        data, world = self.recipe.data, self.world
+        return BatchPlan(
+            self.mixture,
+            data.micro_batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            sort_window=data.sort_window,
+            length=length,
+            sorted_windows=self._sorted,
         )
 
     def _packed_batches(self, objective: Objective, statistics: StreamStatistics | None) -> PackedBatches:
@@ -142,14 +159,18 @@ class Stream:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursors of all ranks; empty without packing. Every rank calls this."""
+        """The cursors, or the orders of unfinished sorted windows, of all ranks. Every rank calls this."""
         if not self.is_packed:
-            return {}
+            return self._sorted_state()
         cursors = self.world.gather(self._packed.cursor if self._packed else self._cursor)
         return {**plan_state(self._plan, cursors), "packing": self._packing_settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`. UserError if the recipe packs differently."""
+        if not self.is_packed and "packing" not in state:
+            return self._load_sorted_state(state)
+        if "packing" not in state:
+            return  # `run` refuses to start
         packing = take(state, "packing", dict, "the checkpoint's position in the data")
         if packing != self._packing_settings():
             raise UserError(
@@ -165,6 +186,28 @@ class Stream:
         settings = {"pack_length": data.pack_length, "pack_window": data.pack_window}
         return settings | ({"max_length": data.max_length} if data.max_length else {})
 
+    def _sorted_state(self) -> dict[str, Any]:
+        """Empty where the next micro-batch begins a window."""
+        data = self.recipe.data
+        window, offset = divmod(self._position, data.sort_window)
+        if not offset:
+            return {}
+        orders = self.world.gather(self._sorted.get(window, []))
+        return {"window": window, "micro_batch_size": data.micro_batch_size, "orders": orders}
+
+    def _load_sorted_state(self, state: Mapping[str, Any]) -> None:
+        """Keep the order of the window that was not finished, if this run has the same windows."""
+        where = "the checkpoint's position in the data"
+        window = take_count(state, "window", where)
+        orders = take_list(state, "orders", _is_order, "micro-batches of draw numbers", where)
+        same = take(state, "micro_batch_size", int, where) == self.recipe.data.micro_batch_size
+        if not same or len(orders) != self.world.size:
+            return  # the window holds other records
+        order = orders[self.world.rank]
+        if order and sorted(n for batch in order for n in batch) != list(self._batch_plan().numbers(window)):
+            raise UserError(f"{where}: its micro-batches are not those of window {window}")
+        self._sorted = {window: order} if order else {}
+
     # ---- metrics
 
     def metrics(self) -> dict[str, float]:
@@ -178,8 +221,9 @@ class Stream:
         if "fill_share" in self._metrics:
             parts.append(f"filled {self._metrics['fill_share']:.0%}")
         parts.append(f"waiting {self._metrics.get('wait_share', 0.0):.1%}")
-        if self._metrics.get("skipped"):
-            parts.append(f"skipped {self._metrics['skipped']:.0f}")
+        for name in ("skipped", "retried"):
+            if self._metrics.get(name):
+                parts.append(f"{name} {self._metrics[name]:.0f}")
         return " ".join(parts)
 
     def _note_skip(self, skip: Skip) -> None:
@@ -189,6 +233,12 @@ class Stream:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"skipped-records-{self.world.rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _is_order(order: Any) -> bool:
+    """Whether it is a list of lists of integers."""
+    batches = order if isinstance(order, list) else [None]
+    return all(isinstance(batch, list) and all(type(n) is int for n in batch) for batch in batches)
 
 
 def _fingerprint(manifest: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ...common.errors import UserError, first_line, shown
 from ...common.values import flag
 from ..records import Record, RecordError
 from .format import manifest_code_shape, read_manifest
+from .retries import retried
 from .sample_codec import CodeShape, decode_record
 from .storage import Location, locate
 from .tar_index import (
@@ -40,7 +41,8 @@ class ShardDataset:
     """Map-style access to the records of shards; picklable, safe to fork, and it opens files lazily.
 
     Images are PIL images that decode at first use, or cached codes: uint16 arrays (H, W, D) of the depth and
-    number of codes that the manifest states. An unreadable or invalid record raises RecordError.
+    number of codes that the manifest states. An unreadable or invalid record raises RecordError; a read that
+    fails is tried again first (see `retries`).
 
     Args:
         source: a folder with a manifest, a tar, or a list of these, each a path or a URL (`s3://…`).
@@ -87,6 +89,7 @@ class ShardDataset:
         self._starts = np.cumsum([0, *lengths])
         self._files: dict[int, BinaryIO] = {}
         self._process = os.getpid()
+        self._failing: set[int] = set()  # shards whose last read failed, which get a single attempt
 
     def _add_folder(self, folder: Path | Location) -> list[int]:
         manifest = read_manifest(folder)
@@ -139,18 +142,31 @@ class ShardDataset:
 
     def _read(self, number: int, position: int) -> bytes:
         """The bytes of sample `position` of a shard. Raises OSError."""
-        shard, index = self.shards[number], self._indexes[number]
-        if position >= len(index):
+        if position >= len(self._indexes[number]):
             raise OSError("the shard was missing or damaged when it was opened")
-        offset, length = int(index.offsets[position]), int(index.lengths[position])
-        if isinstance(shard, Location):
-            require_readable(length)
-            span = shard.read(offset, length)
-        else:
-            span = read_span(self._file(number, shard), offset, length)
-        if len(span) < length:
+        require_readable(length := int(self._indexes[number].lengths[position]))
+        what = f"record {int(self._starts[number]) + position} of '{self.shards[number].name}'"
+        attempts = 1 if number in self._failing else None
+        self._failing.add(number)
+        span = retried(lambda: self._read_once(number, position), what, attempts)
+        self._failing.discard(number)
+        if len(span) < length:  # of a local file; nothing more will come
             raise OSError(f"the shard is cut short: {len(span)} of {length} bytes could be read")
         return span
+
+    def _read_once(self, number: int, position: int) -> bytes:
+        shard, index = self.shards[number], self._indexes[number]
+        offset, length = int(index.offsets[position]), int(index.lengths[position])
+        if isinstance(shard, Location):
+            span = shard.read(offset, length)
+            if len(span) < length:
+                raise OSError(f"only {len(span)} of {length} bytes were sent")
+            return span
+        try:
+            return read_span(self._file(number, shard), offset, length)
+        except OSError:
+            self._files.pop(number, None)  # a stale handle of a network drive stays stale
+            raise
 
     def _file(self, number: int, path: Path) -> BinaryIO:
         if self._process != os.getpid():
@@ -163,7 +179,7 @@ class ShardDataset:
         return self._files[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_files": {}, "_failing": set()}
 
 
 def _located(source: Source | Sequence[Source]) -> list[Path | Location]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common.errors import UserError, first_line
 from ..records import Record
+from ..shards.retries import Retry, collecting_retries
 from .mixture import BatchPlan, Draw
 from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
 
@@ -39,11 +40,12 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A model-ready example with the id of its record and the number of the record's source."""
+    """A model-ready example with the id of its record, the number of the record's source, and its draw."""
 
     value: Any
     record_id: str
     source: int
+    draw: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class StreamBatch:
     source_ids: Tensor
 
 
-#: The example of a draw, None where no record could replace it, and the records skipped.
-_Attempt = tuple[Example | None, list[Skip]]
+#: The example of a draw, None where no record could replace it; the records skipped, and read again.
+_Attempt = tuple[Example | None, list[Skip], list[Retry]]
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ class _Examples(Dataset[Any]):
 
     def __getitem__(self, draw: Draw) -> _Attempt:
         skips: list[Skip] = []
-        for source, index in self._candidates(draw):
-            try:
-                record = self.sources[source][index]
-                return Example(self.prepare(record, draw.number), record.id, source), skips
-            except UNUSABLE as error:
-                skips.append(Skip(source, index, first_line(error)))
-        return None, skips  # an error raised in a worker process would be reported with its traceback
+        with collecting_retries() as retries:
+            for source, index in self._candidates(draw):
+                try:
+                    record = self.sources[source][index]
+                    value = self.prepare(record, draw.number)
+                    return Example(value, record.id, source, draw.number), skips, retries
+                except UNUSABLE as error:
+                    skips.append(Skip(source, index, first_line(error)))
+        return None, skips, retries  # an error raised in a worker would be reported with its traceback
 
     def _candidates(self, draw: Draw) -> Iterator[tuple[int, int]]:
         """The record of the draw, then random ones of its source, then of every other source."""
@@ -94,21 +98,28 @@ class _Examples(Dataset[Any]):
 def _collated(
     collate: Callable[[list[Any]], Any], attempts: list[_Attempt]
 ) -> tuple[StreamBatch | None, BatchFacts]:
-    skips = [skip for _, skipped in attempts for skip in skipped]
-    examples = [example for example, _ in attempts if example is not None]
+    skips = [skip for _, skipped, _ in attempts for skip in skipped]
+    retries = [retry for _, _, retried in attempts for retry in retried]
+    examples = [example for example, _, _ in attempts if example is not None]
     if len(examples) < len(attempts):
-        return None, BatchFacts(skips=skips)
+        return None, BatchFacts(skips=skips, retries=retries)
     inputs = collate([example.value for example in examples])
-    facts = batch_facts(inputs, examples, skips)
+    facts = batch_facts(inputs, examples, skips, retries)
     return StreamBatch(
         inputs, [example.record_id for example in examples], torch.tensor(facts.sources)
     ), facts
 
 
-def batch_facts(inputs: Any, examples: Sequence[Example], skips: Sequence[Skip] = ()) -> BatchFacts:
+def batch_facts(
+    inputs: Any,
+    examples: Sequence[Example],
+    skips: Sequence[Skip] = (),
+    retries: Sequence[Retry] = (),
+) -> BatchFacts:
     """What the collated `inputs` were made of, for the statistics."""
     lengths = [example_length(example.value) for example in examples]
-    return BatchFacts(batch_positions(inputs), [example.source for example in examples], lengths, list(skips))
+    sources = [example.source for example in examples]
+    return BatchFacts(batch_positions(inputs), sources, lengths, list(skips), list(retries))
 
 
 def example_batches(

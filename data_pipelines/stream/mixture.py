@@ -8,7 +8,7 @@ is read in shuffled epochs, each record once per epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, islice
 
 import numpy as np
@@ -144,6 +144,10 @@ class BatchPlan:
     A *window* is `sort_window` micro-batches of every rank. Its draws are dealt to the ranks in turn; each
     rank sorts its share by `length`, cuts it into micro-batches, and shuffles these. `sort_window=1` keeps
     the draw order.
+
+    Args:
+        sorted_windows: the micro-batches, by draw numbers, of every sorted window so far. The lengths are as
+            read at that time, so a run that resumes within a window takes its order from here.
     """
 
     mixture: Mixture
@@ -152,21 +156,35 @@ class BatchPlan:
     world_size: int = 1
     sort_window: int = 1
     length: Callable[[Draw], int] | None = None
+    sorted_windows: dict[int, list[list[int]]] = field(default_factory=dict)
+
+    @property
+    def is_sorted(self) -> bool:
+        return self.sort_window > 1 and self.length is not None
 
     def batches(self, start: int = 0) -> Iterator[list[Draw]]:
         """Micro-batches from number `start` on, without end."""
         window, offset = divmod(start, self.sort_window)
         return islice(chain.from_iterable(map(self._window, count(window))), offset, None)
 
-    def _window(self, window: int) -> list[list[Draw]]:
+    def numbers(self, window: int) -> range:
+        """The numbers of this rank's draws of a window."""
         size = self.sort_window * self.micro_batch_size
         first = window * size * self.world_size + self.rank
-        draws = [self.mixture.draw(first + i * self.world_size) for i in range(size)]
-        if self.sort_window > 1 and self.length is not None:
+        return range(first, first + size * self.world_size, self.world_size)
+
+    def _window(self, window: int) -> list[list[Draw]]:
+        if (known := self.sorted_windows.get(window)) is not None:
+            return [[self.mixture.draw(number) for number in batch] for batch in known]
+        draws = [self.mixture.draw(number) for number in self.numbers(window)]
+        if self.length is not None and self.is_sorted:
             draws.sort(key=self.length)
-        batches = [draws[i : i + self.micro_batch_size] for i in range(0, size, self.micro_batch_size)]
+        size = self.micro_batch_size
+        batches = [draws[i : i + size] for i in range(0, len(draws), size)]
         if self.sort_window > 1:
             # The same order on every rank, so that ranks hold batches of similar length at the same time.
             order = np.random.default_rng((self.mixture.seed, 2, window)).permutation(len(batches))
             batches = [batches[i] for i in order]
+        if self.is_sorted:
+            self.sorted_windows[window] = [[draw.number for draw in batch] for batch in batches]
         return batches

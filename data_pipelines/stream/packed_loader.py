@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...common.errors import UserError, first_line, shown
 from ..records import Record
+from ..shards.retries import Retry, collecting_retries
 from .loader import (
     UNUSABLE,
     Example,
@@ -25,7 +26,7 @@ from .loader import (
     unnamed_statistics,
 )
 from .mixture import Draw, Mixture
-from .packing import WindowPlan, shuffled_rows
+from .packing import START, Cursor, WindowPlan, shuffled_rows
 from .statistics import BatchFacts, Skip, StreamStatistics, example_length
 
 _EMPTY_WINDOWS = 8
@@ -46,14 +47,18 @@ class _Window(NamedTuple):
     first_row: int
     rows: list[list[Example]]
     skips: list[Skip]
+    retries: list[Retry]
 
 
 @dataclass(frozen=True)
 class _WindowDraws:
+    """The draws of a window, or of the rows (by draw numbers) that remain of one that was packed before."""
+
     ordinal: int
     number: int
     first_row: int
     draws: list[Draw]
+    rows: Sequence[Sequence[int]] | None
 
 
 @dataclass(frozen=True)
@@ -66,21 +71,26 @@ class _Windows(Dataset[Any]):
     seed: int
 
     def __getitem__(self, window: _WindowDraws) -> _Window:
-        examples: list[Example] = []
+        examples: dict[int, Example] = {}  # by draw number
         skips: list[Skip] = []
-        for draw in window.draws:
-            try:
-                examples.append(self._example(draw))
-            except UNUSABLE as error:
-                skips.append(Skip(draw.source, draw.index, first_line(error)))
+        with collecting_retries() as retries:
+            for draw in window.draws:
+                try:
+                    examples[draw.number] = self._example(draw)
+                except UNUSABLE as error:
+                    skips.append(Skip(draw.source, draw.index, first_line(error)))
+        packed = self._packed(window, list(examples.values())) if window.rows is None else window.rows
+        rows = [[examples[number] for number in row if number in examples] for row in packed]
+        return _Window(window.ordinal, window.first_row, [row for row in rows if row], skips, retries)
+
+    def _packed(self, window: _WindowDraws, examples: list[Example]) -> list[list[int]]:
         lengths = [example_length(example.value) for example in examples]
-        packed = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
-        rows = [[examples[i] for i in row] for row in packed[window.first_row :]]
-        return _Window(window.ordinal, window.first_row, rows, skips)
+        rows = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
+        return [[examples[i].draw for i in row] for row in rows[window.first_row :]]
 
     def _example(self, draw: Draw) -> Example:
         record = self.sources[draw.source][draw.index]
-        example = Example(self.prepare(record, draw.number), record.id, draw.source)
+        example = Example(self.prepare(record, draw.number), record.id, draw.source, draw.number)
         if (length := example_length(example.value)) > (most := self.packing.length):
             raise ValueError(
                 f"Record {shown(record.id)} has {length} tokens, more than data.pack_length {most}"
@@ -88,13 +98,18 @@ class _Windows(Dataset[Any]):
         return example
 
 
-def _window_draws(
-    mixture: Mixture, plan: WindowPlan, size: int, cursor: tuple[int, int]
-) -> Iterator[_WindowDraws]:
-    start, row = cursor
-    for ordinal, (number, first_row) in enumerate(plan.windows(start), start=start):
-        draws = [mixture.draw(n) for n in range(number * size, (number + 1) * size)]
-        yield _WindowDraws(ordinal, number, max(first_row, row if ordinal == start else 0), draws)
+def _window_draws(mixture: Mixture, plan: WindowPlan, size: int, cursor: Cursor) -> Iterator[_WindowDraws]:
+    for ordinal, (number, first_row) in enumerate(plan.windows(cursor.ordinal), start=cursor.ordinal):
+        is_begun = ordinal == cursor.ordinal
+        numbers = range(number * size, (number + 1) * size)
+        rows = cursor.rows if is_begun and cursor.rows is not None else plan.layouts.get(number)
+        if rows is not None:
+            packed = [n for row in rows for n in row]
+            if len(set(packed)) < len(packed) or not set(packed) <= set(numbers):
+                raise UserError(f"the checkpoint's position in the data: its rows are not of window {number}")
+            numbers = packed
+        draws = [mixture.draw(n) for n in numbers]
+        yield _WindowDraws(ordinal, number, max(first_row, cursor.row if is_begun else 0), draws, rows)
 
 
 class PackedBatches:
@@ -106,7 +121,7 @@ class PackedBatches:
         prepare: as in `loader.example_batches`.
         collate: makes a batch of rows (lists of examples) and the row length.
         rows: the rows of one micro-batch.
-        cursor: where to begin, see `WindowPlan`.
+        cursor: where to begin.
 
     Errors:
         UserError where several windows in succession hold no usable record.
@@ -121,11 +136,11 @@ class PackedBatches:
         prepare: Callable[[Record, int], Any],
         collate: Callable[[list[list[Any]], int], Any],
         rows: int,
-        cursor: tuple[int, int] = (0, 0),
+        cursor: Cursor = START,
         num_workers: int = 0,
         statistics: StreamStatistics | None = None,
     ) -> None:
-        self.cursor = cursor
+        self._next = cursor  # where nothing is waiting
         self._packing, self._collate, self._num_rows = packing, collate, rows
         self._statistics = statistics or unnamed_statistics(sources)
         self._waiting: deque[tuple[int, int, list[Example]]] = deque()
@@ -141,6 +156,16 @@ class PackedBatches:
             )
         )
 
+    @property
+    def cursor(self) -> Cursor:
+        """The row after the last delivered one; past the end of a window the beginning of the next."""
+        if not self._waiting:
+            return self._next
+        # All of one window: the next one is taken only when too few rows are waiting for a batch.
+        ordinal, row, _ = self._waiting[0]
+        rows = tuple(tuple(example.draw for example in examples) for _, _, examples in self._waiting)
+        return Cursor(ordinal, row, rows)
+
     def __iter__(self) -> Iterator[StreamBatch]:
         return self
 
@@ -148,9 +173,7 @@ class PackedBatches:
         while len(self._waiting) < self._num_rows:
             self._take_window()
         taken = [self._waiting.popleft() for _ in range(self._num_rows)]
-        ordinal = taken[-1][0]
-        # The row after the last one; past the end of a window it is the beginning of the next.
-        self.cursor = self._waiting[0][:2] if self._waiting else (ordinal + 1, 0)
+        self._next = Cursor(taken[-1][0] + 1)
         rows = [examples for _, _, examples in taken]
         inputs = self._collate([[example.value for example in row] for row in rows], self._packing.length)
         examples = [example for row in rows for example in row]
@@ -165,7 +188,9 @@ class PackedBatches:
     def _take_window(self) -> None:
         for _ in range(_EMPTY_WINDOWS):
             window = next(self._windows)
-            self._statistics.add(BatchFacts(skips=window.skips))
+            self._statistics.add(BatchFacts(skips=window.skips, retries=window.retries))
+            if max(map(_length, window.rows), default=0) > self._packing.length:
+                raise UserError("the checkpoint's position in the data: it holds rows that are too long")
             if window.rows:
                 self._waiting.extend(
                     (window.ordinal, window.first_row + number, row) for number, row in enumerate(window.rows)
@@ -175,6 +200,10 @@ class PackedBatches:
             f"no record of the last {_EMPTY_WINDOWS * self._packing.window} could be used; the last: "
             f"{window.skips[-1].reason if window.skips else 'no record was read'}"
         )
+
+
+def _length(row: list[Example]) -> int:
+    return sum(example_length(example.value) for example in row)
 
 
 def _identity(window: Any) -> Any:

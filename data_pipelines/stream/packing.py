@@ -1,22 +1,26 @@
 """Pack several records into rows of a fixed length, so that hardly any position is padding.
 
-A *window* is a fixed number of draws, packed independently of all others. Its content is a pure function of
-its number, so the position in the stream is two numbers, (window, row), for any number of workers; the
-windows are dealt to the ranks in turn.
+A *window* is a fixed number of draws, packed independently of all others. Its draws are a pure function of
+its number, so the position in the stream is (window, row), for any number of workers, with the rows that
+remain of that window: a record that could not be read when it was packed may be readable later, and would
+then be packed too. The windows are dealt to the ranks in turn.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...common.errors import UserError
 from ...common.json_files import take_count, take_list
+
+#: Rows of a window, by the draw numbers of their records.
+Rows = tuple[tuple[int, ...], ...]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -48,18 +52,36 @@ def shuffled_rows(lengths: Sequence[int], capacity: int, seed: int, window: int)
     return [rows[i] for i in order]
 
 
+class Cursor(NamedTuple):
+    """A position in the windows of one rank.
+
+    Args:
+        ordinal: counts the windows of this rank.
+        row: the next one in that window.
+        rows: those that remain of that window; None where it was not packed yet.
+    """
+
+    ordinal: int = 0
+    row: int = 0
+    rows: Rows | None = None
+
+
+START = Cursor()
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """The windows that one rank packs: its part of `leftovers`, then every `world_size`-th from `first`.
 
-    Leftovers are (window, first row) pairs that a run with another number of ranks had not finished. A
-    *cursor* is (ordinal, row): the ordinal counts the windows of this rank.
+    Leftovers are (window, first row) pairs that a run with another number of ranks had not finished.
+    `layouts` holds the remaining rows of windows that were packed before, by window.
     """
 
     rank: int = 0
     world_size: int = 1
     first: int = 0
     leftovers: tuple[tuple[int, int], ...] = ()
+    layouts: Mapping[int, Rows] = field(default_factory=dict)
 
     def window(self, ordinal: int) -> tuple[int, int]:
         """(window number, first row) of this rank's window `ordinal`."""
@@ -73,17 +95,22 @@ class WindowPlan:
         return map(self.window, count(ordinal))
 
 
-def plan_state(plan: WindowPlan, cursors: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def plan_state(plan: WindowPlan, cursors: Sequence[Cursor]) -> dict[str, Any]:
     """The plan and the cursors of all ranks for a checkpoint; the same on every rank."""
+    layouts = dict(plan.layouts)
+    for rank, cursor in enumerate(cursors):
+        if cursor.rows is not None:
+            layouts[replace(plan, rank=rank).window(cursor.ordinal)[0]] = cursor.rows
     return {
         "world_size": plan.world_size,
         "first": plan.first,
         "leftovers": [list(pair) for pair in plan.leftovers],
-        "cursors": [list(cursor) for cursor in cursors],
+        "cursors": [[cursor.ordinal, cursor.row] for cursor in cursors],
+        "layouts": [[window, [list(row) for row in rows]] for window, rows in sorted(layouts.items())],
     }
 
 
-def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[WindowPlan, tuple[int, int]]:
+def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[WindowPlan, Cursor]:
     """The plan and cursor with which a rank resumes from `plan_state`. UserError for an invalid state.
 
     With the same number of ranks, every rank continues in its windows. With another number, the rows that
@@ -91,21 +118,37 @@ def resumed_plan(state: Mapping[str, Any], rank: int, world_size: int) -> tuple[
     """
     where = "the checkpoint's position in the data"
     leftovers, cursors = (_pairs(state, name, where) for name in ("leftovers", "cursors"))
-    first = take_count(state, "first", where)
+    first, layouts = take_count(state, "first", where), _layouts(state, where)
     if take_count(state, "world_size", where) != len(cursors) or not cursors:
         raise UserError(f"{where}: world_size is {state['world_size']}, but there are {len(cursors)} cursors")
-    plans = [WindowPlan(r, len(cursors), first, tuple(leftovers)) for r in range(len(cursors))]
+    plans = [WindowPlan(r, len(cursors), first, tuple(leftovers), layouts) for r in range(len(cursors))]
     if world_size == len(cursors):
-        return plans[rank], cursors[rank]
-    return redeal(plans, cursors, rank, world_size), (0, 0)
+        ordinal, row = cursors[rank]
+        return plans[rank], Cursor(ordinal, row, layouts.get(plans[rank].window(ordinal)[0]))
+    return redeal(plans, cursors, rank, world_size), START
 
 
 def _pairs(state: Mapping[str, Any], name: str, where: str) -> list[tuple[int, int]]:
     def is_pair(pair: Any) -> bool:
-        numbers = pair if isinstance(pair, list | tuple) else ()
-        return len(numbers) == 2 and all(type(n) is int and 0 <= n < 2**53 for n in numbers)
+        return _are_counts(pair) and len(pair) == 2
 
     return [(first, second) for first, second in take_list(state, name, is_pair, "pairs of integers", where)]
+
+
+def _layouts(state: Mapping[str, Any], where: str) -> dict[int, Rows]:
+    """The remaining rows by window. Checkpoints of earlier versions have none."""
+
+    def is_layout(item: Any) -> bool:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[1], list)):
+            return False
+        return _are_counts(item[:1]) and all(map(_are_counts, item[1]))
+
+    found = take_list({"layouts": [], **state}, "layouts", is_layout, "windows with their rows", where)
+    return {window: tuple(map(tuple, rows)) for window, rows in found}
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(type(n) is int and 0 <= n < 2**53 for n in values)
 
 
 def redeal(
@@ -122,4 +165,6 @@ def redeal(
             if window >= first and ordinal + number >= dealt:
                 break
             unfinished.append((window, max(start, row) if number == 0 else start))
-    return WindowPlan(rank, world_size, first, tuple(sorted(unfinished)))
+    packed = plans[0].layouts
+    layouts = {window: packed[window] for window, _ in unfinished if window in packed}
+    return WindowPlan(rank, world_size, first, tuple(sorted(unfinished)), layouts)

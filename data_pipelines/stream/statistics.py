@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..shards.retries import Retry
+
 logger = logging.getLogger(__name__)
 
-_NAMED = 100  # skipped records that are logged; all are counted
+_NAMED = 100  # skipped records, and reads tried again, that are logged; all are counted
 _STEPS_PER_DOUBLING = 8
 _BUCKETS = 24 * _STEPS_PER_DOUBLING  # of the histogram of lengths, up to 2^24 tokens
 
@@ -35,6 +37,7 @@ class BatchFacts:
     sources: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    retries: list[Retry] = field(default_factory=list)
 
 
 def example_length(example: Any) -> int:
@@ -58,7 +61,7 @@ class StreamStatistics:
 
     def __init__(self, names: Sequence[str], on_skip: Callable[[Skip], None] | None = None) -> None:
         self.names = list(names)
-        self.skipped = 0  # since the start of the run, on this rank
+        self.skipped = self.retried = 0  # since the start of the run, on this rank
         self._on_skip = on_skip
         self._reset()
 
@@ -71,7 +74,7 @@ class StreamStatistics:
         self._since = time.perf_counter()
 
     def add(self, facts: BatchFacts) -> None:
-        """Count one batch, and log the records that were skipped for it."""
+        """Count one batch, and log the records that were skipped or read again for it."""
         self._positions += facts.positions
         np.add.at(self._records, facts.sources, 1)
         np.add.at(self._tokens, facts.sources, facts.lengths)
@@ -81,6 +84,10 @@ class StreamStatistics:
             np.add.at(self._histogram, np.minimum(buckets, _BUCKETS - 1), 1)
         for skip in facts.skips:
             self._log(skip)
+        for retry in facts.retries:
+            self.retried += 1
+            if self.retried <= _NAMED:
+                logger.warning("%s", retry)
 
     def _log(self, skip: Skip) -> None:
         self.skipped += 1
@@ -108,17 +115,18 @@ class StreamStatistics:
         """The metrics since the last call, over all ranks if `total` sums over them.
 
         fill_share and padding_share of all positions, length_mean, length_p50 and length_p95 in tokens (the
-        percentiles to 9 %), share/NAME of the records, token_share/NAME of the tokens, skipped (records since
-        the start of the run), wait_share of the time.
+        percentiles to 9 %), share/NAME of the records, token_share/NAME of the tokens, skipped and retried
+        (records since the start of the run), wait_share of the time.
         """
-        single = [self._positions, self._waited, time.perf_counter() - self._since, self.skipped]
+        elapsed = time.perf_counter() - self._since
+        single = [self._positions, self._waited, elapsed, self.skipped, self.retried]
         numbers = np.concatenate([single, self._records, self._tokens, self._histogram])
         numbers = total(torch.from_numpy(numbers)).cpu().numpy()
         self._reset()
-        positions, waited, elapsed, skipped = numbers[:4].tolist()
-        records, tokens, histogram = np.split(numbers[4:], [len(self.names), 2 * len(self.names)])
+        positions, waited, elapsed, skipped, again = numbers[:5].tolist()
+        records, tokens, histogram = np.split(numbers[5:], [len(self.names), 2 * len(self.names)])
         num_records, num_tokens = records.sum(), tokens.sum()
-        metrics = {"skipped": skipped, "wait_share": waited / max(elapsed, 1e-9)}
+        metrics = {"skipped": skipped, "retried": again, "wait_share": waited / max(elapsed, 1e-9)}
         if num_records:
             shares = zip(self.names, records / num_records, strict=True)
             metrics |= {f"share/{name}": share for name, share in shares}

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant, image_part, user
 from dualtoken.data_pipelines.scenes.scene import random_scene, render
+from dualtoken.data_pipelines.shards import retries
 from dualtoken.data_pipelines.shards.format import read_manifest
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.storage import is_url, locate
@@ -148,6 +149,7 @@ def test_a_remote_shard_that_fails_is_a_record_error(url: str, monkeypatch: pyte
         raise RuntimeError("connection reset")  # no OSError, as with some protocols
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", broken)
+    monkeypatch.setattr(retries, "WAITS", (0.0,))
     with pytest.raises(RecordError, match="connection reset"):
         dataset[0]
 

@@ -20,7 +20,7 @@ from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.data_pipelines.shards.writer import ShardWriter
 from dualtoken.data_pipelines.stream.loader import example_batches
 from dualtoken.data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
-from dualtoken.data_pipelines.stream.packing import WindowPlan, plan_state, resumed_plan
+from dualtoken.data_pipelines.stream.packing import Cursor, WindowPlan, plan_state, resumed_plan
 from dualtoken.data_pipelines.stream.statistics import BatchFacts, Skip, StreamStatistics
 
 
@@ -148,7 +148,7 @@ def test_weights_and_limits_are_numbers_above_0(weight: Any) -> None:
 )
 def test_an_invalid_saved_position_is_refused(name: str, value: Any) -> None:
     """The position is read from a checkpoint, which is untrusted."""
-    state = plan_state(WindowPlan(0, 2), [(1, 2), (0, 3)])
-    assert resumed_plan(state, 1, 2)[1] == (0, 3)
+    state = plan_state(WindowPlan(0, 2), [Cursor(1, 2), Cursor(0, 3)])
+    assert resumed_plan(state, 1, 2)[1] == Cursor(0, 3)
     with pytest.raises(UserError, match="position in the data"):
         resumed_plan({**state, name: value}, 0, 2)

@@ -13,7 +13,7 @@ from dualtoken.common.errors import UserError
 from dualtoken.data_pipelines.records import Record, RecordError, assistant
 from dualtoken.data_pipelines.stream.mixture import Mixture
 from dualtoken.data_pipelines.stream.packed_loader import PackedBatches, Packing
-from dualtoken.data_pipelines.stream.packing import WindowPlan, pack, plan_state, resumed_plan
+from dualtoken.data_pipelines.stream.packing import START, Cursor, WindowPlan, pack, plan_state, resumed_plan
 from dualtoken.data_pipelines.stream.statistics import StreamStatistics
 
 SIZES = [200, 90]
@@ -52,7 +52,7 @@ def collate(rows: list[list[Example]], length: int) -> list[list[tuple[str, int]
     return [[(example.name, example.draw) for example in row] for row in rows]
 
 
-def stream(plan: WindowPlan | None = None, cursor: tuple[int, int] = (0, 0), **options: Any) -> PackedBatches:
+def stream(plan: WindowPlan | None = None, cursor: Cursor = START, **options: Any) -> PackedBatches:
     sources = options.pop("sources", [Numbered(number, size) for number, size in enumerate(SIZES)])
     mixture = Mixture([len(source) for source in sources], [2.0, 1.0][: len(sources)], seed=4)
     packing = Packing(LENGTH, WINDOW)
@@ -110,7 +110,7 @@ def test_ranks_are_disjoint_and_complete() -> None:
 def test_another_number_of_ranks_resumes_without_loss(sizes: tuple[int, ...]) -> None:
     """Several changes in succession; every draw is delivered exactly once until the last cursors."""
     plans = [WindowPlan(rank, sizes[0]) for rank in range(sizes[0])]
-    cursors = [(0, 0)] * sizes[0]
+    cursors = [START] * sizes[0]
     draws: list[int] = []
     for phase, size in enumerate(sizes):
         if phase:
@@ -123,7 +123,7 @@ def test_another_number_of_ranks_resumes_without_loss(sizes: tuple[int, ...]) ->
             cursors[rank] = packed.cursor
     counts = Counter(draws)
     assert set(counts.values()) == {1}
-    pending = min(plan.window(ordinal)[0] for plan, (ordinal, _) in zip(plans, cursors, strict=True))
+    pending = min(plan.window(ordinal)[0] for plan, (ordinal, *_) in zip(plans, cursors, strict=True))
     assert pending > 0
     assert set(range(pending * WINDOW)) <= set(counts)
 
