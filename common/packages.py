@@ -36,9 +36,16 @@ _ROOT = Path(__file__).resolve().parent.parent
 def missing_package(name: str) -> str:
     """The message for a missing package with the import name `name`, with the command that installs it."""
     extra, package = OPTIONAL.get(name, ("", name))
-    if extra and (_ROOT / "setup.py").is_file():  # a clone: its extras can be installed from here
-        return f"the package {package} is needed and not installed: pip install '.[{extra}]' in {_ROOT}"
-    return f"the package {package} is needed and not installed: pip install {package}"
+    is_clone = extra and (_ROOT / "setup.py").is_file()
+    command = install_command(extra) if is_clone else f"pip install {package}"
+    return f"the package {package} is needed and not installed: {command}"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs this package with an extra ("": without), from the clone if this is one."""
+    is_clone = (_ROOT / "setup.py").is_file()
+    what = ("." if is_clone else "dualtoken") + (f"[{extra}]" if extra else "")
+    return f"pip install '{what}'" + (f" in {_ROOT}" if is_clone else "")
 
 
 def require_package(name: str) -> None:

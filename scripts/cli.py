@@ -47,6 +47,7 @@ COMMANDS = {
     "ablate": Command("ablate", "variants of a recipe with several seeds, and a table of them"),
     "layers": Command("layers", "which layers of a new backbone to use, with a plot of their similarity"),
     "bench": Command("bench", "speed and memory against plain references, on this machine"),
+    "doctor": Command("doctor", "what works on this machine, with a remedy for what does not"),
     "convert": Command("convert", "make a model folder of a training or a released checkpoint"),
 }
 
