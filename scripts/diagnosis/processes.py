@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ...common.packages import missing_package
@@ -48,6 +50,17 @@ def launch(
     words: Sequence[str], processes: int, timeout: float, gpus: bool = True
 ) -> subprocess.CompletedProcess[str] | None:
     """Run a module with its arguments under torchrun; None when it takes longer than `timeout` seconds."""
+    process = start(words, processes, gpus)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(words: Sequence[str], processes: int, gpus: bool = True) -> subprocess.Popen[str]:
+    """Start a module with its arguments under torchrun, in a session of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     path = os.pathsep.join(filter(None, sys.path))
     environment = {
@@ -57,7 +70,7 @@ def launch(
     }
     if not gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *launcher, *words],
         env=environment,
         stdout=subprocess.PIPE,
@@ -66,13 +79,13 @@ def launch(
         errors="replace",
         start_new_session=True,
     )
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its workers
-        process.communicate()
-        return None
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process that `start` made, and its workers, without giving them time to save."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def last_object(text: str) -> dict[str, Any] | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from .processes import launch
+from .processes import kill, launch, start
 
 LLM = {
     "model_type": "llama",
@@ -81,6 +82,22 @@ def run_training(recipe: Path, output: Path, processes: int, gpus: bool, options
     if done is None or (done.returncode and not (output / "model").is_dir()):
         raise RuntimeError(f"{' '.join(options) or 'the run'}: {_reason(done)}")
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def kill_training(
+    recipe: Path, output: Path, processes: int, gpus: bool, options: Sequence[str], after: int
+) -> None:
+    """Start a run and kill it once its log holds `after` steps. RuntimeError if it ends before."""
+    words = ["dualtoken.scripts.train", str(recipe), "--output", str(output), *options]
+    process, log = start(words, processes, gpus), output / "log.jsonl"
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not (log.exists() and log.read_text().count("\n") >= after):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the run to be killed ended before step {after}")
+            time.sleep(0.05)
+    finally:
+        kill(process)
 
 
 def largest_difference(log: Log, reference: Log) -> float:

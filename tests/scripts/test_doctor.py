@@ -1,16 +1,20 @@
 """`dualtoken doctor`: what it finds, what it advises, and that no check ends the others."""
 
+import importlib
 import json
 import shutil
+import subprocess
 from collections import namedtuple
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
 from dualtoken.scripts import cli, doctor
-from dualtoken.scripts.diagnosis import computing, hardware, packages, processes
+from dualtoken.scripts.diagnosis import computing, hardware, packages, processes, proof
 from dualtoken.scripts.diagnosis.finding import Finding, findings, in_lines
+from dualtoken.scripts.diagnosis.proofs import evidence
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -124,3 +128,67 @@ def test_every_topic_has_a_check():
         finding.topic for finding in findings({"x": hardware.check_memory, "y": hardware.check_open_files})
     }
     assert {"memory", "open files"} <= topics
+
+
+# --- the proof ----------------------------------------
+
+
+def test_without_a_gpu_the_proof_is_refused(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert cli.main(["doctor", "--gpu-proof", "--output", str(tmp_path / "proof")]) == 2
+    assert "--gpu-proof needs 1 GPU, and torch sees 0" in capsys.readouterr().err
+    assert not (tmp_path / "proof").exists()
+
+
+def test_every_proof_is_a_module():
+    for name in proof.PROOFS:
+        module = importlib.import_module(f"dualtoken.scripts.diagnosis.proofs.{name}")
+        assert callable(module.prove)
+
+
+def test_a_proof_that_crashes_fails_alone_and_is_run_again(monkeypatch, tmp_path, capsys):
+    ended = iter([("x" * 9 + "\nsegmentation fault", None), ("", {"holds": True, "rows": [ROW]})])
+
+    def run(command, stdout, stderr, timeout):
+        log, found = next(ended)
+        stdout.write(log.encode())
+        if found is not None:
+            output = command[command.index("--output") + 1]
+            Path(output).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0 if found else 139)
+
+    monkeypatch.setattr(proof.subprocess, "run", run)
+    (failed,) = proof.prove(["codes"], "cpu", 2, tmp_path)
+    assert not failed["holds"]
+    assert failed["error"] == "segmentation fault"
+    assert "segmentation fault" in (tmp_path / "report.md").read_text()
+    for _ in range(2):  # the second time the finished proof is taken as it is
+        (passed,) = proof.prove(["codes"], "cpu", 2, tmp_path)
+        assert passed["holds"]
+    assert "| difference | 0.25 | <= 1 | yes |" in (tmp_path / "report.md").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert "FAILS  codes" in capsys.readouterr().out
+
+
+ROW = {"name": "difference", "value": 0.25, "allowed": "<= 1", "holds": True}
+
+
+def test_a_row_that_does_not_hold_fails_its_proof():
+    assert evidence.at_most("a", 1.0, 1.0).holds
+    assert not evidence.at_most("a", float("nan"), 1.0).holds
+    assert not evidence.Evidence([evidence.at_most("a", 2.0, 1.0), evidence.left_out("b", "no")]).holds
+    assert not evidence.Evidence([]).holds
+    assert evidence.Evidence([evidence.left_out("b", "no")]).holds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_proof_can_be_rehearsed_on_a_cpu(tmp_path):
+    assert cli.main(["doctor", "--rehearse", "--output", str(tmp_path / "proof")]) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(7200)
+def test_the_proof_on_gpus(tmp_path):
+    assert cli.main(["doctor", "--gpu-proof", "--output", str(tmp_path / "proof")]) == 0

@@ -1,0 +1,1 @@
+"""What `dualtoken doctor --gpu-proof` proves, a file for each proof with a function `prove(setting)`."""
