@@ -16,7 +16,9 @@ from .locks import LOCK, OWNER
 
 #: The file that marks folders made by a command; a folder without it is the user's and is never replaced.
 MARK = ".dualtoken.json"
-_UNSEEN = {MARK, LOCK, OWNER}
+#: The index of a folder of shards, which readers may add to it at any time.
+SHARDS_INDEX = "shards.index"
+_UNSEEN = {MARK, LOCK, OWNER, SHARDS_INDEX}
 #: Makers of folders of shards; the last is a program that calls the library.
 SHARD_MAKERS = ("dualtoken prepare", "dualtoken tokenize", "dualtoken")
 

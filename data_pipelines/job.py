@@ -27,6 +27,7 @@ from ..common.outputs import Inputs
 from ..common.paths import inside, plain_name
 from .partial_output import can_resume, clear, locked_output, partial_folder, publish, read_plan, write_plan
 from .shards.format import MANIFEST, check_shard_entry, is_rejection, read_manifest
+from .shards.packed_index import save_packed_index
 from .shards.tar_index import index_path
 from .shards.writer import PartWriter, build_manifest, mark_shards, write_manifest
 
@@ -270,6 +271,7 @@ class Job:
             raise UserError(
                 f"the unfinished work in {self.folder} is damaged ({error}): remove it and start again"
             ) from error
+        save_packed_index(self._merged, manifest["shards"])
         mark_shards(self._merged, self._command)
         (self.folder / _RUN).unlink(missing_ok=True)  # a process that starts now finds the output
         publish(self._merged, self.output)

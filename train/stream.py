@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +16,9 @@ from typing import Any
 
 from ..common.errors import UserError, shown
 from ..common.json_files import take, take_count, take_list
-from ..common.paths import user_path
-from ..data_pipelines.shards.reader import ShardDataset
-from ..data_pipelines.shards.storage import is_url
 from ..data_pipelines.stream.loader import StreamBatch, example_batches
 from ..data_pipelines.stream.mixture import BatchPlan, Draw, Mixture
+from ..data_pipelines.stream.order import ORDER_VERSION
 from ..data_pipelines.stream.packed_loader import PackedBatches, Packing
 from ..data_pipelines.stream.packing import Cursor, WindowPlan, plan_state, resumed_plan
 from ..data_pipelines.stream.statistics import Skip, StreamStatistics
@@ -29,6 +26,7 @@ from .backend.distributed import World
 from .config.recipe import Recipe
 from .objectives import Objective
 from .objectives.base import Batch
+from .sources import mixture_of, open_sources, order_state, saved_order_version
 
 
 class Stream:
@@ -39,6 +37,7 @@ class Stream:
         self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
         self._metrics: dict[str, float] = {}
         self._resumed = False
+        self._order_version = ORDER_VERSION
         self._plan = WindowPlan(world.rank, world.size)
         self._cursor = Cursor()
         self._position = 0  # micro-batches delivered
@@ -48,24 +47,8 @@ class Stream:
     @classmethod
     def open(cls, recipe: Recipe, world: World) -> Stream:
         """Open all sources. UserError for one that is missing, empty, or mostly unreadable."""
-        configs = recipe.data.sources
-        missing = [
-            f"{name}: {source.path}"
-            for name, source in configs.items()
-            if not is_url(source.path) and not os.path.isdir(user_path(source.path))
-        ]
-        if missing:
-            raise UserError(
-                f"data.sources: no such folder: {', '.join(missing)}; write it with dualtoken prepare"
-            )
-        sources = [ShardDataset(source.path, tolerant=True) for source in configs.values()]
-        mixture = Mixture(
-            [len(source) for source in sources],
-            [source.weight for source in configs.values()],
-            recipe.seed,
-            [source.max_repeats for source in configs.values()],
-        )
-        return cls(recipe, world, sources, mixture)
+        sources = open_sources(recipe.data)
+        return cls(recipe, world, sources, mixture_of(recipe.data, sources, recipe.seed))
 
     def fingerprints(self) -> dict[str, str]:
         """A digest of the records of each source by name; a resumed run requires equal ones."""
@@ -207,6 +190,15 @@ class Stream:
         if order and sorted(n for batch in order for n in batch) != list(self._batch_plan().numbers(window)):
             raise UserError(f"{where}: its micro-batches are not those of window {window}")
         self._sorted = {window: order} if order else {}
+
+    def order_state(self) -> dict[str, Any]:
+        """The version of the records' order for checkpoints; empty where all versions are the same."""
+        return {} if self._order_version == 1 else order_state(self.mixture)
+
+    def load_order_state(self, state: Mapping[str, Any]) -> None:
+        """Continue in the order of `order_state`. UserError for an unknown version."""
+        self._order_version = saved_order_version(state)
+        self.mixture = mixture_of(self.recipe.data, self.sources, self.recipe.seed, self._order_version)
 
     # ---- metrics
 

@@ -49,6 +49,10 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def span(self, position: int) -> tuple[int, int]:
+        """(offset, length) of a sample."""
+        return int(self.offsets[position]), int(self.lengths[position])
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, TarIndex)

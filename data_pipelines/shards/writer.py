@@ -20,6 +20,7 @@ from ...common.paths import is_plain_name, plain_name
 from ...common.values import whole_number
 from ..records import Record, RecordError
 from .format import FORMAT, FORMAT_VERSION, MANIFEST
+from .packed_index import save_packed_index
 from .sample_codec import EncodedSample, encode_record
 from .tar_index import build_index, index_path, save_index
 
@@ -181,6 +182,7 @@ class ShardWriter:
                 yield writer
                 part = writer.finish()
             write_manifest(temporary, build_manifest(self._description, part["shards"], part["rejected"]))
+            save_packed_index(temporary, part["shards"])
             mark_shards(temporary, "dualtoken")
 
 

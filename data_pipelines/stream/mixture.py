@@ -15,6 +15,7 @@ import numpy as np
 
 from ...common.errors import UserError
 from ...common.values import finite_number, whole_number
+from .order import Order, record_order
 
 _BLOCK = 1 << 16  # draws whose sources are chosen at once
 
@@ -37,6 +38,7 @@ class Mixture:
         seed: draws of different seeds are independent.
         max_repeats: the maximum number of epochs of each source, None for no limit. The share of a source
             that has reached it goes to the others in proportion to theirs.
+        orders: of the records of each source (default: fully random).
 
     Errors:
         UserError for an empty source, a weight or limit that is not above 0, or if every source is limited.
@@ -48,6 +50,7 @@ class Mixture:
         weights: Sequence[float],
         seed: int,
         max_repeats: Sequence[float | None] | None = None,
+        orders: Sequence[Order] | None = None,
     ) -> None:
         if len(lengths) != len(weights) or not lengths:
             raise UserError(
@@ -77,7 +80,9 @@ class Mixture:
         self._block = -1
         self._sources = self._ordinals = np.empty(0, dtype=np.int64)
         self._seen = [np.zeros(len(lengths), dtype=np.int64)]  # records of each source drawn before block b
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self.orders = list(
+            orders or [record_order(length, seed, number) for number, length in enumerate(lengths)]
+        )
 
     def draw(self, number: int) -> Draw:
         block, offset = divmod(number, _BLOCK)
@@ -85,7 +90,7 @@ class Mixture:
             self._load_block(block)
         source = int(self._sources[offset])
         epoch, position = divmod(int(self._ordinals[offset]), self.lengths[source])
-        return Draw(number, source, int(self._order(source, epoch)[position]))
+        return Draw(number, source, self.orders[source].index(epoch, position))
 
     def _choose(self, block: int) -> np.ndarray:
         """The sources of a block's draws; needs the counts of all blocks before it."""
@@ -117,13 +122,6 @@ class Mixture:
             chosen = sources == source
             ordinals[chosen] = seen + np.arange(int(chosen.sum()))
         self._block, self._sources, self._ordinals = block, sources, ordinals
-
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        """The shuffled indices of one epoch of a source; the latest epoch is cached."""
-        if self._orders.get(source, (None,))[0] != epoch:
-            rng = np.random.default_rng((self.seed, 1, source, epoch))
-            self._orders[source] = (epoch, rng.permutation(self.lengths[source]))
-        return self._orders[source][1]
 
 
 def _first_end(chosen: np.ndarray, left: Sequence[float], ended: set[int]) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from torch import nn
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
 from ..config.deepspeed_keys import LAYOUT
-from ..config.keys import defaults
+from ..config.keys import default_of, defaults
 from ..config.optimizer import OptimizerConfig
 from ..config.recipe import Recipe, plain_recipe
 from ..optimizers import has_same_groups
@@ -31,6 +31,8 @@ APPLIED = (
     "validation",
     "validation.*",
     "data.num_workers",
+    "data.cache",
+    "data.cache_gb",
     "data.micro_batch_size",  # together with the accumulation: records per step are compared
 )
 #: Exceptions, which may not change.
@@ -139,7 +141,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     def value(side: Mapping[str, Any], key: str) -> Any:
         section = key.rpartition(".")[0]
         has_section = not section or any(known.startswith(f"{section}.") for known in side)
-        return side.get(key, default.get(key, _ABSENT) if has_section else _ABSENT)
+        return side.get(key, default_of(key, default, _ABSENT) if has_section else _ABSENT)
 
     found = []
     for key in sorted(one.keys() | other.keys()):

@@ -117,12 +117,14 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint in addition to the engine's. Every process calls this."""
         parts = {"objective": self.objective.extra_state(), "stream": self.stream.state_dict()}
+        parts["order"] = self.stream.order_state()
         parts |= {callback.state_name: callback.state_dict() for callback in self._with_state()}
         return {name: part for name, part in parts.items() if part}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         if "objective" in saved:
             self.objective.load_extra_state(saved["objective"])
+        self.stream.load_order_state(saved.get("order", {}))
         if "stream" in saved:
             self.stream.load_state_dict(saved["stream"])
         for callback in self._with_state():

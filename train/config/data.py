@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...common.limits import limited
 from .paths import locate
@@ -18,11 +19,17 @@ class SourceConfig:
         weight: relative share of the sampled records; only ratios between sources matter.
         max_repeats: a source is not read more often than this many epochs; its share then goes to the
             others. None sets no limit; at least one source must have none.
+        shuffle: ``records`` reads the records in a fully random order. ``shards`` reads ``shuffle_window``
+            shards at a time, each in runs of consecutive records, and mixes these: for data that are far
+            away or larger than the memory that caches files.
+        shuffle_window: shards that are mixed with ``shuffle: shards``. More mix better.
     """
 
     path: str
     weight: float = limited(1.0, above=0.0, most=1e9)
     max_repeats: float | None = limited(None, above=0.0, most=1e9)
+    shuffle: Literal["records", "shards"] = "records"
+    shuffle_window: int = limited(16, least=1, most=65_536)
 
     def __post_init__(self) -> None:
         locate(self, "path")
@@ -45,6 +52,10 @@ class DataConfig:
         max_length: records of more tokens than this, or than the language model's context, are skipped,
             counted and named; 0 leaves only the context. Together with ``micro_batch_size`` it bounds the
             memory of a step. For ``mllm`` only.
+        cache: folder on a local disk of every machine, for the shards of sources behind URLs. Empty: with
+            ``shuffle: shards`` a folder of the machine's folder for temporary files, otherwise no cache.
+        cache_gb: the most that the cache holds, in GB. It must have room for two windows of every source
+            that has ``shuffle: shards``.
     """
 
     sources: dict[str, SourceConfig]
@@ -54,3 +65,8 @@ class DataConfig:
     pack_length: int = limited(0, least=0, most=2**22)
     pack_window: int = limited(256, least=1, most=1_000_000)
     max_length: int = limited(0, least=0, most=2**22)
+    cache: str = ""
+    cache_gb: float = limited(200.0, above=0.0, most=1e6)
+
+    def __post_init__(self) -> None:
+        locate(self, "cache")

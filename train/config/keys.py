@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
@@ -50,17 +51,27 @@ def _require_mappings(hint: Any, value: Any, name: str) -> None:
 
 
 def defaults(section: type, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, default) of every field of a dataclass, and of the dataclasses in it, that has one."""
+    """(dotted key, default) of every field of a dataclass, and of the dataclasses in it, that has one.
+
+    In a dictionary of dataclasses `*` stands for every name: `data.sources.*.weight`.
+    """
     hints = typing.get_type_hints(section)
     for one in fields(section):
         name = f"{path}.{one.name}".lstrip(".")
         value = one.default if one.default_factory is MISSING else one.default_factory()
         if value is not MISSING and not is_dataclass(value):
             yield name, list(value) if isinstance(value, tuple) else value
-        if typing.get_origin(hints[one.name]) is not dict:
-            for option in (hints[one.name], *typing.get_args(hints[one.name])):
-                if isinstance(option, type) and is_dataclass(option):
-                    yield from defaults(option, name)
+        inner = f"{name}.*" if typing.get_origin(hints[one.name]) is dict else name
+        for option in (hints[one.name], *typing.get_args(hints[one.name])):
+            if isinstance(option, type) and is_dataclass(option):
+                yield from defaults(option, inner)
+
+
+def default_of(key: str, known: Mapping[str, Any], missing: Any = None) -> Any:
+    """The default of a dotted key, from `defaults`; `missing` where there is none."""
+    if key in known:
+        return known[key]
+    return next((value for pattern, value in known.items() if fnmatchcase(key, pattern)), missing)
 
 
 def check_configuration_keys(recipe: Recipe) -> None:

@@ -457,6 +457,7 @@ def test_an_invalid_manifest_behind_a_url_gives_a_message_of_one_line(url: str) 
 
 def test_damage_behind_a_url_is_reported_as_in_a_folder(url: str, caplog: pytest.LogCaptureFixture) -> None:
     system = fsspec.filesystem("memory")
+    system.rm("/hostile/shards.index")
     system.pipe("/hostile/train-00000.index.json", b'{"offsets": [0], "lengths": [-5]}')
     assert unusable(ShardDataset(url)) == []
     assert "is read through once" in caplog.text

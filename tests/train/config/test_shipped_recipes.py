@@ -12,7 +12,7 @@ import yaml
 
 from dualtoken.common.errors import UserError
 from dualtoken.train.config.compose import RECIPES
-from dualtoken.train.config.keys import defaults
+from dualtoken.train.config.keys import default_of, defaults
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import Recipe, plain_recipe
 
@@ -43,7 +43,7 @@ def test_a_shipped_recipe_has_the_values_it_always_had(name: str) -> None:
         recorded = {key: value for key, value in recorded.items() if key not in of_llm}
     assert {key: found.get(key) for key in recorded} == recorded
     for key in found.keys() - recorded.keys():
-        assert found[key] == default[key], key
+        assert found[key] == default_of(key, default, missing=...), key
 
 
 def test_every_shipped_recipe_was_recorded() -> None:
