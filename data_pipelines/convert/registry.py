@@ -19,6 +19,7 @@ from ...common.paths import is_plain_name
 from ...common.plugins import load_plugins
 from ..scenes.convert import SceneConverter
 from ..small_sets.convert_sets import EasyVqaConverter, EmojiConverter, LabelsConverter, NlvrConverter
+from ..text.replies import RepliesConverter
 from .converter import Converter
 from .folder import FolderConverter
 from .hf import HuggingFaceConverter
@@ -41,6 +42,7 @@ CONVERTERS: dict[str, type[Converter]] = {
         FolderConverter,
         WebDatasetConverter,
         HuggingFaceConverter,
+        RepliesConverter,
     )
 }
 
