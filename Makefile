@@ -1,5 +1,6 @@
 # make quickstart   install the core into .venv and let the small model answer and generate images
 # make test         install everything that is tested, then lint and the fast tests
+# make oldest       a quick subset of the tests with the oldest transformers that setup.py allows
 # make lint         ruff and mypy
 # make tutorials    run the tutorials: every command of "Your own data", and the notebook of the first hour
 # make docs         build the documentation's site into build/site
@@ -23,7 +24,12 @@ CORE := $(VENV)/core-$(KEY).stamp
 DEV := $(VENV)/dev-$(KEY).stamp
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint tutorials docs nano ablations clean
+# Laid over the environment by PYTHONPATH.
+OLDEST := $(VENV)/oldest
+OLDEST_TESTS := tests/test_nano_recorded.py tests/mllm/assembly/test_storage.py \
+	tests/train/test_init_from.py::test_a_short_recipe_trains_resumes_and_exports_a_complete_folder
+
+.PHONY: quickstart test oldest lint tutorials docs nano ablations clean
 .DELETE_ON_ERROR:
 
 quickstart: $(CORE)
@@ -32,6 +38,11 @@ quickstart: $(CORE)
 # The linters come first: they take seconds. The order of imports between the folders is tests/test_import_order.py.
 test: $(DEV) lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Loads, answers, generates, saves, trains: what another version of transformers would break.
+oldest: $(DEV) $(OLDEST)/stamp
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c "import transformers as t; print('transformers', t.__version__, t.__file__)"
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 $(OLDEST_TESTS)
 
 # mypy checks the root as the package it is, so it needs a folder in which the root is called `dualtoken`.
 lint: $(DEV)
@@ -73,3 +84,8 @@ $(DEV): | $(BIN)/python
 	@rm -f $(VENV)/*.stamp
 	$(PIP_INSTALL) -e '.[train,eval,docs,dev]'
 	@touch $(CORE) $@
+
+$(OLDEST)/stamp: .ci/oldest.txt | $(DEV)
+	@rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) -r .ci/oldest.txt
+	@touch $@

@@ -1,12 +1,12 @@
 """Configuration of the unified model, its config.json: an LLM, codebooks, and the model's settings."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..common.errors import UserError, shown
 from ..common.limits import settings_from
@@ -39,7 +39,8 @@ class DualTokenConfig(CheckedConfig):
     """
 
     model_type = MODEL_TYPE
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    # The name that every supported version of transformers reads.
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
     # Typed Any: given as dict, object or None, but always complete after __post_init__.
     text_config: Any = None
@@ -80,6 +81,7 @@ class DualTokenConfig(CheckedConfig):
         for name in ("pixel_codebook", "semantic_codebook"):
             setattr(self, name, settings_from(CodebookConfig, getattr(self, name), name))
         self.grid_size = _grid(self.grid_size)
+        self.text_config = _language_model(self.text_config)
         super().__post_init__(**kwargs)
         # The language model's flag, repeated as in transformers' composite models.
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
@@ -174,3 +176,12 @@ def _grid(given: Any) -> list[int]:
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise UserError(f"grid_size is {shown(given)}; give two integers (rows, columns)")
     return [whole_number(side, "grid_size", 1, 4096) for side in given]
+
+
+def _language_model(given: Any) -> PreTrainedConfig:
+    """`given` as a language model's configuration; settings without a model type, or None, are a llama's."""
+    if isinstance(given, PreTrainedConfig):
+        return given
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"text_config is {shown(given)}; give the language model's settings by name")
+    return AutoConfig.for_model(**{"model_type": "llama", **(given or {})})

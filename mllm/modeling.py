@@ -323,10 +323,11 @@ class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: torch.nn.Module) -> None:
         self.language_model.set_output_embeddings(Classifier.of(value))
 
-    def _initialize_weights(self, module: torch.nn.Module, is_custom_code: bool = False) -> None:
-        # For external models transformers skips modules without direct parameters, so that projectors and
-        # depth transformers would keep their layers' defaults. Loaded weights are kept in either case.
-        super()._initialize_weights(module, is_custom_code=False)
+    def _initialize_weights(self, module: torch.nn.Module, *_: bool, **__: bool) -> None:
+        # Told that a model is external, transformers skips modules without direct parameters, so that
+        # projectors and depth transformers would keep their layers' defaults. Loaded weights are kept in
+        # either case.
+        super()._initialize_weights(module)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)

@@ -62,6 +62,23 @@ def test_the_constraints_fit_the_requirements(setup):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), text
 
 
+def test_both_ends_of_the_range_of_transformers_are_tested(setup):
+    """`make oldest` runs with the lower bound, the other tests with the newest below the upper one."""
+    (allowed,) = [one for one in map(Requirement, setup["CORE"]) if one.name == "transformers"]
+    least, beyond = (
+        Version(bound.version) for bound in sorted(allowed.specifier, key=lambda b: b.operator)[::-1]
+    )
+    oldest, newest = (_pinned(ROOT / name, "transformers") for name in (".ci/oldest.txt", "constraints.txt"))
+    assert oldest.release[:2] == least.release[:2]
+    assert newest.release[:2] == (beyond.major, beyond.minor - 1)
+
+
+def _pinned(file: Path, name: str) -> Version:
+    found = re.search(rf"^{name}==(.+)$", file.read_text(), re.MULTILINE)
+    assert found is not None
+    return Version(found[1])
+
+
 def test_the_extras_are_the_documented_ones(setup):
     assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "bench", "docs", "dev"}
     readme = (ROOT / "README.md").read_text()

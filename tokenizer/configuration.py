@@ -29,7 +29,7 @@ class DualTokenizerConfig(CheckedConfig):
 
     model_type = "dualtoken_tokenizer"
     packaged_folder = "visual_tokenizer"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+    sub_configs: ClassVar[dict[str, Any]] = {
         "vision_config": SiglipVisionConfig,
         "text_config": SiglipTextConfig,
     }

@@ -123,7 +123,7 @@ def test_every_automatic_class_is_told_to_run_no_code():
         ("text_config__vocab_size", "many", "config.json"),
         ("text_config__hidden_act", "boom", "boom"),
         ("text_config", None, "config.json"),
-        ("text_config", "llama", "config.json"),
+        ("text_config", "llama", "text_config"),
         ("text_config__model_type", "no such", "config.json"),
         ("text_config__model_type", None, "config.json"),
         ("text_config___attn_implementation", "someone/kernels:run", "attn_implementation"),
