@@ -22,11 +22,19 @@ import sys
 from ..common.errors import UserError
 from . import cli
 
+CHANGES = "--resume-with-changes"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe-help", action="store_true", help="describe every key of a recipe, and exit")
     add("--estimate", action="store_true", help="print the memory that the recipe will take, and exit")
+    add(
+        CHANGES,
+        action="append",
+        metavar="KEY[,KEY...]",
+        help="resume although these keys changed that should stay (keys, sections, or shell patterns)",
+    )
     # The deepspeed launcher passes it first; the environment holds it too.
     add("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     add("recipe", nargs="?", help="the recipe: a YAML file, or the name of a shipped one")
@@ -49,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     given += ["--config", *args.config] if args.config else []
     if not given:
         raise UserError("no recipe given; name a YAML file, such as those in train/recipes")
-    words = [word for word in given if word != "--estimate"]
-    recipe = parse_recipe(words)
-    if args.estimate or len(words) < len(given):
+    words, changes = _parted(given)
+    estimate = args.estimate or "--estimate" in words
+    recipe = parse_recipe([word for word in words if word != "--estimate"])
+    if estimate:
         from ..train.planning.estimate import Estimate
 
         print(Estimate.of(recipe).table())
@@ -60,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from ..train.trainer import train
 
     try:
-        folder = train(recipe)
+        named = ",".join([*(args.resume_with_changes or []), *changes]).split(",")
+        folder = train(recipe, [key.strip() for key in named if key.strip()])
     except RunStopped as stopped:
         print(f"{stopped}, with a checkpoint; start it again to resume", file=sys.stderr)
         return 128 + stopped.signum
@@ -68,6 +78,22 @@ def run(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # one process prints for all
         print(f"model: {folder}" if folder else stopped_after)
     return 0
+
+
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without --resume-with-changes, which may also follow the recipe, and its values."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        option, joined, value = word.partition("=")
+        if option != CHANGES:
+            rest.append(word)
+        elif value := value if joined else next(remaining, ""):
+            values.append(value)
+        else:
+            raise UserError(f"{CHANGES} needs keys of the recipe, such as data.sources.chat.weight")
+    return rest, values
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Stream:
     def __init__(self, recipe: Recipe, world: World, sources: list[Any], mixture: Mixture) -> None:
         self.recipe, self.world, self.sources, self.mixture = recipe, world, sources, mixture
         self.statistics = StreamStatistics(list(recipe.data.sources), self._note_skip)
+        self.may_repack = False  # resume from a checkpoint that was packed differently, with the next windows
         self._metrics: dict[str, float] = {}
         self._resumed = False
         self._order_version = ORDER_VERSION
@@ -71,7 +72,10 @@ class Stream:
         """
         if not self.is_packed:
             return self.statistics.timed(self._counted(self._plain(objective, start, self.statistics), start))
-        if start and not self._resumed:
+        if start and not self._resumed and self.may_repack:
+            data = self.recipe.data
+            self._skip_draws(start * data.micro_batch_size * self.world.size)
+        elif start and not self._resumed:
             raise UserError(
                 "data.pack_length is set, but the checkpoint was written without packing: remove "
                 "pack_length, or give another output folder and init_from"
@@ -150,11 +154,17 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`. UserError if the recipe packs differently."""
-        if not self.is_packed and "packing" not in state:
-            return self._load_sorted_state(state)
         if "packing" not in state:
-            return  # `run` refuses to start
+            if not self.is_packed:
+                self._load_sorted_state(state)
+            return  # with packing, `run` decides
         packing = take(state, "packing", dict, "the checkpoint's position in the data")
+        if packing != self._packing_settings() and self.may_repack:
+            if self.is_packed:
+                begun = resumed_plan(state, 0, len(state["cursors"]) + 1)[0].first
+                window = take_count(packing, "pack_window", "the checkpoint's packing")
+                self._skip_draws(begun * window)
+            return
         if packing != self._packing_settings():
             raise UserError(
                 f"the checkpoint was written with {shown(packing)} and the recipe has "
@@ -163,6 +173,11 @@ class Stream:
             )
         self._plan, self._cursor = resumed_plan(state, self.world.rank, self.world.size)
         self._resumed = True
+
+    def _skip_draws(self, number: int) -> None:
+        """Begin with the first window without any of the first `number` draws."""
+        first = -(-number // self.recipe.data.pack_window)
+        self._plan, self._resumed = WindowPlan(self.world.rank, self.world.size, first), True
 
     def _packing_settings(self) -> dict[str, int]:
         data = self.recipe.data

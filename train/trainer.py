@@ -7,6 +7,7 @@ from a cursor), so a run resumes exactly from weights, optimizer state, the step
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from .backend.deepspeed import build_engine, set_clipping
 from .backend.distributed import World, join_world, leave_world
 from .backend.export import export_trained
 from .backend.resume import Change, allowed_changes, require_same_groups
+from .backend.resume_keys import BATCH, PACKING, is_named
 from .backend.saved_state import load_file
 from .backend.zero import deepspeed_config
 from .callbacks.base import Callback, TrainState
@@ -108,8 +110,11 @@ class Trainer(TrainState):
         return dict(zip(counts[0], totals.tolist(), strict=True))
 
 
-def train(recipe: Recipe) -> Path | None:
+def train(recipe: Recipe, resume_with: Sequence[str] = ()) -> Path | None:
     """Run a recipe, resuming from its newest checkpoint.
+
+    Args:
+        resume_with: keys of the recipe that may have changed since, although they should stay.
 
     Returns the folder of the exported model, or None if ``run.stop_after`` ended the run early.
 
@@ -123,7 +128,7 @@ def train(recipe: Recipe) -> Path | None:
         try:
             require_packages(recipe)
             with run_folder(recipe, world) as folder:
-                model = _train_in(folder, recipe, world, hang)
+                model = _train_in(folder, recipe, world, hang, tuple(resume_with))
         except RunStopped:
             leave_world()
             raise
@@ -131,7 +136,9 @@ def train(recipe: Recipe) -> Path | None:
     return model
 
 
-def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Path | None:
+def _train_in(
+    folder: Path, recipe: Recipe, world: World, hang: HangGuard, named: tuple[str, ...]
+) -> Path | None:
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every process
     hang.enter("opening the data and the checkpoints")
     run, stream = recipe.run, Stream.open(recipe, world)
@@ -140,7 +147,7 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
     start = checkpoints.newest()
     changed: list[Change] = []
     if start:
-        changed = world.on_main(lambda: allowed_changes(checkpoints.path(start), recipe, data))
+        changed = world.on_main(lambda: allowed_changes(checkpoints.path(start), recipe, data, named))
     hang.enter("building the model")
     objective = _prepared_objective(recipe, stream)
     world.on_main(lambda: rehearse_export(objective))
@@ -162,12 +169,15 @@ def _train_in(folder: Path, recipe: Recipe, world: World, hang: HangGuard) -> Pa
     guard = StepGuard(engine, folder, run.spike_factor, run.max_skipped)
     trainer.callbacks = [hang, request, guard, *([] if average is None else [average])]
     if start:
-        checkpoints.load(engine, start, trainer.load_state_dict)
+        stream.may_repack = any(is_named(key, named) for key in PACKING)
+        any_batch = any(is_named(key, named) for key in BATCH)
+        checkpoints.load(engine, start, trainer.load_state_dict, any_batch)
         settings.use(engine.optimizer, engine.lr_scheduler)
         set_clipping(engine, recipe.optimizer.gradient_clipping)
     if world.is_main:
         for change in changed:
-            print(f"resuming from step {start} with {change}", file=sys.stderr)
+            why = ", allowed by --resume-with-changes" if is_named(change.key.split()[0], named) else ""
+            print(f"resuming from step {start} with {change}{why}", file=sys.stderr)
         save_resolved(recipe, folder / RECIPE)
     threads = nullcontext() if run.threads else suitable_threads(objective, LARGE_BATCH)
     with threads, request:

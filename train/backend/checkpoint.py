@@ -217,7 +217,11 @@ class Checkpoints:
         return 0
 
     def load(
-        self, engine: Any, step: int, load_extra: Callable[[dict[str, Any]], None] | None = None
+        self,
+        engine: Any,
+        step: int,
+        load_extra: Callable[[dict[str, Any]], None] | None = None,
+        any_batch: bool = False,
     ) -> None:
         """Restore the checkpoint of ``step``, as found by `newest`.
 
@@ -225,13 +229,15 @@ class Checkpoints:
 
         Args:
             load_extra: is called with the `extra` that was saved ({} for none).
+            any_batch: the number of records per step may differ too.
 
         Errors:
             UserError if this run cannot be resumed from it.
         """
         folder = self.path(step)
         state = SavedState.read(folder)
-        self._check_batch(folder, state, engine)
+        if not any_batch:
+            self._check_batch(folder, state, engine)
         try:
             self._restore(engine, folder, state)
             if load_extra is not None:

@@ -1,12 +1,12 @@
 """Changes to the recipe of a resumed run: allowed ones are reported and applied, others are refused.
 
 Every checkpoint holds its recipe. Model, data and seed must stay, because weights, moments and the position
-in the data belong to them; learning rates, length and logging may change.
+in the data belong to them; learning rates, length and logging may change (`resume_keys` lists every key).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,38 +16,13 @@ from torch import nn
 
 from ...common.errors import UserError, shown
 from ...common.yaml_files import read_yaml
-from ..config.deepspeed_keys import LAYOUT
 from ..config.keys import default_of, defaults
 from ..config.optimizer import OptimizerConfig
 from ..config.recipe import Recipe, plain_recipe
 from ..optimizers import has_same_groups
 from .checkpoint_files import RECIPE, SavedState
+from .resume_keys import PATHS, Rule, is_named, rule_of
 
-#: Keys that may change when a run is resumed.
-APPLIED = (
-    "run.*",
-    "optimizer.*",
-    "schedule.*",
-    "validation",
-    "validation.*",
-    "data.num_workers",
-    "data.cache",
-    "data.cache_gb",
-    "data.micro_batch_size",  # together with the accumulation: records per step are compared
-)
-#: Exceptions, which may not change.
-KEPT = ("run.precision", *(f"run.deepspeed.{key}" for key in LAYOUT))
-#: Keys of folders and files, which may have been moved.
-PATHS = (
-    "data.sources.*.path",
-    "init_from",
-    "mllm.llm",
-    "mllm.visual_tokenizer",
-    "mllm.text_tokenizer",
-    "tokenizer.teacher",
-    "tokenizer.perceptual_weights",
-    "contrastive.text_tokenizer",
-)
 _ABSENT = "not set"
 
 
@@ -67,31 +42,49 @@ class Change:
         return f"{self.key} {now} (was {before})"
 
 
-def allowed_changes(checkpoint: Path, recipe: Recipe, data: Mapping[str, str]) -> list[Change]:
+def allowed_changes(
+    checkpoint: Path, recipe: Recipe, data: Mapping[str, str], named: Sequence[str] = ()
+) -> list[Change]:
     """The changes of `recipe` against the run that wrote `checkpoint`.
 
     Args:
         data: a digest of the records by source, as in `Checkpoints`.
+        named: keys, sections or shell patterns of keys that may change although they should not.
 
     Errors:
-        UserError for a change that a resumed run cannot apply.
+        UserError for a change that a resumed run cannot apply, and for a name that fits no key.
     """
-    written = written_recipe(checkpoint)
+    written, present, names = written_recipe(checkpoint), plain_recipe(recipe), tuple(named)
+    _check_names(names, dict(_leaves(written or {})) | dict(_leaves(present)))
     saved = SavedState.read(checkpoint).data
-    changed = [] if written is None else changes(written, plain_recipe(recipe))
-    refused = [str(change) for change in changed if not _is_allowed(change, data, saved)]
+    changed = [] if written is None else changes(written, present)
+    refused = [
+        change for change in changed if not (_is_allowed(change, data, saved) or is_named(change.key, names))
+    ]
     if refused:
         raise UserError(
-            f"{checkpoint} cannot be resumed with {'; '.join(refused)}: set that back, or start another "
-            "run (another output, and init_from for the weights)"
+            f"{checkpoint} cannot be resumed with {'; '.join(map(str, refused))}: set that back, start "
+            "another run (another output and init_from), or name the keys by --resume-with-changes"
         )
-    other = [name for name in saved if name in data and saved[name] != data[name]]
+    keys = {name: f"data.sources.{name}.path" for name in saved if saved[name] != data.get(name, saved[name])}
+    other = [name for name, key in keys.items() if not is_named(key, names)]
     if other:
         raise UserError(
             f"{checkpoint} cannot be resumed: the records of data.sources.{other[0]} are not those that it "
             "was trained on (another manifest.json); restore them, or start another run (another output)"
         )
-    return [change for change in changed if change.key != "output"]
+    records = [Change(f"{key} (records)", saved[name][:8], data[name][:8]) for name, key in keys.items()]
+    return [change for change in changed if change.key != "output"] + records
+
+
+def _check_names(names: tuple[str, ...], keys: Mapping[str, Any]) -> None:
+    """Raise UserError for a name of --resume-with-changes that fits no key of both recipes."""
+    for name in names:
+        if not any(is_named(key, (name,)) for key in keys):
+            raise UserError(
+                f"--resume-with-changes names {shown(name)}, which is not a key of this recipe; give dotted "
+                "keys, such as data.sources.chat.weight, or sections"
+            )
 
 
 def require_same_groups(checkpoint: Path, model: nn.Module, config: OptimizerConfig) -> None:
@@ -153,14 +146,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _is_allowed(change: Change, data: Mapping[str, str], saved: Mapping[str, str]) -> bool:
-    if change.key == "output":
-        return True
-    if _is_path(change.key):
+    rule = rule_of(change.key)
+    if rule is Rule.PATH:
         source = change.key.split(".")[2] if change.key.startswith("data.sources.") else ""
         if source in saved:
             return saved[source] == data.get(source)  # the same records, moved
         return _has_moved(change)
-    return _fits(change.key, APPLIED) and not _fits(change.key, KEPT)
+    return rule is Rule.FREE
 
 
 def _has_moved(change: Change) -> bool:
