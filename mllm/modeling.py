@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import is_torchvision_available
 
 from ..common.errors import UserError
+from ..common.loading.hub_upload import UploadedWhole
 from ..tokenizer import DualTokenizer, StoredTokenizer, VisualCodes
 from .assembly.assemble import assemble
 from .assembly.llm import LanguageModelSource
@@ -34,7 +35,7 @@ from .visual_codec import VisualCodec
 from .visual_embedding import CodeProjector, GridPosition
 
 
-class DualTokenForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, GenerationMixin):
     """An LLM with a branch for pixel codes and one for semantic codes.
 
     Its `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, SiglipConfig, SiglipModel
 from transformers import initialization as init
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
+from ..common.loading.hub_upload import UploadedWhole
 from ..common.loading.quiet import quiet, size_of_model
 from ..common.loading.strict import load_exactly, load_siglip, save_whole
 from ..common.machine import suitable_threads
@@ -30,7 +31,7 @@ from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 SHARED = {"pixel_projection": "semantic_projection", "pixel_quantizer": "semantic_quantizer"}
 
 
-class DualTokenizer(PreTrainedModel):
+class DualTokenizer(UploadedWhole, PreTrainedModel):
     """Encode images into pixel and semantic codes, decode pixel codes into images, embed images and texts.
 
     Method of DualToken (arXiv 2503.14324): reconstruction is learned on a shallow layer and semantics on a

@@ -14,12 +14,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..common.errors import ImageError, UserError, shown
 from ..common.images.reading import LONGEST_SIDE, MAX_PIXELS, ImageSource, load_image
+from ..common.loading.hub_upload import UploadedWhole
 from ..common.loading.model_files import check_model_files
 from ..common.loading.strict import loading_reason, tokenizer_source
 from ..common.values import finite_number, whole_number
 
 
-class DualTokenizerImageProcessor(BaseImageProcessor):
+class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
     """Turn images into `pixel_values` and back.
 
     Images are resized to size x size (bicubic, aspect ratio not kept, as SigLIP does) and normalised to [-1,
@@ -27,6 +28,7 @@ class DualTokenizerImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
+    _has_weights = False
 
     def __init__(
         self,

@@ -3,16 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import huggingface_hub
-
-from ...common.errors import UserError, first_line, shown
+from ...common.errors import UserError
 from ...common.files import atomic_folder, make_readable
 from ...common.loading.bounded_settings import most_layers
+from ...common.loading.hub_upload import upload
 from ...common.loading.model_files import check_model_files
-from ...common.loading.model_source import is_hub_id
 from ...common.loading.quiet import quiet, size_of, size_of_model
 from ...common.loading.strict import TOKENIZER_FOLDER, loading_reason
 from ...common.loading.weight_files import HUB_OPTIONS, refuse_bigger, weight_files
@@ -58,28 +55,21 @@ def push_model(
     commit_message: str = "Upload a DualToken model",
     create_pr: bool = False,
 ) -> Any:
-    """Upload the folder that `save_model` writes, in one commit; returns the hub's answer.
+    """`upload` the folder that `save_model` writes, in one commit; returns the hub's answer.
 
     Raises:
-        UserError: a name that is not a hub id, or a hub that cannot be reached or refuses.
+        UserError: the model has adapters, a name that is not a hub id, no token, or a hub that cannot be
+            reached or refuses.
     """
-    if not is_hub_id(repo_id):
-        raise UserError(f"repo_id is {shown(repo_id)}; give a hub id 'owner/name'")
-    api = huggingface_hub.HfApi(token=token)
-    with TemporaryDirectory() as name:
-        folder = Path(name) / "model"
-        save_model(model, processor, folder)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
-        except (OSError, ValueError, RuntimeError) as error:  # the hub's and httpx's errors
-            raise UserError(f"{repo_id} cannot be written on the hub: {first_line(error)}") from error
+    return upload(
+        lambda folder: save_model(model, processor, folder),
+        repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        commit_message=commit_message,
+        create_pr=create_pr,
+    )
 
 
 def save_with_tokenizer(

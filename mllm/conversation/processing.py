@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ...common.errors import UserError, shown
 from ...common.images.reading import load_image
+from ...common.loading.hub_upload import UploadedWhole
 from ...common.loading.model_files import check_model_files
 from ...common.loading.model_source import model_source
 from ...common.loading.strict import loading_reason
@@ -35,7 +36,7 @@ from .text_tokenizer import encode_segments, special_pattern
 MOST_POSITIONS = 1 << 20
 
 
-class DualTokenProcessor(ProcessorMixin):
+class DualTokenProcessor(UploadedWhole, ProcessorMixin):
     """Image processor and text tokenizer under the one conversation template.
 
     Args:
@@ -44,6 +45,8 @@ class DualTokenProcessor(ProcessorMixin):
         num_positions: visual positions of one image, the number of `<|image|>` slots it takes.
         chat_format: the strings around turns, a `ChatFormat` or its fields; None is DualToken's own.
     """
+
+    _has_weights = False
 
     def __init__(
         self,

@@ -273,7 +273,7 @@ def test_a_pipeline_is_pushed_as_it_is_saved(pipe, monkeypatch):
 
     monkeypatch.setattr(FakeApi, "create_repo", refuse)
     with pytest.raises(UserError, match="401"):
-        pipe.push_to_hub("me/model")
+        pipe.push_to_hub("me/model", token="secret")
 
 
 @pytest.mark.parametrize("folder", [None, True, 3, b"abc", {}, [], np.zeros((2, 2)), np.array(3), iter([1])])
