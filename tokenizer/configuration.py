@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, SiglipTextConfig, SiglipVisionConfig
 from ..common.errors import UserError, shown
 from ..common.loading.checked_config import CheckedConfig
 from ..common.values import whole_number
+from .precision import EncodePrecision
 from .settings import SMALL_DECODER, SMALL_QUANTIZER, DecoderConfig, QuantizerConfig, TokenizerSettings
 
 _SETTINGS = tuple(one.name for one in fields(TokenizerSettings))
@@ -47,6 +48,7 @@ class DualTokenizerConfig(CheckedConfig):
     causal_post_projection: bool = TokenizerSettings.causal_post_projection
     shared_quantizer: bool = TokenizerSettings.shared_quantizer
     separate_encoders: bool = TokenizerSettings.separate_encoders
+    encode_precision: EncodePrecision = TokenizerSettings.encode_precision
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)

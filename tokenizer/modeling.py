@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from .inputs import check_images, check_text_ids, codes_to_decode, images_to_pix
 from .loading import load_official, load_tokenizer
 from .outputs import DualTokenizerOutput, VisualCodes
 from .pixel_decoder import PixelDecoder
+from .precision import encoding_in
 from .projection import AttentionProjection
 from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 
@@ -90,22 +91,27 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
         In training mode this updates the codebooks. `reconstruct=False` skips the pixel decoder. With
         `num_semantic` only the first so many images go through the semantic branch and the deeper layers,
         which saves most of the encoder's time while the pixel branch learns from all images.
+
+        In eval mode the codes are those of `encode`; in training mode the precision is the program's.
         """
-        shallow = self._pixel_states(pixel_values)
-        pixel_latents = self.pixel_features(shallow)
-        pixel = self.pixel_quantizer(pixel_latents)
-        if self.config.separate_encoders:
-            states = self._encode_states(pixel_values[:num_semantic])
-        else:
-            states = [state[:num_semantic] for state in shallow]
-            states += self.backbone.run_layers(states[-1], self._shallow_layers, self.config.semantic_layer)
-        if self.config.shared_quantizer:
-            # Quantized once: a second pass would count every vector twice.
-            semantic_latents = pixel_latents[:num_semantic]
-            semantic = _first_images(pixel, num_semantic)
-        else:
-            semantic_latents = self.semantic_features(states)
-            semantic = self.semantic_quantizer(semantic_latents)
+        with nullcontext() if self.training else self._encoding():
+            shallow = self._pixel_states(pixel_values)
+            pixel_latents = self.pixel_features(shallow)
+            pixel = self.pixel_quantizer(pixel_latents)
+            if self.config.separate_encoders:
+                states = self._encode_states(pixel_values[:num_semantic])
+            else:
+                states = [state[:num_semantic] for state in shallow]
+                states += self.backbone.run_layers(
+                    states[-1], self._shallow_layers, self.config.semantic_layer
+                )
+            if self.config.shared_quantizer:
+                # Quantized once: a second pass would count every vector twice.
+                semantic_latents = pixel_latents[:num_semantic]
+                semantic = _first_images(pixel, num_semantic)
+            else:
+                semantic_latents = self.semantic_features(states)
+                semantic = self.semantic_quantizer(semantic_latents)
         features, rest, pooled = self._embed_semantic(semantic)
         return DualTokenizerOutput(
             codes=VisualCodes(pixel.codes, semantic.codes),
@@ -121,12 +127,12 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor | Any) -> VisualCodes:
-        """Normalised images (B, 3, S, S) -> codes. Never updates the codebooks.
+        """Normalised images (B, 3, S, S) -> codes, in `config.encode_precision`. Updates no codebook.
 
         Other images (PIL, a path, a list of these) are first processed by `DualTokenizerImageProcessor`.
         """
         pixel_values = images_to_pixels(self, pixel_values)
-        with self._suitable_threads(pixel_values):
+        with self._suitable_threads(pixel_values), self._encoding():
             states = self._encode_states(pixel_values)
             shallow = self._pixel_states(pixel_values) if self.config.separate_encoders else states
             return VisualCodes(
@@ -148,8 +154,10 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
         """Images as in `encode` -> embeddings of their semantic codes (B, E), not normalised."""
         pixel_values = images_to_pixels(self, pixel_values)
         with self._suitable_threads(pixel_values):
-            states = self._encode_states(pixel_values)
-            return self._embed_semantic(self.semantic_quantizer(self.semantic_features(states)))[-1]
+            with self._encoding():
+                states = self._encode_states(pixel_values)
+                semantic = self.semantic_quantizer(self.semantic_features(states))
+            return self._embed_semantic(semantic)[-1]
 
     def get_text_features(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, L), padded to the full text length -> embeddings (B, E), not normalised."""
@@ -188,6 +196,9 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
     def _suitable_threads(self, batch: Tensor) -> AbstractContextManager[None]:
         return suitable_threads(self, len(batch) * math.prod(self.config.grid_size))
 
+    def _encoding(self) -> AbstractContextManager[None]:
+        return encoding_in(self.config.encode_precision, self.device)
+
     @property
     def _shallow_layers(self) -> int:
         """Layers that the pixel branch needs."""
@@ -209,7 +220,8 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
 
     def _embed_semantic(self, semantic: QuantizerOutput) -> tuple[Tensor, list[Tensor], Tensor]:
         """Projected codes (B, N, hidden), outputs of the layers after them, pooled embedding (B, hidden)."""
-        features = self.semantic_post_projection(semantic.quantized.flatten(1, 2))
+        tokens = semantic.quantized.flatten(1, 2).to(self.semantic_post_projection.skip.weight.dtype)
+        features = self.semantic_post_projection(tokens)
         layers = self.config.vision_config.num_hidden_layers
         rest = self.backbone.run_layers(features, self.config.semantic_layer, layers)
         return features, rest, self.backbone.pool(rest[-1] if rest else features)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..common.errors import UserError, shown
 from ..common.limits import limited, settings_from, validate
+from .precision import EncodePrecision
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class TokenizerSettings:
             semantic codes are equal; both branches must use the same layer, without a shortcut.
         separate_encoders: for ablations, a separate copy of the shallow encoder layers for the pixel branch,
             so that the branches share only the image.
+        encode_precision: arithmetic of the encoder when it makes codes, on every device and under any
+            autocast: fp32 without TF32; "tf32" allows TF32 on CUDA, "bf16" computes under autocast. Both are
+            faster on GPUs and change codes. The search for the nearest code is always in fp32.
 
     Raises:
         UserError: a value outside its range, or one that contradicts another; the message names the field.
@@ -125,6 +129,7 @@ class TokenizerSettings:
     causal_post_projection: bool = True
     shared_quantizer: bool = False
     separate_encoders: bool = False
+    encode_precision: EncodePrecision = "fp32"
 
     def __post_init__(self) -> None:
         self._make_typed("pixel_quantizer", SMALL_QUANTIZER)

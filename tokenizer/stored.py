@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..common.loading.weight_files import weight_files
 from .configuration import DualTokenizerConfig
 from .loading import check_is_tokenizer
 from .modeling import DualTokenizer
+from .precision import EncodePrecision
 
 CODEBOOKS = ("pixel_quantizer.codebooks.vectors", "semantic_quantizer.codebooks.vectors")
 
@@ -69,6 +71,15 @@ class StoredTokenizer:
         """The loaded model's `state_dict`, read lazily."""
         return self.weights
 
+    def encoding_in(self, precision: EncodePrecision | None) -> StoredTokenizer:
+        """This tokenizer with another `encode_precision`; None: its own."""
+        if precision is None:
+            return self
+        config = copy.deepcopy(self.config)
+        config.encode_precision = precision
+        return replace(self, config=config)
+
     def load(self) -> DualTokenizer:
         """The complete tokenizer."""
-        return DualTokenizer.from_pretrained(self.source, **self.hub_options)
+        precision = self.config.encode_precision
+        return DualTokenizer.from_pretrained(self.source, encode_precision=precision, **self.hub_options)

@@ -45,11 +45,16 @@ def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
 
 
 def check_codes_belong(
-    manifest: Mapping[str, Any], checksum: str, where: str = "these shards", preprocessing: str | None = None
+    manifest: Mapping[str, Any],
+    checksum: str,
+    where: str = "these shards",
+    preprocessing: str | None = None,
+    precision: str | None = None,
 ) -> None:
-    """Raise UserError if cached codes were made with another `codes_checksum` or `preprocessing_checksum`.
+    """Raise UserError if cached codes were made with another `codes_checksum` or `preprocessing_checksum`, or
+    in another precision (`encode_precision` of the tokenizer).
 
-    The preprocessing is only compared where both sides know it. Shards of images pass.
+    Preprocessing and precision are only compared where both sides know them. Shards of images pass.
     """
     made_by = manifest.get("tokenizer")
     if made_by is None:
@@ -64,4 +69,10 @@ def check_codes_belong(
         raise UserError(
             f"The codes in {where} are made from images of another size or normalisation "
             f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
+        )
+    made_in = made_by.get("encode_precision")
+    if precision is not None and made_in is not None and made_in != precision:
+        raise UserError(
+            f"The codes in {where} were made in {made_in}, but this model encodes images in {precision}: set "
+            f"mllm.encode_precision to {made_in}, or run `dualtoken tokenize --encode-precision {precision}`."
         )

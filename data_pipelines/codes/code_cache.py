@@ -26,6 +26,7 @@ from ...common.outputs import SHARD_MAKERS, Inputs, check_output
 from ...common.paths import user_path
 from ...common.values import whole_number
 from ...tokenizer.modeling import DualTokenizer
+from ...tokenizer.precision import precision_of
 from ...tokenizer.processing import DualTokenizerImageProcessor
 from ..job import Job, Share
 from ..records import MOST_RECORDS, Part, Record, RecordError, with_image_parts
@@ -93,6 +94,7 @@ def tokenize_shards(
         "input": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest(),
         "tokenizer": made_by["checksum"],
         "preprocessing": made_by["preprocessing"],
+        "encode_precision": made_by["encode_precision"],
         "views": asdict(options),
         "shard_size": shard_size,
     }
@@ -154,6 +156,7 @@ def _describe(tokenizer: DualTokenizer, processor: DualTokenizerImageProcessor) 
     return {
         "checksum": codes_checksum(tokenizer),
         "preprocessing": preprocessing_checksum(processor),
+        "encode_precision": precision_of(tokenizer, config.encode_precision),
         "image_size": processor.side,
         "grid_size": list(config.grid_size),
         "pixel_quantizer": asdict(config.pixel_quantizer),

@@ -8,6 +8,7 @@ from typing import Any
 from ...common.limits import limited
 from ...mllm.assembly.adapters import LoraSettings
 from ...mllm.settings import ModelSettings
+from ...tokenizer.precision import EncodePrecision
 from .paths import locate
 
 
@@ -20,6 +21,9 @@ class MllmObjectiveConfig:
             (with ``model_type``) to start from random weights; None is that of ``init_from``.
         visual_tokenizer: folder of the trained DualTokenizer; the codebooks are copied from it. None is that
             of ``init_from``.
+        encode_precision: arithmetic that the cached codes were made in (``--encode-precision`` of ``dualtoken
+            tokenize``), and in which the exported model encodes images: fp32, tf32 or bf16. None is that of
+            the visual tokenizer.
         text_tokenizer: folder of the text tokenizer; None takes that of ``init_from``, or the LLM's own.
         model: what may be chosen of the model itself: depth transformers, conditions, loss weights. With
             ``init_from`` what is not named here is the saved model's; None is all of it, or the defaults.
@@ -35,6 +39,7 @@ class MllmObjectiveConfig:
 
     llm: str | dict[str, Any] | None = None
     visual_tokenizer: str | None = None
+    encode_precision: EncodePrecision | None = None
     text_tokenizer: str | None = None
     model: ModelSettings | None = None
     prompt_dropout: float = limited(0.1, least=0.0, most=1.0)

@@ -115,7 +115,9 @@ class MllmObjective(Objective):
                 "tokenize`, and name that folder"
             )
         preprocessing = preprocessing_checksum(self.processor.image_processor)
-        check_codes_belong(manifest, self.codes_checksum, f"data.sources.{name}", preprocessing)
+        precision = self._visual_tokenizer.config.encode_precision
+        where = f"data.sources.{name}"
+        check_codes_belong(manifest, self.codes_checksum, where, preprocessing, precision)
 
     def group_of(self, name: str, parameter: nn.Parameter) -> str:
         parts = name.removeprefix("model.").split(".")

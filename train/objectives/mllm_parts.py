@@ -37,7 +37,7 @@ def new_parts(config: MllmObjectiveConfig) -> Parts:
     text_tokenizer = config.text_tokenizer or config.llm
     if not isinstance(text_tokenizer, str) or config.llm is None or config.visual_tokenizer is None:
         raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer, so name a folder")
-    visual = StoredTokenizer.from_pretrained(config.visual_tokenizer)
+    visual = StoredTokenizer.from_pretrained(config.visual_tokenizer).encoding_in(config.encode_precision)
     settings = vars(config.model or ModelSettings())
     model = build_model(config.llm, visual, text_tokenizer, load_visual_tokenizer=False, **settings)
     return Parts(model, build_processor(visual, text_tokenizer), visual)
@@ -59,7 +59,7 @@ def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
             f"mllm.text_tokenizer {named} has another vocabulary than the model of init_from {init_from}; "
             "leave it out to use the model's"
         )
-    visual = _visual_tokenizer(config.visual_tokenizer, source)
+    visual = _visual_tokenizer(config.visual_tokenizer, source).encoding_in(config.encode_precision)
     model = DualTokenForConditionalGeneration(saved.model_config(config.model))
     nn.Module.float(model)  # the saved one may be in bf16
     model.copy_codebooks(visual)

@@ -146,8 +146,11 @@ def test_the_command(tokenizer, images, tmp_path, capsys):
     assert cli.main([*arguments, "--tokenizer", str(tmp_path / "nothing")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
     arguments[4] = str(tmp_path / "codes-of-nano")
-    assert cli.main([*arguments, "--tokenizer", "nano", "--device", "cpu"]) == 0
+    faster = ["--encode-precision", "bf16"]
+    assert cli.main([*arguments, "--tokenizer", "nano", "--device", "cpu", *faster]) == 0
     assert "9 records" in capsys.readouterr().out
+    manifest = ShardDataset(tmp_path / "codes-of-nano").manifest
+    assert manifest["tokenizer"]["encode_precision"] == "bf16"
 
 
 # --- several processes, several attempts ----------------------------------------
@@ -372,6 +375,25 @@ def test_codes_of_images_prepared_otherwise_are_refused(tokenizer, images, tmp_p
     other = preprocessing_checksum(DualTokenizerImageProcessor(size=16, image_mean=(0.4, 0.4, 0.4)))
     with pytest.raises(UserError, match="another size or normalisation"):
         check_codes_belong(manifest, codes_checksum(tokenizer), preprocessing=other)
+
+
+def test_codes_of_another_precision_are_refused(tokenizer, images, tmp_path):
+    def tokenized(precision):
+        tokenizer.config.encode_precision = precision
+        try:
+            return tokenize_shards(tokenizer, images, tmp_path / "codes", progress=False, overwrite=True)
+        finally:
+            tokenizer.config.encode_precision = "fp32"
+
+    checksum = codes_checksum(tokenizer)
+    for precision in ("fp32", "bf16"):
+        manifest = tokenized(precision)
+        assert manifest["tokenizer"]["encode_precision"] == precision
+        check_codes_belong(manifest, checksum, precision=precision)
+    with pytest.raises(UserError, match=r"made in bf16.*images in fp32.*mllm.encode_precision"):
+        check_codes_belong(manifest, checksum, precision="fp32")
+    del manifest["tokenizer"]["encode_precision"]  # of an earlier version, which did not record it
+    check_codes_belong(manifest, checksum, precision="fp32")
 
 
 def test_crops_and_mirror_images_are_records_of_their_own(tokenizer, images, tmp_path):
