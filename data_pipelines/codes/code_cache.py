@@ -93,8 +93,7 @@ def tokenize_shards(
     plan = {
         "input": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest(),
         "tokenizer": made_by["checksum"],
-        "preprocessing": made_by["preprocessing"],
-        "encode_precision": made_by["encode_precision"],
+        **{name: made_by[name] for name in ("preprocessing", "encode_precision")},
         "views": asdict(options),
         "shard_size": shard_size,
     }
