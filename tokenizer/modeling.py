@@ -88,9 +88,9 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
     ) -> DualTokenizerOutput:
         """Encode, quantize, decode and pool normalised images (B, 3, S, S). See `DualTokenizerOutput`.
 
-        In training mode this updates the codebooks. `reconstruct=False` skips the pixel decoder. With
-        `num_semantic` only the first so many images go through the semantic branch and the deeper layers,
-        which saves most of the encoder's time while the pixel branch learns from all images.
+        In training mode this updates the codebooks (see `stage_codebook_updates`). `reconstruct=False` skips
+        the pixel decoder. With `num_semantic` only the first so many images go through the semantic branch
+        and the deeper layers, which saves most of the encoder's time while the pixel branch learns from all.
 
         In eval mode the codes are those of `encode`; in training mode the precision is the program's.
         """
@@ -169,6 +169,35 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
         """Switch both quantizers on, or off (features pass unchanged, for a warm-up before k-means)."""
         self.pixel_quantizer.enabled = enabled
         self.semantic_quantizer.enabled = enabled
+
+    def stage_codebook_updates(self, staged: bool = True) -> None:
+        """Leave the updates of the codebooks to `apply_codebook_updates`, for training with optimizer steps.
+
+        By default every forward pass in training mode updates them. Staged, the passes of a step count as
+        one, and a rejected step (a non-finite loss) leaves no trace:
+
+        >>> tokenizer.stage_codebook_updates()
+        >>> for pixel_values in micro_batches:
+        ...     loss_of(tokenizer(pixel_values)).backward()
+        >>> optimizer.step()
+        >>> tokenizer.apply_codebook_updates()  # or discard_codebook_updates(), without the optimizer's step
+        """
+        self.discard_codebook_updates()
+        for quantizer in self._quantizers():
+            quantizer.staged = staged
+
+    def apply_codebook_updates(self) -> None:
+        """Update the codebooks by the passes since the last update; every process has to call this."""
+        for quantizer in self._quantizers():
+            quantizer.apply_updates()
+
+    def discard_codebook_updates(self) -> None:
+        """Drop the statistics of the passes since the last update."""
+        for quantizer in self._quantizers():
+            quantizer.discard_updates()
+
+    def _quantizers(self) -> list[ResidualQuantizer]:
+        return [module for module in self.modules() if isinstance(module, ResidualQuantizer)]
 
     def pixel_features(self, hidden_states: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Hidden states (from the patch embeddings on) -> input of the pixel quantizer (B, H, W, C)."""

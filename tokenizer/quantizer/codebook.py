@@ -130,7 +130,8 @@ def draw_by_error(
 
 def count_and_sum(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """The number (num_codes,) and sum (num_codes, C) of the vectors (M, C) of each code (M,), in fp32."""
-    counts = torch.bincount(codes, minlength=num_codes).to(torch.float32)
+    # Not bincount, for which a GPU has to wait.
+    counts = vectors.new_zeros(num_codes).index_add_(0, codes, torch.ones_like(codes, dtype=vectors.dtype))
     sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
     return counts, sums
 
@@ -189,14 +190,18 @@ class EmaCodebooks(nn.Module):
     def update(self, counts: Tensor, sums: Tensor, books: slice = slice(None)) -> None:
         """Update the chosen books by this step's counts (K, N) and sums (K, N, C), summed over processes.
 
-        As in VQ-VAE: n = sum of counts; vector = sums / (n (count + eps) / (n + num_codes eps)).
+        As in VQ-VAE: n = sum of counts; vector = sums / (n (count + eps) / (n + num_codes eps)). Non-finite
+        sums change nothing.
         """
-        ema_counts, ema_sums = self.counts[books], self.sums[books]
-        ema_counts.mul_(self.decay).add_(counts, alpha=1.0 - self.decay)
-        ema_sums.mul_(self.decay).add_(sums, alpha=1.0 - self.decay)
+        finite = sums.isfinite().all()  # stays on the device, so that nothing waits for it
+        ema_counts = self.counts[books].mul(self.decay).add_(counts, alpha=1.0 - self.decay)
+        ema_sums = self.sums[books].mul(self.decay).add_(sums, alpha=1.0 - self.decay)
         total = ema_counts.sum(dim=1, keepdim=True)
         smoothed = total * (ema_counts + SMOOTHING) / (total + ema_counts.shape[1] * SMOOTHING)
-        self.vectors[books] = ema_sums / smoothed.unsqueeze(-1)
+        updated = {"counts": ema_counts, "sums": ema_sums, "vectors": ema_sums / smoothed.unsqueeze(-1)}
+        for name, value in updated.items():
+            buffer = getattr(self, name)
+            buffer[books] = torch.where(finite, value, buffer[books])
 
     @torch.no_grad()
     def restart(self, candidates: Tensor, threshold: float) -> Tensor:
@@ -207,20 +212,23 @@ class EmaCodebooks(nn.Module):
         codes per book, (K,) int64.
         """
         limit = threshold * self.counts.mean(dim=1, keepdim=True)
-        unused = self.counts < limit
+        unused = (self.counts < limit) & candidates.isfinite().all(dim=-1)
         self.counts.copy_(torch.where(unused, 2.0 * limit, self.counts))
         chosen = unused.unsqueeze(-1)
         self.vectors.copy_(torch.where(chosen, candidates, self.vectors))
         self.sums.copy_(torch.where(chosen, candidates * self.counts.unsqueeze(-1), self.sums))
         return unused.sum(dim=1)
 
-    def count_update(self) -> int:
-        """Add one to the number of updates and return it."""
+    def updates_so_far(self) -> int:
+        """The number of updates, from the host."""
         if self._host_updates is None:
             self._host_updates = int(self.num_updates)
-        self._host_updates += 1
-        self.num_updates.add_(1)
         return self._host_updates
+
+    def count_update(self) -> None:
+        """Add one to the number of updates."""
+        self._host_updates = self.updates_so_far() + 1
+        self.num_updates.add_(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmaCodebooks:
         def keep_dtype(tensor: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from ..settings import QuantizerConfig
 from .codebook import (
     EmaCodebooks,
     code_vectors,
-    count_and_sum,
-    draw_by_error,
     is_distributed,
     k_means,
     lloyd_step,
     nearest_codes,
     usage_and_perplexity,
 )
+from .staging import StagedStatistics, depth_statistics
 
 
 @dataclass
@@ -56,13 +55,14 @@ HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num
 class ResidualQuantizer(nn.Module):
     """Quantize vectors by D codes from codebooks of N vectors (arXiv 2503.14324; RQ-VAE, 2203.01941).
 
-    All arithmetic is fp32 without autocast. In training mode every forward pass updates the codebooks by
-    exponential moving averages of each depth's input, summed over all processes; they get no gradients.
-    During a backward pass (recomputation of a checkpointed segment) nothing is updated, but keep the
-    quantizer outside such segments: the recomputed codes would come from the updated codebook.
+    All arithmetic is fp32 without autocast. Codebooks get no gradients: in training mode every forward pass
+    collects statistics of each depth's input, which update them by exponential moving averages, summed over
+    all processes. A pass during a backward pass (recomputation of a checkpointed segment) is not counted.
 
     enabled: False passes features through unchanged with zero loss and zero codes.
     trainable: False keeps the codebook fixed in training mode too.
+    staged: False updates the codebooks at the end of every forward pass. True leaves that to `apply_updates`,
+        once for all passes of an optimizer step, or drops them by `discard_updates` if the step is rejected.
     """
 
     usage_counts: Tensor
@@ -76,6 +76,9 @@ class ResidualQuantizer(nn.Module):
         self.config = config
         self.enabled = True
         self.trainable = True
+        self.staged = False
+        self._statistics: StagedStatistics | None = None
+        self._before: dict[str, Tensor] = {}  # the codebooks before the first of the staged passes
         books = 1 if config.shared_codebook else config.depth
         self.codebooks = EmaCodebooks(books, config.num_codes, config.code_dim, config.decay)
         usage = torch.zeros(config.depth, config.num_codes, dtype=torch.int64)
@@ -156,9 +159,10 @@ class ResidualQuantizer(nn.Module):
         codebook gives each depth an equal part of the codes, then all parts are refined together.
         """
         points = vectors.detach().float().reshape(-1, vectors.shape[-1])
+        points = points[points.isfinite().all(dim=1)]  # a broken image leaves the codes of the others
         if not len(points):
             raise UserError(
-                "no vectors given to initialise a codebook from; give the features of at least one image"
+                "no finite vectors given to initialise a codebook from; give the features of an image"
             )
         generator = torch.Generator().manual_seed(seed)
         if not is_distributed() or dist.get_rank() == 0:
@@ -182,16 +186,14 @@ class ResidualQuantizer(nn.Module):
             inputs.append(residual)
             chosen.append(codes)
             if updating and self.config.update_each_depth:
-                self._update(inputs[-1:], chosen[-1:], depth)
+                self._update_at_once(residual, codes, depth)
             residual = residual - step
             total = total + step
             partial.append(total)
         if updating:
-            self._count([*inputs, residual])
-            if not self.config.update_each_depth:
-                self._update(inputs, chosen, 0)
-        if updating and self.codebooks.count_update() % self.config.restart_every == 0:
-            self._restart(inputs, residual)
+            self._collect(inputs, chosen, residual)
+            if not self.staged:
+                self.apply_updates()
         return torch.stack(partial), torch.stack(chosen, dim=-1)
 
     def _rank_difference(self) -> float:
@@ -200,51 +202,59 @@ class ResidualQuantizer(nn.Module):
         return float(extremes.sum(dim=0).max())
 
     @torch.no_grad()
-    def _count(self, residuals: list[Tensor]) -> None:
-        """Add the inputs and the residuals after every depth, (M, C) each, to the statistics."""
-        self.num_local_vectors += len(residuals[0])
-        self.input_sum += residuals[0].sum(dim=0)
-        self.squares += torch.stack([residual.square().sum() for residual in residuals])
+    def _collect(self, inputs: list[Tensor], chosen: list[Tensor], left_over: Tensor) -> None:
+        """Add a pass to the statistics, with candidates for unused codes if the next update replaces them."""
+        if self._statistics is None:
+            self._statistics = StagedStatistics(self.config, left_over.device)
+        self._statistics.add(inputs, chosen, left_over)
+        restarts = (self.codebooks.updates_so_far() + 1) % self.config.restart_every == 0
+        if restarts and self.config.restart_unused_codes:
+            self._statistics.add_candidates(inputs, left_over)
 
     @torch.no_grad()
-    def _update(self, inputs: list[Tensor], chosen: list[Tensor], first_depth: int) -> None:
-        """Update the moving averages with the inputs (M, C) and codes (M,) of consecutive depths."""
-        size, dim = self.config.num_codes, self.config.code_dim
-        statistics = [count_and_sum(x, codes, size) for x, codes in zip(inputs, chosen, strict=True)]
-        counts = torch.stack([count for count, _ in statistics])
-        sums = torch.stack([total for _, total in statistics])
-        if self.config.shared_codebook:
-            sums = sums.sum(dim=0, keepdim=True)
+    def apply_updates(self) -> None:
+        """Update the codebooks by the statistics of the passes since the last call, of all processes.
+
+        One step of the moving averages, however many the passes are. Every process has to call this; without
+        a pass in training mode it does nothing.
+        """
+        statistics, self._statistics, self._before = self._statistics, None, {}
+        if statistics is None:
+            return
+        statistics.reduce()
+        self.usage_counts += statistics.counts.to(torch.int64)
+        self.num_local_vectors += statistics.num_vectors
+        self.input_sum += statistics.input_sum
+        self.squares += statistics.squares
+        if not self.config.update_each_depth:
+            shared = self.config.shared_codebook
+            counts = statistics.counts.sum(dim=0, keepdim=True) if shared else statistics.counts
+            self.codebooks.update(counts, statistics.sums)
+        self.codebooks.count_update()
+        if statistics.candidates is not None:
+            threshold = self.config.restart_threshold
+            self.restart_counts += self.codebooks.restart(statistics.candidates, threshold)
+
+    @torch.no_grad()
+    def discard_updates(self) -> None:
+        """Drop the statistics of the passes since the last update: their step was rejected."""
+        for name, value in self._before.items():
+            getattr(self.codebooks, name).copy_(value)
+        self._statistics, self._before = None, {}
+
+    @torch.no_grad()
+    def _update_at_once(self, inputs: Tensor, codes: Tensor, depth: int) -> None:
+        """Update the codebook by one depth of a pass, so that deeper ones see it (`update_each_depth`)."""
+        if self.staged and not self._before:
+            names = ("vectors", "counts", "sums")
+            self._before = {name: getattr(self.codebooks, name).clone() for name in names}
+        counts, sums = depth_statistics([inputs], [codes], self.config.num_codes)
         if is_distributed():
             flat = torch.cat((counts.flatten(), sums.flatten()))
             dist.all_reduce(flat)
-            counts = flat[: counts.numel()].view(-1, size)
-            sums = flat[counts.numel() :].view(-1, size, dim)
-        depths = slice(first_depth, first_depth + len(inputs))
-        self.usage_counts[depths] += counts.to(torch.int64)
-        if self.config.shared_codebook:
-            self.codebooks.update(counts.sum(dim=0, keepdim=True), sums)
-        else:
-            self.codebooks.update(counts, sums, depths)
-
-    @torch.no_grad()
-    def _restart(self, inputs: list[Tensor], left_over: Tensor) -> None:
-        """Replace unused codes by inputs (M, C) of their depth (of any depth if shared).
-
-        The inputs are sampled in proportion to the squared residual after that depth; `left_over`: the last.
-        """
-        if not self.config.restart_unused_codes:
-            return
-        errors = [rest.square().sum(dim=1) for rest in (*inputs[1:], left_over)]
-        if self.config.shared_codebook:
-            inputs, errors = [torch.cat(inputs)], [torch.cat(errors)]
-        size = self.config.num_codes
-        candidates = torch.stack(
-            [draw_by_error(x, error, size) for x, error in zip(inputs, errors, strict=True)]
-        )
-        if is_distributed():
-            dist.broadcast(candidates, src=0)
-        self.restart_counts += self.codebooks.restart(candidates, self.config.restart_threshold)
+            counts, sums = flat[: counts.numel()].view_as(counts), flat[counts.numel() :].view_as(sums)
+        shared = self.config.shared_codebook
+        self.codebooks.update(counts, sums, slice(None) if shared else slice(depth, depth + 1))
 
     def _k_means_separate(self, points: Tensor, generator: torch.Generator, iterations: int) -> Tensor:
         """(M, C) -> (D, N, C): each depth's codebook from the residuals of the previous depths."""

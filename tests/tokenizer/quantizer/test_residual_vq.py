@@ -193,7 +193,7 @@ def test_two_processes_keep_equal_codebooks(tmp_path):
     commands = [[sys.executable, str(worker), str(rank), str(port), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command) for command in commands]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    for name in ("shared", "separate"):
+    for name in ("shared", "separate", "staged"):
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2))
         for key, tensor in first.items():
             assert torch.equal(tensor, second[key]), key

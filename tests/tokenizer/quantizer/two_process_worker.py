@@ -14,6 +14,7 @@ from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
 CASES = {
     "shared": (QuantizerConfig(16, 8, 3, restart_unused_codes=False), 1),
     "separate": (QuantizerConfig(16, 8, 3, shared_codebook=False, restart_every=2, restart_threshold=0.5), 4),
+    "staged": (QuantizerConfig(16, 8, 3, restart_every=1, restart_threshold=0.5), 2),
 }
 
 
@@ -24,11 +25,13 @@ def main(rank: int, port: int, folder: str) -> None:
     torch.manual_seed(rank)
     for name, (config, steps) in CASES.items():
         quantizer = ResidualQuantizer(config).train()
+        quantizer.staged = name == "staged"
         z = torch.randn(2, 4, 4, 8)
         quantizer.initialise_from(z)
         torch.save((quantizer.state_dict(), z), f"{folder}/{name}-start-{rank}.pt")
         for _ in range(steps):
             quantizer(z)
+        quantizer.apply_updates()
         torch.save(quantizer.state_dict(), f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 

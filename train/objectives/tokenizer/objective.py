@@ -58,6 +58,7 @@ class TokenizerObjective(Objective):
             **vars(config.model),
         )
         self.model = DualTokenizer.from_backbone(teacher, model_config)
+        self.model.stage_codebook_updates()
         # The text tower stays the teacher's: image features are distilled into its space.
         self.model.backbone.text_model.requires_grad_(False)
         self.model.backbone.logit_scale.requires_grad_(False)
@@ -170,11 +171,13 @@ class TokenizerObjective(Objective):
         return LossTerm(judged.sum(), weight * adversary.config.weight)
 
     def after_step(self, step: int) -> None:
+        self.model.apply_codebook_updates()
         if self._adversary is not None and self._judged:
             self._adversary.step(self._judged)
         self._judged = []
 
     def after_skipped_step(self) -> None:
+        self.model.discard_codebook_updates()
         self._judged = []  # broken images teach the discriminator nothing
 
     def extra_state(self) -> dict[str, Any]:
