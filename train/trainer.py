@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from ..common.machine import LARGE_BATCH, suitable_threads
+from ..mllm.assembly.weights import Weights
 from .backend.checkpoint import Checkpoints
 from .backend.checkpoint_files import RECIPE
 from .backend.deepspeed import build_engine, set_clipping
 from .backend.distributed import World, join_world, leave_world
 from .backend.export import export_trained
+from .backend.placement import place
 from .backend.resume import Change, allowed_changes, require_same_groups
 from .backend.resume_keys import BATCH, PACKING, is_named
 from .backend.saved_state import load_file
@@ -149,7 +151,7 @@ def _train_in(
     if start:
         changed = world.on_main(lambda: allowed_changes(checkpoints.path(start), recipe, data, named))
     hang.enter("building the model")
-    objective = _prepared_objective(recipe, stream)
+    objective = _prepared_objective(recipe, world, stream)
     world.on_main(lambda: rehearse_export(objective))
     if start:
         require_same_groups(checkpoints.path(start), objective, recipe.optimizer)
@@ -211,9 +213,9 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
     ]
 
 
-def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:
+def _prepared_objective(recipe: Recipe, world: World, stream: Stream) -> Objective:
     """The objective of a recipe with its model. UserError for data that do not fit it."""
-    objective = build_objective(recipe)
+    objective = build_objective(recipe, weights_at_start(recipe, world))
     objective.set_attention(recipe.run.attention)
     if recipe.run.gradient_checkpointing:
         objective.enable_gradient_checkpointing()
@@ -227,13 +229,30 @@ def _prepared_objective(recipe: Recipe, stream: Stream) -> Objective:
 
 def initialise_engine(recipe: Recipe, world: World, objective: Objective) -> tuple[Any, GroupSettings]:
     """The objective in DeepSpeed's engine, and the settings of its optimizer's groups."""
-    objective.to(world.device)
     optimizer = build_optimizer(objective, recipe.optimizer)
     settings = GroupSettings(optimizer)
     scheduler = build_scheduler(optimizer, recipe.run.steps, recipe.schedule)
     config = deepspeed_config(recipe, world.size)
+    place(objective, world, _dtype(recipe), config)
     engine = build_engine(objective, optimizer, scheduler, config, read=partial(load_file, mapped=False))
     return engine, settings
+
+
+def weights_at_start(recipe: Recipe, world: World) -> Weights:
+    """What this process needs of the model's weights before they are placed."""
+    if recipe.mllm is None:
+        return Weights.LOADED
+    if not world.is_main:
+        return Weights.ABSENT
+    # Adapters are made from the weights that they adapt, in fp32.
+    return Weights.MAPPED if recipe.mllm.lora is None else Weights.LOADED
+
+
+def _dtype(recipe: Recipe) -> torch.dtype | None:
+    """The number format of the trained weights; other objectives keep the one of the networks they load."""
+    if recipe.run.precision == "bf16":
+        return torch.bfloat16
+    return None if recipe.mllm is None else torch.float32
 
 
 def weighted_loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ from .tokenizers import (
     token_ids,
     unconditional_prompt_ids,
 )
+from .weights import Weights
 
 
 def assemble(
@@ -35,6 +36,7 @@ def assemble(
     *,
     attn_implementation: str | None = None,
     load_visual_tokenizer: bool = True,
+    weights: Weights = Weights.LOADED,
     **settings: Any,
 ) -> Any:
     """A unified model around any causal language model, with the visual tokenizer's codebooks copied in.
@@ -52,6 +54,7 @@ def assemble(
         attn_implementation: of the language model: "sdpa", "eager" or "flash_attention_2".
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
             which is enough to train on cached codes.
+        weights: where they are afterwards; training converts and distributes them.
         **settings: fields of `ModelSettings`, such as `depth_transformer`, `pixel_condition`.
 
     Raises:
@@ -62,7 +65,7 @@ def assemble(
     known = set(tokenizer.get_vocab())
     chat_format = prepare_text_tokenizer(tokenizer)
     visual = open_visual_tokenizer(visual_tokenizer, load_visual_tokenizer)
-    language_model, text_config = open_llm(llm)
+    language_model, text_config = open_llm(llm, weights)
     if language_model is None:
         text_config.vocab_size = max(tokenizer.get_vocab().values()) + 1
     else:
@@ -72,7 +75,8 @@ def assemble(
     config = _config(text_config, tokenizer, chat_format, visual, settings)
     if language_model is not None:
         _keep_trained(language_model, config)
-    model = model_class(config, language_model)
+    with weights.building():
+        model = model_class(config, language_model)
     if attn_implementation is not None:
         set_attention(model, attn_implementation)
     if isinstance(visual, DualTokenizer) and load_visual_tokenizer:
@@ -117,7 +121,8 @@ def _fit_to(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def _keep_trained(language_model: PreTrainedModel, config: DualTokenConfig) -> None:
     """Initialise projectors to the embeddings' RMS, and keep the trained weights."""
     embedding: Any = language_model.get_input_embeddings()
-    config.initializer_range = float(embedding.weight.detach().float().std())
+    if not embedding.weight.is_meta:
+        config.initializer_range = float(embedding.weight.detach().float().std())
     config.text_config._name_or_path = ""  # a folder of this machine
     for module in language_model.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]

@@ -14,14 +14,17 @@ from ...common.loading.bounded_settings import ATTENTION, check_settings
 from ...common.loading.model_files import check_model_files
 from ...common.loading.quiet import LARGE, quiet, size_of
 from ...common.loading.strict import loading_reason
-from .gguf import is_gguf, load_gguf
+from .gguf import gguf_config, is_gguf, load_gguf
+from .weights import Weights
 
 LanguageModelSource = str | Path | Mapping[str, Any] | PreTrainedConfig | PreTrainedModel
 
 
-def open_llm(llm: LanguageModelSource) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
-    """The trained LLM in fp32 (None for a new one), and its configuration."""
-    language_model = _trained(llm)
+def open_llm(
+    llm: LanguageModelSource, weights: Weights = Weights.LOADED
+) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
+    """The trained LLM (None for a new one), and its configuration."""
+    language_model = _trained(llm, weights)
     config = _configuration(llm) if language_model is None else language_model.config
     _refuse_unsupported(config)
     return language_model, config
@@ -61,6 +64,8 @@ def fit_vocabulary(language_model: PreTrainedModel, num_tokens: int, new_ids: li
     Rows beyond the tokenizer (padding of the matrix) stay. transformers' resizing samples new rows around the
     mean, so that no two runs would start equal.
     """
+    for layer in _vocabulary_layers(language_model):
+        layer.float()  # rows of weights that are still in their file in another format
     means = [_row_means(layer) for layer in _vocabulary_layers(language_model)]
     old_size = language_model.config.vocab_size
     if num_tokens > old_size:
@@ -82,21 +87,31 @@ def _row_means(layer: nn.Module) -> dict[str, Tensor]:
     return {name: value.mean(dim=0) for name, value in parameters.items() if value is not None}
 
 
-def _trained(llm: LanguageModelSource) -> PreTrainedModel | None:
+def _trained(llm: LanguageModelSource, weights: Weights) -> PreTrainedModel | None:
     if isinstance(llm, (Mapping, PreTrainedConfig)):
         return None
     if isinstance(llm, PreTrainedModel):
         return nn.Module.float(llm)
     if is_gguf(llm):
-        return load_gguf(llm)
+        return _from_gguf(llm, weights)
     check_model_files(llm)
     try:
         with quiet(size_of(Path(llm).glob("*.safetensors")) if Path(llm).is_dir() else LARGE):
-            return AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(llm, dtype=weights.dtype, trust_remote_code=False)
     except Exception as error:  # untrusted files, read by the code of any language model
         raise UserError(
             f"no causal language model at {llm}; give its folder or hub id ({loading_reason(error)})"
         ) from error
+    weights.of_saved(model)
+    return model
+
+
+def _from_gguf(file: str | Path, weights: Weights) -> PreTrainedModel:
+    """The LLM of a GGUF file, which is dequantized only where the values are needed."""
+    if weights is not Weights.ABSENT:
+        return load_gguf(file)
+    with weights.building():
+        return AutoModelForCausalLM.from_config(gguf_config(file), dtype=torch.float32).eval()
 
 
 def _configuration(llm: Any) -> PreTrainedConfig:

@@ -119,14 +119,15 @@ def load_model(
     check_model_files(source, kwargs.get("subfolder"))
     try:
         files = weight_files(source, hub, "a model")
-        if kwargs.get("config") is None:
-            config = DualTokenConfig.from_pretrained(source, **hub)
-            missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
-            if missing:
-                raise UserError(
-                    f"{source}: config.json has no {', '.join(missing)}; it is not a complete DualToken model"
-                )
-            refuse_bigger(lambda: model_class(config), most_layers(config.to_dict()), files, source)
+        config = kwargs.get("config")
+        if not isinstance(config, DualTokenConfig):
+            config = DualTokenConfig.from_pretrained(config or source, **({} if config else hub))
+        missing = [field for field in VISUAL_TOKEN_FIELDS if field not in config.token_ids]
+        if missing:
+            raise UserError(
+                f"{source}: config.json has no {', '.join(missing)}; it is not a complete DualToken model"
+            )
+        refuse_bigger(lambda: model_class(config), most_layers(config.to_dict()), files, source)
         with quiet(size_of(files.values())):
             model, info = load(source, *args, output_loading_info=True, **kwargs)
     except UserError:

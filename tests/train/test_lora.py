@@ -142,7 +142,6 @@ def test_a_run_starts_from_an_exported_model(chain: Chain, llm: Path, tmp_path: 
     configuration = yaml.safe_load(Path(chain.recipe("mllm", tmp_path / "x")[0]).read_text())["mllm"]["llm"]
     start = {"init_from": str(tmp_path / "exported")}
     objective = objective_of(lora_recipe(chain, tmp_path / "run", configuration, **start))
-    objective.initialise_from(start["init_from"])
     frozen = {
         name.replace(BASE_LAYER, "").replace(SPECIAL_ROWS, ""): parameter
         for name, parameter in objective.model.named_parameters()

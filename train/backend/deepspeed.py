@@ -6,7 +6,7 @@ setup.py bounds its version, because much of what is used here is private.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -56,6 +56,14 @@ def _without_shared_memory_operator() -> None:
 
 
 # --- engine and optimizer ----------------------------------------
+
+
+def partition(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -> None:
+    """Broadcast each parameter from rank 0 and partition it (ZeRO stage 3) before the next one is taken."""
+    from deepspeed.runtime.zero import Init
+
+    # With a module, as when DeepSpeed partitions a complete one: nothing but its parameters would differ.
+    Init(module=nn.Module(), config_dict_or_path=config)._convert_to_zero_parameters(parameters)
 
 
 def build_engine(

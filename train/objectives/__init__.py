@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from ...mllm.assembly.weights import Weights
 from ..config.recipe import Recipe
 from .base import LossTerm, Objective
 
 __all__ = ["LossTerm", "Objective", "build_objective"]
 
 
-def build_objective(recipe: Recipe) -> Objective:
-    """Build the objective of the recipe's one objective section, with its model."""
+def build_objective(recipe: Recipe, weights: Weights = Weights.LOADED) -> Objective:
+    """Build the objective of the recipe's one objective section, with its model.
+
+    Args:
+        weights: of the unified model; the networks of the other objectives are always loaded.
+    """
     if recipe.contrastive is not None:
         from .contrastive import ContrastiveObjective
 
@@ -21,4 +26,4 @@ def build_objective(recipe: Recipe) -> Objective:
     assert recipe.mllm is not None  # Recipe checks that exactly one section is given
     from .mllm import MllmObjective
 
-    return MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from)
+    return MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from, weights)

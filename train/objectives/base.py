@@ -139,8 +139,7 @@ class Objective(nn.Module, ABC):
         return ""
 
     def initialise_from(self, folder: str) -> None:
-        """Load the weights of an exported folder."""
-        raise NotImplementedError(f"{type(self).__name__} cannot start from an exported folder")
+        """Load the weights of an exported folder, unless the objective was built with them."""
 
     def set_attention(self, implementation: str) -> None:
         """Set the attention implementation of all transformers models in this objective."""

@@ -18,13 +18,13 @@ from ...data_pipelines.records import Record, RecordError, require_trainable
 from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import (
     ChatFormat,
-    DualTokenForConditionalGeneration,
     add_lora,
     drop_prompt,
     merge_adapters,
     save_model,
 )
 from ...mllm.assembly.tokenizers import unconditional_prompt_ids
+from ...mllm.assembly.weights import Weights
 from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
 from ...mllm.outputs import TargetLosses
 from ...tokenizer import DualTokenizer
@@ -48,12 +48,17 @@ class MllmObjective(Objective):
     GROUPS = ("projectors", "heads", "embeddings", "llm")
 
     def __init__(
-        self, config: MllmObjectiveConfig, seed: int, max_length: int = 0, init_from: str | None = None
+        self,
+        config: MllmObjectiveConfig,
+        seed: int,
+        max_length: int = 0,
+        init_from: str | None = None,
+        weights: Weights = Weights.LOADED,
     ) -> None:
-        """init_from: a saved model that gives architecture and tokenizers; weights: see `initialise_from`."""
+        """init_from: a saved model that gives architecture, weights and tokenizers."""
         super().__init__()
         self.config, self.seed = config, seed
-        parts = new_parts(config) if init_from is None else saved_parts(config, init_from)
+        parts = new_parts(config, weights) if init_from is None else saved_parts(config, init_from, weights)
         self.model, self.processor, self._visual_tokenizer = parts
         self.codes_checksum = codes_checksum(self._visual_tokenizer)
         shape = self._visual_tokenizer.config
@@ -209,19 +214,6 @@ class MllmObjective(Objective):
             self.model.config.unconditional_prompt_ids = unconditional_prompt_ids(
                 self.processor.tokenizer, self.processor.chat_format
             )
-
-    def initialise_from(self, folder: str) -> None:
-        trained = DualTokenForConditionalGeneration.from_pretrained(folder, load_visual_tokenizer=False)
-        merge_adapters(self.model)  # new adapters change nothing; the folder has a model without them
-        new, weights = self.model.state_dict(), trained.state_dict()
-        codebooks = [name for name in new if name.endswith("codebook.vectors")]
-        if not all(torch.equal(new[name], weights[name]) for name in codebooks):
-            raise UserError(
-                f"mllm.visual_tokenizer {self.config.visual_tokenizer} has other codebooks than the model of "
-                f"init_from {folder}; leave it out to use the model's"
-            )
-        self.model.load_state_dict(weights)
-        self._add_adapters()
 
     def _add_adapters(self) -> None:
         if self.config.lora is not None:

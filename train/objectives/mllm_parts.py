@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+import torch
 
 from ...common.errors import UserError
 from ...common.loading.model_source import model_source
@@ -18,7 +18,8 @@ from ...mllm import (
     build_model,
     build_processor,
 )
-from ...mllm.assembly.tokenizers import load_text_tokenizer
+from ...mllm.assembly.tokenizers import load_text_tokenizer, stored_codebooks
+from ...mllm.assembly.weights import Weights
 from ...tokenizer import StoredTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..config.starting_point import StartingPoint, reading_model
@@ -32,19 +33,20 @@ class Parts(NamedTuple):
     visual_tokenizer: StoredTokenizer
 
 
-def new_parts(config: MllmObjectiveConfig) -> Parts:
+def new_parts(config: MllmObjectiveConfig, weights: Weights) -> Parts:
     """A new model around the language model and the tokenizers that the recipe names."""
     text_tokenizer = config.text_tokenizer or config.llm
     if not isinstance(text_tokenizer, str) or config.llm is None or config.visual_tokenizer is None:
         raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer, so name a folder")
     visual = StoredTokenizer.from_pretrained(config.visual_tokenizer).encoding_in(config.encode_precision)
     settings = vars(config.model or ModelSettings())
-    model = build_model(config.llm, visual, text_tokenizer, load_visual_tokenizer=False, **settings)
+    options = {"load_visual_tokenizer": False, "weights": weights}
+    model = build_model(config.llm, visual, text_tokenizer, **options, **settings)
     return Parts(model, build_processor(visual, text_tokenizer), visual)
 
 
-def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
-    """A model like the saved one at `init_from`, without its weights; the recipe may change its losses.
+def saved_parts(config: MllmObjectiveConfig, init_from: str, weights: Weights) -> Parts:
+    """The saved model at `init_from`; the recipe may change its losses.
 
     Errors:
         UserError if there is no saved model, or if the recipe names tokenizers that do not fit it.
@@ -60,10 +62,31 @@ def saved_parts(config: MllmObjectiveConfig, init_from: str) -> Parts:
             "leave it out to use the model's"
         )
     visual = _visual_tokenizer(config.visual_tokenizer, source).encoding_in(config.encode_precision)
-    model = DualTokenForConditionalGeneration(saved.model_config(config.model))
-    nn.Module.float(model)  # the saved one may be in bf16
-    model.copy_codebooks(visual)
-    return Parts(model, processor, visual)
+    with reading_model(init_from):
+        model = DualTokenForConditionalGeneration.from_pretrained(
+            source,
+            config=saved.model_config(config.model),
+            dtype=weights.dtype,
+            load_visual_tokenizer=False,
+        )
+    _require_codebooks(model, visual, config, init_from)
+    weights.of_saved(model)
+    return Parts(model.train(), processor, visual)
+
+
+def _require_codebooks(
+    model: DualTokenForConditionalGeneration,
+    visual: StoredTokenizer,
+    config: MllmObjectiveConfig,
+    init_from: str,
+) -> None:
+    """Raise UserError unless the visual tokenizer's codebooks are those of the model."""
+    found = stored_codebooks(visual, model.config)
+    if not all(torch.equal(branch.codebook.vectors, found[name]) for name, branch in model.branches.items()):
+        raise UserError(
+            f"mllm.visual_tokenizer {config.visual_tokenizer} has other codebooks than the model of "
+            f"init_from {init_from}; leave it out to use the model's"
+        )
 
 
 def _visual_tokenizer(named: str | None, source: str) -> StoredTokenizer:
