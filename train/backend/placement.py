@@ -29,7 +29,9 @@ def place(module: nn.Module, world: World, dtype: torch.dtype | None, config: di
             parameters only once `deepspeed.initialize` has broadcast them.
     """
     shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
-    if len(set(world.gather(crc32(repr(shapes).encode())))) > 1:  # would send values to other parameters, or hang
+    if (
+        len(set(world.gather(crc32(repr(shapes).encode())))) > 1
+    ):  # would send values to other parameters, or hang
         raise RuntimeError("the processes have built different models")
     parameters = _materialised(module, world.device, dtype)
     if config["zero_optimization"]["stage"] == 3:
