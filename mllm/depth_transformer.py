@@ -7,6 +7,7 @@ The input at depth 1 is the LLM's state h; at depth d > 1 it is the sum of the c
 before d, projected to W. Attention is causal over depth, so every depth sees h through depth 1.
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -157,9 +158,17 @@ class DepthTransformer(nn.Module):
 
 
 class DepthCache:
-    """Keys and values of all layers and depths, allocated once for all positions of an image."""
+    """Keys and values (T, heads, D, head width) of each layer, allocated once for all positions of an image.
+
+    Each is a tensor of its own: CUDA graphs write only to inputs that are marked as static, and a view of a
+    marked tensor is not.
+    """
 
     def __init__(self, head: DepthTransformer, count: int) -> None:
-        weight, width = head.from_state.weight, head.width // head.num_heads
-        self.states = weight.new_zeros(len(head.layers), 2, count, head.num_heads, head.depth, width)
-        self.layers = [(layer[0], layer[1]) for layer in self.states]  # views, made once
+        shape = count, head.num_heads, head.depth, head.width // head.num_heads
+        new = partial(head.from_state.weight.new_zeros, shape)
+        self.layers = [(new(), new()) for _ in head.layers]
+
+    def tensors(self) -> list[Tensor]:
+        """All that decoding a position writes to."""
+        return [one for layer in self.layers for one in layer]

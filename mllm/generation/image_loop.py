@@ -97,6 +97,10 @@ class ImageLoop:
         self.position.zero_()
         positions = self.config.num_positions
         with ExitStack() as stack:
+            if self.compile:
+                # Numbers of the language model's settings become constants, not inputs on the CPU, which
+                # would split a CUDA graph.
+                stack.enter_context(torch._dynamo.config.patch(specialize_float=True))
             for position in range(1, positions + 1):
                 self._sample_step(self, model)
                 if progress is not None and progress(position, positions) is False:
@@ -146,7 +150,7 @@ class ImageLoop:
         steps = ImageLoop.sample, ImageLoop.advance
         if not self.compile:
             return steps
-        caches = [cache.states for cache in self.caches.values()]
+        caches = [one for cache in self.caches.values() for one in cache.tensors()]
         for tensor in (*vars(self).values(), *self.codes.values(), *caches):
             if isinstance(tensor, Tensor):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs may then write to it
