@@ -108,14 +108,44 @@ def prove_cuda_graphs(device: torch.device | str, dtype: torch.dtype = torch.bfl
     return f"{replays} CUDA graphs for {steps} steps; {equal:.1%} of the codes equal the plain loop's"
 
 
+def prove_batch_invariance(
+    device: torch.device | str, dtype: torch.dtype = torch.bfloat16, size: int = 4, compile: bool = False
+) -> str:
+    """With `batch_invariant` image i of a seed is the same alone, among others and beside other prompts."""
+    model = small_model().to(device, dtype)
+    ids = torch.full((2, 9), 7, device=device)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # another prompt, shorter than the one that is looked at
+
+    def images(count: int, first: int = 0, prompts: slice = slice(1, 2), fixed: int = size) -> Tensor:
+        options: dict[str, Any] = {"num_return_sequences": count, "first_image_index": first, "seed": 5}
+        options |= {"guidance_scale": 2.0, "batch_invariant": fixed, "compile": compile}
+        inputs = {"input_ids": ids[prompts], "attention_mask": mask[prompts]}
+        return model.generate(**inputs, **options, generation_mode="image")
+
+    together = images(2 * size)
+    requests = {
+        "alone": images(1),
+        "in part": images(size, 1),
+        "beside another prompt": images(2, 0, slice(2))[2:],
+    }
+    for name, found in requests.items():
+        first = 1 if name == "in part" else 0
+        if not torch.equal(found, together[first : first + len(found)]):
+            raise RuntimeError(f"batch_invariant {size} in {dtype}: images {name} are others than together")
+    as_they_come = float((images(1, fixed=0) == images(2 * size, fixed=0)[:1]).float().mean())
+    return f"images are equal in every request; without batch_invariant {as_they_come:.1%} of the codes are"
+
+
 def small_model() -> DualTokenForConditionalGeneration:
-    """A unified model of 8 x 8 positions with random weights, the same at every call."""
+    """A unified model of 6 x 6 positions with random weights, the same at every call."""
     tokens = ("bos", "pad", "eos", "user", "assistant", "image_start", "image", "image_end", "unconditional")
     ids: dict[str, Any] = {f"{name}_token_id": index for index, name in enumerate(tokens)}
     book = CodebookConfig(num_codes=256, code_dim=16, depth=4)
     llm = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = DualTokenConfig(
         text_config={"model_type": "llama", **llm, "intermediate_size": 256, "vocab_size": 512},
+        grid_size=(6, 6),
         pixel_codebook=book,
         semantic_codebook=book,
         depth_transformer=SIZES,

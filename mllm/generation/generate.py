@@ -9,6 +9,7 @@ from ...common.values import whole_number
 from ..protocol import UnifiedModel
 from .image_generation import generate_image
 from .interleaved import generate_interleaved
+from .sampling import ImageSamplingConfig
 from .text import IMAGE_INPUTS, generate_text
 
 GENERATORS: dict[str, Callable[..., Any]] = {
@@ -38,8 +39,9 @@ def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str
             is kept as long as the model.
         progress: for images; True shows a bar on stderr; a function is called with (positions done, total
             positions) after each, and returns False to end the call with `GenerationCancelled`.
-        seed: of images, one number or one per prompt: image j of a prompt depends on its seed and j only. Of
-            sampled text, one number. Random numbers of other threads change neither.
+        seed: of images, one number or one per prompt: the random numbers of image j of a prompt depend on its
+            seed and j only. `batch_invariant` of `ImageSamplingConfig` makes the whole image so in every
+            dtype. Of sampled text, one number. Random numbers of other threads change neither.
         generator: a torch.Generator from which a missing `seed` is sampled.
         first_image_index: index j of each prompt's first image, to generate many images in parts.
         max_images: most images of an interleaved answer.
@@ -51,7 +53,7 @@ def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str
     mode = generation_mode or "text"
     if mode not in GENERATORS:
         raise UserError(f"generation_mode is {shown(mode)}; allowed: {', '.join(GENERATORS)}")
-    with suitable_threads(model, _rows(options)):
+    with suitable_threads(model, _rows(model, mode, options)):
         # Images are encoded once, before prompts are repeated or run in steps.
         codes = model.codec.given(*(options.pop(name, None) for name in IMAGE_INPUTS))
         if generation_mode is None:
@@ -59,8 +61,13 @@ def generate(model: UnifiedModel, generation_mode: str | None, options: dict[str
         return GENERATORS[mode](model, codes=codes, **options)
 
 
-def _rows(options: Mapping[str, Any]) -> int:
+def _rows(model: UnifiedModel, mode: str, options: Mapping[str, Any]) -> int:
     """Sequences that are generated in one batch. UserError for an invalid number of copies."""
+    if mode != "text":
+        chosen = {"batch_invariant": options.get("batch_invariant")}
+        size = ImageSamplingConfig.of(model.config.image_sampling, chosen).batch_invariant
+        if size:  # the number of threads, too, must not depend on how many images are asked for
+            return 2 * size
     given = (options.get(name) for name in ("input_ids", "inputs_embeds"))
     prompts = next((len(one) for one in given if one is not None), 0)
     counts = {name: options.get(name) for name in ("num_return_sequences", "num_beams")}

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,10 +16,12 @@ from ...common.values import whole_number
 from ...tokenizer import VisualCodes
 from ..configuration import DualTokenConfig
 from ..protocol import UnifiedModel
+from .fixed_batches import alone, generate_in_fixed_batches
 from .image_loop import ImageLoop, ImagePrompt
 from .outputs import image_tokens
 from .progress import Progress, shown_progress
 from .sampling import ImageSamplingConfig, prompt_seeds
+from .step_decoder import rounded_capacity
 from .text import refuse_right_padding
 
 # Transformers' pipelines pass them with every call; they do not matter for images.
@@ -67,14 +70,37 @@ def generate_image(
     first_image_index = whole_number(first_image_index, "first_image_index")
     prompt = image_prompt(model.config, input_ids, attention_mask, codes)
     seeds = prompt_seeds(seed, len(input_ids), generator)
-    longest = max(prompt.input_ids.shape[1], len(unconditional_ids(model.config)))
-    shape = len(input_ids) * copies, longest + model.config.num_positions
+    one_batch = partial(_one_batch, model, sampling, compile)
     with shown_progress(progress) as report, _compiled_lock if compile else nullcontext():
-        loop = _loop(model, sampling, shape, compile)
-        if sampling.guided:
-            prompt = prompt.with_unconditional(unconditional_ids(model.config))
-        generated = loop.generate(model, prompt, copies, seeds, first_image_index, report)
+        if sampling.batch_invariant:
+            prompts = alone(prompt, model.config)
+            size = sampling.batch_invariant
+            generated = generate_in_fixed_batches(
+                one_batch, prompts, copies, seeds, first=first_image_index, size=size, progress=report
+            )
+        else:
+            generated = one_batch(prompt, copies, seeds, first_image_index, report)
     return image_tokens(generated)
+
+
+def _one_batch(
+    model: UnifiedModel,
+    sampling: ImageSamplingConfig,
+    compile: bool | str,
+    prompt: ImagePrompt,
+    copies: int,
+    seeds: Sequence[int],
+    first_image_index: int,
+    report: Progress | None,
+) -> VisualCodes:
+    """Codes (B x copies, P, D) of all prompts' images, generated side by side."""
+    count, length = prompt.input_ids.shape
+    unconditional = unconditional_ids(model.config)
+    capacity = max(length, len(unconditional)) + model.config.num_positions
+    loop = _loop(model, sampling, (count * copies, capacity), compile)
+    if sampling.guided:
+        prompt = prompt.with_unconditional(unconditional)
+    return loop.generate(model, prompt, copies, seeds, first_image_index, report)
 
 
 def check_compile(choice: Any) -> None:
@@ -118,7 +144,9 @@ def _loop(
     rows, capacity = shape
     if not compile:
         return ImageLoop(model, sampling, rows, capacity)
-    made_for = sampling, rows, compile, model.dtype, model.device
+    # Where shapes decide about codes, a larger capacity than the prompt needs is another one.
+    exact = rounded_capacity(capacity) if sampling.batch_invariant else None
+    made_for = sampling, rows, compile, model.dtype, model.device, exact
     known, kept = _compiled_loops.get(model, (None, None))
     if kept is None or known != made_for or capacity > kept.decoder.capacity:
         kept = ImageLoop(model, sampling, rows, capacity, compile)

@@ -18,6 +18,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 CAPACITY_STEP = 64  # capacities are multiples, so that prompts of like length share one compiled step
 
 
+def rounded_capacity(capacity: int) -> int:
+    """The capacity of a decoder with `fixed_shape`: a multiple of `CAPACITY_STEP`."""
+    return -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
+
+
 class StepDecoder:
     """Runs the prompts once, then takes one embedding per row and returns the row's next state.
 
@@ -36,7 +41,7 @@ class StepDecoder:
         self.kinds = _attention_kinds(self.text_config)
         if fixed_shape:
             self._refuse_other_attention()
-            capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
+            capacity = rounded_capacity(capacity)
         self.capacity = capacity
         device = model.device
         self.position_ids = torch.zeros(rows, 1, dtype=torch.long, device=device)

@@ -52,6 +52,7 @@ def test_files_and_their_description(sample, tiny_model):
         "top_k": 0,
         "top_p": 0.9,
         "truncate_from_level": 0,
+        "batch_invariant": 0,
         "guidance_schedule": "constant",
         "sampler": "inverse_cdf",
     }
