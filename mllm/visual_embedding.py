@@ -4,18 +4,17 @@ Source: DualToken, arXiv 2503.14324, section 3.3. Shapes: D depths, N codes, C c
 of the LLM.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from ..common.kept_dtype import KeepsDtype
 from ..tokenizer.quantizer.codebook import code_vectors
 from .configuration import DualTokenConfig
 from .settings import CodebookConfig
 
 
-class FrozenCodebook(nn.Module):
+class FrozenCodebook(KeepsDtype):
     """The code vectors of one residual quantizer, always in fp32.
 
     `vectors` is (K, N, C) with K = 1 when all depths share one table, else K = D. They are buffers: never
@@ -60,16 +59,6 @@ class FrozenCodebook(nn.Module):
     def extra_repr(self) -> str:
         _, num_codes, code_dim = self.vectors.shape
         return f"{self.depth} depths, {num_codes} codes of {code_dim} numbers"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenCodebook":
-        # Follows the model's device but not its dtype: `model.to(bfloat16)` must not round the vectors.
-        kept = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:
-                setattr(self, name, before.to(device=after.device))
-        return self
 
 
 class CodeProjector(nn.Module):

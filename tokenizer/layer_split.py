@@ -111,7 +111,7 @@ def change_points(similarity: Tensor, segments: int) -> tuple[tuple[int, ...], f
 
 def _segment_costs(distance: Tensor) -> list[list[float]]:
     """costs[i][j], i < j: of the segment from layer i to layer j - 1."""
-    area = nn.functional.pad(distance.double().cpu().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    area = nn.functional.pad(distance.cpu().double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     corners, index = area.diagonal(), torch.arange(len(area))
     blocks = corners[None, :] - area - area.t() + corners[:, None]
     return (blocks / (index[None, :] - index[:, None]).clamp(min=1)).tolist()

@@ -37,7 +37,7 @@ class PairMean(Metric):
 
     def update(self, originals: Tensor, reconstructions: Tensor) -> None:
         """Add two batches of uint8 images (B, 3, H, W)."""
-        values = self.values(originals, reconstructions).double().to(self.device)
+        values = self.values(originals, reconstructions).to(self.device).double()
         finite = values[values.isfinite()]
         self.total += finite.sum()
         self.count += len(finite)

@@ -39,5 +39,5 @@ class CodebookUsage(Metric):
         return {
             "usage": usage.tolist(),
             "perplexity": perplexity.tolist(),
-            "usage_all_depths": float((self.counts.sum(dim=0) > 0).double().mean()),
+            "usage_all_depths": float((self.counts.sum(dim=0) > 0).cpu().double().mean()),
         }

@@ -50,7 +50,7 @@ class FeatureStatistics(Metric):
             )
         if not len(features):
             return
-        values = features.detach().double().to(self.device)
+        values = features.detach().to(self.device).double()
         batch = torch.zeros_like(self.moments)
         batch[0, 0] = len(values)
         batch[0, 1:] = values.mean(dim=0)

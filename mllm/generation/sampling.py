@@ -163,7 +163,8 @@ def gumbel_noise(uniforms: Tensor, count: int) -> Tensor:
     Counter-based: a class's number is a hash (MurmurHash3's finalizer, Appleby) of the uniform's 24 bits and
     the class, the same on every device and in every batch.
     """
-    key = (uniforms.double() * 2**24).long().unsqueeze(1) * 0x9E3779B1
+    key = (uniforms * 2**24).long()  # exact, also in fp32
+    key = key.unsqueeze(1) * 0x9E3779B1
     h = (key + torch.arange(count, device=uniforms.device) * 0x85EBCA77) & _WORD
     for multiplier, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
         h = ((h ^ (h >> 16)) * multiplier) & _WORD

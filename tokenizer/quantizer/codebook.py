@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import first_line
+from ...common.kept_dtype import KeepsDtype
 from ...common.precision import fp32_products
 
 # Size of the distances of a chunk of vectors to all codes: 4 MB in fp32, which fits a CPU's cache. GPUs need
@@ -39,6 +40,7 @@ def code_vectors(tables: Tensor, codes: Tensor) -> Tensor:
 
 def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Counts of codes (D, N) -> the share used at each depth, exp(entropy) of their frequencies, fp64."""
+    counts = counts.cpu()  # Apple's GPUs have no fp64
     frequencies = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     return (counts > 0).double().mean(dim=1), torch.special.entr(frequencies).sum(dim=1).exp()
 
@@ -147,7 +149,7 @@ def _at_least(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor
     return tiled + 0.01 * vectors.std(unbiased=False).clamp(min=1e-3) * noise
 
 
-class EmaCodebooks(nn.Module):
+class EmaCodebooks(KeepsDtype):
     """K codebooks of N vectors with the moving averages that train them.
 
     Buffers: vectors (K, N, C), counts (K, N), sums (K, N, C), always fp32, also after `.to(bfloat16)`, as
@@ -229,13 +231,6 @@ class EmaCodebooks(nn.Module):
         """Add one to the number of updates."""
         self._host_updates = self.updates_so_far() + 1
         self.num_updates.add_(1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmaCodebooks:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import UserError
+from ...common.kept_dtype import KeepsDtype
 from ..settings import QuantizerConfig
 from .codebook import (
     EmaCodebooks,
@@ -52,7 +53,7 @@ class CodebookHealth:
 HEALTH_BUFFERS = ("usage_counts", "restart_counts", "squares", "input_sum", "num_local_vectors")
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(KeepsDtype):
     """Quantize vectors by D codes from codebooks of N vectors (arXiv 2503.14324; RQ-VAE, 2203.01941).
 
     All arithmetic is fp32 without autocast. Codebooks get no gradients: in training mode every forward pass
@@ -86,9 +87,9 @@ class ResidualQuantizer(nn.Module):
         # inputs and residuals after every depth, number and sum of the inputs.
         self.register_buffer("usage_counts", usage, persistent=False)
         self.register_buffer("restart_counts", torch.zeros(books, dtype=torch.int64), persistent=False)
-        self.register_buffer("squares", torch.zeros(config.depth + 1, dtype=torch.float64), persistent=False)
+        self.register_buffer("squares", torch.zeros(config.depth + 1, dtype=torch.float32), persistent=False)
         self.register_buffer("num_local_vectors", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float64), persistent=False)
+        self.register_buffer("input_sum", torch.zeros(config.code_dim, dtype=torch.float32), persistent=False)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """(B, H, W, C) -> QuantizerOutput; commitment loss: mean over depths of |z - sg(sum so far)|²."""

@@ -24,10 +24,11 @@ class StagedStatistics:
     def __init__(self, config: QuantizerConfig, device: torch.device) -> None:
         size, dim, depth = config.num_codes, config.code_dim, config.depth
         self._shared = config.shared_codebook
-        self.counts = torch.zeros(depth, size, device=device)
-        self.sums = torch.zeros(1 if self._shared else depth, size, dim, device=device)
-        self.squares = torch.zeros(depth + 1, dtype=torch.float64, device=device)
-        self.input_sum = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(depth, size, dtype=torch.float32, device=device)
+        books = 1 if self._shared else depth
+        self.sums = torch.zeros(books, size, dim, dtype=torch.float32, device=device)
+        self.squares = torch.zeros(depth + 1, dtype=torch.float32, device=device)
+        self.input_sum = torch.zeros(dim, dtype=torch.float32, device=device)
         self.num_vectors = 0
         self.candidates: Tensor | None = None
         self._candidate_error = torch.zeros(len(self.sums), device=device)
