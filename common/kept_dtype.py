@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class KeepsDtype(nn.Module):
     """A module that follows a model to other devices, but not to other number formats.
 
-    `model.bfloat16()`, `.half()`, `.double()` and `.to(dtype)` change no bit of its tensors and its submodules'.
+    `model.bfloat16()`, `.half()`, `.double()` and `.to(dtype)` change no bit of its tensors.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
