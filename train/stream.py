@@ -51,10 +51,14 @@ class Stream:
         sources = open_sources(recipe.data)
         return cls(recipe, world, sources, mixture_of(recipe.data, sources, recipe.seed))
 
+    def manifests(self) -> dict[str, Mapping[str, Any]]:
+        """The manifest of each source by name."""
+        names = self.recipe.data.sources
+        return {name: source.manifest for name, source in zip(names, self.sources, strict=True)}
+
     def fingerprints(self) -> dict[str, str]:
         """A digest of the records of each source by name; a resumed run requires equal ones."""
-        names = self.recipe.data.sources
-        return {name: _fingerprint(source.manifest) for name, source in zip(names, self.sources, strict=True)}
+        return {name: _fingerprint(manifest) for name, manifest in self.manifests().items()}
 
     @property
     def is_packed(self) -> bool:

@@ -32,6 +32,7 @@ from .backend.saved_state import load_file
 from .backend.zero import deepspeed_config
 from .callbacks.base import Callback, TrainState
 from .callbacks.checkpointing import Checkpointing
+from .callbacks.general_answers import general_answers
 from .callbacks.hang_guard import HangGuard
 from .callbacks.losses import LossMetrics
 from .callbacks.monitors import Monitor
@@ -46,6 +47,7 @@ from .metrics import Metrics
 from .objectives import LossTerm, Objective, build_objective
 from .objectives.base import to_device
 from .optimizers import GroupSettings, build_optimizer, build_scheduler
+from .planning.language import forgetting
 from .planning.rehearsal import rehearse_export, require_packages
 from .run_folder import CHECKPOINTS, MODEL, run_folder
 from .stream import Stream
@@ -170,6 +172,7 @@ def _train_in(
     )
     guard = StepGuard(engine, folder, run.spike_factor, run.max_skipped)
     trainer.callbacks = [hang, request, guard, *([] if average is None else [average])]
+    trainer.callbacks += general_answers(recipe, objective)
     if start:
         stream.may_repack = any(is_named(key, named) for key in PACKING)
         any_batch = any(is_named(key, named) for key in BATCH)
@@ -202,8 +205,10 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
     recipe, world, run = trainer.recipe, trainer.world, trainer.recipe.run
     samples = recipe.data.micro_batch_size * run.gradient_accumulation_steps * world.size
     validation: list[Callback] = []
-    if recipe.validation is not None:  # made first: what is wrong with it is reported before the progress bar
-        validation = [Validation(recipe, recipe.validation, trainer.objective, world)]
+    wanted = recipe.validation
+    # Made first: what is wrong with it is reported before the progress bar.
+    if wanted is not None and (wanted.sources or wanted.prompts):
+        validation = [Validation(recipe, wanted, trainer.objective, world)]
     return [
         LossMetrics(list(recipe.data.sources)),
         Throughput(world, run.peak_tflops),
@@ -224,6 +229,8 @@ def _prepared_objective(recipe: Recipe, world: World, stream: Stream) -> Objecti
     if recipe.init_from:
         with reading_model(recipe.init_from):
             objective.initialise_from(recipe.init_from)
+    if world.is_main and (warning := forgetting(recipe.data, objective, stream.manifests())):
+        print(f"warning: {warning}", file=sys.stderr)
     return objective
 
 

@@ -29,7 +29,7 @@ _FREE = {
     # Which parameters share a rate must stay: parameter groups are compared.
     "optimizer": "lr muon_lr muon_momentum lr_scale group_lr betas eps weight_decay gradient_clipping",
     "schedule": "kind warmup_steps final_ratio decay_share",
-    "validation": "every batches prompts seed guidance_scale",
+    "validation": "every batches prompts seed guidance_scale general_questions",
     "validation.sources.*": "path weight max_repeats shuffle shuffle_window",
     # Of the exported model, not of its training.
     "mllm.model.image_sampling": (

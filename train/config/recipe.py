@@ -158,12 +158,16 @@ def _validation_problems(recipe: Recipe) -> Iterator[str]:
         return
     if not all(prompt.strip() for prompt in validation.prompts):
         yield "validation.prompts holds an empty one; give each at least one word"
-    if not validation.sources and not validation.prompts:
-        yield "validation has neither sources nor prompts; give one of them or leave it out"
+    if not (validation.sources or validation.prompts or validation.general_questions):
+        yield "validation has neither sources nor prompts nor general_questions; give one or leave it out"
     if recipe.tokenizer is not None and recipe.tokenizer.adversarial is not None:
         yield "validation does not go with tokenizer.adversarial, whose losses change as it trains"
     if validation.prompts and recipe.run.zero_stage == 3:
         yield "validation.prompts need run.zero_stage 0-2; at 3 no process has the complete weights"
+    if validation.general_questions and recipe.run.zero_stage == 3:
+        yield "validation.general_questions need run.zero_stage 0-2; at 3 no process has the complete weights"
+    if validation.general_questions and recipe.mllm is None:
+        yield "validation.general_questions are for the unified model (section mllm); only it answers"
     if validation.prompts and recipe.mllm is None:
         yield "validation.prompts are for the unified model (section mllm); only it generates images"
 

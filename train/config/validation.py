@@ -21,6 +21,9 @@ class ValidationConfig:
             ``validation/`` and TensorBoard. Not at ZeRO stage 3.
         seed: of the generated images.
         guidance_scale: of the generated images; None takes the model's own.
+        general_questions: forty questions without images are answered before the first step and at every
+            validation; ``general_answers_kept`` is the share of those answered correctly before the training
+            that still are. For pretrained language models, and not at ZeRO stage 3.
     """
 
     every: int = limited(least=1, most=10**9)
@@ -29,3 +32,4 @@ class ValidationConfig:
     prompts: list[str] = field(default_factory=list)
     seed: int = limited(0, least=0, most=LARGEST_SEED)
     guidance_scale: float | None = limited(None, least=0.0, most=1000.0)
+    general_questions: bool = False

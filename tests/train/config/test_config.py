@@ -109,7 +109,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
         ({"run": {"steps": 5, "spike_factor": 0.5}}, "spike_factor"),
         ({"run": {"steps": 5, "timeout_minutes": 0}}, "timeout_minutes"),
         ({"schedule": {"kind": "wsd", "decay_share": 2.0}}, "decay_share"),
-        ({"validation": {"every": 5}}, "neither sources nor prompts"),
+        ({"validation": {"every": 5}}, "neither sources nor prompts nor general_questions"),
         ({"validation": {"every": 5, "prompts": ["a circle"]}}, "only it generates images"),
         ({"data": {"sources": {}}}, "sources"),
         ({"data": {"sources": {"a": {"path": "x", "weight": 0}}}}, "weight"),
