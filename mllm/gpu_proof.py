@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .configuration import DualTokenConfig
+from .conversation.collation import (
+    IGNORE,
+    CachedCodes,
+    EncodedRecord,
+    collate_images,
+    flash_attention_bounds,
+    pack,
+)
 from .depth_transformer import DepthTransformer
 from .linear_cross_entropy import linear_cross_entropy
 from .modeling import DualTokenForConditionalGeneration
@@ -135,6 +144,70 @@ def prove_batch_invariance(
             raise RuntimeError(f"batch_invariant {size} in {dtype}: images {name} are others than together")
     as_they_come = float((images(1, fixed=0) == images(2 * size, fixed=0)[:1]).float().mean())
     return f"images are equal in every request; without batch_invariant {as_they_come:.1%} of the codes are"
+
+
+def prove_packed_attention(
+    implementation: str, device: torch.device | str, dtype: torch.dtype, training: bool = True
+) -> str:
+    """Rows of packed documents have the loss, and if `training` the gradients, of the documents one by one.
+
+    The implementation must be installed. flash attention needs bf16, flex attention a GPU for training.
+    """
+    rows = [[_text(5), _picture(0), _text(9)], [_picture(1), _text(3)]]
+    packed = _collated(pack(rows, pad_id=1, length=70), [one for row in rows for one in row])
+    if "flash" in implementation:
+        packed |= flash_attention_bounds(packed["position_ids"])
+    separate = [_collated(pack([[one]], pad_id=1, length=len(one)), [one]) for row in rows for one in row]
+    separate = [{name: one for name, one in each.items() if name != "position_ids"} for each in separate]
+    model = small_model().to(device, dtype).train()
+    model.set_attn_implementation("sdpa")
+    by_torch = _summed_loss(model, separate, training=False)["loss"]
+    model.set_attn_implementation(implementation)
+    expected = _summed_loss(model, separate, training)
+    found = _summed_loss(model, [packed], training)
+    errors = {name: _relative_error(found[name], expected[name]) for name in found}
+    errors["loss against sdpa"] = _relative_error(found["loss"], by_torch)
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"packed rows with {implementation} in {dtype}: {worst} differs by {errors[worst]:.1e}"
+        )
+    return f"packed rows equal separate documents (largest relative error {errors[worst]:.0e})"
+
+
+def _text(length: int) -> EncodedRecord:
+    ids = np.arange(10, 10 + length)
+    return EncodedRecord(ids, ids)
+
+
+def _picture(seed: int) -> EncodedRecord:
+    """A prompt and its image, of the small model."""
+    ids = np.array([0, 3, 20 + seed, 2, 4, 5, *[6] * 36, 7, 2])
+    codes = np.random.default_rng(seed).integers(0, 256, (2, 36, 4))
+    return EncodedRecord(ids, np.where(np.arange(len(ids)) < 6, IGNORE, ids), [CachedCodes(*codes)])
+
+
+def _collated(batch: dict[str, Any], records: list[EncodedRecord]) -> dict[str, Any]:
+    return batch | collate_images([one for record in records for one in record.images], None)
+
+
+def _summed_loss(
+    model: DualTokenForConditionalGeneration, batches: list[dict[str, Any]], training: bool
+) -> dict[str, Tensor]:
+    """The loss and, if `training`, gradients of the language model, summed over batches."""
+    model.zero_grad()
+    total = torch.zeros((), device=model.device)
+    with torch.set_grad_enabled(training):
+        for batch in batches:
+            given = {
+                name: one.to(model.device) if isinstance(one, Tensor) else one for name, one in batch.items()
+            }
+            loss = model(**given, reduction="sum").loss
+            total += loss.detach()
+            if training:
+                loss.backward()
+    parameters = model.language_model.named_parameters() if training else ()
+    return {"loss": total, **{name: one.grad for name, one in parameters}}
 
 
 def small_model() -> DualTokenForConditionalGeneration:

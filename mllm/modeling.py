@@ -52,6 +52,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = {"codebook"}
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.loading.attention import check_attention
 from ..common.machine import LARGE_BATCH, suitable_threads
 from ..mllm.assembly.weights import Weights
 from .backend.checkpoint import Checkpoints
@@ -220,6 +221,7 @@ def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:
 
 def _prepared_objective(recipe: Recipe, world: World, stream: Stream) -> Objective:
     """The objective of a recipe with its model. UserError for data that do not fit it."""
+    check_attention(recipe.run.attention, "run.attention", training=True)
     objective = build_objective(recipe, weights_at_start(recipe, world))
     objective.set_attention(recipe.run.attention)
     if recipe.run.gradient_checkpointing:

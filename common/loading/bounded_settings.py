@@ -23,7 +23,7 @@ LARGEST_INTEGER = 1 << 53
 LONGEST_LIST = 1 << 16
 #: Keys that would load other files or code.
 REFUSED = {"configuration_files", "transformers_weights", "gguf_file"}
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:

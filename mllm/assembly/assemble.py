@@ -8,13 +8,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ...common.errors import UserError
 from ...common.limits import settings_from
+from ...common.loading.attention import check_attention, set_attention
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..configuration import DualTokenConfig
 from ..conversation.chat_format import ChatFormat
 from ..conversation.processing import DualTokenProcessor
 from ..conversation.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from ..settings import BRANCHES, CodebookConfig, ModelSettings
-from .llm import LanguageModelSource, check_attention, fit_vocabulary, open_llm, set_attention
+from .llm import LanguageModelSource, fit_vocabulary, open_llm
 from .tokenizers import (
     OWN_TOKEN_FIELDS,
     TextTokenizerSource,
@@ -51,7 +52,8 @@ def assemble(
         visual_tokenizer: a `DualTokenizer`, or the folder or hub id of one. The model holds it, frozen.
         text_tokenizer: the LLM's tokenizer, or a folder or hub id; missing special tokens are added to it in
             place. None takes the one in the LLM's folder, hub id or GGUF file.
-        attn_implementation: of the language model: "sdpa", "eager" or "flash_attention_2".
+        attn_implementation: of the language model: "sdpa", "eager", "flash_attention_2", "flash_attention_3"
+            or "flex_attention".
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
             which is enough to train on cached codes.
         weights: where they are afterwards; training converts and distributes them.

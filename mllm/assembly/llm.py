@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
 
-from ...common.errors import UserError, first_line, shown
-from ...common.loading.bounded_settings import ATTENTION, check_settings
+from ...common.errors import UserError, first_line
+from ...common.loading.bounded_settings import check_settings
 from ...common.loading.model_files import check_model_files
 from ...common.loading.quiet import LARGE, quiet, size_of
 from ...common.loading.strict import loading_reason
@@ -28,28 +27,6 @@ def open_llm(
     config = _configuration(llm) if language_model is None else language_model.config
     _refuse_unsupported(config)
     return language_model, config
-
-
-def check_attention(implementation: str | None) -> None:
-    """Raise UserError for an attention that is unknown or not installed; None is transformers' choice."""
-    known = isinstance(implementation, str) and implementation in ATTENTION
-    if implementation is not None and not known:
-        raise UserError(f"attn_implementation is {shown(implementation)}; allowed: {', '.join(ATTENTION)}")
-    if implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise UserError(
-            "attn_implementation 'flash_attention_2' needs a CUDA device and the package flash-attn (extra "
-            "'gpu'); install it, or use 'sdpa'"
-        )
-
-
-def set_attention(model: PreTrainedModel, implementation: str) -> None:
-    """Change the attention of a model's layers. UserError where its language model does not support it."""
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"attn_implementation {implementation!r} is not for this language model: {first_line(error)}"
-        ) from error
 
 
 def name_of(model: nn.Module, wanted: nn.Module) -> str:

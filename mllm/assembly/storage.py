@@ -7,6 +7,7 @@ from typing import Any
 
 from ...common.errors import UserError
 from ...common.files import atomic_folder, make_readable
+from ...common.loading.attention import check_attention
 from ...common.loading.bounded_settings import most_layers
 from ...common.loading.hub_upload import upload
 from ...common.loading.model_files import check_model_files
@@ -19,7 +20,6 @@ from ..configuration import DualTokenConfig
 from ..conversation.processing import DualTokenProcessor
 from ..generation.generation_settings import check_generation_settings
 from ..protocol import UnifiedModel
-from .llm import check_attention
 from .model_card import model_card
 from .model_folder import refuse_foreign, resolve_model
 from .tokenizers import VISUAL_TOKEN_FIELDS
@@ -102,8 +102,8 @@ def load_model(
 
     Args:
         load_visual_tokenizer: False saves its memory where only cached codes are used (training).
-        kwargs: of `from_pretrained`, as `attn_implementation` of the language model: "sdpa", "eager" or
-            "flash_attention_2".
+        kwargs: of `from_pretrained`, as `attn_implementation` of the language model: "sdpa", "eager",
+            "flash_attention_2", "flash_attention_3" or "flex_attention".
 
     Raises:
         UserError: no model, missing or unexpected parameters (it never loads in part), a config.json that

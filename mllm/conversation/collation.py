@@ -98,7 +98,7 @@ def collate_images(images: Sequence[Image.Image | CachedCodes], image_processor:
 
 
 def flash_attention_bounds(position_ids: Tensor) -> dict[str, Any]:
-    """The bounds of a packed batch's documents, which flash_attention_2 needs for more than one row.
+    """The bounds of a packed batch's documents, which flash attention needs for more than one row.
 
     From position_ids (B, L), 0 at every start: cu_seq_lens_q and cu_seq_lens_k, the starts and the end in the
     flattened B * L positions (int32), and max_length_q and max_length_k, the longest document.

@@ -101,10 +101,11 @@ def test_flash_attention_is_given_the_bounds(chain: Chain, tmp_path: Path) -> No
     objective: Any = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "x")))
     example = objective.prepare(ShardDataset(chain.folder / "chat")[0], 0)
     assert "cu_seq_lens_q" not in objective.collate_packed([[example]], 64)
-    objective.model.language_model.config._attn_implementation = "flash_attention_2"
-    batch = objective.collate_packed([[example, example], [example]], 64)
     n = len(example)
-    assert batch["cu_seq_lens_q"].tolist() == [0, n, 2 * n, 64, 64 + n, 128]
+    for version in (2, 3):
+        objective.model.language_model.config._attn_implementation = f"flash_attention_{version}"
+        batch = objective.collate_packed([[example, example], [example]], 64)
+        assert batch["cu_seq_lens_q"].tolist() == [0, n, 2 * n, 64, 64 + n, 128]
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -18,7 +18,8 @@ class RunConfig:
             "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
             fp32 in all of them).
         attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
-            fast, because the backward pass of torch's fused kernel is slow there.
+            fast, because the backward pass of torch's fused kernel is slow there. "flash_attention_2" needs
+            the package flash-attn, "flash_attention_3" flash-attn-3 and a Hopper GPU, "flex_attention" a GPU.
         gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
             memory. Quantizers are never recomputed.
         weight_average: export an exponential moving average of the weights with this decay (0.999 is usual)
@@ -58,7 +59,7 @@ class RunConfig:
     steps: int = limited(least=1, most=10**9)
     gradient_accumulation_steps: int = limited(1, least=1, most=65_535)
     precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     gradient_checkpointing: bool = False
     weight_average: float | None = limited(None, above=0.0, below=1.0)
     zero_stage: int = limited(0, least=0, most=3)

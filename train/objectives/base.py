@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...common.errors import UserError, first_line, shown
+from ...common.loading.attention import set_attention
 from ...data_pipelines.records import Record, RecordError
 from ..planning.flops import Work
 
@@ -142,10 +143,10 @@ class Objective(nn.Module, ABC):
         """Load the weights of an exported folder, unless the objective was built with them."""
 
     def set_attention(self, implementation: str) -> None:
-        """Set the attention implementation of all transformers models in this objective."""
+        """Set the attention of all transformers models in here. UserError where one does not support it."""
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
-                module.set_attn_implementation(implementation)
+                set_attention(module, implementation, "run.attention")
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the layers of transformers models in the backward pass."""

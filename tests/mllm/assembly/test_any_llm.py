@@ -219,7 +219,7 @@ def test_codes_alone_need_no_vision_tower(llm_folder, visual_folder, records, mo
 
 
 @pytest.mark.parametrize("name", ["mistral"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_attention_is_a_setting(llm_folder, visual_folder, tmp_path, implementation, name):
     model = DualTokenForConditionalGeneration.from_llm(
         llm_folder, visual_folder, attn_implementation=implementation, depth_transformer=HEADS
@@ -238,8 +238,13 @@ def test_attention_is_a_setting(llm_folder, visual_folder, tmp_path, implementat
 
 @pytest.mark.parametrize("name", ["mistral"])
 def test_attention_mistakes_are_named(llm_folder, visual_folder, monkeypatch, name):
-    monkeypatch.setattr("dualtoken.mllm.assembly.llm.is_flash_attn_2_available", lambda: False)
-    for implementation, message in (("fast", "allowed: sdpa"), ("flash_attention_2", "flash-attn")):
+    for version in (2, 3):
+        monkeypatch.setattr(
+            f"dualtoken.common.loading.attention.is_flash_attn_{version}_available", lambda: False
+        )
+    allowed = "allowed: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention"
+    missing = [("flash_attention_2", "the package flash-attn "), ("flash_attention_3", "flash-attn-3")]
+    for implementation, message in (("fast", allowed), *missing):
         with pytest.raises(UserError, match=message):
             DualTokenForConditionalGeneration.from_llm(
                 llm_folder, visual_folder, attn_implementation=implementation

@@ -74,7 +74,7 @@ def generate(model, processor, *texts, **options):
 def test_a_step_writes_to_static_inputs_only_and_is_compiled_once(make_model, processor, graphs, llm):
     settings = {"semantic_condition": "pixel", "visual_position": "learned"}
     model, top_p = make_model({"num_key_value_heads": 2, **LLMS[llm]}, **settings), 0.9
-    requests = [(TEXTS, 5), (TEXTS[::-1], 6), (TEXTS[1:] * 2, 7)]
+    requests = [(TEXTS, 5), (TEXTS[1:] * 2, 6)]
     for number, (texts, seed) in enumerate(requests):
         plain = generate(model, processor, *texts, seed=seed, top_p=top_p)
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
@@ -90,7 +90,7 @@ def test_a_step_writes_to_static_inputs_only_and_is_compiled_once(make_model, pr
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("llm", OTHERS)
+@pytest.mark.parametrize("llm", ["gemma2", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_a_step_stays_on_the_device(make_model, graphs, llm):
     """On the meta device, so that whatever is on the CPU shows."""
     model = make_model({"num_key_value_heads": 2, **LLMS[llm]}, pixel_condition="semantic")
