@@ -6,11 +6,11 @@ setup.py bounds its version, because much of what is used here is private.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -203,14 +203,16 @@ def trained_shapes(model_state: dict[str, Any]) -> list[dict[str, torch.Size]]:
     return shapes
 
 
-def frozen_weights(model_states: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """The complete frozen parameters at stage 3, from the model files of all ranks."""
+def frozen_weights(model_states: list[dict[str, Any]]) -> dict[str, Callable[[], Tensor]]:
+    """Readers of the complete frozen parameters at stage 3, from the model files of all ranks."""
     fragments = [state["frozen_param_fragments"] or {} for state in model_states]
-    weights = {}
-    for name, shape in (model_states[0]["frozen_param_shapes"] or {}).items():
+
+    def complete(name: str, shape: torch.Size) -> Tensor:
         flat = torch.cat([fragment[name].flatten() for fragment in fragments])
-        weights[name] = flat[: prod(shape)].view(shape)
-    return weights
+        return flat[: prod(shape)].view(shape)
+
+    shapes = model_states[0]["frozen_param_shapes"] or {}
+    return {name: partial(complete, name, shape) for name, shape in shapes.items()}
 
 
 Piece = tuple[str, dict[str, Any], int, int]
@@ -301,10 +303,23 @@ def load_shares(engine: Any, masters: list[Tensor], states: dict[int, dict[str, 
     optimizer.update_lp_params()
 
 
-def load_weights(engine: Any, weights: dict[str, Tensor]) -> None:
-    """Load parameters and buffers; partitioned parameters (stage 3) are gathered for it."""
-    partitioned = engine.zero_optimization_partition_weights()
-    engine.load_module_state_dict({"module": weights}, fetch_z3_params=partitioned)
+def load_untrained(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Load frozen parameters and buffers, one at a time: partitioned ones (stage 3) are gathered for it."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    targets = engine.module.state_dict(keep_vars=True)
+    if targets.keys() != weights.keys():
+        raise RuntimeError(f"other weights: {sorted(targets.keys() ^ weights.keys())[:3]}")
+    for name, target in targets.items():
+        if target.requires_grad:
+            continue
+        partitioned = hasattr(target, "ds_id")
+        with GatheredParameters([target], modifier_rank=0, enabled=partitioned), torch.no_grad():
+            if not partitioned or torch.distributed.get_rank() == 0:
+                values = weights[name]
+                if values.shape != target.shape:
+                    raise RuntimeError(f"{name} is {tuple(values.shape)}, not {tuple(target.shape)}")
+                target.copy_(values)
 
 
 def load_counters(engine: Any, state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from ...common.errors import UserError, first_line, one_line, shown
 from ...common.files import atomic_folder
+from ...mllm.assembly.weights import Weights
 from ..config.reading import parse_recipe
 from ..config.recipe import Recipe, save_resolved
 from ..objectives import Objective, build_objective
@@ -27,6 +28,7 @@ from .checkpoint_files import (
     read_extra,
 )
 from .distributed import World
+from .placement import fill
 from .resume import recipe_file, written_recipe
 from .saved_state import saved_weights
 
@@ -99,9 +101,10 @@ def export_checkpoint(
     Errors:
         UserError if there are no averages, or the recipe builds another model than the trained one.
     """
-    objective = build_objective(_without_auxiliary_networks(recipe))
-    if recipe.run.precision == "bf16":  # the format in which the run computes
-        objective.bfloat16()
+    # Weights that adapters are made of are needed; all others come from the checkpoint.
+    is_shape = recipe.mllm is not None and recipe.mllm.lora is None
+    weights = Weights.ABSENT if is_shape else Weights.LOADED
+    objective = build_objective(_without_auxiliary_networks(recipe), weights)
     try:
         _restore(objective, checkpoint, recipe, average)
     except UserError:
@@ -150,7 +153,12 @@ def _restore(objective: Objective, checkpoint: Path, recipe: Recipe, average: bo
     if average and averages is None:
         raise UserError(f"{checkpoint} holds no averaged weights; the run had no run.weight_average")
     stage = SavedState.read(checkpoint).zero_stage
-    objective.load_state_dict(saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage))
+    weights = saved_weights(checkpoint, recipe.run.zero_stage if stage is None else stage)
+    in_bf16 = recipe.run.precision == "bf16"  # the format in which the run computes
+    if recipe.mllm is not None:
+        fill(objective, weights, torch.bfloat16 if in_bf16 else torch.float32)
+    else:
+        (objective.bfloat16() if in_bf16 else objective).load_state_dict(dict(weights))
     if average:
         weights = dict(objective.named_parameters())
         with torch.no_grad():

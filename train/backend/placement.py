@@ -8,7 +8,7 @@ complete one. DeepSpeed broadcasts the values of process 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from zlib import crc32
 
@@ -58,6 +58,26 @@ def _place_buffers(module: nn.Module, world: World) -> None:
             dist.broadcast(placed, 0)
         owner._buffers[name] = placed
     module.to(world.device)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Load complete weights on the CPU, one at a time; parameters become `dtype`, buffers keep theirs.
+
+    Errors:
+        RuntimeError for other names or shapes than the module's.
+    """
+    targets = module.state_dict(keep_vars=True)
+    if targets.keys() != weights.keys():
+        raise RuntimeError(f"other weights: {sorted(targets.keys() ^ weights.keys())[:3]}")
+    for name, target in targets.items():
+        values = weights[name]
+        if values.shape != target.shape:
+            raise RuntimeError(f"{name} is {tuple(values.shape)}, not {tuple(target.shape)}")
+        if isinstance(target, nn.Parameter):
+            give_storage(target, values, torch.device("cpu"), dtype)
+        else:
+            target.copy_(values)
 
 
 @torch.no_grad()

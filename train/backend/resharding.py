@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UserError
-from .deepspeed import MASTER, MODEL_FILES, Share, load_counters, load_shares, load_weights, own_shares
+from .deepspeed import MASTER, MODEL_FILES, Share, load_counters, load_shares, load_untrained, own_shares
 from .saved_state import OptimizerState, load_file, saved_weights
 
 
@@ -36,8 +36,12 @@ def load_resharded(engine: Any, folder: Path, stage: int) -> None:
             f"{folder}: the optimizer's {', '.join(sorted(saved.others))} cannot be partitioned again, only "
             "AdamW's state can; resume with the same number of processes and the same run.zero_stage"
         )
-    load_weights(engine, saved_weights(folder, stage))
-    parts = [_cut(saved, share) for share in own_shares(engine)]
+    shares = own_shares(engine)
+    trained = {name for share in shares for _, name, *_ in share.pieces}
+    if not trained <= saved.shapes.keys():
+        raise RuntimeError(f"no state of {sorted(trained - saved.shapes.keys())[:3]}")
+    load_untrained(engine, saved_weights(folder, stage))
+    parts = [_cut(saved, share) for share in shares]
     masters = [master for master, _ in parts]
     load_shares(engine, masters, {number: state for number, (_, state) in enumerate(parts)})
     load_counters(engine, load_file(next(iter(sorted(folder.glob(MODEL_FILES))))))
@@ -49,7 +53,7 @@ def _cut(saved: OptimizerState, share: Share) -> tuple[Tensor, dict[str, Any]]:
     for start, name, first, count in share.pieces:
         for key in saved.divided_keys(name):
             vector = state.setdefault(key, torch.zeros(share.shape, dtype=torch.float32))
-            vector[start : start + count] = saved.complete(name, key)[first : first + count]
+            vector[start : start + count] = saved.part(name, key, first, count)
         # Each group needs its own step counter: a shared one would advance twice.
         state |= {
             key: value.clone() if isinstance(value, Tensor) else value

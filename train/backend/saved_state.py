@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -72,10 +74,36 @@ class OptimizerState:
 
     def complete(self, name: str, key: str) -> Tensor:
         """The complete tensor of a divided key, flat, in fp32."""
-        return torch.cat(self._pieces[name][key])[: prod(self.shapes[name])]
+        return self.part(name, key, 0, prod(self.shapes[name]))
+
+    def part(self, name: str, key: str, first: int, count: int) -> Tensor:
+        """`count` numbers of it from index `first` on; no others are read."""
+        found, start = [torch.empty(0)], 0
+        for piece in self._pieces[name][key]:
+            low, high = max(first - start, 0), min(first + count - start, len(piece))
+            if low < high:
+                found.append(piece[low:high])
+            start += len(piece)
+        return torch.cat(found)
 
 
-def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
+class SavedWeights(Mapping[str, Tensor]):
+    """Tensors by name, each read from a checkpoint's files, and made whole, when it is taken."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def saved_weights(folder: Path, stage: int) -> Mapping[str, Tensor]:
     """The state dict of the trained module: trained and frozen parameters, and buffers.
 
     At stage 3 trained parameters are the fp32 master weights; at lower stages they have the run's dtype.
@@ -84,15 +112,22 @@ def saved_weights(folder: Path, stage: int) -> dict[str, Tensor]:
     if stage < 3:
         weights: dict[str, Tensor] = state["module"]
         return weights
-    weights = {name: state["module"][name] for name in state["buffer_names"]}
-    weights |= frozen_weights([load_file(file) for file in _by_rank(folder, MODEL_FILES)])
+    buffers: dict[str, Tensor] = state["module"]
+    readers: dict[str, Callable[[], Tensor]] = {
+        name: partial(buffers.__getitem__, name) for name in state["buffer_names"]
+    }
+    readers |= frozen_weights([load_file(file) for file in _by_rank(folder, MODEL_FILES)])
     trained = OptimizerState(folder, stage)
     for name, shape in trained.shapes.items():
-        weights[name] = trained.complete(name, MASTER).view(shape)
+        readers[name] = partial(_shaped, trained, name, shape)
     for name, other in state["shared_params"].items():
-        if other in weights:
-            weights[name] = weights[other]
-    return weights
+        if other in readers:
+            readers[name] = readers[other]
+    return SavedWeights(readers)
+
+
+def _shaped(trained: OptimizerState, name: str, shape: torch.Size) -> Tensor:
+    return trained.complete(name, MASTER).view(shape)
 
 
 def load_file(file: Path, mapped: bool = True) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -180,3 +180,45 @@ def test_files_that_hold_code_are_refused_and_not_run(tmp_path: Path) -> None:
 def test_stage_0_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"zero_stage 0, this run has 2; .* set it back"):
         load_resharded(Stage2(), tmp_path, 0)
+
+
+def test_a_part_of_a_tensor_is_read_without_the_others(tmp_path: Path) -> None:
+    expected = save_files(tmp_path, 3)
+    saved = OptimizerState(tmp_path, 3)
+    for name, numbers in expected.items():
+        for first in range(len(numbers)):
+            for count in range(len(numbers) - first + 1):
+                part = saved.part(name, MASTER, first, count)
+                assert part.equal(numbers[first : first + count])
+    second = saved._pieces["a"][MASTER][1]
+    saved._pieces["a"][MASTER][1] = cast(Any, Untouchable(len(second)))
+    assert saved.part("a", MASTER, 0, 3).equal(expected["a"][:3])
+
+
+class Untouchable:
+    """A piece in a file that must not be read."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def test_only_the_weights_that_are_taken_are_made_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_files(tmp_path, 3)
+    made: list[str] = []
+    complete = OptimizerState.complete
+
+    def noted(state: OptimizerState, name: str, key: str) -> torch.Tensor:
+        made.append(name)
+        return complete(state, name, key)
+
+    monkeypatch.setattr(OptimizerState, "complete", noted)
+    weights = saved_weights(tmp_path, 3)
+    assert len(weights) == 5
+    assert made == []
+    assert weights["b"].numel() == 5
+    assert made == ["b"]
