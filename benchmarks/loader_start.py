@@ -123,7 +123,7 @@ def node(open_one: Callable[[Path, int], Opened], folder: Path, count: int) -> d
     processes = [context.Process(target=_process, args=one) for one in given]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    found = [results.get(timeout=900) for _ in processes]
     for process in processes:
         process.join()
     seconds, before, after = zip(*found, strict=True)
