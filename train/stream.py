@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Stream:
             self._plan,
             Packing(data.pack_length, data.pack_window),
             self.sources,
-            prepare=objective.prepare,
+            prepare=partial(objective.prepare_pieces, length=data.pack_length),
             collate=objective.collate_packed,
             rows=data.micro_batch_size,
             cursor=self._packed.cursor if self._packed else self._cursor,
@@ -183,9 +184,11 @@ class Stream:
         first = -(-number // self.recipe.data.pack_window)
         self._plan, self._resumed = WindowPlan(self.world.rank, self.world.size, first), True
 
-    def _packing_settings(self) -> dict[str, int]:
+    def _packing_settings(self) -> dict[str, Any]:
         data = self.recipe.data
-        settings = {"pack_length": data.pack_length, "pack_window": data.pack_window}
+        settings: dict[str, Any] = {"pack_length": data.pack_length, "pack_window": data.pack_window}
+        if data.pack_length and data.long_text != "skip":  # checkpoints from before there were pieces: skip
+            settings["long_text"] = data.long_text
         return settings | ({"max_length": data.max_length} if data.max_length else {})
 
     def _sorted_state(self) -> dict[str, Any]:

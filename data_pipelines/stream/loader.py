@@ -40,7 +40,10 @@ class RecordSource(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A model-ready example with the id of its record, the number of the record's source, and its draw."""
+    """A model-ready example with the id of its record, the number of the record's source, and its draw.
+
+    In packed rows `draw` also has the number of the piece (`packing.PIECE`) where a record is split.
+    """
 
     value: Any
     record_id: str

@@ -26,7 +26,7 @@ from .loader import (
     unnamed_statistics,
 )
 from .mixture import Draw, Mixture
-from .packing import START, Cursor, WindowPlan, shuffled_rows
+from .packing import MOST_PIECES, PIECE, START, Cursor, WindowPlan, shuffled_rows
 from .statistics import BatchFacts, Skip, StreamStatistics, example_length
 
 _EMPTY_WINDOWS = 8
@@ -52,7 +52,7 @@ class _Window(NamedTuple):
 
 @dataclass(frozen=True)
 class _WindowDraws:
-    """The draws of a window, or of the rows (by draw numbers) that remain of one that was packed before."""
+    """The draws of a window, or of the rows (by keys) that remain of one that was packed before."""
 
     ordinal: int
     number: int
@@ -71,12 +71,12 @@ class _Windows(Dataset[Any]):
     seed: int
 
     def __getitem__(self, window: _WindowDraws) -> _Window:
-        examples: dict[int, Example] = {}  # by draw number
+        examples: dict[int, Example] = {}  # by their keys
         skips: list[Skip] = []
         with collecting_retries() as retries:
             for draw in window.draws:
                 try:
-                    examples[draw.number] = self._example(draw)
+                    examples |= {example.draw: example for example in self._examples(draw)}
                 except UNUSABLE as error:
                     skips.append(Skip(draw.source, draw.index, first_line(error)))
         packed = self._packed(window, list(examples.values())) if window.rows is None else window.rows
@@ -88,14 +88,20 @@ class _Windows(Dataset[Any]):
         rows = shuffled_rows(lengths, self.packing.length, self.seed, window.number)
         return [[examples[i].draw for i in row] for row in rows[window.first_row :]]
 
-    def _example(self, draw: Draw) -> Example:
+    def _examples(self, draw: Draw) -> list[Example]:
+        """The example of a draw, or the pieces of one that was too long."""
         record = self.sources[draw.source][draw.index]
-        example = Example(self.prepare(record, draw.number), record.id, draw.source, draw.number)
-        if (length := example_length(example.value)) > (most := self.packing.length):
+        made = self.prepare(record, draw.number)
+        pieces = made if isinstance(made, list) else [made]
+        longest, most = max(map(example_length, pieces)), self.packing.length
+        if longest > most:
             raise ValueError(
-                f"Record {shown(record.id)} has {length} tokens, more than data.pack_length {most}"
+                f"Record {shown(record.id)} has {longest} tokens, more than data.pack_length {most}"
             )
-        return example
+        if len(pieces) > MOST_PIECES:
+            raise ValueError(f"Record {shown(record.id)} has {len(pieces)} pieces; at most {MOST_PIECES} fit")
+        keys = range(draw.number, draw.number + len(pieces) * PIECE, PIECE)
+        return [Example(piece, record.id, draw.source, key) for key, piece in zip(keys, pieces, strict=True)]
 
 
 def _window_draws(mixture: Mixture, plan: WindowPlan, size: int, cursor: Cursor) -> Iterator[_WindowDraws]:
@@ -104,10 +110,11 @@ def _window_draws(mixture: Mixture, plan: WindowPlan, size: int, cursor: Cursor)
         numbers = range(number * size, (number + 1) * size)
         rows = cursor.rows if is_begun and cursor.rows is not None else plan.layouts.get(number)
         if rows is not None:
-            packed = [n for row in rows for n in row]
-            if len(set(packed)) < len(packed) or not set(packed) <= set(numbers):
+            packed = [key for row in rows for key in row]
+            drawn = list(dict.fromkeys(key % PIECE for key in packed))
+            if len(set(packed)) < len(packed) or not set(drawn) <= set(numbers):
                 raise UserError(f"the checkpoint's position in the data: its rows are not of window {number}")
-            numbers = packed
+            numbers = drawn
         draws = [mixture.draw(n) for n in numbers]
         yield _WindowDraws(ordinal, number, max(first_row, cursor.row if is_begun else 0), draws, rows)
 
@@ -118,7 +125,7 @@ class PackedBatches:
     A stream built with the `cursor` of another one resumes exactly there, with any number of workers.
 
     Args:
-        prepare: as in `loader.example_batches`.
+        prepare: as in `loader.example_batches`, or it makes a list: the pieces of a long record.
         collate: makes a batch of rows (lists of examples) and the row length.
         rows: the rows of one micro-batch.
         cursor: where to begin.

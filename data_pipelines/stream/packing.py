@@ -19,8 +19,11 @@ import numpy as np
 from ...common.errors import UserError
 from ...common.json_files import take_count, take_list
 
-#: Rows of a window, by the draw numbers of their records.
+#: Rows of a window, by the keys of their examples: a draw's number, plus `PIECE` for every piece of the same
+#: record before this one.
 Rows = tuple[tuple[int, ...], ...]
+PIECE = 1 << 40
+MOST_PIECES = 1 << 12
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from dualtoken.common.errors import UserError
+from dualtoken.data_pipelines.records import Record, RecordError, assistant
 from dualtoken.data_pipelines.shards.reader import ShardDataset
 from dualtoken.mllm.conversation.collation import flash_attention_bounds
 from dualtoken.train.backend.distributed import World
@@ -201,3 +202,18 @@ def test_a_lost_shard_is_counted_and_named(
     assert len(lines) >= skipped
     assert {line["source"] for line in lines} == {"vqa"}
     assert "skipped" in stream.summary()
+
+
+def test_a_long_document_is_split_where_the_recipe_does_not_say_skip(chain: Chain, tmp_path: Path) -> None:
+    arguments = [*chain.recipe("mllm", tmp_path / "x"), "--data.max_length", "64"]
+    record = Record("long", [assistant("a red circle and a blue star " * 60)])
+    objective: Any = build_objective(parse_recipe(arguments))
+    pieces = objective.prepare_pieces(record, 0, 48)
+    assert len(pieces) > 4
+    assert all(len(piece) <= 48 for piece in pieces)
+    pieces = objective.prepare_pieces(record, 0, 1000)
+    taken = {tuple(objective.prepare(record, draw).input_ids.tolist()) for draw in range(50)}
+    assert taken == {tuple(piece.input_ids.tolist()) for piece in pieces}  # one for each draw
+    objective = build_objective(parse_recipe([*arguments, "--data.long_text", "skip"]))
+    with pytest.raises(RecordError, match=r"data\.max_length is 64"):
+        objective.prepare(record, 0)

@@ -47,11 +47,14 @@ class DataConfig:
             off.
         num_workers: processes that decode images ahead of the loop; 0 decodes in the main process.
         pack_length: rows of this many tokens, each of several records that do not see one another; longer
-            records are skipped, counted and named. 0 puts one record into a row. For ``mllm`` only.
+            ones see ``long_text``. 0 puts one record into a row. For ``mllm`` only.
         pack_window: records that are packed together. More fill the rows better and take more memory.
-        max_length: records of more tokens than this, or than the language model's context, are skipped,
-            counted and named; 0 leaves only the context. Together with ``micro_batch_size`` it bounds the
+        max_length: records of more tokens than this, or than the language model's context, are too long;
+            0 leaves only the context. Together with ``micro_batch_size`` it bounds the
             memory of a step. For ``mllm`` only.
+        long_text: ``split`` makes pieces of a text that is too long for a row, or without packing takes one
+            of its pieces, another one in each epoch: documents anywhere, dialogues before a user's turn.
+            ``skip`` leaves it out. What cannot be split is skipped, counted and named. For ``mllm`` only.
         cache: folder on a local disk of every machine, for the shards of sources behind URLs. Empty: with
             ``shuffle: shards`` a folder of the machine's folder for temporary files, otherwise no cache.
         cache_gb: the most that the cache holds, in GB. It must have room for two windows of every source
@@ -65,6 +68,7 @@ class DataConfig:
     pack_length: int = limited(0, least=0, most=2**22)
     pack_window: int = limited(256, least=1, most=1_000_000)
     max_length: int = limited(0, least=0, most=2**22)
+    long_text: Literal["split", "skip"] = "split"
     cache: str = ""
     cache_gb: float = limited(200.0, above=0.0, most=1e6)
 

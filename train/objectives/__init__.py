@@ -26,4 +26,6 @@ def build_objective(recipe: Recipe, weights: Weights = Weights.LOADED) -> Object
     assert recipe.mllm is not None  # Recipe checks that exactly one section is given
     from .mllm import MllmObjective
 
-    return MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from, weights)
+    objective = MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from, weights)
+    objective.splits_long_text = recipe.data.long_text == "split"
+    return objective

@@ -109,6 +109,10 @@ class Objective(nn.Module, ABC):
             RecordError for an unusable record, which loaders skip and report.
         """
 
+    def prepare_pieces(self, record: Record, draw: int, length: int) -> list[Any]:
+        """As `prepare`, for packed rows of ``length`` tokens: one example, or the pieces of a longer text."""
+        return [self.prepare(record, draw)]
+
     @abstractmethod
     def collate(self, examples: list[Any]) -> Batch:
         """The arguments of `forward`: a batch of tensors."""

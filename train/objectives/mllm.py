@@ -31,6 +31,7 @@ from ...tokenizer import DualTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
 from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
+from .long_text import can_split, split_text
 from .mllm_parts import new_parts, saved_parts
 from .record_limit import RecordLimit
 from .turn_shuffling import shuffle_question_turns
@@ -46,6 +47,8 @@ class MllmObjective(Objective):
     """
 
     GROUPS = ("projectors", "heads", "embeddings", "llm")
+    #: Whether text that is longer than a row is split, see `long_text`; else it is refused.
+    splits_long_text = False
 
     def __init__(
         self,
@@ -71,11 +74,22 @@ class MllmObjective(Objective):
         self._target_losses: dict[str, TargetLosses] = {}
 
     def prepare(self, record: Record, draw: int) -> EncodedRecord:
-        """Ids, labels and codes. RecordError for a record without targets, that is too long, or with codes
-        that do not fit the visual tokenizer."""
+        """Ids, labels and codes; of a text that is split, a random piece.
+
+        RecordError for a record without targets, that is too long, or with codes that do not fit the visual
+        tokenizer.
+        """
+        pieces = self.prepare_pieces(record, draw, self._limit.tokens)
+        if len(pieces) == 1:
+            return pieces[0]
+        return pieces[int(np.random.default_rng((self.seed, draw, 1)).integers(len(pieces)))]
+
+    def prepare_pieces(self, record: Record, draw: int, length: int) -> list[EncodedRecord]:
         require_trainable(record)
         self._check_images(record)
-        self._limit.check_before(record)
+        splits = self.splits_long_text and can_split(record)
+        if not splits:
+            self._limit.check_before(record)
         rng = np.random.default_rng((self.seed, draw))
         messages = record.messages
         if self.config.shuffle_turns and not record.metadata.get("ordered"):
@@ -84,11 +98,18 @@ class MllmObjective(Objective):
             if rng.random() < self.config.prompt_dropout:
                 messages = drop_prompt(messages)
             example = self.processor.encode_record(messages)
-        self._limit.check(record, len(example))
+            pieces = [example]
+            if splits:
+                longest = min(length, self._limit.tokens)
+                pieces = split_text(messages, example, longest, self.processor.encode_record)
         # The end of an answer is not a useful target if the text tokenizer drops the answer itself.
-        if not np.isin(example.labels, (IGNORE, self.model.config.eos_token_id), invert=True).any():
+        unimportant = (IGNORE, self.model.config.eos_token_id)
+        useful = [piece for piece in pieces if np.isin(piece.labels, unimportant, invert=True).any()]
+        for piece in pieces:
+            self._limit.check(record, len(piece))
+        if not useful:
             raise RecordError(f"Record {shown(record.id)} has nothing to learn: its answers have no tokens")
-        return example
+        return useful
 
     def _check_images(self, record: Record) -> None:
         """Raise RecordError for images without codes, or with codes that do not fit the visual tokenizer."""

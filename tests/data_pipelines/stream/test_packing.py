@@ -1,5 +1,6 @@
 """Packed rows: full, complete, and the same from any cursor, for any number of workers and ranks."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,3 +174,26 @@ def test_metrics_add_up() -> None:
     assert metrics["length_p50"] == pytest.approx(np.percentile(lengths, 50), rel=0.15)
     assert metrics["token_share/a"] + metrics["token_share/b"] == pytest.approx(1.0)
     assert "share/a" not in statistics.read()  # nothing since
+
+
+def prepare_pieces(record: Record, draw: int) -> list[Example]:
+    """Up to four pieces of every record; every fifth draw has one that is too long."""
+    lengths = np.random.default_rng(draw).integers(3, 40, size=1 + draw % 4)
+    lengths[-1] += LENGTH if draw % 5 == 0 else 0
+    return [Example(f"{record.id}.{n}", draw, np.zeros(size, int)) for n, size in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("done", [1, 7, 20])
+def test_pieces_of_records_are_packed_once_and_resumed_within_a_window(done: int) -> None:
+    complete = rows_of(stream(prepare=prepare_pieces), 40)
+    delivered = [piece for batch in complete for row in batch for piece in row]
+    assert len(set(delivered)) == len(delivered)
+    assert not [draw for _, draw in delivered if draw % 5 == 0]
+    whole = {draw for _, draw in delivered if draw < WINDOW}
+    assert whole == {draw for draw in range(WINDOW) if draw % 5}
+    assert all(sum(one == draw for _, one in delivered) == 1 + draw % 4 for draw in whole)
+    first = stream(prepare=prepare_pieces)
+    rows_of(first, done)
+    state = json.loads(json.dumps(plan_state(WindowPlan(), [first.cursor])))
+    plan, cursor = resumed_plan(state, 0, 1)
+    assert rows_of(stream(plan, cursor, prepare=prepare_pieces), 40 - done) == complete[done:]
