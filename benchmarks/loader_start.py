@@ -126,9 +126,10 @@ def node(open_one: Callable[[Path, int], Opened], folder: Path, count: int) -> d
     found = [results.get(timeout=900) for _ in processes]
     for process in processes:
         process.join()
-    seconds, before, after = zip(*found, strict=True)
+    seconds, computing, before, after = zip(*found, strict=True)
     nodes = RANKS / count
-    return {"seconds": max(seconds), "before": nodes * sum(before), "after": nodes * sum(after)}
+    cpu = sum(computing) / count
+    return {"seconds": max(seconds), "cpu": cpu, "before": nodes * sum(before), "after": nodes * sum(after)}
 
 
 def _process(
@@ -137,11 +138,11 @@ def _process(
     barrier.wait()
     before = _pss()
     barrier.wait()
-    start = time.perf_counter()
+    start, computing = time.perf_counter(), time.process_time()
     opened = open_one(folder, rank)
-    seconds = time.perf_counter() - start
+    seconds, computing = time.perf_counter() - start, time.process_time() - computing
     barrier.wait()
-    results.put((seconds, before, _pss()))
+    results.put((seconds, computing, before, _pss()))
     barrier.wait()
     del opened
 
@@ -154,7 +155,7 @@ def _pss() -> int:
 
 def _case(name: str, measured: dict[str, list[dict[str, float]]], size: Size) -> dict[str, Any]:
     own, plain = (
-        {key: median(one[key] for one in measured[way]) for key in ("seconds", "before", "after")}
+        {key: median(one[key] for one in measured[way]) for key in ("seconds", "cpu", "before", "after")}
         for way in (name, PLAIN)
     )
     return {
@@ -162,6 +163,7 @@ def _case(name: str, measured: dict[str, list[dict[str, float]]], size: Size) ->
         "records": size.records,
         "processes": RANKS,
         "seconds": round(own["seconds"], 2),
+        "cpu_seconds": round(own["cpu"], 2),
         "node_megabytes": round(own["after"] / 1e6),
         "data_megabytes": round((own["after"] - own["before"]) / 1e6),
         "plain_seconds": round(plain["seconds"], 2),

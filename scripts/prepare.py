@@ -8,6 +8,8 @@ Examples:
   dualtoken prepare llava --input llava.json --image-folder images --output data/llava --workers 8
   dualtoken prepare webdataset --input 'laion/{00000..00099}.tar' --output data/laion --task t2i
   dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
+  dualtoken prepare text --input books --output data/books
+  dualtoken prepare obelics --input obelics.parquet --image-folder images --output data/obelics
   dualtoken prepare scenes --output data/scenes-vqa --count 20000 --task vqa
   dualtoken prepare sources --output data
   dualtoken prepare check data/llava

@@ -45,8 +45,11 @@ class Converter:
         """Every sample, always in the same order."""
         raise NotImplementedError
 
-    def records(self, payload: Any) -> Iterable[tuple[Record, str]]:
-        """(record, split) for each record of a sample, in a worker process. RecordError rejects it."""
+    def records(self, payload: Any) -> Iterable[tuple[Record, str] | Rejected]:
+        """(record, split) for each record of a sample, in a worker process. RecordError rejects it.
+
+        A `Rejected` among them names a part that is left out, such as one of many images.
+        """
         raise NotImplementedError
 
     def samples_from(self, start: int) -> Iterator[Sample | Rejected]:

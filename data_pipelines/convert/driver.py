@@ -144,7 +144,11 @@ def _convert_chunk(
     return number, len(samples), results
 
 
-def _encode(converter: Converter, sample: Sample) -> Iterator[tuple[EncodedSample, str]]:
-    for record, split in converter.records(sample.payload):
+def _encode(converter: Converter, sample: Sample) -> Iterator[_Result]:
+    for made in converter.records(sample.payload):
+        if isinstance(made, Rejected):  # a part of the sample
+            yield made
+            continue
+        record, split = made
         require_split(split)
         yield encode_record(require_trainable(record)), split

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ...common import arguments
-from ...common.errors import UserError, first_line, one_line, shown
-from ...common.outputs import Inputs
+from ...common.errors import UserError, shown
 from ...common.paths import user_path
 from ...mllm.conversation.messages import is_media
 from ..records import EncodedImage, Record, RecordError, image_part, question_turns
 from .captions import CAPTION_FIELDS, CaptionOptions, caption_list
-from .converter import Converter
 from .foreign_values import as_list, optional_text, required_text
-from .hf_datasets import Dataset, open_dataset
-from .samples import LARGEST_IMAGE_FILE, Rejected, Sample, read_image
+from .row_converter import RowsConverter
+from .samples import LARGEST_IMAGE_FILE, read_image
 from .turns import check_no_media, conversation, mark_images, read_turns
 
 CONVERSATION_COLUMNS: tuple[str, ...] = ("conversations", "messages", "texts")
@@ -83,47 +81,35 @@ class Columns:
 
 
 @dataclass
-class HuggingFaceConverter(Converter):
-    """The rows of one split of a data set: a hub id, a parquet, JSON, CSV or Arrow file, or a folder."""
+class HuggingFaceConverter(RowsConverter):
+    """Conversations, questions or captions, and their images, of the rows of a data set."""
 
     kind = "hf"
     summary = "a Hugging Face data set: hub id, parquet files, or a folder of save_to_disk"
     example = """dualtoken prepare hf --input HuggingFaceM4/the_cauldron --config vqav2 --output data/vqav2
   dualtoken prepare hf --input downloads/flickr --caption-column caption --output data/flickr"""
 
-    path: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    streaming: bool = True
     columns: Columns = field(default_factory=Columns)
     image_folder: Path = Path()
     licence: str = "unknown"
     options: CaptionOptions = field(default_factory=CaptionOptions)
 
     def __post_init__(self) -> None:
-        self.name = one_line(self.path)
         self.image_folder = user_path(self.image_folder, "--image-folder")
         if not self.image_folder.is_dir():
             raise UserError(f"--image-folder {self.image_folder} is not a folder.")
-        self._data: Dataset | None = open_dataset(
-            self.path, self.config, self.split, self.revision, self.streaming
-        )
-        self.columns = self.columns.resolve(self._data.columns)
+        super().__post_init__()
+        self.columns = self.columns.resolve(self.data.columns)
         # A question without an image may be about a video.
-        media = () if self.columns.images else filter(is_media, self._data.columns)
+        media = () if self.columns.images else filter(is_media, self.data.columns)
         self.media = tuple(name for name in media if name not in self.columns.used())
-        if self.licence == "unknown" and self._data.licence:
-            self.licence = self._data.licence
+        if self.licence == "unknown" and self.data.licence:
+            self.licence = self.data.licence
         self.records_per_sample = 1 if self.columns.caption is None else self.options.records_per_sample
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--input", required=True, help="hub id, folder, or parquet, JSON or CSV file")
-        parser.add_argument("--config", help="configuration (subset) of the data set")
-        parser.add_argument("--split", default="train", help="split to read (default %(default)s)")
-        parser.add_argument("--revision", help="commit, branch or tag on the hub")
-        parser.add_argument("--no-streaming", action="store_true", help="download the data set first")
+        cls.add_row_arguments(parser)
         CaptionOptions.add_arguments(parser, "column")
         for name, content in (
             ("image", "the image; several, separated by commas (default: a usual name)"),
@@ -142,11 +128,7 @@ class HuggingFaceConverter(Converter):
         names = ("conversations", "question", "answer", "caption", "id")
         columns = Columns(images, **{name: getattr(args, f"{name}_column") for name in names})
         return cls(
-            args.input,
-            args.config,
-            args.split,
-            args.revision,
-            streaming=not args.no_streaming,
+            **cls.row_arguments(args),
             columns=columns,
             image_folder=args.image_folder,
             licence=args.licence,
@@ -154,40 +136,10 @@ class HuggingFaceConverter(Converter):
         )
 
     def settings(self) -> dict[str, Any]:
-        where = {"config": self.config, "split": self.split, "revision": self.revision}
-        return {**where, "columns": asdict(self.columns), **asdict(self.options)}
+        return {**super().settings(), "columns": asdict(self.columns), **asdict(self.options)}
 
-    def inputs(self) -> Inputs:
-        local = user_path(self.path)
-        return {"--input": local if local.exists() else None}
-
-    def fingerprint(self) -> str:
-        assert self._data is not None
-        return self._data.fingerprint
-
-    def total(self) -> int | None:
-        assert self._data is not None
-        return None if self._data.total is None else self._data.total + len(self._data.damaged)
-
-    def samples(self) -> Iterator[Sample | Rejected]:
-        return self.samples_from(0)
-
-    def samples_from(self, start: int) -> Iterator[Sample | Rejected]:
-        assert self._data is not None
-        yield from self._data.damaged[start:]
-        number = max(0, start - len(self._data.damaged))
-        try:
-            rows = self._data.read([*self.columns.used(), *self.media], number)
-            for number, row in enumerate(rows, start=number):  # noqa: B020
-                name = f"row {number}"
-                yield Rejected(name, row) if isinstance(row, str) else Sample(name, (number, row))
-        except UserError:
-            raise
-        except Exception as error:  # Arrow, the hub and the file systems have no common exception
-            raise UserError(
-                f"{self.path} cannot be read after row {number} ({type(error).__name__}: "
-                f"{first_line(error)}): finished shards are kept, give the same command again to resume."
-            ) from error
+    def columns_read(self) -> list[str]:
+        return [*self.columns.used(), *self.media]
 
     def records(self, payload: tuple[int, dict[str, Any]]) -> Iterator[tuple[Record, str]]:
         number, row = payload

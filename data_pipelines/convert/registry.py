@@ -24,6 +24,9 @@ from .converter import Converter
 from .folder import FolderConverter
 from .hf import HuggingFaceConverter
 from .llava import LlavaConverter
+from .mmc4 import Mmc4Converter
+from .obelics import ObelicsConverter
+from .text import TextConverter
 from .webdataset import WebDatasetConverter
 
 PLUGINS = "dualtoken.converters"
@@ -42,6 +45,9 @@ CONVERTERS: dict[str, type[Converter]] = {
         FolderConverter,
         WebDatasetConverter,
         HuggingFaceConverter,
+        TextConverter,
+        ObelicsConverter,
+        Mmc4Converter,
         RepliesConverter,
     )
 }

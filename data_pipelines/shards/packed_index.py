@@ -108,7 +108,7 @@ def packed_shards(
         packed = _fetched(folder)
         return [None if packed is None else packed.shard(entry) for entry in entries]
     packed = PackedIndex.open(folder / SHARDS_INDEX)
-    if packed is None or not all(map(packed.shard, manifest["shards"])):
+    if packed is None or not packed.places.keys() >= set(map(_key, manifest["shards"])):
         save_packed_index(folder, manifest["shards"])
         packed = PackedIndex.open(folder / SHARDS_INDEX)
     if packed is None:
