@@ -50,14 +50,18 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> Share:
-        """As set by torchrun, the deepspeed launcher and accelerate; a single process without them.
+        """As set by torchrun, the deepspeed launcher and accelerate, or by srun; else a single process.
 
         Errors:
             UserError where RANK and WORLD_SIZE are not integers with 0 <= RANK < WORLD_SIZE.
         """
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-        run = " ".join(os.environ.get(name, "") for name in names).strip()
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        # srun sets the number of its tasks; a batch script itself has none.
+        if not {"RANK", "WORLD_SIZE"} & os.environ.keys() and "SLURM_STEP_NUM_TASKS" in os.environ:
+            names = ("SLURM_JOB_ID", "SLURM_STEP_ID")
+            rank, size = os.environ.get("SLURM_PROCID", "0"), os.environ["SLURM_STEP_NUM_TASKS"]
+        run = " ".join(os.environ.get(name, "") for name in names).strip()
         with suppress(ValueError):
             share = cls(int(rank), int(size), run)
             if 0 <= share.rank < share.size:

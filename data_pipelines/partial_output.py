@@ -53,7 +53,7 @@ def locked_folder(folder: Path, what: str, command: str) -> Iterator[None]:
         UserError where dualtoken did not make the folder, and while another process holds the lock; `what`
         names the folder.
     """
-    _check_made_here(folder)
+    check_made_here(folder)
     with only_process(folder, what):
         mark_output(folder, command, entries=())
         try:
@@ -63,7 +63,8 @@ def locked_folder(folder: Path, what: str, command: str) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_made_here(folder: Path) -> None:
+def check_made_here(folder: Path) -> None:
+    """Raise UserError for a folder of unfinished work that dualtoken did not make."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():

@@ -27,10 +27,11 @@ from typing import Any
 
 from ..common.errors import LONGEST_MESSAGE, one_line
 from ..data_pipelines.convert.converter import Converter
-from ..data_pipelines.convert.driver import write_shards
+from ..data_pipelines.convert.driver import write_share
 from ..data_pipelines.convert.registry import load_converters
 from ..data_pipelines.convert.samples import OutputOptions
 from ..data_pipelines.job import REJECTED
+from ..data_pipelines.node_job import Node
 from ..data_pipelines.workers import MOST_WORKERS
 from . import cli, options, prepare_reports, prepare_sources
 from .options import integer
@@ -87,6 +88,8 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", type=integer(1), default=10_000, help="records per shard (default %(default)s)")
     add("--workers", type=integer(1, MOST_WORKERS), default=1, help="processes (default %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing folder")
+    node = "make the share of node I (from 0) of N; default: from the variables of torchrun or srun"
+    add("--node", metavar="I/N", help=node)
     options.add_shared(parser, "--no-progress")
 
 
@@ -99,7 +102,11 @@ def _convert(converter: type[Converter], args: argparse.Namespace) -> int:
     output = OutputOptions(
         args.output, args.shard_size, args.overwrite, progress=not args.no_progress, workers=args.workers
     )
-    manifest = write_shards(converter.from_arguments(args), output)
+    node = Node.from_environment() if args.node is None else Node.parse(args.node)
+    manifest = write_share(converter.from_arguments(args), output, node)
+    if isinstance(manifest, list):
+        print(_waiting_for(manifest, node, args.output))
+        return 0
     counts = manifest["counts"]
     splits = ", ".join(f"{split} {number}" for split, number in counts["splits"].items())
     made = f"{options.counted(counts['records'], 'record')}, {options.counted(counts['images'], 'image')}"
@@ -109,6 +116,13 @@ def _convert(converter: type[Converter], args: argparse.Namespace) -> int:
     if counts["rejected"]:
         print(_rejected(manifest["rejected"]["reasons"], args.output / REJECTED), file=sys.stderr)
     return 0
+
+
+def _waiting_for(nodes: list[int], node: Node, output: Path) -> str:
+    share = f"the share of node {node} of {output} is finished"
+    if not nodes:
+        return f"{share}; another node merges all of them"
+    return f"{share}; missing: node {', '.join(map(str, nodes))}. The last one merges all of them."
 
 
 def _rejected(reasons: dict[str, int], names: Path) -> str:

@@ -31,6 +31,8 @@ class Converter:
     licence: str = "unknown"
     #: Records made of one sample: a part of the work has as many samples as fill a shard.
     records_per_sample: int = 1
+    #: Whether `samples_from` is fast: then a node of many lists only the samples of its own parts.
+    seeks: bool = False
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -20,18 +20,19 @@ from ...common.json_files import is_encodable
 from ...common.outputs import SHARD_MAKERS, check_output
 from ...common.plugins import calling_plugin
 from ..job import Job, count_finished
+from ..node_job import Node, NodeJob
 from ..partial_output import partial_folder
 from ..records import require_trainable
 from ..shards.sample_codec import EncodedSample, encode_record
 from ..shards.writer import require_split
 from ..workers import map_in_workers
+from .chunks import all_chunks, node_chunks
 from .converter import Converter
 from .samples import OutputOptions, Rejected, Sample, rejecting
 
 #: Rejected samples listed in the manifest itself; `rejected.jsonl` next to it lists all.
 NAMED_IN_MANIFEST = 1000
 _COMMAND = "dualtoken prepare"
-_CHUNK = 32  # samples sent to a worker process together
 
 _Result = tuple[EncodedSample, str] | Rejected
 
@@ -47,6 +48,21 @@ def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
         shards cannot be renamed to the output (they are kept), and where no sample at all is usable: then the
         input is wrong, not a few corrupt samples.
     """
+    made = _write(converter, output, Node())
+    assert isinstance(made, dict)  # there is no other node
+    return made
+
+
+def write_share(converter: Converter, output: OutputOptions, node: Node) -> dict[str, Any] | list[int]:
+    """The share of one of several nodes; errors as in `write_shards`.
+
+    The last node merges all shares, to the same shards as `write_shards` would make, and returns the
+    manifest; the others return the numbers of the nodes that are not finished yet.
+    """
+    return _write(converter, output, node)
+
+
+def _write(converter: Converter, output: OutputOptions, node: Node) -> dict[str, Any] | list[int]:
     target, inputs = Path(output.folder), converter.inputs()
     check_output(target, inputs, output.overwrite, makers=SHARD_MAKERS)  # before the input is read
     converter.check_inputs()
@@ -55,12 +71,15 @@ def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
         raise UserError(f"an option for {converter.name} is not UTF-8: give it in other characters")
     try:
         plan = {**description, "shard_size": output.shard_size, "input": converter.fingerprint()}
-        with Job(target, plan, command=_COMMAND, inputs=inputs, overwrite=output.overwrite) as job:
+        options: dict[str, Any] = {"command": _COMMAND, "inputs": inputs, "overwrite": output.overwrite}
+        with (
+            NodeJob(target, plan, node, **options) if node.count > 1 else Job(target, plan, **options) as job
+        ):
             if not job.is_merging:
                 _convert(job, converter, output)
             if skipped := dict(converter.skipped()):
                 description["skipped"] = skipped
-            return job.finish(description, most_named=NAMED_IN_MANIFEST)
+            return _finished(job, converter, description)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = f"No space left on the disk of {target}, free some" if full else first_line(error)
@@ -70,13 +89,33 @@ def write_shards(converter: Converter, output: OutputOptions) -> dict[str, Any]:
         ) from error
 
 
+def _finished(job: Job, converter: Converter, description: dict[str, Any]) -> dict[str, Any] | list[int]:
+    """The manifest of the output; for one of several nodes the nodes that are not finished yet."""
+    if not isinstance(job, NodeJob):
+        return job.finish(description, most_named=NAMED_IN_MANIFEST)
+    if not job.is_merging and (unfinished := job.unfinished_nodes()):
+        return unfinished
+    if (lock := job.merging()) is None:
+        return []
+    with lock:
+        if not job.is_merging:
+            job.count_parts()
+            _require_records(job, converter)
+        return job.finish(description, most_named=NAMED_IN_MANIFEST)
+
+
+def _require_records(job: Job, converter: Converter) -> None:
+    if not job.has_records:
+        reason = next((f"{one['sample']}: {one['reason']}" for one in job.rejected), "it is empty")
+        raise UserError(f"No sample of {converter.name} could be used: {reason}.")
+
+
 def _convert(job: Job, converter: Converter, output: OutputOptions) -> None:
     """Make the unfinished parts. UserError, and nothing is kept, where no sample is usable."""
     try:
         _make_parts(job, converter, output)
-        if not job.has_records:
-            reason = next((f"{one['sample']}: {one['reason']}" for one in job.rejected), "it is empty")
-            raise UserError(f"No sample of {converter.name} could be used: {reason}.")
+        if not isinstance(job, NodeJob):
+            _require_records(job, converter)
     except UserError:
         if not job.has_records:
             job.clear()  # a wrong input: there is nothing to resume
@@ -85,11 +124,14 @@ def _convert(job: Job, converter: Converter, output: OutputOptions) -> None:
 
 def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
     size = max(1, output.shard_size // converter.records_per_sample)  # samples of a part
-    first = job.first_unfinished()
-    chunks = _chunks(_samples(converter, first * size), size, first)
+    if isinstance(job, NodeJob):
+        chunks, done = node_chunks(job, converter.seeks, partial(_samples, converter), size), 0
+    else:
+        first = job.first_unfinished()
+        chunks, done = all_chunks(_samples(converter, first * size), size, first), first * size
     total, disabled = converter.total(), not output.progress
     with (
-        tqdm(total=total, initial=first * size, unit="samples", disable=disabled, mininterval=1.0) as bar,
+        tqdm(total=total, initial=done, unit="samples", disable=disabled, mininterval=1.0) as bar,
         map_in_workers(partial(_convert_chunk, converter), chunks, output.workers) as converted,
     ):
         for number, part in itertools.groupby(converted, key=lambda chunk: chunk[0]):
@@ -103,6 +145,8 @@ def _make_parts(job: Job, converter: Converter, output: OutputOptions) -> None:
                         else:
                             writer.write_encoded(*result)
                     bar.update(num_samples)
+    if isinstance(job, NodeJob):
+        job.note_end()
 
 
 def _samples(converter: Converter, start: int) -> Iterator[Sample | Rejected]:
@@ -115,19 +159,6 @@ def _samples(converter: Converter, start: int) -> Iterator[Sample | Rejected]:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"converter {kind!r}: {error.__cause__.filename} does not exist") from error
         raise
-
-
-def _chunks(
-    samples: Iterator[Sample | Rejected], size: int, first: int
-) -> Iterator[tuple[int, list[Sample | Rejected]]]:
-    """(number of the part, samples) for the chunks of parts of `size` samples each."""
-    for number in itertools.count(first):
-        part = itertools.islice(samples, size)
-        if not (chunk := list(itertools.islice(part, _CHUNK))):
-            return
-        while chunk:
-            yield number, chunk
-            chunk = list(itertools.islice(part, _CHUNK))
 
 
 def _convert_chunk(

@@ -41,6 +41,7 @@ Row = dict[str, Any]
 class Dataset:
     """An opened split.
 
+    seeks: whether reading from a later row is fast.
     read: (columns, start) → the rows from number `start` on, with encoded images; a string is the reason why
     a row cannot be read. damaged: files that cannot be read. licence, total: where they are known.
     """
@@ -51,6 +52,7 @@ class Dataset:
     total: int | None = None
     licence: str | None = None
     fingerprint: str = ""
+    seeks: bool = False
 
 
 def open_dataset(path: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Dataset:
@@ -187,7 +189,7 @@ def _open_parquet(files: list[Path], path: Path, split: str) -> Dataset:
 
     total = sum(map(sum, readable.values()))
     fingerprint = files_fingerprint(files, path if path.is_dir() else path.parent)
-    return Dataset(list(columns), read, damaged, total, fingerprint=fingerprint)
+    return Dataset(list(columns), read, damaged, total, fingerprint=fingerprint, seeks=True)
 
 
 def parquet_rows(file: Path, group: int, rows: int, used: Sequence[str]) -> Iterator[Row | str]:

@@ -36,6 +36,7 @@ class RowsConverter(Converter):
         self._data: Dataset | None = open_dataset(
             self.path, self.config, self.split, self.revision, self.streaming
         )
+        self.seeks = self._data.seeks
 
     @property
     def data(self) -> Dataset:

@@ -21,11 +21,12 @@ Encode = Callable[[Sequence[Message]], EncodedRecord]
 
 
 def can_split(record: Record) -> bool:
-    """Whether a record may be split: it is text, and its turns do not depend on one another."""
-    parts = list(record.parts())
+    """Whether a record may be split: a document, or a dialogue whose turns do not depend on one another."""
+    parts, roles = list(record.parts()), [message["role"] for message in record.messages]
+    again = any(before == "assistant" != role for before, role in pairwise(roles))
     return (
         all(part["type"] == "text" for _, part in parts)
-        and not record.metadata.get("ordered")
+        and (set(roles) == {"assistant"} or (again and not record.metadata.get("ordered")))
         and sum(len(part["text"]) for _, part in parts) <= MOST_CHARACTERS
     )
 

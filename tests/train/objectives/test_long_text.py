@@ -54,7 +54,10 @@ def test_a_dialogue_parts_before_a_users_turn_and_keeps_its_system_turn() -> Non
 
 
 def test_only_text_whose_turns_are_independent_is_split() -> None:
-    assert can_split(Record("a", [user("?"), assistant("x")]))
-    assert not can_split(Record("a", [user("?"), assistant("x")], {"ordered": True}))
+    twice = [user("?"), assistant("x")] * 2
+    assert can_split(Record("a", twice))
+    assert not can_split(Record("a", twice, {"ordered": True}))
+    assert not can_split(Record("a", twice[:2]))
+    assert can_split(Record("a", [assistant("x")]))
     assert not can_split(Record("a", [user(image_part("x.png"), "?"), assistant("x")]))
     assert not can_split(Record("a", [assistant("x" * (MOST_CHARACTERS + 1))]))
