@@ -163,7 +163,11 @@ class Stream:
             if not self.is_packed:
                 self._load_sorted_state(state)
             return  # with packing, `run` decides
-        packing = take(state, "packing", dict, "the checkpoint's position in the data")
+        # Checkpoints from before there were pieces do not name `long_text`.
+        packing = {
+            "long_text": "skip",
+            **take(state, "packing", dict, "the checkpoint's position in the data"),
+        }
         if packing != self._packing_settings() and self.may_repack:
             if self.is_packed:
                 begun = resumed_plan(state, 0, len(state["cursors"]) + 1)[0].first
@@ -187,8 +191,7 @@ class Stream:
     def _packing_settings(self) -> dict[str, Any]:
         data = self.recipe.data
         settings: dict[str, Any] = {"pack_length": data.pack_length, "pack_window": data.pack_window}
-        if data.pack_length and data.long_text != "skip":  # checkpoints from before there were pieces: skip
-            settings["long_text"] = data.long_text
+        settings["long_text"] = data.long_text
         return settings | ({"max_length": data.max_length} if data.max_length else {})
 
     def _sorted_state(self) -> dict[str, Any]:

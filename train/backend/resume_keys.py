@@ -20,7 +20,8 @@ class Rule(Enum):
 _FREE = {
     "": "output",
     # Micro-batches only together with the accumulation: records per step are compared.
-    "data": "num_workers micro_batch_size cache cache_gb",
+    # Packed rows hold pieces or not: there the checkpoint's packing is compared.
+    "data": "num_workers micro_batch_size cache cache_gb long_text",
     "run": (
         "steps gradient_accumulation_steps attention gradient_checkpointing weight_average zero_stage "
         "deepspeed offload threads log_every save_every keep_checkpoints keep_best export_dtype "
@@ -97,7 +98,7 @@ def _listed(sections: dict[str, str], rule: Rule) -> dict[str, Rule]:
 #: The rule of every key; sources have the name "*".
 RULES = {**_listed(_FREE, Rule.FREE), **_listed(_FIXED, Rule.FIXED), **_listed(_PATHS, Rule.PATH)}
 #: How records are packed, and how many a step has: a changed value is known from the checkpoint too.
-PACKING = ("data.pack_length", "data.pack_window", "data.max_length")
+PACKING = ("data.pack_length", "data.pack_window", "data.max_length", "data.long_text")
 BATCH = ("data.micro_batch_size", "run.gradient_accumulation_steps")
 PATHS = tuple(key for key, rule in RULES.items() if rule is Rule.PATH)
 
