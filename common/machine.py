@@ -47,6 +47,17 @@ def describe_machine(device: str) -> str:
     return f"{processor_name(device)}, torch {torch.__version__}"
 
 
+def has_fast_bf16() -> bool:
+    """Whether the GPU, or without one the processor (AVX512-BF16, AMX), multiplies matrices in bf16."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = (getattr(torch.cpu, name, None) for name in names)
+    return any(check() for check in checks if check is not None)
+
+
 def wait_passively() -> None:
     """Make waiting threads sleep, not spin, unless the environment sets a policy.
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from dualtoken.common.machine import LARGE_BATCH, suitable_threads, worth_threads
+from dualtoken.common.machine import LARGE_BATCH, has_fast_bf16, suitable_threads, worth_threads
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +95,14 @@ def test_waiting_is_set_before_torch_unless_the_user_did(given, expected):
         [sys.executable, "-c", script], env={**clean, **given}, capture_output=True, text=True
     )
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("found", [set(), {"_is_avx512_bf16_supported"}, {"_is_amx_tile_supported"}])
+def test_bf16_is_fast_where_the_processor_multiplies_matrices_in_it(monkeypatch, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in found, raising=False)
+    assert has_fast_bf16() == bool(found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert not has_fast_bf16()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...common.limits import limited
+from ...common.machine import has_fast_bf16
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class RunConfig:
         steps: optimizer steps.
         precision: "bf16" keeps bf16 weights with fp32 masters in the optimizer (DeepSpeed),
             "bf16_autocast" keeps fp32 weights and does the matrix products in bf16 (quantization stays
-            fp32 in all of them).
+            fp32 in all of them), and "auto" is bf16_autocast where the GPU, or without one the processor,
+            multiplies matrices in bf16, else fp32; to resume on a machine of the other kind, name it.
         attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
             fast, because the backward pass of torch's fused kernel is slow there. "flash_attention_2" needs
             the package flash-attn, "flash_attention_3" flash-attn-3 and a Hopper GPU, "flex_attention" a GPU.
@@ -58,7 +60,7 @@ class RunConfig:
 
     steps: int = limited(least=1, most=10**9)
     gradient_accumulation_steps: int = limited(1, least=1, most=65_535)
-    precision: Literal["fp32", "bf16", "bf16_autocast"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16_autocast", "auto"] = "fp32"
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     gradient_checkpointing: bool = False
     weight_average: float | None = limited(None, above=0.0, below=1.0)
@@ -77,3 +79,7 @@ class RunConfig:
     peak_tflops: float = limited(0.0, least=0.0, most=1e9)
     wandb_project: str | None = None
     stop_after: int = limited(0, least=0, most=10**9)
+
+    def __post_init__(self) -> None:
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16_autocast" if has_fast_bf16() else "fp32")

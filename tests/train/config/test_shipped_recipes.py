@@ -23,6 +23,12 @@ RECORDED: dict[str, dict[str, Any]] = json.loads(
 )
 
 
+@pytest.fixture(autouse=True)
+def processor_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What run.precision auto means is not the recipe's, but the machine's."""
+    monkeypatch.setattr("dualtoken.train.config.run.has_fast_bf16", lambda: False)
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything in nested mappings that is not itself a mapping with keys."""
     if isinstance(value, dict) and value:
@@ -127,3 +133,25 @@ def test_unknown_keys_of_siglip_configurations_are_one_line() -> None:
     for key in ("vision_config.patchsize", "text_config.hiden_size"):
         with pytest.raises(UserError, match=f"unknown key 'contrastive.{key}'; did you mean"):
             parse_recipe(["nano_contrastive", f"--contrastive.{key}", "8"])
+
+
+def test_precision_auto_is_decided_by_the_machine_when_the_recipe_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parse_recipe(["smollm2_135m_lora"]).run.precision == "fp32"
+    monkeypatch.setattr("dualtoken.train.config.run.has_fast_bf16", lambda: True)
+    assert parse_recipe(["smollm2_135m_lora"]).run.precision == "bf16_autocast"
+    assert parse_recipe(["smollm2_135m_lora", "--run.precision", "fp32"]).run.precision == "fp32"
+
+
+def test_every_fine_tuning_of_a_language_model_replays_text_and_asks_general_questions() -> None:
+    tuned = [path.stem for path in RECIPES.glob("*.yaml") if "sft" in path.stem or "lora" in path.stem]
+    for name in set(tuned) - {"nano_sft"}:  # nano's language model knows nothing but its data
+        recipe = parse_recipe([name])
+        weights = {key: source.weight for key, source in recipe.data.sources.items()}
+        text = sum(weights.get(key, 0.0) for key in ("chat", "replies"))
+        assert text / sum(weights.values()) >= 0.15, name
+        assert recipe.validation is not None
+        assert recipe.validation.general_questions == (recipe.run.zero_stage < 3), name
+        rates = recipe.optimizer.group_lr
+        assert min(rates["projectors"], rates["heads"]) > recipe.optimizer.lr, name

@@ -1,0 +1,1 @@
+"""A published language model on two CPU cores: trained, fine-tuned in several ways, and compared."""
