@@ -27,6 +27,8 @@ class DualTokenConfig(CheckedConfig):
     Args:
         text_config: configuration of any causal language model of transformers (a dict with `model_type`, or
             the object).
+        text_vocab_size: number of text tokens. Further rows of the embedding and of the output layer are
+            padding and never predicted; None: every row is a token.
         pixel_codebook, semantic_codebook: `CodebookConfig`, or a dict of its fields.
         grid_size: (rows, columns) of the visual positions of one image.
         *_token_id: ids of the special tokens in the text vocabulary; None for those that an LLM's chat format
@@ -44,6 +46,7 @@ class DualTokenConfig(CheckedConfig):
 
     # Typed Any: given as dict, object or None, but always complete after __post_init__.
     text_config: Any = None
+    text_vocab_size: int | None = None
     grid_size: Any = (8, 8)
     pixel_codebook: CodebookConfig = CodebookConfig()
     semantic_codebook: CodebookConfig = CodebookConfig()
@@ -99,6 +102,12 @@ class DualTokenConfig(CheckedConfig):
         """The ids of the special tokens that the chat format uses, by field."""
         names = [one.name for one in fields(self) if one.name.endswith("_token_id")]
         return {name: index for name in names if (index := getattr(self, name)) is not None}
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Number of text tokens; the text configuration's `vocab_size` is the number of rows."""
+        rows: int = getattr(self.text_config, "vocab_size", LARGEST_VOCABULARY)
+        return rows if self.text_vocab_size is None else self.text_vocab_size
 
     @property
     def num_positions(self) -> int:
@@ -162,7 +171,10 @@ class DualTokenConfig(CheckedConfig):
 
     def _check_token_ids(self) -> None:
         """Raise UserError for special tokens outside the vocabulary."""
-        last = getattr(self.text_config, "vocab_size", LARGEST_VOCABULARY) - 1
+        rows = getattr(self.text_config, "vocab_size", LARGEST_VOCABULARY)
+        if self.text_vocab_size is not None:
+            whole_number(self.text_vocab_size, "text_vocab_size", 1, rows)
+        last = self.num_text_tokens - 1
         for name, index in self.token_ids.items():
             whole_number(index, name, 0, last)
         prompt = self.unconditional_prompt_ids

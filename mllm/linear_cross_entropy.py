@@ -7,6 +7,7 @@ again by then. The rows' weights in the loss must be known in advance: the argum
 Shapes: T rows, W width, N classes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     row_weights: Tensor | None = None,
     softcap: float | None = None,
+    num_classes: int | None = None,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sum(row_weights * losses)` and `losses`, the cross-entropies of `states @ weight.T + bias`.
@@ -42,13 +44,14 @@ def linear_cross_entropy(
         targets: (T,) int64 classes; no index is ignored.
         row_weights: (T,) factors without gradients; None: all one.
         softcap: c of logits `c * tanh(logits / c)`; None: no cap.
+        num_classes: classes from this one on are padding, with probability 0; None: there are none.
         chunk_rows: rows whose logits are held at once; None: by device and sizes.
 
     Returns:
         The scalar sum and the detached losses (T,), in nats.
     """
     rows = chunk_rows or rows_at_once(len(weight), weight.shape[1], on_gpu=states.device.type != "cpu")
-    task = _Task(targets, row_weights, softcap, rows)
+    task = _Task(targets, row_weights, softcap, rows, num_classes)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(states, weight, bias, task)
     losses, _ = _run(states, weight, bias, task, wanted=(False, False, False))
@@ -78,22 +81,37 @@ class Classifier(nn.Linear):
         targets: Tensor | None = None,
         row_weights: Tensor | None = None,
         softcap: float | None = None,
+        num_classes: int | None = None,
     ) -> Any:  # Tensor, or tuple[Tensor, Tensor] with targets
         """Logits (..., W) -> (..., N); or (T, W) and `targets` (T,) as `linear_cross_entropy`."""
         if targets is None:
             return super().forward(input)
         return linear_cross_entropy(
-            input, self.weight, targets, bias=self.bias, row_weights=row_weights, softcap=softcap
+            input,
+            self.weight,
+            targets,
+            bias=self.bias,
+            row_weights=row_weights,
+            softcap=softcap,
+            num_classes=num_classes,
         )
 
 
+def without_padding(logits: Tensor, num_classes: int | None) -> Tensor:
+    """Logits (..., N), in place -inf from class `num_classes` on; None: every class counts."""
+    if num_classes is not None and num_classes < logits.shape[-1]:
+        logits[..., num_classes:] = -math.inf
+    return logits
+
+
 class _Task(NamedTuple):
-    """The arguments of a row's loss other than logits, and the rows of a chunk."""
+    """The arguments of a row's loss other than logits, the rows of a chunk, and the number of classes."""
 
     targets: Tensor
     row_weights: Tensor | None
     softcap: float | None
     rows: int
+    num_classes: int | None
 
     def total(self, losses: Tensor) -> Tensor:
         return (losses if self.row_weights is None else losses * self.row_weights).sum()
@@ -145,7 +163,7 @@ def _run(
             functional.linear(inputs, matrix, offset).to(precise),
             task.targets[chunk],
             None if task.row_weights is None else task.row_weights[chunk].to(precise),
-            task.softcap,
+            task,
             any(wanted),
         )
         if gradient is None:
@@ -166,13 +184,14 @@ def _run(
 
 
 def _rows_loss(
-    logits: Tensor, targets: Tensor, row_weights: Tensor | None, softcap: float | None, with_gradient: bool
+    logits: Tensor, targets: Tensor, row_weights: Tensor | None, task: _Task, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Losses (t,) of logits (t, N), and the weighted sum's gradient to them, which overwrites them."""
     target, slope = targets.unsqueeze(1), None
-    if softcap is not None:
-        squashed = logits.div_(softcap).tanh_()
-        logits, slope = squashed * softcap, squashed.square_().neg_().add_(1.0)
+    if task.softcap is not None:
+        squashed = logits.div_(task.softcap).tanh_()
+        logits, slope = squashed * task.softcap, squashed.square_().neg_().add_(1.0)
+    without_padding(logits, task.num_classes)
     logits.sub_(logits.amax(dim=1, keepdim=True))
     at_target = logits.gather(1, target)
     sums = logits.exp_().sum(dim=1, keepdim=True)

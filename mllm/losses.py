@@ -22,7 +22,7 @@ from .assembly.liger import liger_cross_entropy
 from .branch import Branches
 from .conversation.collation import IGNORE
 from .depth_transformer import DepthTransformer
-from .linear_cross_entropy import Classifier, linear_cross_entropy
+from .linear_cross_entropy import Classifier, linear_cross_entropy, without_padding
 from .outputs import DualTokenOutput, LossTerms, TargetLosses
 from .protocol import UnifiedModel
 
@@ -79,7 +79,11 @@ def model_losses(
     flat, following = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     text_rows = ((following != IGNORE) & (following != image_id)).nonzero().squeeze(1)
     text_sum, text_each = text_losses(
-        model.get_output_embeddings(), flat[text_rows], following[text_rows], config.softcap
+        model.get_output_embeddings(),
+        flat[text_rows],
+        following[text_rows],
+        config.softcap,
+        config.num_text_tokens,
     )
     targets = VisualTargets.of(input_ids, labels, image_id)
     trained = targets.random_subset(config.visual_target_fraction) if model.training else targets
@@ -131,17 +135,23 @@ def _branch_losses(
 
 
 def text_losses(
-    head: nn.Module, states: Tensor, targets: Tensor, softcap: float | None = None
+    head: nn.Module,
+    states: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    num_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Summed cross-entropy of the LLM's output layer: states (T, H) and ids (T,) -> a scalar.
+
+    Rows of the layer from `num_tokens` on are padding.
 
     Also, detached, the loss of each target (T,), which a fused loss does not return (None).
     """
     if states.is_cuda and states.requires_grad and len(states) and _is_unhooked(head):
         fused = liger_cross_entropy(states.device)
         if fused is not None:
-            return fused(states, head.weight, targets, head.bias, softcap), None
-    return cross_entropy(head, states, targets, softcap=softcap)
+            return fused(states, *_tokens_of(head, num_tokens), targets, softcap), None
+    return cross_entropy(head, states, targets, softcap=softcap, num_classes=num_tokens)
 
 
 def code_losses(
@@ -203,16 +213,31 @@ def cross_entropy(
     targets: Tensor,
     row_weights: Tensor | None = None,
     softcap: float | None = None,
+    num_classes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`linear_cross_entropy` of any module that computes logits, with its adapters and hooks."""
     if _is_unhooked(head):
         return linear_cross_entropy(
-            states, head.weight, targets, bias=head.bias, row_weights=row_weights, softcap=softcap
+            states,
+            head.weight,
+            targets,
+            bias=head.bias,
+            row_weights=row_weights,
+            softcap=softcap,
+            num_classes=num_classes,
         )
     if isinstance(head, Classifier) and hasattr(head.weight, "ds_id"):
-        return head(states, targets, row_weights, softcap)  # ZeRO-3's hooks gather the weight
-    losses = functional.cross_entropy(soft_capped(head(states), softcap).float(), targets, reduction="none")
+        return head(states, targets, row_weights, softcap, num_classes)  # ZeRO-3's hooks gather the weight
+    logits = without_padding(soft_capped(head(states), softcap).float(), num_classes)
+    losses = functional.cross_entropy(logits, targets, reduction="none")
     return (losses if row_weights is None else losses * row_weights).sum(), losses.detach()
+
+
+def _tokens_of(head: nn.Linear, num_tokens: int | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the rows that are tokens, for a loss that knows of no padding."""
+    if num_tokens is None or num_tokens >= len(head.weight):
+        return head.weight, head.bias
+    return head.weight[:num_tokens], None if head.bias is None else head.bias[:num_tokens]
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -28,7 +28,7 @@ from .generation.generate import generate
 from .generation.outputs import split_image_tokens
 from .generation.text import IMAGE_INPUTS, ImageAnswerDetector, repeat_codes
 from .language_model import CACHE_NAME, run_language_model
-from .linear_cross_entropy import Classifier
+from .linear_cross_entropy import Classifier, without_padding
 from .losses import model_losses, soft_capped, visual_log_likelihood
 from .outputs import DualTokenOutput, LossTerms
 from .visual_codec import VisualCodec
@@ -217,8 +217,9 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         return result
 
     def text_logits(self, states: Tensor) -> Tensor:
-        """Logits of the text vocabulary: (..., H) -> (..., V)."""
-        return soft_capped(self.get_output_embeddings()(states), self.config.softcap)
+        """Logits of the text vocabulary: (..., H) -> (..., V); -inf for rows without a token."""
+        logits = soft_capped(self.get_output_embeddings()(states), self.config.softcap)
+        return without_padding(logits, self.config.num_text_tokens)
 
     @torch.no_grad()
     def visual_log_likelihood(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> LossTerms:

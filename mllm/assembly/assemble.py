@@ -9,13 +9,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...common.errors import UserError
 from ...common.limits import settings_from
 from ...common.loading.attention import check_attention, set_attention
+from ...common.values import whole_number
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..configuration import DualTokenConfig
 from ..conversation.chat_format import ChatFormat
 from ..conversation.processing import DualTokenProcessor
 from ..conversation.special_tokens import SPECIAL_TOKENS, VISUAL_TOKENS
 from ..settings import BRANCHES, CodebookConfig, ModelSettings
-from .llm import LanguageModelSource, fit_vocabulary, open_llm
+from .llm import LanguageModelSource, fit_vocabulary, open_llm, padded_rows
 from .tokenizers import (
     OWN_TOKEN_FIELDS,
     TextTokenizerSource,
@@ -38,6 +39,7 @@ def assemble(
     attn_implementation: str | None = None,
     load_visual_tokenizer: bool = True,
     weights: Weights = Weights.LOADED,
+    vocabulary_multiple: int = 64,
     **settings: Any,
 ) -> Any:
     """A unified model around any causal language model, with the visual tokenizer's codebooks copied in.
@@ -57,21 +59,25 @@ def assemble(
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
             which is enough to train on cached codes.
         weights: where they are afterwards; training converts and distributes them.
+        vocabulary_multiple: embedding and output layer get a multiple of this many rows, as GPUs multiply
+            those faster; rows without a token are never predicted. 1 adds none. An LLM with rows enough keeps
+            them.
         **settings: fields of `ModelSettings`, such as `depth_transformer`, `pixel_condition`.
 
     Raises:
         UserError: the parts do not exist or do not fit, or a setting is unknown.
     """
     check_attention(attn_implementation)
+    multiple = whole_number(vocabulary_multiple, "vocabulary_multiple", 1, 4096)
     tokenizer = load_text_tokenizer(_text_tokenizer_of(llm) if text_tokenizer is None else text_tokenizer)
     known = set(tokenizer.get_vocab())
     chat_format = prepare_text_tokenizer(tokenizer)
     visual = open_visual_tokenizer(visual_tokenizer, load_visual_tokenizer)
     language_model, text_config = open_llm(llm, weights)
     if language_model is None:
-        text_config.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        text_config.vocab_size = padded_rows(max(tokenizer.get_vocab().values()) + 1, multiple)
     else:
-        _fit_to(language_model, tokenizer, known)
+        _fit_to(language_model, tokenizer, known, multiple)
         # A composite configuration clears the setting in its parts.
         attn_implementation = attn_implementation or text_config._attn_implementation
     config = _config(text_config, tokenizer, chat_format, visual, settings)
@@ -112,12 +118,14 @@ def _text_tokenizer_of(llm: LanguageModelSource) -> str | Path:
     )
 
 
-def _fit_to(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: set[str]) -> None:
+def _fit_to(
+    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: set[str], multiple: int
+) -> None:
     """Make room for all tokens; the visual ones and special ones not `known` before are new."""
     vocabulary = tokenizer.get_vocab()
     new = [vocabulary[token] for token in SPECIAL_TOKENS if token in vocabulary and token not in known]
     new += [vocabulary[token] for token in VISUAL_TOKENS]
-    fit_vocabulary(language_model, max(vocabulary.values()) + 1, new)
+    fit_vocabulary(language_model, max(vocabulary.values()) + 1, new, multiple)
 
 
 def _keep_trained(language_model: PreTrainedModel, config: DualTokenConfig) -> None:
@@ -146,6 +154,7 @@ def _config(
         **ids,
         "unconditional_prompt_ids": unconditional_prompt_ids(tokenizer, chat_format),
         "text_config": text_config,
+        "text_vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "grid_size": list(visual_tokenizer.config.grid_size),
         "initializer_range": getattr(text_config, "initializer_range", 0.02),
     }

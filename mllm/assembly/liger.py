@@ -14,12 +14,12 @@ from torch import Tensor
 from ...common.errors import first_line
 from ..linear_cross_entropy import linear_cross_entropy
 
-TextLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+TextLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float | None], Tensor]
 
 
 @cache
 def liger_cross_entropy(device: torch.device) -> TextLoss | None:
-    """`loss(states, weight, targets, bias, softcap)`, summed over rows; None without a working Liger-Kernel.
+    """`loss(states, weight, bias, targets, softcap)`, summed over rows; None without a working Liger-Kernel.
 
     It is compared with `linear_cross_entropy` once on this device; a failure is a warning.
     """
@@ -29,7 +29,7 @@ def liger_cross_entropy(device: torch.device) -> TextLoss | None:
         return None
 
     def loss(
-        states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None
+        states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
     ) -> Tensor:
         if torch.is_autocast_enabled(states.device.type):
             dtype = torch.get_autocast_dtype(states.device.type)
@@ -60,7 +60,7 @@ def _agrees(loss: TextLoss, device: torch.device) -> bool:
     targets = torch.randint(300, (40,), generator=generator).to(device)
     for softcap in (None, 5.0):
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            theirs = loss(states, weight, targets, None, softcap)
+            theirs = loss(states, weight, None, targets, softcap)
             ours, _ = linear_cross_entropy(states, weight, targets, softcap=softcap)
         gradients = [torch.autograd.grad(value, (states, weight)) for value in (theirs, ours)]
         pairs = [(theirs, ours), *zip(*gradients, strict=True)]

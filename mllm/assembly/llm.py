@@ -35,23 +35,31 @@ def name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 @torch.no_grad()
-def fit_vocabulary(language_model: PreTrainedModel, num_tokens: int, new_ids: list[int]) -> None:
+def fit_vocabulary(
+    language_model: PreTrainedModel, num_tokens: int, new_ids: list[int], multiple: int = 1
+) -> None:
     """Make room for `num_tokens` tokens; added rows, and those of `new_ids`, become the mean of the old rows.
 
-    Rows beyond the tokenizer (padding of the matrix) stay. transformers' resizing samples new rows around the
-    mean, so that no two runs would start equal.
+    A matrix that has to grow gets a multiple of `multiple` rows. Rows beyond the tokenizer stay.
+    transformers' resizing samples new rows around the mean, so that no two runs would start equal.
     """
     for layer in _vocabulary_layers(language_model):
         layer.float()  # rows of weights that are still in their file in another format
     means = [_row_means(layer) for layer in _vocabulary_layers(language_model)]
     old_size = language_model.config.vocab_size
     if num_tokens > old_size:
-        language_model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    rows = sorted({*new_ids, *range(old_size, num_tokens)})
+        num_rows = padded_rows(num_tokens, multiple)
+        language_model.resize_token_embeddings(num_rows, mean_resizing=False)
+    rows = sorted({*new_ids, *range(old_size, language_model.config.vocab_size)})
     # A tied head shares its rows with the input embedding, and they get the same means.
     for layer, mean in zip(_vocabulary_layers(language_model), means, strict=True):
         for name, values in mean.items():
             getattr(layer, name)[rows] = values
+
+
+def padded_rows(num_tokens: int, multiple: int) -> int:
+    """The least multiple of `multiple` that has a row for every token."""
+    return -(-num_tokens // multiple) * multiple
 
 
 def _vocabulary_layers(language_model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:

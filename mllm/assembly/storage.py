@@ -136,8 +136,7 @@ def load_model(
         raise UserError(f"cannot load a model from {source}: {loading_reason(error)}") from error
     refuse_partial_load(source, info)
     if model.generation_config is not None:
-        tokens = model.get_input_embeddings().weight.shape[0]
-        check_generation_settings(model.generation_config.to_diff_dict(), tokens)
+        check_generation_settings(model.generation_config.to_diff_dict(), model.config.num_text_tokens)
     if load_visual_tokenizer:
         model.attach_visual_tokenizer(_load_visual_tokenizer(source, hub))
     return (model, info) if with_info else model

@@ -29,7 +29,7 @@ from .checkpoint_files import (
 )
 from .distributed import World
 from .placement import fill
-from .resume import recipe_file, written_recipe
+from .resume import EARLIER, VOCABULARY_MULTIPLE, recipe_file, written_recipe
 from .saved_state import saved_weights
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,11 @@ def recipe_of(checkpoint: Path) -> Recipe:
     path = recipe_file(checkpoint)
     if path is None:
         raise UserError(f"{checkpoint} has no {RECIPE}, nor has its run; put the run's recipe there")
-    written_recipe(checkpoint)  # refuses files that are harmful to parse
-    return parse_recipe([str(path)])
+    written = written_recipe(checkpoint)  # refuses files that are harmful to parse
+    section = (written or {}).get("mllm")
+    padding = f"mllm.{VOCABULARY_MULTIPLE}"
+    is_old = isinstance(section, dict) and VOCABULARY_MULTIPLE not in section
+    return parse_recipe([str(path), *([f"--{padding}", str(EARLIER[padding])] if is_old else [])])
 
 
 def export_checkpoint(

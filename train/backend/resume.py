@@ -24,6 +24,9 @@ from .checkpoint_files import RECIPE, SavedState
 from .resume_keys import PATHS, Rule, is_named, rule_of
 
 _ABSENT = "not set"
+VOCABULARY_MULTIPLE = "vocabulary_multiple"
+#: What runs did before a key existed, where that was not its default.
+EARLIER = {f"mllm.{VOCABULARY_MULTIPLE}": 1}
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     A key missing in a section that is there counts as its default: another version may not know it.
     """
     one, other, default = dict(_leaves(before)), dict(_leaves(now)), dict(defaults(Recipe))
+    if one.get("init_from") is None and any(key.startswith("mllm.") for key in one):
+        one = EARLIER | one
 
     def value(side: Mapping[str, Any], key: str) -> Any:
         section = key.rpartition(".")[0]

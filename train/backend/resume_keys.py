@@ -71,7 +71,7 @@ _FIXED = {
         "latent_size in_channels ch ch_mult num_res_blocks attn_resolutions norm_groups out_channels "
         "patch_skip"
     ),
-    "mllm": "prompt_dropout shuffle_turns trained",
+    "mllm": "vocabulary_multiple prompt_dropout shuffle_turns trained",
     "mllm.lora": "rank alpha dropout dora target_modules",
     "mllm.model": (
         "visual_branches pixel_condition semantic_condition shared_classifier visual_position "

@@ -27,6 +27,9 @@ class MllmObjectiveConfig:
         text_tokenizer: folder of the text tokenizer; None takes that of ``init_from``, or the LLM's own.
         model: what may be chosen of the model itself: depth transformers, conditions, loss weights. With
             ``init_from`` what is not named here is the saved model's; None is all of it, or the defaults.
+        vocabulary_multiple: a new model's embedding and output layer get a multiple of this many rows, which
+            GPUs multiply faster; the added ones are never predicted, and an LLM that has rows enough keeps
+            them. 1 adds none; a saved model (``init_from``) stays as it is.
         prompt_dropout: probability that an image-generation prompt becomes the unconditional token
             (classifier-free guidance).
         shuffle_turns: question-answer turns about one image are shuffled anew at every visit, except in
@@ -42,6 +45,7 @@ class MllmObjectiveConfig:
     encode_precision: EncodePrecision | None = None
     text_tokenizer: str | None = None
     model: ModelSettings | None = None
+    vocabulary_multiple: int = limited(64, least=1, most=4096)
     prompt_dropout: float = limited(0.1, least=0.0, most=1.0)
     shuffle_turns: bool = False
     trained: list[str] | None = None

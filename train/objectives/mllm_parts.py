@@ -40,7 +40,11 @@ def new_parts(config: MllmObjectiveConfig, weights: Weights) -> Parts:
         raise UserError("mllm.text_tokenizer is missing; a new LLM has no text tokenizer, so name a folder")
     visual = StoredTokenizer.from_pretrained(config.visual_tokenizer).encoding_in(config.encode_precision)
     settings = vars(config.model or ModelSettings())
-    options = {"load_visual_tokenizer": False, "weights": weights}
+    options = {
+        "load_visual_tokenizer": False,
+        "weights": weights,
+        "vocabulary_multiple": config.vocabulary_multiple,
+    }
     model = build_model(config.llm, visual, text_tokenizer, **options, **settings)
     return Parts(model, build_processor(visual, text_tokenizer), visual)
 
