@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from ..common.errors import UserError
 
+#: Signals that end a run after a checkpoint; its workers must outlive them.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Upper bound of --workers.
 MOST_WORKERS = 1024
 
@@ -58,6 +60,27 @@ def _worker_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.convert.driver"])
+    return context
+
+
+def loader_context() -> BaseContext:
+    """How loaders start their workers: Python's own choice, which is no longer fork everywhere.
+
+    A fork server is started here, with the signals that end a run blocked: schedulers signal every process,
+    and workers whose server has died count as dead.
+    """
+    context = multiprocessing.get_context()
+    if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver, resource_tracker  # not on every system
+
+        resource_tracker.ensure_running()  # it unblocks signals when it starts
+        # Workers inherit the imports of the server.
+        context.set_forkserver_preload([f"{__package__}.stream.packed_loader"])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...common.errors import UserError, first_line
 from ..records import Record
 from ..shards.retries import Retry, collecting_retries
+from ..workers import STOP_SIGNALS, loader_context
 from .mixture import BatchPlan, Draw
 from .statistics import BatchFacts, Skip, StreamStatistics, batch_positions, example_length
 
@@ -153,6 +154,7 @@ def example_batches(
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=ignore_stop_signals,
+        multiprocessing_context=loader_context() if num_workers else None,
     )
     for batch, facts in loader:
         statistics.add(facts)
@@ -169,7 +171,7 @@ def ignore_stop_signals(worker: int) -> None:
 
     Schedulers and terminals signal every process; workers end with their loader.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

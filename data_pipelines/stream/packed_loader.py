@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...common.errors import UserError, first_line, shown
 from ..records import Record
 from ..shards.retries import Retry, collecting_retries
+from ..workers import loader_context
 from .loader import (
     UNUSABLE,
     Example,
@@ -160,6 +161,7 @@ class PackedBatches:
                 num_workers=num_workers,
                 prefetch_factor=2 if num_workers else None,
                 worker_init_fn=ignore_stop_signals,
+                multiprocessing_context=loader_context() if num_workers else None,
             )
         )
 

@@ -34,7 +34,7 @@ _FREE = {
     "validation.sources.*": "path weight max_repeats shuffle shuffle_window",
     # Of the exported model, not of its training.
     "mllm.model.image_sampling": (
-        "guidance_scale temperature top_k top_p truncate_from_level guidance_schedule sampler"
+        "guidance_scale temperature top_k top_p truncate_from_level guidance_schedule sampler batch_invariant"
     ),
 }
 #: The order and content of batches, the shapes of weights, the losses, and the layout of checkpoints.
@@ -58,7 +58,7 @@ _FIXED = {
     ),
     "tokenizer.model": (
         "pixel_layer semantic_layer shortcut_layer shortcut_weight causal_post_projection shared_quantizer "
-        "separate_encoders"
+        "separate_encoders encode_precision"
     ),
     **{
         f"tokenizer.model.{branch}_quantizer": (
@@ -71,7 +71,7 @@ _FIXED = {
         "latent_size in_channels ch ch_mult num_res_blocks attn_resolutions norm_groups out_channels "
         "patch_skip"
     ),
-    "mllm": "vocabulary_multiple prompt_dropout shuffle_turns trained",
+    "mllm": "vocabulary_multiple prompt_dropout shuffle_turns trained encode_precision",
     "mllm.lora": "rank alpha dropout dora target_modules",
     "mllm.model": (
         "visual_branches pixel_condition semantic_condition shared_classifier visual_position "

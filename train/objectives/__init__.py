@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...mllm.assembly.weights import Weights
 from ..config.recipe import Recipe
 from .base import LossTerm, Objective
@@ -27,5 +29,5 @@ def build_objective(recipe: Recipe, weights: Weights = Weights.LOADED) -> Object
     from .mllm import MllmObjective
 
     objective = MllmObjective(recipe.mllm, recipe.seed, recipe.data.max_length, recipe.init_from, weights)
-    objective.splits_long_text = recipe.data.long_text == "split"
+    objective.examples = replace(objective.examples, splits_long_text=recipe.data.long_text == "split")
     return objective

@@ -18,6 +18,7 @@ from ...common.errors import UserError, first_line, shown
 from ...common.loading.attention import set_attention
 from ...data_pipelines.records import Record, RecordError
 from ..planning.flops import Work
+from .examples import Examples
 
 Batch = dict[str, Any]
 Upcoming = Callable[[], Iterator[Batch]]
@@ -99,23 +100,20 @@ class Objective(nn.Module, ABC):
     ``prepare`` may depend only on the draw number.
     """
 
-    @abstractmethod
+    #: Makes examples and batches; this alone is sent to loader workers.
+    examples: Examples
+
     def prepare(self, record: Record, draw: int) -> Any:
-        """A model-ready example of a valid record; runs in loader workers.
-
-        Everything that `collate` and `forward` require is checked here, so that no record can end a run.
-
-        Errors:
-            RecordError for an unusable record, which loaders skip and report.
-        """
+        """See `Examples.prepare`."""
+        return self.examples.prepare(record, draw)
 
     def prepare_pieces(self, record: Record, draw: int, length: int) -> list[Any]:
-        """As `prepare`, for packed rows of ``length`` tokens: one example, or the pieces of a longer text."""
-        return [self.prepare(record, draw)]
+        """See `Examples.prepare_pieces`."""
+        return self.examples.prepare_pieces(record, draw, length)
 
-    @abstractmethod
     def collate(self, examples: list[Any]) -> Batch:
-        """The arguments of `forward`: a batch of tensors."""
+        """See `Examples.collate`."""
+        return self.examples.collate(examples)
 
     def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
         """A batch of rows of ``length`` tokens, each of several examples."""

@@ -8,7 +8,7 @@ pairs alone hardly teach a small encoder the positions of objects.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoTokenizer, SiglipConfig, SiglipModel
 
-from ...common.errors import first_line, shown
-from ...data_pipelines.records import Record, RecordError
-from ...data_pipelines.scenes.scene import NUM_PATCH_CLASSES, Scene, patch_classes
+from ...data_pipelines.scenes.scene import NUM_PATCH_CLASSES
 from ...tokenizer import DualTokenizerImageProcessor
 from ..config.contrastive import ContrastiveConfig
-from .base import Batch, LossTerm, Objective, cast, image_of, naming
+from .base import Batch, LossTerm, Objective, cast
+from .contrastive_examples import IGNORED, ContrastiveExamples
 from .tokenizer.consistency import BACKGROUND_SHARE, consistency_loss, content_groups
-
-_IGNORED = -100
-_CHARACTERS_PER_TOKEN = 100  # an upper bound
-
-
-class Pair(NamedTuple):
-    """Normalised pixels (3, S, S), caption ids (L,), and patch classes (G·G,; ignored without a scene)."""
-
-    pixels: torch.Tensor
-    caption: torch.Tensor
-    patches: np.ndarray
 
 
 class ContrastiveObjective(Objective):
@@ -56,52 +44,19 @@ class ContrastiveObjective(Objective):
         self.grid = vision.image_size // vision.patch_size
         self.patch_head = nn.Linear(vision.hidden_size, NUM_PATCH_CLASSES) if config.patch_weight else None
         self.image_processor = DualTokenizerImageProcessor(size=vision.image_size)
+        self.examples = ContrastiveExamples(
+            self.image_processor, self.tokenizer, config.max_text_length, self.grid
+        )
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.siglip_loss = SigLipLoss(rank=rank, world_size=world)
         nn.init.constant_(self.model.logit_scale, np.log(10.0))  # SigLIP paper: t' = log 10, b = -10
         nn.init.constant_(self.model.logit_bias, -10.0)
 
-    def prepare(self, record: Record, draw: int) -> Pair:
-        image, caption = image_and_caption(record)
-        with naming(record):
-            ids = self._caption_ids(caption)
-            pixels = self.image_processor(image)["pixel_values"][0]
-        return Pair(pixels, ids, self._patches(record))
-
-    def _caption_ids(self, caption: str) -> torch.Tensor:
-        longest = self.config.max_text_length
-        text = self.tokenizer(
-            # The rest cannot be among the first tokens, and a very long text would cost time and memory.
-            caption[: _CHARACTERS_PER_TOKEN * longest],
-            padding="max_length",
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        return text["input_ids"][0]
-
-    def _patches(self, record: Record) -> np.ndarray:
-        scene = record.metadata.get("scene")
-        if scene is None:
-            return np.full(self.grid**2, _IGNORED)
-        try:
-            return patch_classes(Scene.from_dict(scene), self.grid).reshape(-1)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise RecordError(f"Record {shown(record.id)}: its metadata has no scene ({reason})") from error
-
-    def collate(self, examples: list[Pair]) -> Batch:
-        return {
-            "pixel_values": torch.stack([example.pixels for example in examples]),
-            "input_ids": torch.stack([example.caption for example in examples]),
-            "patches": torch.from_numpy(np.stack([example.patches for example in examples])).long(),
-        }
-
     def target_counts(self, batch: Batch) -> dict[str, float]:
         counts = {"contrastive": float(len(batch["input_ids"]))}
         if self.patch_head is not None:
             weights = self._patch_weights()[batch["patches"].clamp(min=0)]
-            counts["patch"] = float(weights[batch["patches"] != _IGNORED].sum())
+            counts["patch"] = float(weights[batch["patches"] != IGNORED].sum())
         if self.config.consistency_weight:
             counts["consistency"] = float(len(batch["input_ids"]))
         return counts
@@ -128,7 +83,7 @@ class ContrastiveObjective(Objective):
                 self.patch_head(states).flatten(0, 1).float(),
                 patches.flatten(),
                 weight=self._patch_weights().to(states.device),
-                ignore_index=_IGNORED,
+                ignore_index=IGNORED,
                 reduction="sum",
             )
             terms["patch"] = LossTerm(total, self.config.patch_weight)
@@ -146,19 +101,3 @@ class ContrastiveObjective(Objective):
 
     def initialise_from(self, folder: str) -> None:
         self.model.load_state_dict(SiglipModel.from_pretrained(folder, trust_remote_code=False).state_dict())
-
-
-def image_and_caption(record: Record) -> tuple[Any, str]:
-    """The first image and its text: the prompt it was generated for, or the first answer about it.
-
-    Errors:
-        RecordError for a record without image or text.
-    """
-    images = record.image_parts()
-    is_generated = any(role == "assistant" and part["type"] == "image" for role, part in record.parts())
-    wanted = "user" if is_generated else "assistant"
-    captions = (part["text"] for role, part in record.parts() if role == wanted and part["type"] == "text")
-    caption = next(captions, None)
-    if not images or caption is None:
-        raise RecordError(f"Record {shown(record.id)} is not an image with a text")
-    return image_of(images[0], record), caption

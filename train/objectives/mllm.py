@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ...common.errors import UserError, shown
+from ...common.errors import UserError
 from ...data_pipelines.codes.checksums import check_codes_belong, codes_checksum, preprocessing_checksum
-from ...data_pipelines.records import Record, RecordError, require_trainable
-from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
+from ...data_pipelines.records import Record
+from ...data_pipelines.shards.sample_codec import CodeShape
 from ...mllm import (
     ChatFormat,
     add_lora,
-    drop_prompt,
     merge_adapters,
     save_model,
 )
 from ...mllm.assembly.tokenizers import unconditional_prompt_ids
 from ...mllm.assembly.weights import Weights
-from ...mllm.conversation.collation import IGNORE, EncodedRecord, flash_attention_bounds
+from ...mllm.conversation.collation import flash_attention_bounds
 from ...mllm.outputs import TargetLosses
 from ...tokenizer import DualTokenizer
 from ..config.mllm import MllmObjectiveConfig
 from ..planning.flops import ModelFlops, Work
-from .base import Batch, LossTerm, Objective, cast, freeze_all_but, naming
-from .long_text import can_split, split_text
+from .base import Batch, LossTerm, Objective, cast, freeze_all_but
+from .mllm_examples import MllmExamples
 from .mllm_parts import new_parts, saved_parts
 from .record_limit import RecordLimit
-from .turn_shuffling import shuffle_question_turns
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -46,9 +42,8 @@ class MllmObjective(Objective):
     codebooks.
     """
 
+    examples: MllmExamples
     GROUPS = ("projectors", "heads", "embeddings", "llm")
-    #: Whether text that is longer than a row is split, see `long_text`; else it is refused.
-    splits_long_text = False
 
     def __init__(
         self,
@@ -65,66 +60,20 @@ class MllmObjective(Objective):
         self.model, self.processor, self._visual_tokenizer = parts
         self.codes_checksum = codes_checksum(self._visual_tokenizer)
         shape = self._visual_tokenizer.config
-        self._code_shape = CodeShape.of(shape.grid_size, *map(vars, shape.quantizers.values()))
-        self._limit = RecordLimit.of(self.model, self.processor, max_length)
+        self.examples = MllmExamples(
+            self.processor,
+            seed,
+            code_shape=CodeShape.of(shape.grid_size, *map(vars, shape.quantizers.values())),
+            limit=RecordLimit.of(self.model, self.processor, max_length),
+            end=self.model.config.eos_token_id,
+            prompt_dropout=config.prompt_dropout,
+            shuffle_turns=config.shuffle_turns,
+        )
         self._add_adapters()
         if config.trained is not None:
             freeze_all_but(self.model, config.trained, "mllm.trained")
         self._flops = ModelFlops.of(self.model)
         self._target_losses: dict[str, TargetLosses] = {}
-
-    def prepare(self, record: Record, draw: int) -> EncodedRecord:
-        """Ids, labels and codes; of a text that is split, a random piece.
-
-        RecordError for a record without targets, that is too long, or with codes that do not fit the visual
-        tokenizer.
-        """
-        pieces = self.prepare_pieces(record, draw, self._limit.tokens)
-        if len(pieces) == 1:
-            return pieces[0]
-        return pieces[int(np.random.default_rng((self.seed, draw, 1)).integers(len(pieces)))]
-
-    def prepare_pieces(self, record: Record, draw: int, length: int) -> list[EncodedRecord]:
-        require_trainable(record)
-        self._check_images(record)
-        splits = self.splits_long_text and can_split(record)
-        if not splits:
-            self._limit.check_before(record)
-        rng = np.random.default_rng((self.seed, draw))
-        messages = record.messages
-        if self.config.shuffle_turns and not record.metadata.get("ordered"):
-            messages = shuffle_question_turns(messages, random.Random(draw))
-        with naming(record):
-            if rng.random() < self.config.prompt_dropout:
-                messages = drop_prompt(messages)
-            example = self.processor.encode_record(messages)
-            pieces = [example]
-            if splits:
-                longest = min(length, self._limit.tokens)
-                pieces = split_text(messages, example, longest, self.processor.encode_record)
-        # The end of an answer is not a useful target if the text tokenizer drops the answer itself.
-        unimportant = (IGNORE, self.model.config.eos_token_id)
-        useful = [piece for piece in pieces if np.isin(piece.labels, unimportant, invert=True).any()]
-        for piece in pieces:
-            self._limit.check(record, len(piece))
-        if not useful:
-            raise RecordError(f"Record {shown(record.id)} has nothing to learn: its answers have no tokens")
-        return useful
-
-    def _check_images(self, record: Record) -> None:
-        """Raise RecordError for images without codes, or with codes that do not fit the visual tokenizer."""
-        for part in record.image_parts():
-            if "pixel_codes" not in part:
-                raise RecordError(
-                    f"Record {shown(record.id)} holds an image without codes: run `dualtoken tokenize` first"
-                )
-            for field in CODE_PARTS:
-                problem = self._code_shape.problem(field, np.asarray(part[field]))
-                if problem is not None:
-                    raise RecordError(f"Record {shown(record.id)}: {problem}")
-
-    def collate(self, examples: list[Any]) -> Batch:
-        return dict(self.processor.collate(examples))
 
     def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
         batch: Batch = dict(self.processor.collate_packed(rows, length))

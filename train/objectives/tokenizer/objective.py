@@ -7,6 +7,7 @@ computed from them, are distilled from the frozen teacher's; the pixel branch re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ....tokenizer import (
 from ....tokenizer.perceptual import PerceptualLoss
 from ...config.tokenizer import TokenizerObjectiveConfig
 from ..base import Batch, LossTerm, Objective, Upcoming, cast, freeze_all_but, image_of, is_part, naming
+from ..examples import Examples
 from .codebook_health import health_alarms, health_metrics, health_summary
 from .consistency import BACKGROUND_SHARE, consistency_loss, content_groups, keep_common
 from .discriminator import Adversary
@@ -39,6 +41,25 @@ TERMS = (
     *("semantic", "pooled", "mse", "perceptual", "l1", "gradient"),
     *("pixel_commitment", "semantic_commitment", "pixel_consistency", "semantic_consistency"),
 )
+
+
+@dataclass(frozen=True)
+class TokenizerExamples(Examples):
+    """One image of each record, as normalised pixels (3, S, S)."""
+
+    image_processor: DualTokenizerImageProcessor
+
+    def prepare(self, record: Record, draw: int) -> torch.Tensor:
+        images = record.image_parts()
+        if not images:
+            raise RecordError(f"Record {shown(record.id)} has no image")
+        image = image_of(images[draw % len(images)], record)
+        with naming(record):
+            pixels: torch.Tensor = self.image_processor(image)["pixel_values"][0]
+        return pixels
+
+    def collate(self, examples: list[torch.Tensor]) -> Batch:
+        return {"pixel_values": torch.stack(examples)}
 
 
 class TokenizerObjective(Objective):
@@ -75,6 +96,7 @@ class TokenizerObjective(Objective):
         if config.trained is not None:
             self._freeze_all_but(config.trained)
         self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
+        self.examples = TokenizerExamples(self.image_processor)
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher, trust_remote_code=False)
         self._alarms: dict[str, str] = {}
         self._summary: list[str] = []
@@ -86,18 +108,6 @@ class TokenizerObjective(Objective):
             followed = (f"{branch}_quantizer", f"{branch}_projection.")
             moves = any(is_part(name, parts) for name in followed)
             getattr(self.model, f"{branch}_quantizer").trainable = moves
-
-    def prepare(self, record: Record, draw: int) -> torch.Tensor:
-        images = record.image_parts()
-        if not images:
-            raise RecordError(f"Record {shown(record.id)} has no image")
-        image = image_of(images[draw % len(images)], record)
-        with naming(record):
-            pixels: torch.Tensor = self.image_processor(image)["pixel_values"][0]
-        return pixels
-
-    def collate(self, examples: list[torch.Tensor]) -> Batch:
-        return {"pixel_values": torch.stack(examples)}
 
     def target_counts(self, batch: Batch) -> dict[str, float]:
         images = len(batch["pixel_values"])
