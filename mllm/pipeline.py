@@ -229,7 +229,7 @@ class DualTokenPipeline:
         Args:
             prompt: not empty.
             num_images: image i of a seed has the same random numbers for every `num_images`, and with
-                `batch_invariant` (see `ImageSamplingConfig`) is the same to the last bit.
+                `batch_invariant` (see `ImageSamplingConfig`) the same codes.
             seed: None takes a random one.
             batch_size: images generated side by side.
             **options: fields of `ImageSamplingConfig` (`guidance_scale`, `temperature`, ...), by default the

@@ -27,6 +27,7 @@ path, integer, number = arguments.path, arguments.integer, arguments.number
 seed, share = arguments.seed, arguments.share
 num_images = integer(1, 10_000)
 batch_size = integer(1, 65_536)
+batch_invariant = integer(0, 1024)
 max_new_tokens = integer(1, 1_000_000)
 guidance = number(0, 100)
 temperature = number(0, 100)

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION, GRID = "samples.json", "grid.png"
 IMAGE_NAME = re.compile(r"\d{4,}_\d{2,}\.png")
-SAMPLING_OPTIONS = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule", "sampler")
+SAMPLING_OPTIONS = (
+    "guidance_scale",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance_schedule",
+    "sampler",
+    "batch_invariant",
+)
 GRID_ROWS, GRID_COLUMNS = 32, 32  # of a sheet that can still be viewed
 MOST_IMAGES = 100_000  # of all prompts
 LARGEST_PROMPTS_FILE = 64_000_000  # bytes
@@ -72,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the guidance, or let it rise from 1 at the first position to --guidance-scale at the last",
     )
     add("--sampler", choices=("inverse_cdf", "gumbel"), help="how a code is sampled from its probabilities")
+    add(
+        "--batch-invariant",
+        type=options.batch_invariant,
+        metavar="N",
+        help="compute every image in a batch of N of its prompt, so that in bf16, too, its codes are the same "
+        "for any --num-images and --batch-size; 0: batches as they come",
+    )
     add(
         "--compile",
         action="store_true",

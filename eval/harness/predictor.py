@@ -23,7 +23,7 @@ class Predictor(Protocol):
     def generate_images(
         self, items: Sequence[Item], count: int, seeds: Sequence[int], settings: Mapping[str, Any]
     ) -> list[list[Image.Image]]:
-        """`count` images of each item's prompt; image j depends on the item's seed and j only."""
+        """`count` images of each item's prompt; image j has the random numbers of the item's seed and j."""
 
 
 class PipelinePredictor:

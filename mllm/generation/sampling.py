@@ -38,11 +38,11 @@ class ImageSamplingConfig:
         truncate_from_level: first depth (0-based) to which `top_k` and `top_p` apply. Truncating depth 0
             tends to blank images: an object's first code is rarely among the most likely ones.
         batch_invariant: n > 0 computes every image in a batch of n images of its prompt alone, so that image
-            i of a seed is the same, to the last bit, however many are generated and beside which prompts, in
-            every dtype. n is part of what an image depends on, as are device, torch version and threads. Up
-            to n - 1 images a prompt are computed in vain; prompts are generated one after the other. With 0
-            batches are as they come: in fp32 images are the same but for last bits of the logits, which
-            decide about a code in rare cases; in bf16 about one code in a hundred differs.
+            i of a seed has the same codes however many are generated and beside which prompts, in every
+            dtype. n is part of what an image depends on, as are device, torch version and threads. Up to
+            n - 1 images a prompt are computed in vain; prompts are generated one after the other. With 0
+            batches are as they come: in fp32 the logits then differ in their last bits, which decide about a
+            code in rare cases; in bf16 about one code in a hundred differs.
 
     Raises:
         UserError: a value outside its range.

@@ -76,7 +76,7 @@ def test_a_prompts_file_in_batches(sample, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n  two stars  \na blue square\n", encoding="utf-8")
     file = ("--prompts-file", str(tmp_path / "prompts.txt"), "--num-images", "2")
     small = sample(*file, "--batch-size", "1", output="small")
-    large = sample(*file, "--batch-size", "8", output="large")
+    large = sample(*file, "--batch-size", "8", "--batch-invariant", "2", output="large")
     description = json.loads((large / "samples.json").read_text())
     prompts = [entry["prompt"] for entry in description["images"]]
     assert prompts == ["a red circle"] * 2 + ["two stars"] * 2 + ["a blue square"] * 2
