@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-invariant",
         type=options.batch_invariant,
         metavar="N",
-        help="compute every image in a batch of N of its prompt, so that in bf16, too, its codes are the same "
+        help="compute every image in a batch of N of its prompt, so that in bf16, too, its codes are equal "
         "for any --num-images and --batch-size; 0: batches as they come",
     )
     add(
