@@ -55,11 +55,11 @@ class Share:
         Errors:
             UserError where RANK and WORLD_SIZE are not integers with 0 <= RANK < WORLD_SIZE.
         """
-        names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+        names = ["MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"]
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         # srun sets the number of its tasks; a batch script itself has none.
         if not {"RANK", "WORLD_SIZE"} & os.environ.keys() and "SLURM_STEP_NUM_TASKS" in os.environ:
-            names = ("SLURM_JOB_ID", "SLURM_STEP_ID")
+            names = ["SLURM_JOB_ID", "SLURM_STEP_ID"]
             rank, size = os.environ.get("SLURM_PROCID", "0"), os.environ["SLURM_STEP_NUM_TASKS"]
         run = " ".join(os.environ.get(name, "") for name in names).strip()
         with suppress(ValueError):

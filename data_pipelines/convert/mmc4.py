@@ -82,8 +82,8 @@ class Mmc4Converter(InterleavedConverter):
         document: list[Item] = []
         for place, given in enumerate(sentences):
             text = (optional_text(given, "sentence") or "").strip()
-            parts = [*of_sentence[place], *([text] if text else [])]
-            document += parts if self.position == "before" else parts[::-1]
+            images_here, texts = of_sentence[place], [text] if text else []
+            document += [*images_here, *texts] if self.position == "before" else [*texts, *images_here]
         url = row.get("url")
         yield from self.options.records(name, document, " ", {"url": url} if isinstance(url, str) else {})
 

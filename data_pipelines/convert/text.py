@@ -66,7 +66,8 @@ class TextConverter(RowsConverter):
         if files := _text_files(user_path(self.path)):
             self.name = user_path(self.path).name
             self._data = _of_files(files, user_path(self.path), self.documents)
-            self.column, self.id_column = "text", "id"
+            self.column = "text"
+            self.id_column: str | None = "id"
             return
         super().__post_init__()
         known = self.data.columns

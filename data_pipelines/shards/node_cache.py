@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ...common.errors import UserError, first_line
+from ...common.files import atomic_file
 from .storage import Location
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _ABANDONED = 3600.0  # seconds without a write, after which an unfinished downlo
 _TOUCH_EVERY = 30.0  # seconds
 _UNFINISHED = ".part"
 #: Nothing else in the folder is touched: it may hold a user's files.
-_OURS = re.compile(r"[0-9a-f]{24}-.*\.tar\Z|\.[0-9a-f]{24}-.*\.part\Z")
+_OURS = re.compile(r"[0-9a-f]{24}-.*\.(tar|index)\Z|\.[0-9a-f]{24}-.*\.part\Z")
 
 
 @dataclass
@@ -113,6 +114,19 @@ class NodeCache:
                 temporary.unlink(missing_ok=True)
             return path
         return None
+
+    def small_file(self, file: Location, key: str) -> Path:
+        """The local copy of a small file whose content has the name `key`: whoever is first reads it.
+
+        OSError where it cannot be read or written.
+        """
+        path = self._path(file, key)
+        with FileLock(self.folder / f".lock-{path.name[:2]}"):
+            if self.find(file, key) is None:
+                content = file.read()
+                with atomic_file(path) as temporary:
+                    temporary.write_bytes(content)
+        return path
 
     def _try_to_fetch(self, shard: Location, size: int, sha256: str) -> None:
         try:

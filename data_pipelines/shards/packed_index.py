@@ -9,6 +9,7 @@ first 512-byte block of each sample and the end of the last one (uint32).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -24,6 +25,7 @@ import numpy as np
 from ...common.files import atomic_file
 from ...common.json_files import JsonError, parse_json
 from ...common.outputs import SHARDS_INDEX
+from .node_cache import NodeCache
 from .storage import Location
 from .tar_index import TarIndex, stored_index
 
@@ -97,15 +99,19 @@ class PackedShard:
 
 
 def packed_shards(
-    folder: Path | Location, manifest: Mapping[str, Any], entries: Sequence[Entry]
+    folder: Path | Location,
+    manifest: Mapping[str, Any],
+    entries: Sequence[Entry],
+    cache: NodeCache | None = None,
 ) -> list[PackedShard | None]:
     """The packed index of each of `entries`, some shards of a folder and its manifest.
 
     None for one that has to be looked at: it is missing, has another size than the manifest states, or is not
-    in the file. A local folder without the file gets one.
+    in the file. A local folder without the file gets one; that of a folder behind a URL is mapped from the
+    `cache`, without one every process holds it.
     """
     if isinstance(folder, Location):
-        packed = _fetched(folder)
+        packed = _fetched(folder / SHARDS_INDEX, manifest, cache)
         return [None if packed is None else packed.shard(entry) for entry in entries]
     packed = PackedIndex.open(folder / SHARDS_INDEX)
     if packed is None or not packed.places.keys() >= set(map(_key, manifest["shards"])):
@@ -117,9 +123,12 @@ def packed_shards(
     return [packed.shard(one) if sizes.get(one["file"]) == one["bytes"] else None for one in entries]
 
 
-def _fetched(folder: Location) -> PackedIndex | None:
+def _fetched(file: Location, manifest: Mapping[str, Any], cache: NodeCache | None) -> PackedIndex | None:
     try:
-        return PackedIndex.of((folder / SHARDS_INDEX).read())
+        if cache is None:
+            return PackedIndex.of(file.read())
+        shards = hashlib.sha256(repr(list(map(_key, manifest["shards"]))).encode()).hexdigest()
+        return PackedIndex.open(cache.small_file(file, shards))
     except OSError:
         return None
 

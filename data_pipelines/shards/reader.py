@@ -83,7 +83,7 @@ class ShardDataset:
             if _is_folder(item):
                 entries = self._add_folder(item)
                 expected += [entry["records"] for entry in entries]
-                looked_up = packed_shards(item, self.manifests[-1], entries) if tolerant else []
+                looked_up = packed_shards(item, self.manifests[-1], entries, cache) if tolerant else []
                 packed += looked_up or [None] * len(entries)
             else:
                 self.shards.append(item)

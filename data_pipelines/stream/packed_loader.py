@@ -108,7 +108,7 @@ class _Windows(Dataset[Any]):
 def _window_draws(mixture: Mixture, plan: WindowPlan, size: int, cursor: Cursor) -> Iterator[_WindowDraws]:
     for ordinal, (number, first_row) in enumerate(plan.windows(cursor.ordinal), start=cursor.ordinal):
         is_begun = ordinal == cursor.ordinal
-        numbers = range(number * size, (number + 1) * size)
+        numbers: Sequence[int] = range(number * size, (number + 1) * size)
         rows = cursor.rows if is_begun and cursor.rows is not None else plan.layouts.get(number)
         if rows is not None:
             packed = [key for row in rows for key in row]

@@ -226,10 +226,15 @@ def test_mmc4_documents_have_images_at_their_sentences(tmp_path: Path, images: P
     assert "missing or unreadable" in rejected["train-0, part 5"]
     assert rejected["row 1"] == "an image belongs to sentence 3 of 3"
 
+    both = mmc4_document()
+    both["image_info"][1]["matched_text_index"] = 1
+    path.write_text(json.dumps(both) + "\n" + json.dumps(mmc4_document()) + "\n")
     after = InterleavedOptions(folder=images, images="target")
+    records, _ = convert(Mmc4Converter(str(path), options=after, position="after"), tmp_path / "both")
+    assert shape(records[0]) == [("assistant", ["One. Two.", "image 1", "image 0", "Three."])]
     strict = Mmc4Converter(str(path), options=after, position="after", min_similarity=0.3)
     records, manifest = convert(strict, tmp_path / "after")
-    assert shape(records[0]) == [("assistant", ["One. Two.", "image 1", "Three."])]
+    assert shape(records[1]) == [("assistant", ["One. Two.", "image 1", "Three."])]
     reasons = [item["reason"] for item in manifest["rejected"]["samples"]]
     assert "its similarity is 0.290; the document is kept without it" in reasons
 
