@@ -160,6 +160,7 @@ def _case(name: str, measured: dict[str, list[dict[str, float]]], size: Size) ->
     )
     return {
         "name": name,
+        "against": "arrays and a permutation in every process",
         "records": size.records,
         "processes": RANKS,
         "seconds": round(own["seconds"], 2),
