@@ -57,7 +57,9 @@ def a_recipe(kind: str) -> Recipe:
     sections: dict[str, Any] = {
         "contrastive": ContrastiveConfig({"hidden_size": 8}, {"hidden_size": 8}, "text"),
         "tokenizer": TokenizerObjectiveConfig("teacher", adversarial=AdversarialConfig()),
-        "mllm": MllmObjectiveConfig("llm", "visual", "text", ModelSettings(), lora=LoraSettings()),
+        "mllm": MllmObjectiveConfig(
+            "llm", "visual", text_tokenizer="text", model=ModelSettings(), lora=LoraSettings()
+        ),
     }
     validation = ValidationConfig(5, {"held": SourceConfig("held-out")}) if kind != "tokenizer" else None
     data = DataConfig({"chat": SourceConfig("data")})
@@ -191,4 +193,4 @@ class SimpleObjective:
     """What a stream needs of an objective before its first batch."""
 
     collate_packed = None
-    examples = SimpleNamespace(prepare=None)
+    examples = SimpleNamespace(prepare=None, prepare_pieces=print)
