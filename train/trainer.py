@@ -146,7 +146,7 @@ def _train_in(
 ) -> Path | None:
     torch.manual_seed(recipe.seed)  # model initialisation: the same on every process
     hang.enter("opening the data and the checkpoints")
-    run, stream = recipe.run, Stream.open(recipe, world)
+    run, stream = recipe.run, _opened(recipe, world)
     data = stream.fingerprints()
     checkpoints = Checkpoints(folder / CHECKPOINTS, world, run.keep_checkpoints, run.keep_best, data)
     start = checkpoints.newest()
@@ -199,6 +199,13 @@ def _train_in(
             lambda: export_trained(objective, checkpoints.path(trainer.step), recipe, folder / MODEL)
         )
     return folder / MODEL
+
+
+def _opened(recipe: Recipe, world: World) -> Stream:
+    """The run's data. What is wrong with them on one process is an error on all."""
+    streams: list[Stream] = []
+    world.everywhere(lambda: streams.append(Stream.open(recipe, world)))
+    return streams[0]
 
 
 def _reporting(trainer: Trainer, checkpoints: Checkpoints) -> list[Callback]:

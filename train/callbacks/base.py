@@ -85,7 +85,7 @@ class TrainState:
         losses: the weighted loss of each micro-batch, as used in the backward pass.
         skipped: why the last step was skipped, or None.
         stopping: whether a signal ends the run.
-        validation_loss: mean of the losses of the last validation.
+        validation_loss: mean of the losses of the last validation, and the step that it was made at.
     """
 
     recipe: Recipe
@@ -102,7 +102,7 @@ class TrainState:
     losses: list[Tensor] = field(default_factory=list)
     skipped: str | None = None
     stopping: bool = False
-    validation_loss: float | None = None
+    validation_loss: tuple[float, int] | None = None
 
     def autocast(self) -> torch.autocast:
         """Context for the model in the run's precision; the engine enters it by itself."""

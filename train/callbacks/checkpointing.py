@@ -11,8 +11,8 @@ from .losses import require_finite_losses
 class Checkpointing(Callback):
     """Saves a checkpoint at regular steps and after the last one.
 
-    Checkpoints are compared by the last validation loss; without validation by the weighted training loss,
-    averaged over all processes and the steps since the previous checkpoint.
+    Checkpoints are compared by the validation loss of the same step; in a run without validation by the
+    weighted training loss, averaged over all processes and the steps since the previous checkpoint.
 
     Args:
         every: steps between checkpoints; 0 writes only the last one.
@@ -35,7 +35,9 @@ class Checkpointing(Callback):
 
     def _judged(self, state: TrainState) -> JudgedBy | None:
         if state.validation_loss is not None:
-            return JudgedBy(state.validation_loss, "validation")
+            loss, step = state.validation_loss
+            # An older one judges other weights.
+            return JudgedBy(loss, "validation") if step == state.step else None
         if state.stopping:  # a mean over the few steps before a signal is not comparable
             return None
         loss = self._window.read().get("loss")

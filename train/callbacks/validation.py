@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 import sys
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...common.errors import UserError, shown
+from ...common.errors import UserError, first_line, shown
+from ...common.paths import user_path
 from ...data_pipelines.records import RecordError
 from ...data_pipelines.shards.reader import ShardDataset
+from ...data_pipelines.shards.storage import is_url
 from ...mllm import DualTokenPipeline
 from ...mllm.language_model import context_length
 from ...tokenizer import DualTokenizer
@@ -28,6 +31,9 @@ from ..objectives.base import Batch, to_device
 from ..objectives.mllm import MllmObjective
 from .base import Callback, TrainState
 from .losses import PREFIX, require_finite_losses
+from .stop_request import StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 class Validation(Callback):
@@ -44,20 +50,32 @@ class Validation(Callback):
         self._visual_tokenizer: DualTokenizer | None = None
 
     def on_step_end(self, state: TrainState) -> None:
-        if state.step % self.config.every and state.step != self.recipe.run.steps:
+        is_last = state.step == self.recipe.run.steps
+        if not is_last and (state.step % self.config.every or self._is_stopping(state)):
             return
         state.engine.eval()
-        losses, images = self._losses(state), self._generate_images(state)
+        losses = self._losses(state)
+        images = {} if losses is None else self._generate_images(state)
         state.engine.train()
+        if losses is None:
+            return
         if losses:
-            state.validation_loss = statistics.fmean(losses.values())
+            state.validation_loss = statistics.fmean(losses.values()), state.step
         state.call("on_validation", losses, images)
 
+    @staticmethod
+    def _is_stopping(state: TrainState) -> bool:
+        """Whether a signal ends the run, whose time is for the checkpoint; the same on all processes."""
+        requests = [one for one in state.callbacks if isinstance(one, StopRequest)]
+        return state.stopping or any(request.agreed() for request in requests)
+
     @torch.no_grad()
-    def _losses(self, state: TrainState) -> dict[str, float]:
-        """Mean losses by ``SOURCE/TERM``."""
+    def _losses(self, state: TrainState) -> dict[str, float] | None:
+        """Mean losses by ``SOURCE/TERM``; None where a signal ends the run before they are complete."""
         metrics = Metrics(self.world)
         for source, batches in self.batches.items():
+            if state.step != self.recipe.run.steps and self._is_stopping(state):
+                return None
             for batch in batches:
                 batch = to_device(batch, self.world.device)
                 counts = self.objective.target_counts(batch)
@@ -117,24 +135,38 @@ class Validation(Callback):
         finally:
             model.detach_visual_tokenizer()
 
-    def _read(self, name: str, path: str) -> list[Batch]:
-        """This process's micro-batches of a source: evenly spaced records."""
-        if not Path(path).is_dir():
+    def _open(self, name: str, path: str) -> ShardDataset:
+        """The shards of a source, in a folder or behind a URL. UserError for any that does not fit."""
+        if not is_url(path) and not user_path(path).is_dir():
             raise UserError(
                 f"validation.sources.{name}: no such folder: {path}; write it with dualtoken prepare"
             )
         source = ShardDataset(path, split="all", tolerant=True)
         self.objective.check_source(name, source.manifest)
+        return source
+
+    def _read(self, name: str, path: str) -> list[Batch]:
+        """This process's micro-batches of a source: evenly spaced records."""
+        opened: list[ShardDataset] = []
+        self.world.everywhere(lambda: opened.append(self._open(name, path)))
+        source = opened[0]
         size, wanted = self.recipe.data.micro_batch_size, self.config.batches
         indices = np.unique(np.linspace(0, len(source) - 1, min(len(source), size * wanted)).astype(int))
-        examples = []
+        found: dict[int, Any] = {}
+        reason = ""
         for index in indices.tolist():
             try:
-                examples.append(self.objective.prepare(source[index], index))
-            except RecordError:
-                continue  # reported when the source was prepared or trained on
-        if not examples:
-            raise UserError(f"validation.sources.{name}: {path} has no usable record")
+                found[index] = self.objective.prepare(source[index], index)
+            except RecordError as error:
+                reason = first_line(error)
+        # Only what all processes can read, so that they have the same batches.
+        usable = set[int].intersection(*map(set, self.world.gather(sorted(found))))
+        if not usable:
+            raise UserError(f"validation.sources.{name}: {path} has no usable record {reason}".rstrip())
+        if len(usable) < len(indices) and self.world.is_main:
+            lost = f"{len(indices) - len(usable)} of {len(indices)} records cannot be used"
+            logger.warning("validation.sources.%s: %s %s", name, lost, f"({reason})" if reason else "")
+        examples = [found[index] for index in sorted(usable)]
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]
         # At stage 3 a forward pass is a collective, so all processes do the same passes; so do they if there
         # are too few batches to share.
