@@ -16,6 +16,7 @@ from ..common.images.reading import ImageSource
 from ..common.loading.model_source import NANO
 from ..common.loading.weight_files import HUB_OPTIONS
 from ..common.values import flag, refuse_unknown, whole_number
+from ..tokenizer.processing import processor_of
 from . import arguments
 from .assembly.model_folder import resolve_model
 from .assembly.quantization import quantized_loading, require_quantization
@@ -46,6 +47,8 @@ class DualTokenPipeline:
                 f"the processor has num_positions {processor.num_positions} (its processor_config.json), but "
                 f"the model's images have {model.config.num_positions}; load both from one folder"
             )
+        if model.codec.tokenizer is not None:
+            processor_of(model.codec.tokenizer.config, processor.image_processor)
         self.model = model.eval()
         self.processor = processor
 

@@ -102,7 +102,7 @@ def convert_official(args: argparse.Namespace) -> None:
     config = tokenizer.config
     with atomic_folder(args.output) as partial:
         tokenizer.save_pretrained(partial)
-        DualTokenizerImageProcessor(size=config.image_size).save_pretrained(partial)
+        DualTokenizerImageProcessor.for_config(config).save_pretrained(partial)
         has_text = save_text_tokenizer(args.backbone or find_backbone(args.config), partial)
     codes = " and ".join(f"{one.depth} of {one.num_codes}" for one in config.quantizers.values())
     rows, columns = config.grid_size

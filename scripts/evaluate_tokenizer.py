@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop",
         choices=("none", "center"),
         default="none",
-        help="center cuts the middle square, as papers do on ImageNet; none squeezes (default: none)",
+        help="center cuts the middle square, as papers do on ImageNet; none leaves it to the tokenizer's "
+        "resize_mode (default: none)",
     )
     add("--classes", help="file with a class name on every line, or imagenet")
     add("--templates", type=options.path, help="file with a prompt on every line, {} for the class")

@@ -12,6 +12,7 @@ from ..common.errors import UserError, shown
 from ..common.loading.checked_config import CheckedConfig
 from ..common.values import whole_number
 from .precision import EncodePrecision
+from .resizing import GREY, Resample, ResizeMode
 from .settings import SMALL_DECODER, SMALL_QUANTIZER, DecoderConfig, QuantizerConfig, TokenizerSettings
 
 _SETTINGS = tuple(one.name for one in fields(TokenizerSettings))
@@ -49,6 +50,9 @@ class DualTokenizerConfig(CheckedConfig):
     shared_quantizer: bool = TokenizerSettings.shared_quantizer
     separate_encoders: bool = TokenizerSettings.separate_encoders
     encode_precision: EncodePrecision = TokenizerSettings.encode_precision
+    resize_mode: ResizeMode = TokenizerSettings.resize_mode
+    resample: Resample = TokenizerSettings.resample
+    pad_colour: tuple[int, int, int] = GREY
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _siglip_part(SiglipVisionConfig, self.vision_config, _NANO_VISION)

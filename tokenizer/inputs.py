@@ -22,7 +22,7 @@ def images_to_pixels(tokenizer: PreTrainedModel, images: Any) -> Tensor:
         images = images["pixel_values"]
     if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
         return images
-    processor = DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    processor = DualTokenizerImageProcessor.for_config(tokenizer.config)
     return processor(images, return_tensors="pt")["pixel_values"].to(tokenizer.device, tokenizer.dtype)
 
 

@@ -100,6 +100,9 @@ def read_official_config(
                 out_channels=decoder["out_ch"],
             ),
             causal_post_projection=causal,
+            # What the released code prepares images with; its configuration does not name it.
+            resize_mode="crop",
+            resample="bicubic",
         )
     except KeyError as error:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from ..common.loading.hub_upload import UploadedWhole
 from ..common.loading.model_files import check_model_files
 from ..common.loading.strict import loading_reason, tokenizer_source
 from ..common.values import finite_number, whole_number
+from .configuration import DualTokenizerConfig
+from .resizing import GREY, Resample, ResizeMode, Resizing, pad_colour_of, resample_of
 
 
 class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
     """Turn images into `pixel_values` and back.
 
-    Images are resized to size x size (bicubic, aspect ratio not kept, as SigLIP does) and normalised to [-1,
-    1] by mean and standard deviation 0.5. Needs Pillow only. Saved as preprocessor_config.json.
+    Images become size x size as `resize_mode`, `resample` and `pad_colour` say (see `TokenizerSettings`), and
+    are normalised to [-1, 1] by mean and standard deviation 0.5. Needs Pillow only. Saved as
+    preprocessor_config.json; `for_config` makes the one of a tokenizer.
     """
 
     model_input_names = ["pixel_values"]
@@ -36,9 +40,15 @@ class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         max_pixels: int = MAX_PIXELS,
+        resize_mode: ResizeMode = "squash",
+        resample: Resample | int = "bicubic",
+        pad_colour: Sequence[int] = GREY,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        settings = Resizing(resize_mode, resample_of(resample), pad_colour_of(pad_colour))
+        self.resize_mode, self.resample = settings.resize_mode, settings.resample
+        self.pad_colour = list(settings.pad_colour)
         self.size = {"height": _side(size), "width": _side(size)}
         self.image_mean = _three(image_mean, "image_mean")
         self.image_std = _three(image_std, "image_std", above=0.0)
@@ -61,6 +71,11 @@ class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
             raise
         except Exception as error:  # transformers reads an untrusted file unchecked
             raise UserError(f"{source} has no usable image processor: {loading_reason(error)}") from error
+
+    @classmethod
+    def for_config(cls, config: DualTokenizerConfig) -> DualTokenizerImageProcessor:
+        """The image processor of a tokenizer with this configuration."""
+        return cls(config.image_size, **asdict(Resizing.of(config)))
 
     @property
     def side(self) -> int:
@@ -90,10 +105,7 @@ class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
 
     def resize(self, image: ImageSource) -> np.ndarray:
         """Load one image and resize it: uint8 (S, S, 3)."""
-        loaded = load_image(image, self.max_pixels)
-        if loaded.size != (self.side, self.side):
-            loaded = loaded.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return np.array(loaded)
+        return np.array(Resizing.of(self)(load_image(image, self.max_pixels), self.side))
 
     def _resize(self, batch: Sequence[ImageSource], index: int) -> np.ndarray:
         """Resize one image of a batch; the message of an error has its index if there are several."""
@@ -121,6 +133,28 @@ class DualTokenizerImageProcessor(UploadedWhole, BaseImageProcessor):
         mean, std = self._mean_and_std()
         pixels = (values * std + mean).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
         return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def processor_of(
+    config: DualTokenizerConfig, processor: DualTokenizerImageProcessor | None = None
+) -> DualTokenizerImageProcessor:
+    """The given image processor, or that of the configuration.
+
+    Raises:
+        UserError: the given one resizes images otherwise than the tokenizer of this configuration.
+    """
+    if processor is None:
+        return DualTokenizerImageProcessor.for_config(config)
+    own, given = asdict(Resizing.of(config)), asdict(Resizing.of(processor))
+    if own["resize_mode"] != "pad" != given["resize_mode"]:
+        own["pad_colour"] = given["pad_colour"]  # which neither uses
+    for name in own:
+        if own[name] != given[name]:
+            raise UserError(
+                f"the image processor (preprocessor_config.json) has {name} {given[name]!r}, but the "
+                f"tokenizer (config.json) {own[name]!r}; set both to the one that it was trained with"
+            )
+    return processor
 
 
 def _side(size: int | dict[str, int]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from ..common.errors import UserError, shown
 from ..common.limits import limited, settings_from, validate
 from .precision import EncodePrecision
+from .resizing import GREY, Resample, ResizeMode, pad_colour_of
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class TokenizerSettings:
         encode_precision: arithmetic of the encoder when it makes codes, on every device and under any
             autocast: fp32 without TF32; "tf32" allows TF32 on CUDA, "bf16" computes under autocast. Both are
             faster on GPUs and change codes. The search for the nearest code is always in fp32.
+        resize_mode: how images become square. "squash" changes the aspect ratio, as SigLIP does; "crop"
+            resizes the shorter side and keeps the central square, as the released tokenizers do; "pad"
+            resizes the longer side and adds bars.
+        resample: the filter of resizing: bicubic, bilinear, lanczos, box or nearest.
+        pad_colour: red, green and blue of the bars, 0 to 255; grey is zero after normalisation.
 
     Raises:
         UserError: a value outside its range, or one that contradicts another; the message names the field.
@@ -130,11 +136,15 @@ class TokenizerSettings:
     shared_quantizer: bool = False
     separate_encoders: bool = False
     encode_precision: EncodePrecision = "fp32"
+    resize_mode: ResizeMode = "squash"
+    resample: Resample = "bicubic"
+    pad_colour: tuple[int, int, int] = limited(GREY, least=0, most=255)
 
     def __post_init__(self) -> None:
         self._make_typed("pixel_quantizer", SMALL_QUANTIZER)
         self._make_typed("semantic_quantizer", SMALL_QUANTIZER)
         self._make_typed("decoder", SMALL_DECODER)
+        object.__setattr__(self, "pad_colour", pad_colour_of(self.pad_colour))
         validate(self)
         if self.semantic_layer < max(self.pixel_layer, self.shortcut_layer or 0):
             raise UserError(

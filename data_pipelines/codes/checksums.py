@@ -34,13 +34,17 @@ def codes_checksum(tokenizer: DualTokenizer | StoredTokenizer) -> str:
 
 
 def preprocessing_checksum(processor: DualTokenizerImageProcessor) -> str:
-    """SHA-256 of the image preprocessing: size, resampling filter and normalisation."""
-    facts = {
+    """SHA-256 of the image preprocessing: size, way of resizing and normalisation."""
+    facts: dict[str, Any] = {
         "size": processor.side,
-        "resample": "bicubic",
+        "resample": processor.resample,
         "mean": [float(value) for value in processor.image_mean],
         "std": [float(value) for value in processor.image_std],
     }
+    if processor.resize_mode != "squash":  # which codes of earlier versions were all made with
+        facts["resize_mode"] = processor.resize_mode
+    if processor.resize_mode == "pad":
+        facts["pad_colour"] = list(processor.pad_colour)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +71,7 @@ def check_codes_belong(
     known = made_by.get("preprocessing")
     if preprocessing is not None and known is not None and known != preprocessing:
         raise UserError(
-            f"The codes in {where} are made from images of another size or normalisation "
+            f"The codes in {where} are made from images of another size, resizing or normalisation "
             f"({known[:12]}…): run `dualtoken tokenize` again with this tokenizer."
         )
     made_in = made_by.get("encode_precision")

@@ -27,7 +27,7 @@ from ...common.paths import user_path
 from ...common.values import whole_number
 from ...tokenizer.modeling import DualTokenizer
 from ...tokenizer.precision import precision_of
-from ...tokenizer.processing import DualTokenizerImageProcessor
+from ...tokenizer.processing import DualTokenizerImageProcessor, processor_of
 from ..job import Job, Share
 from ..records import MOST_RECORDS, Part, Record, RecordError, with_image_parts
 from ..shards.format import read_manifest
@@ -84,7 +84,7 @@ def tokenize_shards(
     if share.is_main:
         check_output(output, inputs, overwrite, makers=SHARD_MAKERS)
     manifest = _manifest_of_images(place)
-    processor = image_processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    processor = processor_of(tokenizer.config, image_processor)
     # nn.Module's own `to`: that of PreTrainedModel has no usable types.
     torch.nn.Module.to(tokenizer.eval(), device)
     options = views or ViewOptions()

@@ -26,8 +26,8 @@ class MetricOptions:
     feature_extractor: other features. Without them LPIPS and rFID are null, as nothing is downloaded.
     classes: names of the classes, by number; default: those of the images, or ImageNet's. templates: prompts
     with "{}"; default: CLIP's 80. text_tokenizer: that of the text tower, for zero_shot and retrieval.
-    crop: "none" resizes images to a square as the tokenizer's processor does; "center" cuts the central
-    square first, as for ImageNet results in tokenizer papers.
+    crop: "none" makes images square by the tokenizer's `resize_mode`; "center" cuts the central square first,
+    as for ImageNet results in tokenizer papers.
     """
 
     lpips_weights: Path | None = None

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor, UserError
+from ...tokenizer.processing import processor_of
 from ..data.image_sets import GivenImages, ImageSet, Sample
 from .batch import CROPS, run_tokenizer
 from .code_usage import CodebookFamily
@@ -63,7 +64,7 @@ def measure_tokenizer(
     _check(metrics, batch_size, options)
     tokenizer.eval()
     sources = images if isinstance(images, ImageSet) else GivenImages(images)
-    processor = processor or DualTokenizerImageProcessor(size=tokenizer.config.image_size)
+    processor = processor_of(tokenizer.config, processor)
     subject = Subject(tokenizer, sources, options)
     families, missing = _build(subject, metrics)
     share = _gather(families, subject, processor, _batches(sources, batch_size, progress))

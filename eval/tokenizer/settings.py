@@ -23,6 +23,8 @@ def measure_settings(
         "metrics": list(metrics),
         "image_size": processor.side,
         "crop": options.crop,
+        "resize_mode": processor.resize_mode,
+        "resample": processor.resample,
         "dtype": str(subject.tokenizer.dtype).removeprefix("torch."),
         "lpips_weights_sha256": options.lpips_weights and file_checksum(options.lpips_weights),
         "fid_weights_sha256": options.fid_weights and file_checksum(options.fid_weights),

@@ -102,7 +102,7 @@ def build_processor(
     chat_format = prepare_text_tokenizer(tokenizer)
     config = open_visual_tokenizer(visual_tokenizer, load=False).config
     return DualTokenProcessor(
-        DualTokenizerImageProcessor(size=config.image_size),
+        DualTokenizerImageProcessor.for_config(config),
         tokenizer,
         num_positions=config.num_positions,
         chat_format=chat_format,

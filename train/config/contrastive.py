@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...common.limits import limited
+from ...tokenizer.resizing import Resample, ResizeMode
 from .paths import locate
 
 #: No loss has a greater weight.
@@ -29,6 +30,7 @@ class ContrastiveConfig:
         background_weight: weight of a patch without an object in that loss; most patches have none.
         consistency_weight: weight of pulling together the states of repeated backgrounds at that layer.
         max_text_length: caption length in tokens; captions are padded to it, as SigLIP expects.
+        resize_mode, resample: how images become square, as in ``tokenizer.model``.
     """
 
     vision_config: dict[str, Any]
@@ -40,6 +42,8 @@ class ContrastiveConfig:
     background_weight: float = limited(1.0, least=0.0, most=MOST_WEIGHT)
     consistency_weight: float = limited(0.0, least=0.0, most=MOST_WEIGHT)
     max_text_length: int = limited(32, least=1, most=65_536)
+    resize_mode: ResizeMode = "squash"
+    resample: Resample = "bicubic"
 
     def __post_init__(self) -> None:
         locate(self, "text_tokenizer")

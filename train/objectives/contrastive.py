@@ -43,7 +43,9 @@ class ContrastiveObjective(Objective):
         vision: Any = siglip.vision_config
         self.grid = vision.image_size // vision.patch_size
         self.patch_head = nn.Linear(vision.hidden_size, NUM_PATCH_CLASSES) if config.patch_weight else None
-        self.image_processor = DualTokenizerImageProcessor(size=vision.image_size)
+        self.image_processor = DualTokenizerImageProcessor(
+            vision.image_size, resize_mode=config.resize_mode, resample=config.resample
+        )
         self.examples = ContrastiveExamples(
             self.image_processor, self.tokenizer, config.max_text_length, self.grid
         )

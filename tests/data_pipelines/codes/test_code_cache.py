@@ -373,7 +373,7 @@ def test_codes_of_images_prepared_otherwise_are_refused(tokenizer, images, tmp_p
     manifest = tokenize_shards(tokenizer, images, tmp_path / "a", image_processor=processor, progress=False)
     check_codes_belong(manifest, codes_checksum(tokenizer), preprocessing=preprocessing_checksum(processor))
     other = preprocessing_checksum(DualTokenizerImageProcessor(size=16, image_mean=(0.4, 0.4, 0.4)))
-    with pytest.raises(UserError, match="another size or normalisation"):
+    with pytest.raises(UserError, match="another size, resizing or normalisation"):
         check_codes_belong(manifest, codes_checksum(tokenizer), preprocessing=other)
 
 

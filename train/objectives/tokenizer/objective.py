@@ -95,7 +95,7 @@ class TokenizerObjective(Objective):
         self._judged: list[tuple[torch.Tensor, torch.Tensor]] = []
         if config.trained is not None:
             self._freeze_all_but(config.trained)
-        self.image_processor = DualTokenizerImageProcessor(size=model_config.image_size)
+        self.image_processor = DualTokenizerImageProcessor.for_config(model_config)
         self.examples = TokenizerExamples(self.image_processor)
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher, trust_remote_code=False)
         self._alarms: dict[str, str] = {}
