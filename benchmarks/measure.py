@@ -129,6 +129,14 @@ def _peak(build: Candidate, threads: int) -> int:
     return _status("VmHWM") - before
 
 
+def peak_of(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run` returns, and by how many bytes this process's memory at most grew in it (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    result = run()
+    return result, _status("VmHWM") - before
+
+
 def _status(field: str) -> int:
     """A size of this process in bytes, from /proc."""
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from conversations import WEIGHTS, conversation, random_codes
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.stream.packing import shuffled_rows
@@ -109,6 +110,15 @@ def write_visual_tokenizer(folder: Path, size: Size) -> None:
         decoder=DecoderConfig(size.side, in_channels=32, ch=32, ch_mult=(1, 1)),
     )
     DualTokenizer(config).save_pretrained(folder)
+
+
+def write_llm(folder: Path, layers: int = 24, vocabulary: int = HALF_A_BILLION.vocabulary) -> None:
+    """Save a language model of Qwen2.5-0.5B's shape with random weights, in bf16."""
+    sizes = {**HALF_A_BILLION.llm, "num_hidden_layers": layers, "tie_word_embeddings": True}
+    config = AutoConfig.for_model("qwen2", vocab_size=vocabulary, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="200MB")
 
 
 def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:
