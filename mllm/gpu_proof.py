@@ -3,7 +3,7 @@
 Each raises RuntimeError where the device computes something else than it should, and returns what it found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,6 @@ from .conversation.collation import (
     pack,
 )
 from .depth_transformer import DepthTransformer
-from .linear_cross_entropy import linear_cross_entropy
 from .modeling import DualTokenForConditionalGeneration
 from .settings import CodebookConfig, DepthTransformerConfig
 from .visual_embedding import FrozenCodebook
@@ -78,11 +77,16 @@ def _loss_and_gradients(
     losses = []
     for part, targets in zip(states.split(together), codes.split(together), strict=True):
         outputs = head(part, targets, codebook).flatten(0, 1)
-        total, each = linear_cross_entropy(outputs, head.classifiers[0].weight, targets.flatten())
+        total, each = head.classifiers[0](outputs, targets.flatten())
         total.backward()
         losses.append(each)
-    gradients = {name: one.grad for name, one in head.named_parameters()}
-    return {"losses": torch.cat(losses), "states": states.grad, **gradients}
+    inputs = {"states": states, **dict(head.named_parameters())}
+    return {"losses": torch.cat(losses), **_gradients(inputs)}
+
+
+def _gradients(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By name, the gradients of those that have one."""
+    return {name: one.grad for name, one in tensors.items() if one.grad is not None}
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:
@@ -94,7 +98,7 @@ def prove_cuda_graphs(device: torch.device | str, dtype: torch.dtype = torch.bfl
 
     In bf16 fused kernels round elsewhere, so that codes of later positions differ.
     """
-    model = small_model().to(device, dtype)
+    model = small_model(device, dtype)
     options: dict[str, Any] = {"generation_mode": "image", "num_return_sequences": 2, "guidance_scale": 2.0}
     options["input_ids"] = torch.full((1, 9), 7, device=device)
     plain = [model.generate(**options, seed=seed) for seed in range(4)]
@@ -121,7 +125,7 @@ def prove_batch_invariance(
     device: torch.device | str, dtype: torch.dtype = torch.bfloat16, size: int = 4, compile: bool = False
 ) -> str:
     """With `batch_invariant` image i of a seed is the same alone, among others and beside other prompts."""
-    model = small_model().to(device, dtype)
+    model = small_model(device, dtype)
     ids = torch.full((2, 9), 7, device=device)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0  # another prompt, shorter than the one that is looked at
@@ -159,7 +163,7 @@ def prove_packed_attention(
         packed |= flash_attention_bounds(packed["position_ids"])
     separate = [_collated(pack([[one]], pad_id=1, length=len(one)), [one]) for row in rows for one in row]
     separate = [{name: one for name, one in each.items() if name != "position_ids"} for each in separate]
-    model = small_model().to(device, dtype).train()
+    model = small_model(device, dtype).train()
     model.set_attn_implementation("sdpa")
     by_torch = _summed_loss(model, separate, training=False)["loss"]
     model.set_attn_implementation(implementation)
@@ -206,11 +210,10 @@ def _summed_loss(
             total += loss.detach()
             if training:
                 loss.backward()
-    parameters = model.language_model.named_parameters() if training else ()
-    return {"loss": total, **{name: one.grad for name, one in parameters}}
+    return {"loss": total, **_gradients(dict(model.language_model.named_parameters()))}
 
 
-def small_model() -> DualTokenForConditionalGeneration:
+def small_model(device: torch.device | str, dtype: torch.dtype) -> DualTokenForConditionalGeneration:
     """A unified model of 6 x 6 positions with random weights, the same at every call."""
     tokens = ("bos", "pad", "eos", "user", "assistant", "image_start", "image", "image_end", "unconditional")
     ids: dict[str, Any] = {f"{name}_token_id": index for index, name in enumerate(tokens)}
@@ -227,14 +230,14 @@ def small_model() -> DualTokenForConditionalGeneration:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = DualTokenForConditionalGeneration(config)
+        model: Any = DualTokenForConditionalGeneration(config)
         for _, branch in model.branches.items():
             branch.codebook.assign(torch.randn(branch.codebook.vectors.shape))
     with torch.no_grad():  # larger, so that codes differ clearly from position to position
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
-    return model.eval()
+    return model.to(device, dtype).eval()
 
 
 def _skips() -> int:
