@@ -148,7 +148,8 @@ def _train_in(
     hang.enter("opening the data and the checkpoints")
     run, stream = recipe.run, _opened(recipe, world)
     data = stream.fingerprints()
-    checkpoints = Checkpoints(folder / CHECKPOINTS, world, run.keep_checkpoints, run.keep_best, data)
+    kept = run.keep_checkpoints, run.keep_best
+    checkpoints = Checkpoints(folder / CHECKPOINTS, world, *kept, data, in_background=run.async_save)
     start = checkpoints.newest()
     changed: list[Change] = []
     if start:

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ...common.errors import UserError, first_line, one_line
+from .background_writing import FilesToWrite, Snapshot
 from .checkpoint_files import (
     BEST,
     EXTRA,
@@ -25,7 +26,6 @@ from .checkpoint_files import (
     STEP_NAME,
     Best,
     SavedState,
-    checksum,
     damage,
     fault,
     flush_to_disk,
@@ -49,6 +49,14 @@ class JudgedBy:
     data: Literal["training", "validation"]
 
 
+class _Pending(NamedTuple):
+    """A checkpoint whose files are being written."""
+
+    files: FilesToWrite
+    state: SavedState
+    judged: JudgedBy | None
+
+
 class Checkpoints:
     """The folder ``checkpoints/`` of a run: one folder for each kept step; ``best.json`` names the best.
 
@@ -60,6 +68,8 @@ class Checkpoints:
         keep: number of newest checkpoints to keep.
         keep_best: whether to keep the one with the lowest loss too.
         data: a digest of this run's records by source, for ``state.json``.
+        in_background: whether `save` returns after a copy of the state in host memory, which a thread then
+            writes. `poll` completes the checkpoint, as do `wait` and the next `save`.
     """
 
     def __init__(
@@ -69,9 +79,12 @@ class Checkpoints:
         keep: int,
         keep_best: bool = True,
         data: Mapping[str, str] | None = None,
+        *,
+        in_background: bool = False,
     ) -> None:
         self.folder, self.world, self.keep, self.keep_best = folder, world, max(1, keep), keep_best
-        self.data = dict(data or {})
+        self.data, self.in_background = dict(data or {}), in_background
+        self._pending: _Pending | None = None
         self._damaged: set[int] = set()  # by their contents, which `fault` does not check
 
     def path(self, step: int) -> Path:
@@ -95,7 +108,7 @@ class Checkpoints:
         extra: dict[str, Any] | None = None,
         judged: JudgedBy | None = None,
     ) -> None:
-        """Write the checkpoint of ``step``; every rank calls this.
+        """Write the checkpoint of ``step``, after the one before it; every rank calls this.
 
         Args:
             extra: state of callbacks and objective.
@@ -105,25 +118,47 @@ class Checkpoints:
             UserError on every rank if any of them could not write (a full disk). Earlier checkpoints are
             untouched, the incomplete one is removed.
         """
+        self.wait()
         final = self.path(step)
         partial = final.with_name(final.name + _PARTIAL)
         if self.world.from_main(self._is_intact(step)):
             return
         try:
             self.world.on_main(lambda: self._make_folder(partial))
-            written = self.world.everywhere(lambda: self._write(engine, partial, extra or {}))
-            state = SavedState(
-                step,
-                self.world.size,
-                int(engine.train_batch_size()),
-                int(engine.zero_optimization_stage()),
-                checksums={name: value for part in written for name, value in part.items()},
-                data=self.data,
-            )
-            self.world.on_main(lambda: self._finish(partial, final, state, judged))
+            files = FilesToWrite(partial)
+            self.world.everywhere(lambda: self._collect(engine, files, extra or {}))
         except UserError as error:
             raise UserError(self._not_written(partial, step, str(error))) from error
-        self._damaged.discard(step)
+        sizes = int(engine.train_batch_size()), int(engine.zero_optimization_stage())
+        self._pending = _Pending(files, SavedState(step, self.world.size, *sizes, data=self.data), judged)
+        if self.in_background:
+            files.start()
+        else:
+            files.write()
+            self.wait()
+
+    def poll(self) -> None:
+        """Complete the checkpoint that is being written, if every rank's files are; every rank calls this.
+
+        Errors: as `save`.
+        """
+        if self._pending is not None and all(self.world.gather(self._pending.files.is_done())):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete; every rank calls this. Errors: as `save`."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        partial, final = pending.files.folder, self.path(pending.state.step)
+        try:
+            written = self.world.everywhere(pending.files.result)
+            checksums = {name: value for part in written for name, value in part.items()}
+            state = replace(pending.state, checksums=checksums)
+            self.world.on_main(lambda: self._finish(partial, final, state, pending.judged))
+        except UserError as error:
+            raise UserError(self._not_written(partial, pending.state.step, str(error))) from error
+        self._damaged.discard(pending.state.step)
 
     @writing()
     def _make_folder(self, partial: Path) -> None:
@@ -132,28 +167,24 @@ class Checkpoints:
         _move_aside(partial)
         partial.mkdir(parents=True)
 
-    def _write(self, engine: Any, partial: Path, extra: dict[str, Any]) -> dict[str, int]:
-        """Write and flush this rank's files of a checkpoint; returns their checksums by path."""
-        with recorded_writing(engine) as record:
+    @writing()
+    def _collect(self, engine: Any, files: FilesToWrite, extra: dict[str, Any]) -> None:
+        """This rank's files: DeepSpeed's, written already or copied, and on the main rank our own."""
+        partial, snapshot = files.folder, Snapshot() if self.in_background else None
+        copied = None if snapshot is None else snapshot.of
+        with recorded_writing(engine, copied) as record:
             engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        with writing():
-            if record.errors:
-                raise record.errors[0]
-            if self.world.is_main:
-                record.paths.extend(self._write_extra(partial, extra))
-            for path in record.paths:
-                flush_to_disk(path)
-            return {path.relative_to(partial).as_posix(): checksum(path) for path in record.paths}
-
-    def _write_extra(self, partial: Path, extra: dict[str, Any]) -> list[Path]:
-        files = []
+        if record.errors:
+            raise record.errors[0]
+        files.written, files.waiting = record.paths, record.waiting
         recipe = self.folder.parent / RECIPE
-        if recipe.is_file():  # so that the model can be exported from the checkpoint alone
-            files.append(Path(shutil.copyfile(recipe, partial / RECIPE)))
-        if extra:
-            torch.save(extra, partial / EXTRA)
-            files.append(partial / EXTRA)
-        return files
+        if self.world.is_main and recipe.is_file():  # so that the checkpoint alone can be exported
+            files.written.append(Path(shutil.copyfile(recipe, partial / RECIPE)))
+        if self.world.is_main and extra:
+            kept = extra if copied is None else copied(extra)
+            files.waiting[partial / EXTRA] = lambda: torch.save(kept, partial / EXTRA)
+        if snapshot is not None:
+            snapshot.finish()
 
     @writing()
     def _finish(self, partial: Path, final: Path, state: SavedState, judged: JudgedBy | None) -> None:

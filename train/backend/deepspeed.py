@@ -153,16 +153,18 @@ MODEL_FILES = "*_model_states.pt"
 
 @dataclass
 class WrittenFiles:
-    """The files that DeepSpeed wrote or failed to write, and its errors."""
+    """The files that DeepSpeed wrote, failed to write, or that wait to be written; and its errors."""
 
     paths: list[Path] = field(default_factory=list)
+    waiting: dict[Path, Callable[[], Any]] = field(default_factory=dict)
     errors: list[OSError | RuntimeError] = field(default_factory=list)
 
 
 @contextmanager
-def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
+def recorded_writing(engine: Any, snapshot: Callable[[Any], Any] | None = None) -> Iterator[WrittenFiles]:
     """Record the files that DeepSpeed writes in the block; collect errors instead of raising them.
 
+    With `snapshot`, which copies a state, nothing is written: the files wait, as functions that write them.
     A process that left saving early would keep the others waiting.
     """
     writer, written = engine.checkpoint_engine, WrittenFiles()
@@ -170,6 +172,9 @@ def recorded_writing(engine: Any) -> Iterator[WrittenFiles]:
 
     def save_and_note(state_dict: Any, path: str) -> None:
         try:
+            if snapshot is not None:
+                written.waiting[Path(path)] = partial(save, snapshot(state_dict), path)
+                return
             save(state_dict, path)
         except (OSError, RuntimeError) as error:
             written.errors.append(error)

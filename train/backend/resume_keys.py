@@ -24,7 +24,7 @@ _FREE = {
     "data": "num_workers micro_batch_size cache cache_gb long_text",
     "run": (
         "steps gradient_accumulation_steps attention gradient_checkpointing weight_average zero_stage "
-        "deepspeed offload threads log_every save_every keep_checkpoints keep_best export_dtype "
+        "deepspeed offload threads log_every save_every async_save keep_checkpoints keep_best export_dtype "
         "spike_factor max_skipped timeout_minutes peak_tflops wandb_project stop_after"
     ),
     # Which parameters share a rate must stay: parameter groups are compared.

@@ -28,10 +28,14 @@ class Checkpointing(Callback):
             self._window.record("loss", loss, 1.0)
 
     def on_step_end(self, state: TrainState) -> None:
+        self.checkpoints.poll()
         if state.step != state.last_step and not (self.every and state.step % self.every == 0):
             return
         require_finite_losses(state.metrics.read(reset=False), state.step)
         self.checkpoints.save(state.engine, state.step, state.state_dict(), self._judged(state))
+
+    def on_train_end(self, state: TrainState) -> None:
+        self.checkpoints.wait()
 
     def _judged(self, state: TrainState) -> JudgedBy | None:
         if state.validation_loss is not None:

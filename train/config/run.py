@@ -39,6 +39,9 @@ class RunConfig:
         threads: CPU threads per process; 0 is torch's choice, but one for a small model whose threads would
             spin while they wait for one another.
         save_every: steps between checkpoints; 0 writes only the last one.
+        async_save: write checkpoints in the background. Training waits only for a copy of its state in host
+            memory, which takes as much of it as the process's files take on disk; the last checkpoint is
+            waited for. False writes them while training waits.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
         keep_best: also keep the checkpoint with the lowest loss (the validation loss where there is one, else
             the mean training loss since the checkpoint before); ``checkpoints/best.json`` names it.
@@ -70,6 +73,7 @@ class RunConfig:
     threads: int = limited(0, least=0, most=1024)
     log_every: int = limited(10, least=1, most=10**9)
     save_every: int = limited(500, least=0, most=10**9)
+    async_save: bool = False
     keep_checkpoints: int = limited(2, least=1, most=10_000)
     keep_best: bool = True
     export_dtype: Literal["fp32", "bf16"] = "fp32"

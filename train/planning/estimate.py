@@ -125,6 +125,8 @@ class Estimate:
         if offload != "none":  # from stage 2 on gradients move there as they come
             host += 4 * sizes.trained / shares["optimizer"]
             gradients = gradients if stage == 1 else 0.0
+        if run.async_save:  # the copy of what the main process writes
+            host += optimizer + (weights if stage < 3 else 0.0)
         activations = self._activations(checkpointing)
         # At stage 1 the step copies its share of the gradients, when the activations are gone.
         step = 4 * sizes.trained / shares["optimizer"] if stage == 1 and offload == "none" else 0.0
