@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,11 +185,18 @@ def test_a_checkpoint_has_the_bits_of_one_that_training_waits_for(
     for name in ("false", "true"):
         output = tmp_path / name
         assert not train_here([*chain.recipe("mllm", output), *options, "--run.async_save", name])
-        states = sorted((output / "checkpoints").glob("step-*/state.json"))
-        assert [path.parent.name[-2:] for path in states] == ["04", "06"]
-        checksums = [json.loads(path.read_text())["checksums"] for path in states]
-        for one in checksums:
-            assert one.pop("recipe.yaml")  # names its run's folder
-            assert one
-        found.append(checksums)
+        folders = sorted((output / "checkpoints").glob("step-*"))
+        assert [folder.name[-2:] for folder in folders] == ["04", "06"]
+        assert all(fault(folder) is None and damage(folder) is None for folder in folders)
+        found.append([contents(file, stage) for folder in folders for file in sorted(folder.glob("*.pt"))])
+    assert found[0]
     assert found[0] == found[1]
+
+
+def contents(file: Path, stage: int) -> dict[str, int]:
+    """The checksum of every record in a file of torch's."""
+    with zipfile.ZipFile(file) as records:
+        found = {one.filename: one.CRC for one in records.infolist()}
+    if stage == 3:  # numbers that DeepSpeed gives to the parameters of a process, and their digest
+        found = {name: value for name, value in found.items() if "/data/" in name}
+    return found
