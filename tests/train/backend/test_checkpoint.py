@@ -229,7 +229,8 @@ def test_an_average_without_a_checkpoint_of_its_own_starts_from_the_loaded_weigh
     average = WeightAverage(model, decay=0.9)
     with torch.no_grad():
         model.weight.fill_(3.0)  # as a checkpoint does that was written without averages
-    parts: dict[str, Any] = dict.fromkeys(("recipe", "world", "objective", "engine", "stream"))
+    parts: dict[str, Any] = dict.fromkeys(("recipe", "world", "objective", "engine"))
+    parts["stream"] = SimpleNamespace(load_order_state=lambda saved: None)
     state = TrainState(**parts, metrics=Metrics(ALONE), step=0, last_step=0, callbacks=[average])
     state.load_state_dict({})
     with average.applied():
