@@ -12,6 +12,8 @@ from typing import Any
 from ...common import arguments
 from ...common.arguments import integer
 from ...common.errors import UserError, first_line, shown
+from ...common.files import file_checksum
+from ...common.outputs import Inputs
 from ...common.paths import regular_file, user_path
 from ...common.values import one_of, whole_number
 from ...mllm.conversation.messages import Message
@@ -219,8 +221,13 @@ class InterleavedConverter(RowsConverter):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), **self.options.settings()}
 
-    def inputs(self) -> Any:
-        return {**super().inputs(), "--image-list": self.options.listed}
+    def inputs(self) -> Inputs:
+        folder = None if self.options.folder == Path() else self.options.folder
+        return {**super().inputs(), "--image-folder": folder, "--image-list": self.options.listed}
+
+    def fingerprint(self) -> str:
+        listed = self.options.listed
+        return super().fingerprint() + ("" if listed is None else file_checksum(listed))
 
 
 @lru_cache(maxsize=4)
