@@ -125,6 +125,7 @@ def plain_losses(
     labels: Tensor,
     pixel_codes: Tensor | None = None,
     semantic_codes: Tensor | None = None,
+    **_: Any,
 ) -> dict[str, Tensor]:
     """Summed losses with all logits in memory; depth transformers run at targets only, as in `dualtoken`."""
     image, codes = model.config.image_token_id, None

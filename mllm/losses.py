@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from ..tokenizer import VisualCodes
 from .assembly.liger import liger_cross_entropy
+from .batch_index import BatchIndex
 from .branch import Branches
-from .conversation.collation import IGNORE
 from .depth_transformer import DepthTransformer
 from .linear_cross_entropy import Classifier, linear_cross_entropy, without_padding
 from .outputs import DualTokenOutput, LossTerms, TargetLosses
@@ -33,14 +33,6 @@ class VisualTargets:
 
     rows: Tensor
     slots: Tensor
-
-    @classmethod
-    def of(cls, input_ids: Tensor, labels: Tensor, image_id: int) -> "VisualTargets":
-        """The targets of a batch: ids and labels (B, L)."""
-        is_image = input_ids.eq(image_id)
-        order = (is_image.flatten().cumsum(0) - 1).view_as(input_ids)
-        rows = labels[:, 1:].eq(image_id).flatten().nonzero().squeeze(1)
-        return cls(rows=rows, slots=order[:, 1:].flatten()[rows])
 
     def __len__(self) -> int:
         return self.rows.numel()
@@ -69,15 +61,14 @@ class CodeLoss:
 def model_losses(
     model: UnifiedModel,
     states: Tensor,
-    input_ids: Tensor,
     labels: Tensor,
+    index: BatchIndex,
     codes: VisualCodes | None,
     reduction: str,
 ) -> DualTokenOutput:
     """All losses of a batch, from the LLM's states (B, L, H); other arguments as in the model's `forward`."""
-    config, image_id = model.config, model.config.image_token_id
+    config, text_rows = model.config, index.text_rows
     flat, following = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    text_rows = ((following != IGNORE) & (following != image_id)).nonzero().squeeze(1)
     text_sum, text_each = text_losses(
         model.get_output_embeddings(),
         flat[text_rows],
@@ -85,14 +76,14 @@ def model_losses(
         config.softcap,
         config.num_text_tokens,
     )
-    targets = VisualTargets.of(input_ids, labels, image_id)
+    targets = VisualTargets(index.visual_rows, index.visual_slots)
     trained = targets.random_subset(config.visual_target_fraction) if model.training else targets
     by_branch = _branch_losses(model, flat, trained, codes)
     count, used = len(targets), len(trained)
     scale = count / max(used, 1)
     sums = LossTerms(text=text_sum, **{name: one.sum * scale for name, one in by_branch.items()})
-    visual_count = labels.new_tensor(count)
-    counts = LossTerms(labels.new_tensor(len(text_rows)), visual_count, visual_count)
+    visual_count = labels.new_full((), count)
+    counts = LossTerms(labels.new_full((), len(text_rows)), visual_count, visual_count)
     means = sums.means(counts)
     depth_losses: dict[str, Any] = {
         f"{name}_depth_losses": one.per_depth * scale / max(count, 1) for name, one in by_branch.items()
@@ -114,7 +105,8 @@ def visual_log_likelihood(
     model: UnifiedModel, states: Tensor, input_ids: Tensor, labels: Tensor, codes: VisualCodes
 ) -> LossTerms:
     """The model's `visual_log_likelihood`, from the LLM's states (B, L, H)."""
-    targets = VisualTargets.of(input_ids, labels, model.config.image_token_id)
+    index = BatchIndex.of(input_ids, labels, model.config.image_token_id)
+    targets = VisualTargets(index.visual_rows, index.visual_slots)
     at_targets, chosen = states[:, :-1].flatten(0, 1)[targets.rows], targets.codes(vars(codes))
     empty = dict.fromkeys(("text", *chosen), at_targets[:0])
     return LossTerms(**{**empty, **code_log_likelihoods(model.branches, at_targets, chosen)})
@@ -170,7 +162,8 @@ def code_losses(
             zeros = states.new_zeros(len(states), targets.shape[1])
             losses[name] = CodeLoss(zeros.sum(), zeros.sum(dim=0), zeros.sum(dim=1))
             continue
-        weights = torch.tensor(depth_weights[name], dtype=torch.float32, device=states.device)
+        # Filled one by one: a copy of a list would make the host wait for the device.
+        weights = torch.cat([states.new_full((1,), w, dtype=torch.float32) for w in depth_weights[name]])
         weights = weights / weights.sum()
         outputs = branches.predict(name, states, codes)
         total, each = _code_cross_entropy(branches[name].depth_transformer, outputs, targets, weights)

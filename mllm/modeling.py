@@ -21,6 +21,7 @@ from .assembly.assemble import assemble
 from .assembly.llm import LanguageModelSource
 from .assembly.storage import load_model, save_with_tokenizer
 from .assembly.tokenizers import TextTokenizerSource, VisualTokenizerSource, stored_codebooks
+from .batch_index import BatchIndex, image_slots
 from .branch import Branches
 from .configuration import DualTokenConfig
 from .depth_transformer import DepthTransformer
@@ -170,6 +171,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         logits_to_keep: int | Tensor = 0,
         reduction: str = "mean",
         cache: Cache | None = None,
+        index: BatchIndex | None = None,
         **kwargs: Any,
     ) -> DualTokenOutput:
         """Losses when `labels` are given, logits of the next text token otherwise.
@@ -183,6 +185,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
             pixel_codes, semantic_codes: (I, P, D) cached codes.
             labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are
                 a target. Each is predicted by the state one position to its left.
+            index: of `input_ids` and `labels`, if it is known on the host; otherwise found on the device.
             reduction: "mean" or "sum": `loss` adds the means or the sums of the three losses.
 
         Raises:
@@ -194,7 +197,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("pass input_ids or inputs_embeds")
-            inputs_embeds = self.embed_sequence(input_ids, codes)
+            inputs_embeds = self.embed_sequence(input_ids, codes, index)
         outputs = run_language_model(
             self.language_model,
             inputs_embeds,
@@ -211,7 +214,8 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         else:
             if input_ids is None:
                 raise ValueError("labels need input_ids, which assign the visual targets to images")
-            result = model_losses(self, states, input_ids, labels, codes, reduction)
+            index = index or BatchIndex.of(input_ids, labels, self.config.image_token_id)
+            result = model_losses(self, states, labels, index, codes, reduction)
         setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))
         result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
         return result
@@ -288,7 +292,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         embeds = self.branches.embed(codes)
         return embeds if self.grid_position is None else embeds + self.grid_position(positions)
 
-    def embed_sequence(self, input_ids: Tensor, codes: VisualCodes | None) -> Tensor:
+    def embed_sequence(self, input_ids: Tensor, codes: VisualCodes | None, index: Any = None) -> Tensor:
         """LLM inputs (B, L, H): text embeddings with the `<|image|>` slots replaced by visual embeddings."""
         embeds = self.get_input_embeddings()(input_ids)
         if codes is None:
@@ -297,14 +301,12 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
                 unused = self.embed_codes(self.config.made_up_codes(1, embeds.device), position)
                 embeds = embeds + unused.sum().to(embeds.dtype) * 0.0
             return embeds
-        slots = input_ids.eq(self.config.image_token_id).flatten().nonzero().squeeze(1)
+        slots = image_slots(input_ids, self.config.image_token_id) if index is None else index.image_slots
         count, positions, _ = codes.pixel.shape
         if slots.numel() != count * positions:
-            raise UserError(
-                f"{slots.numel()} <|image|> slots for {count} images of {positions} positions each"
-            )
-        index = torch.arange(positions, device=embeds.device).expand(count, positions)
-        visual = self.embed_codes(vars(codes), index).flatten(0, 1)
+            raise UserError(f"{len(slots)} <|image|> slots for {count} images of {positions} positions each")
+        order = torch.arange(positions, device=embeds.device).expand(count, positions)
+        visual = self.embed_codes(vars(codes), order).flatten(0, 1)
         return embeds.flatten(0, 1).index_copy(0, slots, visual.to(embeds.dtype)).view_as(embeds)
 
     def touches_everything(self) -> bool:

@@ -196,6 +196,11 @@ class DualTokenizer(UploadedWhole, PreTrainedModel):
         for quantizer in self._quantizers():
             quantizer.discard_updates()
 
+    def count_codebook_updates(self) -> None:
+        """Read the number of updates from the device, so that training passes do not wait for it."""
+        for quantizer in self._quantizers():
+            quantizer.codebooks.updates_so_far()
+
     def _quantizers(self) -> list[ResidualQuantizer]:
         return [module for module in self.modules() if isinstance(module, ResidualQuantizer)]
 

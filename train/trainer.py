@@ -20,6 +20,7 @@ import torch
 
 from ..common.loading.attention import check_attention
 from ..common.machine import LARGE_BATCH, suitable_threads
+from ..data_pipelines.stream.loader import StreamBatch
 from ..mllm.assembly.weights import Weights
 from .backend.checkpoint import Checkpoints
 from .backend.checkpoint_files import RECIPE
@@ -70,9 +71,7 @@ class Trainer(TrainState):
             objective.before_step(self.step, upcoming, self.world.device)
 
             loaded = [next(batches) for _ in range(accumulation)]
-            self.micro_batches = [
-                replace(batch, inputs=to_device(batch.inputs, self.world.device)) for batch in loaded
-            ]
+            self.micro_batches = [_on_device(batch, self.world.device) for batch in loaded]
             self.call("after_loading")
 
             self._forward_and_backward()
@@ -109,10 +108,12 @@ class Trainer(TrainState):
             self.call("after_forward", number, terms)
             self.engine.backward(loss)
 
-    def _over_all_processes(self, counts: list[dict[str, float]]) -> dict[str, float]:
-        sums = [sum(one[name] for one in counts) for name in counts[0]]
-        totals = self.world.sum(torch.tensor(sums, dtype=torch.float64, device=self.world.device))
-        return dict(zip(counts[0], totals.tolist(), strict=True))
+    def _over_all_processes(self, counts: list[dict[str, float]]) -> dict[str, torch.Tensor]:
+        """The sums on the device, where the losses are divided by them: the host does not wait for them."""
+        device = self.world.device
+        sums = {name: sum(one[name] for one in counts) for name in counts[0]}
+        totals = [torch.full((1,), value, dtype=torch.float64, device=device) for value in sums.values()]
+        return dict(zip(sums, self.world.sum(torch.cat(totals)), strict=True))
 
 
 def train(recipe: Recipe, resume_with: Sequence[str] = ()) -> Path | None:
@@ -272,10 +273,16 @@ def _dtype(recipe: Recipe) -> torch.dtype | None:
     return None if recipe.mllm is None else torch.float32
 
 
-def weighted_loss(terms: dict[str, LossTerm], counts: dict[str, float], divisor: int) -> torch.Tensor:
+def weighted_loss(terms: dict[str, LossTerm], counts: dict[str, torch.Tensor], divisor: int) -> torch.Tensor:
     """Σ weight · total / global count, times the divisor of DeepSpeed (processes · accumulation)."""
-    shares = [term.total * (term.weight * divisor / max(counts[name], 1.0)) for name, term in terms.items()]
+    factors = {name: term.weight * divisor / counts[name].clamp(min=1.0) for name, term in terms.items()}
+    shares = [term.total * factors[name].to(term.total.dtype) for name, term in terms.items()]
     return torch.stack(shares).sum()
+
+
+def _on_device(batch: StreamBatch, device: torch.device) -> StreamBatch:
+    source_ids = to_device({"ids": batch.source_ids}, device)["ids"]
+    return replace(batch, inputs=to_device(batch.inputs, device), source_ids=source_ids)
 
 
 def _seed_micro_batch(seed: int, rank: int, step: int, number: int) -> None:

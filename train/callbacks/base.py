@@ -32,13 +32,13 @@ class Callback:
         """Called before the data of step ``state.step + 1`` are loaded."""
 
     def after_loading(self, state: TrainState) -> None:
-        """``state.micro_batches`` are on the device. Processes are synchronised here anyway."""
+        """``state.micro_batches`` are on the device, for which nothing may wait until `before_update`."""
 
     def after_forward(self, state: TrainState, number: int, terms: dict[str, LossTerm]) -> None:
         """The losses of micro-batch ``number`` of the step are computed; the backward pass follows."""
 
     def before_update(self, state: TrainState) -> None:
-        """The gradient of all micro-batches is complete."""
+        """The gradient of all micro-batches is complete. Processes are synchronised here anyway."""
 
     def after_update(self, state: TrainState) -> None:
         """The engine has stepped, or refused to."""

@@ -62,12 +62,13 @@ class StopRequest(Callback):
 
     def agreed(self) -> bool:
         """Whether any process received a signal; all-reduced, so the same on all processes."""
-        asked = torch.tensor([float(self.signum)], device=self.world.device)
+        asked = torch.full((1,), float(self.signum), device=self.world.device)
         if self.world.size > 1:
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         self.signum = self.signum or int(asked)
         return bool(asked)
 
-    def after_loading(self, state: TrainState) -> None:
+    def before_update(self, state: TrainState) -> None:
+        # Here every step waits for the device anyway, to judge the gradient.
         if self.agreed():
             state.stopping, state.last_step = True, state.step + 1

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ...common.errors import UserError, first_line, shown
 from ...common.loading.attention import set_attention
 from ...data_pipelines.records import Record, RecordError
+from ...mllm.batch_index import BatchIndex
 from ..planning.flops import Work
 from .examples import Examples
 
@@ -37,7 +38,15 @@ class LossTerm:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    return {key: n.to(device) if isinstance(n, torch.Tensor) else n for key, n in batch.items()}
+    """The batch with its tensors on `device`; copies to a GPU are queued, and the host does not wait."""
+    return {key: _moved(value, torch.device(device)) for key, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, torch.Tensor | BatchIndex):
+        return value
+    # A copy waits unless it is from page-locked memory, which is kept until the copy is done.
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:

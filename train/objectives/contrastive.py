@@ -21,7 +21,7 @@ from ...tokenizer import DualTokenizerImageProcessor
 from ..config.contrastive import ContrastiveConfig
 from .base import Batch, LossTerm, Objective, cast
 from .contrastive_examples import IGNORED, ContrastiveExamples
-from .tokenizer.consistency import BACKGROUND_SHARE, consistency_loss, content_groups
+from .tokenizer.consistency import consistency_loss
 
 
 class ContrastiveObjective(Objective):
@@ -47,7 +47,12 @@ class ContrastiveObjective(Objective):
             vision.image_size, resize_mode=config.resize_mode, resample=config.resample
         )
         self.examples = ContrastiveExamples(
-            self.image_processor, self.tokenizer, config.max_text_length, self.grid
+            self.image_processor,
+            self.tokenizer,
+            config.max_text_length,
+            self.grid,
+            class_weights=None if self.patch_head is None else self._patch_weights("cpu"),
+            finds_backgrounds=bool(config.consistency_weight),
         )
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.siglip_loss = SigLipLoss(rank=rank, world_size=world)
@@ -55,17 +60,12 @@ class ContrastiveObjective(Objective):
         nn.init.constant_(self.model.logit_bias, -10.0)
 
     def target_counts(self, batch: Batch) -> dict[str, float]:
-        counts = {"contrastive": float(len(batch["input_ids"]))}
-        if self.patch_head is not None:
-            weights = self._patch_weights()[batch["patches"].clamp(min=0)]
-            counts["patch"] = float(weights[batch["patches"] != IGNORED].sum())
-        if self.config.consistency_weight:
-            counts["consistency"] = float(len(batch["input_ids"]))
+        counts: dict[str, float] = batch["counts"]
         return counts
 
-    def _patch_weights(self) -> torch.Tensor:
+    def _patch_weights(self, device: torch.device | str) -> torch.Tensor:
         """Weight of each patch class, (NUM_PATCH_CLASSES,); class 0 is the background."""
-        weights = torch.ones(NUM_PATCH_CLASSES)
+        weights = torch.ones(NUM_PATCH_CLASSES, device=device)
         weights[0] = self.config.background_weight
         return weights
 
@@ -84,14 +84,13 @@ class ContrastiveObjective(Objective):
             total = nn.functional.cross_entropy(
                 self.patch_head(states).flatten(0, 1).float(),
                 patches.flatten(),
-                weight=self._patch_weights().to(states.device),
+                weight=self._patch_weights(states.device),
                 ignore_index=IGNORED,
                 reduction="sum",
             )
             terms["patch"] = LossTerm(total, self.config.patch_weight)
         if self.config.consistency_weight:
-            groups = content_groups(pixel_values, self.grid, BACKGROUND_SHARE)
-            consistency = consistency_loss(states, groups) * len(input_ids)
+            consistency = consistency_loss(states, batch["groups"], batch["num_groups"]) * len(input_ids)
             terms["consistency"] = LossTerm(consistency, self.config.consistency_weight)
         return terms
 

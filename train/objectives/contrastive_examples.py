@@ -14,6 +14,7 @@ from ...data_pipelines.scenes.scene import Scene, patch_classes
 from ...tokenizer import DualTokenizerImageProcessor
 from .base import image_of, naming
 from .examples import Examples
+from .tokenizer.consistency import BACKGROUND_SHARE, content_groups
 
 #: The class of a patch that is left out of the loss.
 IGNORED = -100
@@ -30,12 +31,19 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class ContrastiveExamples(Examples):
-    """The first image of each record and its text; for scenes also the class of each of grid² patches."""
+    """The first image of each record and its text; for scenes also the class of each of grid² patches.
+
+    Args:
+        class_weights: weight of each patch class in the loss of patches, or None without that loss.
+        finds_backgrounds: whether batches have the equal patches of backgrounds, for the consistency loss.
+    """
 
     image_processor: DualTokenizerImageProcessor
     tokenizer: Any
     max_text_length: int
     grid: int
+    class_weights: torch.Tensor | None
+    finds_backgrounds: bool
 
     def prepare(self, record: Record, draw: int) -> Pair:
         image, caption = image_and_caption(record)
@@ -67,11 +75,21 @@ class ContrastiveExamples(Examples):
             raise RecordError(f"Record {shown(record.id)}: its metadata has no scene ({reason})") from error
 
     def collate(self, examples: list[Pair]) -> dict[str, Any]:
-        return {
+        patches = torch.from_numpy(np.stack([example.patches for example in examples])).long()
+        batch: dict[str, Any] = {
             "pixel_values": torch.stack([example.pixels for example in examples]),
             "input_ids": torch.stack([example.caption for example in examples]),
-            "patches": torch.from_numpy(np.stack([example.patches for example in examples])).long(),
+            "patches": patches,
         }
+        counts = {"contrastive": float(len(examples))}
+        if self.class_weights is not None:
+            weights = self.class_weights[patches.clamp(min=0)]
+            counts["patch"] = float(weights[patches != IGNORED].sum())
+        if self.finds_backgrounds:
+            counts["consistency"] = float(len(examples))
+            groups = content_groups(batch["pixel_values"], self.grid, BACKGROUND_SHARE)
+            batch |= {"groups": groups, "num_groups": int(groups.max()) + 1}
+        return {**batch, "counts": counts}
 
 
 def image_and_caption(record: Record) -> tuple[Any, str]:

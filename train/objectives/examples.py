@@ -31,4 +31,8 @@ class Examples(ABC):
 
     @abstractmethod
     def collate(self, examples: list[Any]) -> dict[str, Any]:
-        """The arguments of the objective's `forward`: a batch of tensors."""
+        """The arguments of the objective's `forward`: tensors, and numbers that the host needs.
+
+        Everything that depends on the values of tensors is computed here, on the CPU: the objective must not
+        read them from a GPU, which would have to finish its work first.
+        """

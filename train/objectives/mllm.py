@@ -68,6 +68,8 @@ class MllmObjective(Objective):
             end=self.model.config.eos_token_id,
             prompt_dropout=config.prompt_dropout,
             shuffle_turns=config.shuffle_turns,
+            image_token=self.model.config.image_token_id,
+            losses=tuple(self.model.config.loss_weights),
         )
         self._add_adapters()
         if config.trained is not None:
@@ -77,6 +79,10 @@ class MllmObjective(Objective):
 
     def collate_packed(self, rows: list[list[Any]], length: int) -> Batch:
         batch: Batch = dict(self.processor.collate_packed(rows, length))
+        # Positions start again at every record, and at the padding.
+        starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1)
+        lengths = starts.diff(append=starts.new_tensor([batch["position_ids"].numel()])).tolist()
+        batch = self.examples.with_facts(batch, lengths)
         if "flash" in str(self.model.language_model.config._attn_implementation):
             # From position_ids alone it finds the documents only in batches of one row.
             batch |= flash_attention_bounds(batch["position_ids"])
@@ -109,26 +115,18 @@ class MllmObjective(Objective):
         return len(record.image_parts()) * self.processor.num_positions + characters // _CHARACTERS_PER_TOKEN
 
     def target_counts(self, batch: Batch) -> dict[str, float]:
-        targets = batch["labels"][:, 1:]
-        image = self.model.config.image_token_id
-        visual = float((targets == image).sum())
-        text = float(((targets >= 0) & (targets != image)).sum())
-        counts = {"text": text, "pixel": visual, "semantic": visual}
-        return {name: counts[name] for name in self.model.config.loss_weights}
+        counts: dict[str, float] = batch["counts"]
+        return counts
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
-        output = self.model(**batch, reduction="sum")
+        inputs = {key: value for key, value in batch.items() if key not in ("counts", "lengths")}
+        output = self.model(**inputs, reduction="sum")
         sums, weights = output.sums, self.model.config.loss_weights
         self._target_losses = output.target_losses
         return {name: LossTerm(getattr(sums, name), weight) for name, weight in weights.items()}
 
     def work(self, batch: Batch) -> Work:
-        if "position_ids" in batch:  # packed: positions start again at every record
-            starts = batch["position_ids"].flatten().eq(0).nonzero().squeeze(1)
-            lengths = starts.diff(append=starts.new_tensor([batch["position_ids"].numel()])).tolist()
-        else:
-            lengths = batch["attention_mask"].sum(dim=1).tolist()
-        targets = self.target_counts(batch)
+        lengths, targets = batch["lengths"], batch["counts"]
         images = float(len(batch["pixel_codes"])) if "pixel_codes" in batch else 0.0
         visual = max(targets.get("pixel", 0.0), targets.get("semantic", 0.0))
         flops = self._flops.of_batch(

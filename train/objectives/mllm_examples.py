@@ -12,6 +12,7 @@ from ...common.errors import shown
 from ...data_pipelines.records import Record, RecordError, require_trainable
 from ...data_pipelines.shards.sample_codec import CODE_PARTS, CodeShape
 from ...mllm import drop_prompt
+from ...mllm.batch_index import BatchIndex
 from ...mllm.conversation.collation import IGNORE, EncodedRecord
 from .base import naming
 from .examples import Examples
@@ -31,6 +32,8 @@ class MllmExamples(Examples):
         processor: the model's `DualTokenProcessor`.
         end: id of the token that ends an answer.
         prompt_dropout, shuffle_turns: as in the recipe.
+        image_token: id of a visual position.
+        losses: names of the losses whose targets are counted.
         splits_long_text: whether text longer than a row is split, see `long_text`; else it is refused.
     """
 
@@ -41,6 +44,8 @@ class MllmExamples(Examples):
     end: int
     prompt_dropout: float
     shuffle_turns: bool
+    image_token: int
+    losses: tuple[str, ...]
     splits_long_text: bool = False
 
     def prepare(self, record: Record, draw: int) -> EncodedRecord:
@@ -94,4 +99,13 @@ class MllmExamples(Examples):
                     raise RecordError(f"Record {shown(record.id)}: {problem}")
 
     def collate(self, examples: list[Any]) -> dict[str, Any]:
-        return dict(self.processor.collate(examples))
+        lengths = [len(example) for example in examples]
+        return self.with_facts(dict(self.processor.collate(examples)), lengths)
+
+    def with_facts(self, batch: dict[str, Any], lengths: list[int]) -> dict[str, Any]:
+        """A batch with its index, the number of its targets, and the lengths of its documents."""
+        index = BatchIndex.of(batch["input_ids"], batch["labels"], self.image_token)
+        text, visual = float(len(index.text_rows)), float(len(index.visual_rows))
+        counts = {"text": text, "pixel": visual, "semantic": visual}
+        counts = {name: counts[name] for name in self.losses}
+        return {**batch, "index": index, "counts": counts, "lengths": lengths}

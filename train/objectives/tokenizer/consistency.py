@@ -39,16 +39,18 @@ def keep_common(groups: Tensor, minimum_share: float) -> Tensor:
     return groups.masked_fill(count[member] < minimum_share * groups.shape[1], -1)
 
 
-def consistency_loss(features: Tensor, groups: Tensor) -> Tensor:
+def consistency_loss(features: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     """Mean distance of features (B, N, C) to the mean of their group (B, N), over the spread of all features.
 
-    A dimensionless scalar: 0 if equal content has equal features, about 1 if the two are unrelated. Group -1
-    and groups of one patch contribute 0.
+    The groups are numbers below `num_groups`, or -1. A dimensionless scalar: 0 if equal content has equal
+    features, about 1 if the two are unrelated. Group -1 and groups of one patch contribute 0.
     """
     rows = features.float().flatten(0, -2)
     spread = (rows - rows.mean(0)).square().sum(1).mean().sqrt()
     ids = groups.flatten() + 1
-    count = torch.bincount(ids)
+    # Not bincount, for which the host waits.
+    count = torch.zeros(num_groups + 1, dtype=torch.int64, device=ids.device)
+    count = count.index_add(0, ids, torch.ones_like(ids))
     means = rows.new_zeros(len(count), rows.shape[1]).index_add(0, ids, rows)
     means = means / count.clamp(min=1).unsqueeze(1)
     distances = (rows - means[ids]).square().sum(1).add(1e-8).sqrt()

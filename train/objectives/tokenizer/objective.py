@@ -45,9 +45,16 @@ TERMS = (
 
 @dataclass(frozen=True)
 class TokenizerExamples(Examples):
-    """One image of each record, as normalised pixels (3, S, S)."""
+    """One image of each record, as normalised pixels (3, S, S).
+
+    Args:
+        grid: positions in a row and column, for the consistency losses; None without them.
+        semantic_fraction: share of a batch's images in the semantic branch.
+    """
 
     image_processor: DualTokenizerImageProcessor
+    grid: int | None
+    semantic_fraction: float
 
     def prepare(self, record: Record, draw: int) -> torch.Tensor:
         images = record.image_parts()
@@ -59,7 +66,20 @@ class TokenizerExamples(Examples):
         return pixels
 
     def collate(self, examples: list[torch.Tensor]) -> Batch:
-        return {"pixel_values": torch.stack(examples)}
+        batch: Batch = {"pixel_values": torch.stack(examples)}
+        if self.grid is not None:
+            # Equal pixels inside objects may belong to different shapes, so the semantic branch uses
+            # backgrounds only.
+            groups = content_groups(batch["pixel_values"], self.grid)
+            deep = num_semantic(len(examples), self.semantic_fraction)
+            backgrounds = keep_common(groups[:deep], BACKGROUND_SHARE)
+            batch |= {"groups": groups, "backgrounds": backgrounds, "num_groups": int(groups.max()) + 1}
+        return batch
+
+
+def num_semantic(images: int, fraction: float) -> int:
+    """The number of a batch's images that go through the semantic branch."""
+    return max(1, round(images * fraction))
 
 
 class TokenizerObjective(Objective):
@@ -96,7 +116,9 @@ class TokenizerObjective(Objective):
         if config.trained is not None:
             self._freeze_all_but(config.trained)
         self.image_processor = DualTokenizerImageProcessor.for_config(model_config)
-        self.examples = TokenizerExamples(self.image_processor)
+        consistent = self._has("pixel_consistency", "semantic_consistency")
+        grid = model_config.grid_size[0] if consistent else None
+        self.examples = TokenizerExamples(self.image_processor, grid, config.semantic_fraction)
         self.text_tokenizer = AutoTokenizer.from_pretrained(config.teacher, trust_remote_code=False)
         self._alarms: dict[str, str] = {}
         self._summary: list[str] = []
@@ -115,7 +137,7 @@ class TokenizerObjective(Objective):
         return {name: deep if name in SEMANTIC_TERMS else float(images) for name in self._weights}
 
     def _num_semantic(self, images: int) -> int:
-        return max(1, round(images * self.config.semantic_fraction))
+        return num_semantic(images, self.config.semantic_fraction)
 
     def forward(self, **batch: Any) -> dict[str, LossTerm]:
         pixel_values = batch["pixel_values"]
@@ -130,7 +152,7 @@ class TokenizerObjective(Objective):
         if self._has("semantic", "pooled"):
             totals |= self._distillation(output, pixel_values[:deep])
         if self._has("pixel_consistency", "semantic_consistency"):
-            totals |= self._consistency(output, pixel_values, deep)
+            totals |= self._consistency(output, batch)
         if output.reconstruction is not None:
             totals |= self._fidelity(output.reconstruction.float(), pixel_values)
         terms = {
@@ -212,21 +234,14 @@ class TokenizerObjective(Objective):
             "pooled": distillation_loss(output.pooled.float(), teacher.pooler_output.float()).sum(),
         }
 
-    def _consistency(
-        self, output: DualTokenizerOutput, pixel_values: torch.Tensor, deep: int
-    ) -> dict[str, torch.Tensor]:
-        """Consistency losses at the inputs of both quantizers, summed over images.
-
-        Equal pixels inside objects may belong to different shapes, so the semantic branch uses backgrounds
-        only.
-        """
+    def _consistency(self, output: DualTokenizerOutput, batch: Batch) -> dict[str, torch.Tensor]:
+        """Consistency losses at the inputs of both quantizers, summed over images."""
         assert output.pixel_latents is not None
         assert output.semantic_latents is not None
-        groups = content_groups(pixel_values, self.model.config.grid_size[0])
-        backgrounds = keep_common(groups[:deep], BACKGROUND_SHARE)
-        pixel = consistency_loss(output.pixel_latents.flatten(1, 2), groups)
-        semantic = consistency_loss(output.semantic_latents.flatten(1, 2), backgrounds)
-        return {"pixel_consistency": pixel * len(groups), "semantic_consistency": semantic * deep}
+        groups, backgrounds, number = (batch[key] for key in ("groups", "backgrounds", "num_groups"))
+        pixel = consistency_loss(output.pixel_latents.flatten(1, 2), groups, number)
+        semantic = consistency_loss(output.semantic_latents.flatten(1, 2), backgrounds, number)
+        return {"pixel_consistency": pixel * len(groups), "semantic_consistency": semantic * len(backgrounds)}
 
     def before_step(self, step: int, upcoming: Upcoming, device: torch.device) -> None:
         """Disable quantization for ``unquantized_steps``, then initialise the codebooks by k-means.
@@ -240,6 +255,7 @@ class TokenizerObjective(Objective):
         if self._adversary is not None:
             self._adversary.to(device)
         self.model.set_quantization(start is None or step >= start)
+        self.model.count_codebook_updates()
         if step != start:
             return
         images: list[torch.Tensor] = []
