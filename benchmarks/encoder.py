@@ -1,7 +1,8 @@
 """Encoding at the released sizes: images to both kinds of codes, against the bare SigLIP forward.
 
-Random weights of the real shapes; both ways run the same vision tower in the same precision. `sizes` says how
-many parameters each part has, and what decoding takes.
+Random weights of the real shapes. The reference is transformers' SiglipVisionModel with the same weights, in
+the same precision, up to the layer of the semantic codes, without its pooling head. `sizes` says how many
+parameters each part has, and what decoding takes.
 
 Examples:
   python benchmarks/encoder.py
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import argument_parser, compare, costs, default_device, report
 from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from dualtoken.tokenizer import DualTokenizer, DualTokenizerConfig
 from dualtoken.train.config.reading import parse_recipe
@@ -49,20 +51,43 @@ def tokenizer_config(recipe: str, text_layers: int | None = None) -> DualTokeniz
     return DualTokenizerConfig(vision_config=vision, text_config=text, **vars(settings.model))
 
 
+@cache  # the candidates of one process share the weights
+def tokenizer(recipe: str, dtype: torch.dtype) -> DualTokenizer:
+    """A tokenizer of random weights."""
+    torch.manual_seed(0)
+    with torch.device(default_device()):
+        return DualTokenizer(tokenizer_config(recipe, text_layers=1)).eval().to(dtype)
+
+
+def bare_siglip(model: DualTokenizer) -> SiglipVisionModel:
+    """The vision tower up to the semantic layer as a model of transformers, with the tokenizer's weights."""
+    vision = SiglipVisionConfig.from_dict(
+        {
+            **model.config.vision_config.to_dict(),
+            "num_hidden_layers": model.config.semantic_layer,
+            "vision_use_head": False,
+        }
+    )
+    with torch.device("meta"):
+        bare = SiglipVisionModel(vision)
+    shared = model.backbone.vision_model.state_dict(keep_vars=True)
+    bare.load_state_dict({name: shared[name] for name in bare.state_dict()}, assign=True)
+    bare.embeddings.position_ids = model.backbone.vision_model.embeddings.position_ids
+    return bare.eval()
+
+
 def build(kind: str, recipe: str, images: int, dtype: torch.dtype) -> Callable[[], Any]:
     """One pass of `kind` ("dualtoken", "bare SigLIP" or "decode") over the same images."""
-    device = default_device()
-    torch.manual_seed(0)
-    config = tokenizer_config(recipe, text_layers=1)
-    with torch.device(device):
-        model = DualTokenizer(config).eval().to(dtype)
+    model = tokenizer(recipe, dtype)
+    config, bare = model.config, bare_siglip(model)
+    with torch.device(default_device()):
         pixels = torch.randn(images, 3, config.image_size, config.image_size, dtype=dtype)
         codes = torch.randint(
             config.pixel_quantizer.num_codes, (images, *config.grid_size, config.pixel_quantizer.depth)
         )
     calls: dict[str, Callable[[], Any]] = {
         "dualtoken": lambda: model.encode(pixels),
-        "bare SigLIP": lambda: model.backbone.vision_model(pixel_values=pixels),
+        "bare SigLIP": lambda: bare(pixel_values=pixels),
         "decode": lambda: model.decode(codes),
     }
 
