@@ -52,7 +52,7 @@ def fp32_products(products: Products = "ieee") -> Iterator[None]:
 
 # Not traced, as a compiled function would run without the switches: `with` then leaves the graph of
 # torch.compile, and what is called inside is compiled on its own, with them.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def _enter(products: Products) -> None:
     global _before
     with _lock:
@@ -64,7 +64,7 @@ def _enter(products: Products) -> None:
         _inside[products] += 1
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable
 def _leave(products: Products) -> None:
     global _before
     with _lock:

@@ -55,12 +55,13 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     return (fused or nearest_codes_in_chunks)(vectors, codebook)
 
 
+@torch.no_grad()
 def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
     """`nearest_codes` by plain products on any device; memory is bounded by MAX_DISTANCES."""
     squares = codebook.square().sum(dim=1)
     limit = MAX_DISTANCES if vectors.device.type == "cpu" else 16 * MAX_DISTANCES
     rows = max(1, limit // codebook.shape[0])
-    # Products with a contiguous matrix into the same memory are a third faster on a CPU, and bit for bit equal.
+    # Products with a contiguous matrix into the same memory are a third faster on a CPU, with the same bits.
     columns, memory = codebook.t().contiguous(), vectors.new_empty(min(rows, len(vectors)), len(codebook))
     with fp32_products():
         found = [
