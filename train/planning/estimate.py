@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...common.errors import UserError, first_line
@@ -30,6 +29,8 @@ from ..objectives.base import freeze_all_but
 from ..objectives.mllm import MllmObjective
 from ..optimizers import require_groups
 from .known_llms import KNOWN_LLMS
+from .sizes import Sizes
+from .start import HEADER, rows
 
 GIB = 2**30
 GPUS = (1, 8, 16, 64)
@@ -51,19 +52,6 @@ ASSUMED_TEXT = 256  # tokens of text with one image, where records are not packe
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """A model's parameters: trained and frozen ones, and bytes of its buffers (codebooks)."""
-
-    trained: int
-    frozen: int
-    buffer_bytes: int
-
-    @property
-    def total(self) -> int:
-        return self.trained + self.frozen
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes on each GPU by what they hold, and on the host for each GPU."""
 
@@ -74,10 +62,12 @@ class Memory:
     logits: float
     buffers: float
     host: float = 0.0
+    averages: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+        kept = self.weights + self.gradients + self.optimizer + self.averages
+        return kept + self.activations + self.logits + self.buffers
 
 
 @dataclass(frozen=True)
@@ -138,6 +128,7 @@ class Estimate:
             logits=self._logits(),
             buffers=self._buffers(stage, width) + max(0.0, step - activations),
             host=host,
+            averages=0.0 if run.weight_average is None else 4.0 * sizes.trained,
         )
 
     def _activations(self, checkpointing: bool) -> float:
@@ -194,6 +185,9 @@ class Estimate:
             memory = self.memory(run.zero_stage, run.offload, gpus)
             parts = [getattr(memory, part) for part in _PARTS]
             lines.append(_row([str(gpus), *_gib([*parts, memory.total, memory.host])]))
+        lines += ["", "Start, resume and checkpoints, before the first step, GiB:", ""]
+        lines += [_row(HEADER), _row(["---"] * len(HEADER))]
+        lines += [_row([str(gpus), *_gib(cells)]) for gpus, cells in rows(self.recipe, sizes, GPUS)]
         for checkpointing in (False, True):
             word = "with" if checkpointing else "without"
             lines += ["", f"Total on each GPU in GiB, {word} gradient checkpointing:", ""]
@@ -214,7 +208,7 @@ class Estimate:
 
 
 _FIRST_STAGE = {"optimizer": 1, "gradients": 2, "weights": 3}
-_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+_PARTS = ("weights", "gradients", "optimizer", "averages", "activations", "logits", "buffers")
 
 
 def count_parameters(config: DualTokenConfig, objective: MllmObjectiveConfig) -> Sizes:
@@ -225,9 +219,7 @@ def count_parameters(config: DualTokenConfig, objective: MllmObjectiveConfig) ->
             add_lora(model, objective.lora)
     if objective.trained is not None:
         freeze_all_but(model, objective.trained, "mllm.trained")
-    trained = _count(p for p in model.parameters() if p.requires_grad)
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return Sizes(trained, _count(model.parameters()) - trained, buffers)
+    return Sizes.of(model)
 
 
 def llm_layer_bytes(config: PreTrainedConfig, width: int) -> float:
@@ -310,10 +302,6 @@ def llm_config(llm: str | dict[str, Any]) -> PreTrainedConfig:
             f"no configuration of a language model at {llm} ({first_line(error)}); give a folder, a hub id "
             "that can be reached, or the configuration's fields as mllm.llm"
         ) from error
-
-
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def _gib(values: Iterable[float]) -> list[str]:
