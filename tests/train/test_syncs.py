@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dualtoken.train.trainer import Trainer
 
@@ -38,3 +40,27 @@ def test_no_micro_batch_waits_for_the_device(
     foreign = [place for place in found if "masking_utils" in place]
     assert len(foreign) <= 10
     assert sorted(set(found) - set(foreign)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
+def test_torch_reports_no_wait_within_a_step_on_a_gpu(
+    name: str, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Trainer.call
+
+    def watched(trainer: Trainer, hook: str, *given: Any) -> None:
+        if hook == "after_loading" and trainer.step:
+            torch.cuda.set_sync_debug_mode("warn")
+        if hook == "before_update":
+            torch.cuda.set_sync_debug_mode("default")
+        call(trainer, hook, *given)
+
+    monkeypatch.setattr(Trainer, "call", watched)
+    options = ["--run.gradient_accumulation_steps", "2", "--run.zero_stage", "2", "--run.log_every", "3"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train_here([*chain.recipe(name, tmp_path / "run"), *options]) == 0
+    waits = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
+    places = {f"{one.filename}:{one.lineno}" for one in waits}
+    assert [place for place in sorted(places) if "/transformers/" not in place] == []
