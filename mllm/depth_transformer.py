@@ -8,7 +8,7 @@ before d, projected to W. Attention is causal over depth, so every depth sees h 
 """
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class DepthTransformer(nn.Module):
         condition_dim: int | None = None,
     ) -> None:
         super().__init__()
+        #: Set by transformers' `gradient_checkpointing_enable`, together with the function that recomputes.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = None
         width = sizes.hidden_size
         self.depth, self.width, self.num_heads = codebook.depth, width, sizes.num_heads
         self.from_state = nn.Linear(state_dim, width)
@@ -101,8 +104,9 @@ class DepthTransformer(nn.Module):
         x = torch.cat([first, self.from_code(sums.to(first.dtype))], dim=1)
         # Called as a module: ZeRO-3 gathers a partitioned weight at its owner's forward.
         x = x + self.position(torch.arange(self.depth, device=x.device)).to(x.dtype)
+        recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x)
+            x = self._gradient_checkpointing_func(layer, x) if recomputed else layer(x)
         return self.norm(x)
 
     def classify(self, x: Tensor, depth: int) -> Tensor:

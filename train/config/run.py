@@ -22,8 +22,8 @@ class RunConfig:
         attention: implementation that transformers uses in training. On a CPU "eager" is up to 1.4 times as
             fast, because the backward pass of torch's fused kernel is slow there. "flash_attention_2" needs
             the package flash-attn, "flash_attention_3" flash-attn-3 and a Hopper GPU, "flex_attention" a GPU.
-        gradient_checkpointing: recompute the layers of transformers' models in the backward pass, for less
-            memory. Quantizers are never recomputed.
+        gradient_checkpointing: recompute layers of the LLM, vision tower and depth transformers in the
+            backward pass, for less memory. Quantizers are never recomputed.
         weight_average: export an exponential moving average of the weights with this decay (0.999 is usual)
             instead of the last ones; checkpoints hold both. None exports the last.
         zero_stage: DeepSpeed ZeRO stage, 0-3. Divided among the GPUs are: nothing, the optimizer's state (1),
