@@ -46,7 +46,7 @@ _FIXED = {
     "run.deepspeed": " ".join(LAYOUT),
     "contrastive": (
         "vision_config text_config contrastive_weight patch_weight patch_layer background_weight "
-        "consistency_weight max_text_length"
+        "consistency_weight max_text_length resize_mode resample"
     ),
     "tokenizer": (
         "semantic_weight pooled_weight mse_weight l1_weight gradient_weight pixel_commitment_weight "
@@ -58,7 +58,7 @@ _FIXED = {
     ),
     "tokenizer.model": (
         "pixel_layer semantic_layer shortcut_layer shortcut_weight causal_post_projection shared_quantizer "
-        "separate_encoders encode_precision"
+        "separate_encoders encode_precision resize_mode resample pad_colour"
     ),
     **{
         f"tokenizer.model.{branch}_quantizer": (
