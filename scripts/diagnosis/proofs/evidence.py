@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ....common.errors import first_line
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,14 @@ def at_least(name: str, value: float, limit: float) -> Row:
 
 def left_out(name: str, reason: str) -> Row:
     return Row(name, "not run", reason)
+
+
+def proved(name: str, check: Callable[[], str]) -> Row:
+    """What a check found; it raises RuntimeError where something does not hold."""
+    try:
+        return Row(name, check(), "", True)
+    except RuntimeError as error:
+        return Row(name, first_line(error), "", False)
 
 
 def evidence(rows: Iterable[Row]) -> Evidence:
