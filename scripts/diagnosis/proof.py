@@ -27,8 +27,9 @@ from .proofs.evidence import Setting
 #: The proofs by name (a module of `proofs`) and what each shows.
 PROOFS = {
     "codes": "images have the same codes on every device, also with TF32 allowed",
+    "precision": "a run's precision reaches the products; gradients in bf16 are summed in fp32",
     "attention": "packed rows equal separate ones with every attention; depth attention at 70,000 positions",
-    "generation": "compiled generation equals the plain one and runs as CUDA graphs",
+    "generation": "compiled generation is the plain one in CUDA graphs; batch_invariant holds",
     "training": "precisions and ZeRO stages agree; a killed run resumes exactly",
     "benchmarks": "speed and memory at real sizes",
 }

@@ -1,4 +1,4 @@
-"""Compiled generation is the plain one in CUDA graphs; an image does not depend on the others of its batch."""
+"""Compiled generation is the plain one in CUDA graphs; an image does not depend on the rest of its batch."""
 
 from __future__ import annotations
 
