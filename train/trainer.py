@@ -240,7 +240,7 @@ def _prepared_objective(recipe: Recipe, world: World, stream: Stream) -> Objecti
     if recipe.init_from:
         with reading_model(recipe.init_from):
             objective.initialise_from(recipe.init_from)
-    if world.is_main and (warning := forgetting(recipe.data, objective, stream.manifests())):
+    if world.is_main and (warning := forgetting(recipe, objective, stream.manifests())):
         print(f"warning: {warning}", file=sys.stderr)
     return objective
 

@@ -54,14 +54,12 @@ def assemble(
         visual_tokenizer: a `DualTokenizer`, or the folder or hub id of one. The model holds it, frozen.
         text_tokenizer: the LLM's tokenizer, or a folder or hub id; missing special tokens are added to it in
             place. None takes the one in the LLM's folder, hub id or GGUF file.
-        attn_implementation: of the language model: "sdpa", "eager", "flash_attention_2", "flash_attention_3"
-            or "flex_attention".
+        attn_implementation: of the language model, one of `bounded_settings.ATTENTION`.
         load_visual_tokenizer: False reads only the codebooks and the configuration of a folder or hub id,
             which is enough to train on cached codes.
         weights: where they are afterwards; training converts and distributes them.
         vocabulary_multiple: embedding and output layer get a multiple of this many rows, as GPUs multiply
-            those faster; rows without a token are never predicted. 1 adds none. An LLM with rows enough keeps
-            them.
+            those faster; rows without a token are never predicted. An LLM with rows enough keeps them.
         **settings: fields of `ModelSettings`, such as `depth_transformer`, `pixel_condition`.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.data import DataConfig
+from ..config.recipe import Recipe
 from ..objectives import Objective
 from ..objectives.mllm import MllmObjective
 
@@ -22,17 +23,18 @@ def text_share(data: DataConfig, manifests: Manifests) -> float:
     return sum(weights[name] for name in text) / sum(weights.values())
 
 
-def forgetting(data: DataConfig, objective: Objective, manifests: Manifests) -> str | None:
+def forgetting(recipe: Recipe, objective: Objective, manifests: Manifests) -> str | None:
     """What to warn about where a language model that can chat is fine-tuned without text, or None.
 
     A language model can chat if it brought a chat template. It is not fine-tuned where only other parts are
-    trained.
+    trained, or where its rate is 0.
     """
     if not isinstance(objective, MllmObjective) or objective.processor.chat_format.is_own:
         return None
-    if not any(parameter.requires_grad for parameter in objective.model.language_model.parameters()):
+    rates, model = recipe.optimizer, objective.model.language_model
+    if not rates.group_lr.get("llm", rates.lr) or not any(one.requires_grad for one in model.parameters()):
         return None
-    share = text_share(data, manifests)
+    share = text_share(recipe.data, manifests)
     if share >= LEAST_TEXT:
         return None
     return (

@@ -14,7 +14,9 @@ from dualtoken.data_pipelines.text.general_questions import GENERAL_QUESTIONS, M
 from dualtoken.mllm import DualTokenPipeline
 from dualtoken.train.callbacks import general_answers
 from dualtoken.train.config.data import DataConfig, SourceConfig
+from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.reading import parse_recipe
+from dualtoken.train.config.recipe import Recipe
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.planning.language import forgetting, text_share
 
@@ -99,34 +101,32 @@ def test_questions_that_cannot_be_asked_are_refused(
         parse_recipe(arguments)
 
 
-@pytest.fixture
-def objective(chain: Chain, tmp_path: Path) -> Any:
-    made = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "run")))
-    made.processor.chat_format = replace(made.processor.chat_format, user_start="<|im_start|>user\n")
-    return made
+MANIFESTS: dict[str, Any] = {
+    "photos": {"shards": [{"images": 5}, {"images": 0}]},
+    "chat": {"shards": [{"images": 0}, {"images": 0}]},
+}
 
 
-def test_fine_tuning_a_language_model_that_can_chat_without_text_is_warned_about(objective: Any) -> None:
-    manifests = {
-        "photos": {"shards": [{"images": 5}, {"images": 0}]},
-        "chat": {"shards": [{"images": 0}, {"images": 0}]},
-    }
+def test_fine_tuning_a_language_model_that_can_chat_without_text_is_warned_about(
+    chain: Chain, tmp_path: Path
+) -> None:
+    def recipe(**weights: float) -> Recipe:
+        sources = {name: SourceConfig(name, weight) for name, weight in weights.items()}
+        return replace(written, data=DataConfig(sources))
 
-    def data(**weights: float) -> DataConfig:
-        return DataConfig({name: SourceConfig(name, weight) for name, weight in weights.items()})
-
-    assert text_share(data(photos=3.0, chat=1.0), manifests) == 0.25
-    assert forgetting(data(photos=3.0, chat=1.0), objective, manifests) is None
-    warning = forgetting(data(photos=1.0), objective, manifests)
-    assert warning is not None
+    written = parse_recipe(chain.recipe("mllm", tmp_path / "run"))
+    objective: Any = build_objective(written)
+    # A language model without a chat template has no conversation to forget.
+    assert forgetting(recipe(photos=1.0), objective, MANIFESTS) is None
+    own = objective.processor.chat_format
+    objective.processor.chat_format = replace(own, user_start="<|im_start|>user\n")
+    assert text_share(recipe(photos=3.0, chat=1.0).data, MANIFESTS) == 0.25
+    assert forgetting(recipe(photos=3.0, chat=1.0), objective, MANIFESTS) is None
+    warning = str(forgetting(recipe(photos=1.0), objective, MANIFESTS))
     assert "0% of data.sources" in warning
     assert "dualtoken prepare replies" in warning
-    assert "2% of data.sources" in str(forgetting(data(photos=49.0, chat=1.0), objective, manifests))
+    assert "2% of data.sources" in str(forgetting(recipe(photos=49.0, chat=1.0), objective, MANIFESTS))
+    still = replace(recipe(photos=1.0), optimizer=OptimizerConfig(group_lr={"llm": 0.0}))
+    assert forgetting(still, objective, MANIFESTS) is None
     objective.model.language_model.requires_grad_(False)  # only projectors and heads are trained
-    assert forgetting(data(photos=1.0), objective, manifests) is None
-
-
-def test_a_language_model_without_a_chat_template_is_not_warned_about(chain: Chain, tmp_path: Path) -> None:
-    made = build_objective(parse_recipe(chain.recipe("mllm", tmp_path / "run")))
-    photos = {"photos": {"shards": [{"images": 5}]}}
-    assert forgetting(DataConfig({"photos": SourceConfig("photos")}), made, photos) is None
+    assert forgetting(recipe(photos=1.0), objective, MANIFESTS) is None
