@@ -36,7 +36,7 @@ from .visual_codec import VisualCodec
 from .visual_embedding import CodeProjector, GridPosition
 
 
-class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, GenerationMixin):
+class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """An LLM with a branch for pixel codes and one for semantic codes.
 
     Its `visual_tokenizer` (a `DualTokenizer` or None) turns images into codes and back. It is frozen, stays

@@ -32,7 +32,7 @@ from .quantizer.residual_vq import QuantizerOutput, ResidualQuantizer
 SHARED = {"pixel_projection": "semantic_projection", "pixel_quantizer": "semantic_quantizer"}
 
 
-class DualTokenizer(UploadedWhole, PreTrainedModel):
+class DualTokenizer(UploadedWhole, PreTrainedModel):  # type: ignore[misc]
     """Encode images into pixel and semantic codes, decode pixel codes into images, embed images and texts.
 
     Method of DualToken (arXiv 2503.14324): reconstruction is learned on a shallow layer and semantics on a

@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ...common.errors import UserError
 from ...common.limits import settings_from
 from ...common.loading.attention import check_attention, set_attention
-from ...common.values import whole_number
 from ...tokenizer import DualTokenizer, DualTokenizerImageProcessor, StoredTokenizer
 from ..configuration import DualTokenConfig
 from ..conversation.chat_format import ChatFormat
@@ -66,16 +65,15 @@ def assemble(
         UserError: the parts do not exist or do not fit, or a setting is unknown.
     """
     check_attention(attn_implementation)
-    multiple = whole_number(vocabulary_multiple, "vocabulary_multiple", 1, 4096)
     tokenizer = load_text_tokenizer(_text_tokenizer_of(llm) if text_tokenizer is None else text_tokenizer)
     known = set(tokenizer.get_vocab())
     chat_format = prepare_text_tokenizer(tokenizer)
     visual = open_visual_tokenizer(visual_tokenizer, load_visual_tokenizer)
     language_model, text_config = open_llm(llm, weights)
     if language_model is None:
-        text_config.vocab_size = padded_rows(max(tokenizer.get_vocab().values()) + 1, multiple)
+        text_config.vocab_size = padded_rows(max(tokenizer.get_vocab().values()) + 1, vocabulary_multiple)
     else:
-        _fit_to(language_model, tokenizer, known, multiple)
+        _fit_to(language_model, tokenizer, known, vocabulary_multiple)
         # A composite configuration clears the setting in its parts.
         attn_implementation = attn_implementation or text_config._attn_implementation
     config = _config(text_config, tokenizer, chat_format, visual, settings)

@@ -13,6 +13,7 @@ from ...common.loading.bounded_settings import check_settings
 from ...common.loading.model_files import check_model_files
 from ...common.loading.quiet import LARGE, quiet, size_of
 from ...common.loading.strict import loading_reason
+from ...common.values import whole_number
 from .gguf import gguf_config, is_gguf, load_gguf
 from .weights import Weights
 
@@ -58,7 +59,8 @@ def fit_vocabulary(
 
 
 def padded_rows(num_tokens: int, multiple: int) -> int:
-    """The least multiple of `multiple` that has a row for every token."""
+    """The least multiple of `multiple` (`vocabulary_multiple`) that has a row for every token."""
+    whole_number(multiple, "vocabulary_multiple", 1, 4096)
     return -(-num_tokens // multiple) * multiple
 
 

@@ -138,10 +138,7 @@ class Checkpoints:
             self.wait()
 
     def poll(self) -> None:
-        """Complete the checkpoint that is being written, if every rank's files are; every rank calls this.
-
-        Errors: as `save`.
-        """
+        """Complete the checkpoint if every rank's files are written. Called and raises as `save`."""
         if self._pending is not None and all(self.world.gather(self._pending.files.is_done())):
             self.wait()
 
