@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dualtoken.common.errors import UserError
+from dualtoken.data_pipelines.text.general_questions import GENERAL_QUESTIONS, MAX_NEW_TOKENS
 from dualtoken.mllm import (
     DualTokenForConditionalGeneration,
     DualTokenPipeline,
@@ -168,9 +169,21 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, llama, monkeypatch):
         load_text_tokenizer(tmp_path / "tiny.gguf")
 
 
-@pytest.mark.real
-def test_smollm2_knows_the_capital_of_france(smollm2):
+@pytest.fixture(scope="module")
+def real(smollm2) -> DualTokenPipeline:
     visual = "pretrained/nano/visual_tokenizer"
     model = DualTokenForConditionalGeneration.from_llm(smollm2, visual, depth_transformer=HEADS)
-    pipeline = DualTokenPipeline(model, build_processor(visual, smollm2))
-    assert pipeline.answer(None, "What is the capital of France?") == "The capital of France is Paris."
+    return DualTokenPipeline(model, build_processor(visual, smollm2))
+
+
+@pytest.mark.real
+def test_smollm2_knows_the_capital_of_france(real):
+    assert real.answer(None, "What is the capital of France?") == "The capital of France is Paris."
+
+
+@pytest.mark.real
+def test_smollm2_answers_most_general_questions(real):
+    asked = [(None, question.prompt) for question in GENERAL_QUESTIONS]
+    answers = real.answer_many(asked, MAX_NEW_TOKENS, batch_size=20)
+    right = [one.is_met(answer) for one, answer in zip(GENERAL_QUESTIONS, answers, strict=True)]
+    assert sum(right) >= 34  # 36 in fp32
