@@ -242,3 +242,9 @@ def _is_unhooked(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer's weight is all there is to it; device maps and ZeRO-3 show as hooks."""
     hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
     return type(head) in (nn.Linear, Classifier) and not hooked
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError for anything but "mean" and "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")

@@ -28,9 +28,9 @@ from .depth_transformer import DepthTransformer
 from .generation.generate import generate
 from .generation.outputs import split_image_tokens
 from .generation.text import IMAGE_INPUTS, ImageAnswerDetector, repeat_codes
-from .language_model import CACHE_NAME, run_language_model
+from .language_model import CACHE_NAME, kept_states, run_language_model
 from .linear_cross_entropy import Classifier, without_padding
-from .losses import model_losses, soft_capped, visual_log_likelihood
+from .losses import check_reduction, model_losses, soft_capped, visual_log_likelihood
 from .outputs import DualTokenOutput, LossTerms
 from .visual_codec import VisualCodec
 from .visual_embedding import CodeProjector, GridPosition
@@ -191,8 +191,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         Raises:
             ValueError: the numbers of `<|image|>` slots and images differ.
         """
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is {reduction!r}; allowed: mean, sum")
+        check_reduction(reduction)
         codes = self.codec.given(pixel_values, pixel_codes, semantic_codes)
         if inputs_embeds is None:
             if input_ids is None:
@@ -209,11 +208,10 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
         )
         states = outputs.last_hidden_state
         if labels is None:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result = DualTokenOutput(logits=self.text_logits(states[:, kept]))
+            result = DualTokenOutput(logits=self.text_logits(kept_states(states, logits_to_keep)))
+        elif input_ids is None:
+            raise ValueError("labels need input_ids, which assign the visual targets to images")
         else:
-            if input_ids is None:
-                raise ValueError("labels need input_ids, which assign the visual targets to images")
             index = index or BatchIndex.of(input_ids, labels, self.config.image_token_id)
             result = model_losses(self, states, labels, index, codes, reduction)
         setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def images_to_pixels(tokenizer: PreTrainedModel, images: Any) -> Tensor:
         images = images["pixel_values"]
     if isinstance(images, Tensor) and images.dim() and images.is_floating_point():
         return images
-    processor = DualTokenizerImageProcessor.for_config(tokenizer.config)
+    processor = DualTokenizerImageProcessor.for_config(cast(DualTokenizerConfig, tokenizer.config))
     return processor(images, return_tensors="pt")["pixel_values"].to(tokenizer.device, tokenizer.dtype)
 
 

@@ -78,8 +78,8 @@ def check_attention() -> Iterator[Finding]:
 
     query, key, value = torch.randn(3, 1, 256, 4, 64, device="cuda", dtype=torch.bfloat16).unbind()
     theirs = flash_attn_func(query, key, value, causal=True)
-    heads_first = (one.transpose(1, 2) for one in (query, key, value))
-    ours = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+    query, key, value = (one.transpose(1, 2) for one in (query, key, value))
+    ours = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     difference = float((theirs - ours).abs().max())
     if difference < 0.05:
         yield Finding("attention", "ok", f"sdpa and flash-attn, which differ by {difference:.4f} at most")

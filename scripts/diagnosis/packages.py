@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from ... import __version__
 from ...common.packages import install_command
-from .finding import Finding
+from .finding import Finding, Level
 
 DISTRIBUTION = "dualtoken"
 #: What each extra is for; an extra that is not listed is for developers.
@@ -98,7 +98,7 @@ def _group(topic: str, members: list[Installed], required: bool, purpose: str) -
         )
         return Finding(topic, "failure" if required else "warning", f"not supported: {names}", command)
     if missing and (required or len(missing) < len(members)):
-        level = "failure" if required else "note"
+        level: Level = "failure" if required else "note"
         return Finding(topic, level, f"missing: {', '.join(missing)}{_for(purpose)}", command)
     if missing:
         return Finding(topic, "note", f"not installed{_for(purpose)}", f"{command}, where it is needed")

@@ -72,14 +72,15 @@ def _run(name: str, device: str, gpus: int, folder: Path, setting: Mapping[str, 
         with log.open("wb") as file:
             command = [sys.executable, "-m", __spec__.name, *words]
             try:
-                status = subprocess.run(command, stdout=file, stderr=file, timeout=PATIENCE).returncode
+                done = subprocess.run(command, stdout=file, stderr=file, timeout=PATIENCE)
+                status = f"exit status {done.returncode}"
             except subprocess.TimeoutExpired:
-                status = f"none after {PATIENCE} s"
+                status = f"not finished after {PATIENCE} s"
         if output.is_file():
             result.update(json.loads(output.read_text(encoding="utf-8")))
         else:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            result["error"] = one_line(lines[-1] if lines else f"exit status {status}")
+            result["error"] = one_line(lines[-1] if lines else status)
     result["seconds"] = round(time.monotonic() - start, 1)
     write_text(folder / f"{name}.json", json.dumps(result, indent=2) + "\n")
     return result

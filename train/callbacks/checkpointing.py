@@ -39,9 +39,9 @@ class Checkpointing(Callback):
 
     def _judged(self, state: TrainState) -> JudgedBy | None:
         if state.validation_loss is not None:
-            loss, step = state.validation_loss
+            judged, step = state.validation_loss
             # An older one judges other weights.
-            return JudgedBy(loss, "validation") if step == state.step else None
+            return JudgedBy(judged, "validation") if step == state.step else None
         if state.stopping:  # a mean over the few steps before a signal is not comparable
             return None
         loss = self._window.read().get("loss")

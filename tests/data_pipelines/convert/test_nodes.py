@@ -66,7 +66,7 @@ def test_nodes_make_the_shards_of_one(
     single: dict[str, bytes], tmp_path: Path, seeks: bool, order: list[int]
 ) -> None:
     output = tmp_path / "out"
-    waiting = []
+    waiting: list[Any] = []
     for index in order:
         assert not output.exists()
         converter = Numbers(95, seeks)

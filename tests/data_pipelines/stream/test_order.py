@@ -77,7 +77,8 @@ def test_a_shard_order_reads_from_its_window_in_runs_and_mixes_them() -> None:
     records, count, window = 120, 30, 6
     order = ShardOrder([records] * count, window, 5, 0)
     indices = np.array([order.index(0, n) for n in range(records * count)])
-    first_read, last_read = {}, {}
+    first_read: dict[int, int] = {}
+    last_read: dict[int, int] = {}
     for number in range(count):  # as all shards are equal, a bin has as many records as a shard
         found = indices[number * records : (number + 1) * records]
         shards = found // records

@@ -187,9 +187,9 @@ def test_a_saved_layout_of_another_window_is_refused(folder: Path) -> None:
         plan, cursor = resumed_plan({**state, "layouts": [[window, wrong]]}, 0, 1)
         with pytest.raises(UserError, match="the checkpoint's position in the data"):
             taken(packed(faulty(folder), statistics, cursor, plan=plan), 1)
-    for wrong in ("x", [[0]], [[-1, []]], [[0, [["a"]]]], [[0, 5]]):
+    for layouts in ("x", [[0]], [[-1, []]], [[0, [["a"]]]], [[0, 5]]):
         with pytest.raises(UserError, match="layouts"):
-            resumed_plan({**state, "layouts": wrong}, 0, 1)
+            resumed_plan({**state, "layouts": layouts}, 0, 1)
     old = {key: value for key, value in state.items() if key != "layouts"}
     assert resumed_plan(old, 0, 1)[1][:2] == stream.cursor[:2]
 

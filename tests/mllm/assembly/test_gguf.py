@@ -43,7 +43,7 @@ def llama() -> LlamaForCausalLM:
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=256,
-        rope_theta=5000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
         tie_word_embeddings=True,
         initializer_range=0.1,
     )

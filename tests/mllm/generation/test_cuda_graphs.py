@@ -6,6 +6,7 @@ that waits for the host; an input that is not static is copied at every step.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def graphs() -> Iterator[list[Graph]]:
 
     torch._dynamo.reset()
     counters.clear()
-    register_backend(lambda graph, inputs: compile_fx(graph, inputs, inner_compile=inner), name="spy")
+    spy: Any = lambda graph, inputs: compile_fx(graph, inputs, inner_compile=inner)  # noqa: E731
+    register_backend(spy, name="spy")
     yield found
     _COMPILER_FNS.pop("spy")
     torch._dynamo.reset()

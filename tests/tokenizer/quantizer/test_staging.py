@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dualtoken.tokenizer import QuantizerConfig, ResidualQuantizer
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "shared": {},
     "separate": {"shared_codebook": False},
     "at each depth": {"update_each_depth": True},

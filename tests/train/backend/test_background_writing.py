@@ -6,6 +6,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_a_rank_flushes_its_files_and_their_folder_before_it_is_done(
         monkeypatch.setattr(background_writing, "flush_to_disk", flushed.append)
         mine = [tmp_path / f"weights_{rank}.pt", tmp_path / f"optimizer_{rank}.pt"]
         mine[0].write_bytes(b"written already")
-        files = FilesToWrite(tmp_path, [mine[0]], {mine[1]: lambda file=mine[1]: file.write_bytes(b"now")})
+        files = FilesToWrite(tmp_path, [mine[0]], {mine[1]: partial(mine[1].write_bytes, b"now")})
         files.start()
         assert set(files.result()) == {path.name for path in mine}
         assert flushed == [*mine, tmp_path]
