@@ -185,7 +185,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
             pixel_codes, semantic_codes: (I, P, D) cached codes.
             labels: (B, L): a text id, -100 (not trained), or the `<|image|>` id where a position's codes are
                 a target. Each is predicted by the state one position to its left.
-            index: of `input_ids` and `labels`, if it is known on the host; otherwise found on the device.
+            index: of `input_ids` and `labels`, if known on the host; otherwise found on the device.
             reduction: "mean" or "sum": `loss` adds the means or the sums of the three losses.
 
         Raises:
@@ -206,14 +206,14 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
             use_cache=not self.training and labels is None if use_cache is None else use_cache,
             **kwargs,
         )
-        states = outputs.last_hidden_state
         if labels is None:
-            result = DualTokenOutput(logits=self.text_logits(kept_states(states, logits_to_keep)))
+            kept = kept_states(outputs.last_hidden_state, logits_to_keep)
+            result = DualTokenOutput(logits=self.text_logits(kept))
         elif input_ids is None:
             raise ValueError("labels need input_ids, which assign the visual targets to images")
         else:
             index = index or BatchIndex.of(input_ids, labels, self.config.image_token_id)
-            result = model_losses(self, states, labels, index, codes, reduction)
+            result = model_losses(self, outputs.last_hidden_state, labels, index, codes, reduction)
         setattr(result, CACHE_NAME, getattr(outputs, CACHE_NAME, None))
         result.hidden_states, result.attentions = outputs.hidden_states, outputs.attentions
         return result
