@@ -11,17 +11,15 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import default_device
+from measure import argument_parser, default_device, report
 from torch import Tensor
 
-from dualtoken.common.machine import describe_machine
 from dualtoken.mllm import DualTokenPipeline
 
 IMAGES, SEED, PROMPT = 8, 0, "a red circle"
@@ -66,23 +64,21 @@ def equal_share(images: Callable[..., Tensor], size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, ("small", "full"), "runs", repeats=3)
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     images = generator(args.dtype)
-    print(f"{IMAGES} images, seed {SEED}, {args.dtype}, {describe_machine(default_device())}")
     many, one = (seconds(partial(images, count), args.repeats) for count in (IMAGES, 1))
-    print(f"{'batch_invariant':>15} {'time of ' + str(IMAGES):>10} {'time of 1':>10} {'equal codes':>12}")
-    print(f"{0:>15} {1.0:>10.2f} {1.0:>10.2f} {equal_share(images, 0):>12.4f}")
+    cases, shares = [], {"without": equal_share(images, 0)}
     for size in SIZES:
-        ratios = (
-            seconds(partial(images, count, 0, size), args.repeats) / plain
-            for count, plain in ((IMAGES, many), (1, one))
-        )
-        print(f"{size:>15} {next(ratios):>10.2f} {next(ratios):>10.2f} {equal_share(images, size):>12.4f}")
+        for count, plain in ((IMAGES, many), (1, one)):
+            taken = seconds(partial(images, count, 0, size), args.repeats)
+            name = f"batch_invariant {size}, {count} image{'s' if count > 1 else ''}, {args.dtype}"
+            cases.append(
+                {"name": name, "against": "without", "speed": round(plain / taken, 3), "seconds": taken}
+            )
+        shares[f"batch_invariant {size}"] = equal_share(images, size)
+    report("batch_invariance", cases, seed=SEED, equal_codes=shares)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the peak of memory; for training also the losses, which must agree between the s
 `--pack-length` make it fit a smaller machine; the vocabulary, the heads and the grid stay.
 
 Examples:
-  python benchmarks/real_size.py                                   # 16 GB, half an hour
+  python benchmarks/real_size.py --size full                       # 16 GB, half an hour
   python benchmarks/real_size.py --layers 8 --pack-length 1024 --only train
 """
 
@@ -43,6 +43,8 @@ from dualtoken.train.planning.estimate import Estimate
 from dualtoken.train.trainer import Trainer, initialise_engine, weights_at_start
 
 RECIPE, STEPS, SEED = "pretrain_qwen2.5_0.5b", 3, 0
+#: Layers of the language model and tokens of a row.
+SIZES = {"small": (4, 1024), "full": (24, 4096)}
 PARTS = ("encode", "generate", "train-2", "train-3")
 
 
@@ -172,27 +174,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=24, help="layers of the language model")
-    parser.add_argument("--pack-length", type=int, default=4096, help="tokens of a row")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="full: the recipe's own")
+    parser.add_argument("--layers", type=int, help="layers of the language model, instead of the size's")
+    parser.add_argument("--pack-length", type=int, help="tokens of a row, instead of the size's")
     parser.add_argument("--only", default="", help="parts that begin with this: encode, generate, train")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    layers, pack_length = SIZES[args.size]
+    layers, pack_length = args.layers or layers, args.pack_length or pack_length
     if args.part:
-        print(json.dumps(measured(args.part, Path(args.folder), args.pack_length)))
+        print(json.dumps(measured(args.part, Path(args.folder), pack_length)))
         return
     cases = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_llm(folder / "llm", args.layers)
+        write_llm(folder / "llm", layers)
         write_visual_tokenizer(folder / "codebooks", HALF_A_BILLION)
         for part in (part for part in PARTS if part.startswith(args.only)):
             command = [sys.executable, __file__, "--part", part, "--folder", name]
-            command += ["--pack-length", str(args.pack_length)]
+            command += ["--pack-length", str(pack_length)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             cases.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(cases[-1]), flush=True)
-    report("real_size", cases, layers=args.layers, pack_length=args.pack_length)
+    report("real_size", cases, layers=layers, pack_length=pack_length)
 
 
 if __name__ == "__main__":

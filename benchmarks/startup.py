@@ -8,7 +8,7 @@ Partitions are in this memory, too, as there is no GPU.
 
 Examples:
   python benchmarks/startup.py
-  python benchmarks/startup.py --layers 24 --vocabulary 151936    # Qwen2.5-0.5B: 6 GB
+  python benchmarks/startup.py --size full                        # Qwen2.5-0.5B: 6 GB
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from dualtoken.train.objectives import build_objective
 from dualtoken.train.trainer import weights_at_start
 
 MEASURED, COMPUTED = 2, 8
+#: Layers of the language model and tokens of its vocabulary.
+SIZES = {"small": (12, 32_000), "full": (24, 151_936)}
 
 
 def plain(recipe: Recipe, world: World) -> Any:
@@ -105,17 +107,19 @@ def measured(way: str, folder: Path) -> list[dict[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--layers", type=int, default=12, help="layers of the language model")
-    parser.add_argument("--vocabulary", type=int, default=32_000, help="its tokens")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="full: Qwen2.5-0.5B's own")
+    parser.add_argument("--layers", type=int, help="layers of the language model, instead of the size's")
+    parser.add_argument("--vocabulary", type=int, help="its tokens, instead of the size's")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         measure_here(args.way, Path(args.folder))
         return
+    layers, vocabulary = SIZES[args.size]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_llm(folder / "llm", args.layers, args.vocabulary)
+        write_llm(folder / "llm", args.layers or layers, args.vocabulary or vocabulary)
         write_visual_tokenizer(folder / "codebooks", HALF_A_BILLION)
         ways = {way: measured(way, folder) for way in ("plain", "dualtoken")}
     parameters = ways["plain"][0]["parameters"]

@@ -76,7 +76,7 @@ def run_language_model(
     )
 
 
-def kept_states(states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The states (B, L, H) whose logits are wanted: the last ones (0: all), or those at the given indices."""
+def kept_states(outputs: BaseModelOutputWithPast, logits_to_keep: int | Tensor) -> Tensor:
+    """The states whose logits are wanted: the last ones (0: all), or those at the given indices."""
     kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    return states[:, kept]
+    return outputs.last_hidden_state[:, kept]

@@ -207,8 +207,7 @@ class DualTokenForConditionalGeneration(UploadedWhole, PreTrainedModel, Generati
             **kwargs,
         )
         if labels is None:
-            kept = kept_states(outputs.last_hidden_state, logits_to_keep)
-            result = DualTokenOutput(logits=self.text_logits(kept))
+            result = DualTokenOutput(logits=self.text_logits(kept_states(outputs, logits_to_keep)))
         elif input_ids is None:
             raise ValueError("labels need input_ids, which assign the visual targets to images")
         else:

@@ -80,7 +80,7 @@ def _pinned(file: Path, name: str) -> Version:
 
 
 def test_the_extras_are_the_documented_ones(setup):
-    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "bench", "docs", "dev"}
+    assert set(setup["EXTRAS"]) == {"train", "eval", "lmms", "gpu", "gguf", "bench", "docs", "dev"}
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{extra}`" in readme for extra in setup["EXTRAS"])
 
