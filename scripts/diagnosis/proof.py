@@ -31,6 +31,7 @@ PROOFS = {
     "attention": "packed rows equal separate ones with every attention; depth attention at 70,000 positions",
     "generation": "compiled generation is the plain one in CUDA graphs; batch_invariant holds",
     "training": "precisions and ZeRO stages agree; a killed run resumes exactly",
+    "memory": "the peak of a 0.5 B model in training, against the estimate",
     "benchmarks": "speed and memory at real sizes",
 }
 PATIENCE = 3 * 3600  # seconds, of one proof
