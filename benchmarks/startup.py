@@ -29,7 +29,7 @@ from measure import report
 from real_size import recipe_for
 from train_setup import HALF_A_BILLION, write_llm, write_visual_tokenizer
 
-from dualtoken.train.backend.deepspeed import partition
+from dualtoken.train.backend.deepspeed import full_size, partition
 from dualtoken.train.backend.distributed import World, join_world, leave_world
 from dualtoken.train.backend.placement import place
 from dualtoken.train.backend.zero import deepspeed_config
@@ -87,7 +87,7 @@ def measure_here(way: str, folder: Path) -> None:
     torch.manual_seed(recipe.seed)
     build = {"plain": plain, "dualtoken": dualtoken}[way]
     objective, peak = peak_growth(lambda: build(recipe, world))
-    parameters = sum(one.ds_numel for one in objective.parameters())
+    parameters = sum(map(full_size, objective.parameters()))
     content = json.dumps({"peak": peak, "parameters": parameters})
     (folder / f"{way}-{world.rank}.json").write_text(content)
     leave_world()

@@ -117,7 +117,7 @@ def write_llm(folder: Path, layers: int = 24, vocabulary: int = HALF_A_BILLION.v
     sizes = {**HALF_A_BILLION.llm, "num_hidden_layers": layers, "tie_word_embeddings": True}
     config = AutoConfig.for_model("qwen2", vocab_size=vocabulary, **sizes)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(folder, max_shard_size="200MB")
 
 

@@ -45,7 +45,7 @@ class Mmc4Converter(InterleavedConverter):
 
     def __post_init__(self) -> None:
         one_of(self.position, "--image-position", POSITIONS)
-        finite_number(self.min_similarity, "--min-similarity", -1.0, 1.0)
+        finite_number(self.min_similarity, "--min-similarity", 0.0, 1.0)
         super().__post_init__()
 
     @classmethod
@@ -54,7 +54,7 @@ class Mmc4Converter(InterleavedConverter):
         where = "of an image, before or after its sentence (default %(default)s)"
         parser.add_argument("--image-position", choices=POSITIONS, default=cls.position, help=where)
         least = "leave out images that fit their sentence less (matched_sim; default %(default)s)"
-        parser.add_argument("--min-similarity", type=number_argument(-1, 1), default=0.0, help=least)
+        parser.add_argument("--min-similarity", type=number_argument(0, 1), default=0.0, help=least)
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Mmc4Converter:

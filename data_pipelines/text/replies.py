@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.arguments import integer
+from ...common.arguments import integer, path
 from ...common.errors import UserError, shown
 from ...common.outputs import Inputs
 from ...common.paths import read_bounded, regular_file
@@ -63,7 +63,7 @@ class RepliesConverter(Converter):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--model", required=True, help="GGUF file, folder or hub id of the language model")
-        add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: ours, about a thousand)")
+        add("--prompts", type=path, metavar="FILE", help="a prompt a line (default: ours, about a thousand)")
         add("--count", type=integer(1), help="only so many prompts (default: all)")
         add("--max-new-tokens", type=integer(1), default=cls.max_new_tokens, help="default: %(default)s")
         add("--together", type=integer(1), default=cls.together, help="prompts in a batch (%(default)s)")

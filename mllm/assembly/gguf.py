@@ -41,11 +41,13 @@ def load_gguf(source: str | Path, dtype: torch.dtype = torch.float32) -> PreTrai
         UserError: a package is missing, the file cannot be read, or its architecture is not supported.
     """
     path = _checked(source)
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": dtype}
     if hasattr(transformers, "GgufConfig"):  # newer versions may otherwise keep the weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _reading(path, "language model"), quiet(4 * size_of([path])):
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False, **options
+        )
         return _plain(loaded, dtype)
 
 
@@ -117,7 +119,9 @@ def _plain(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         del config.quantization_config
     config._name_or_path = ""
     with init_empty_weights():  # the parameters only: buffers are computed
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     return plain.eval()

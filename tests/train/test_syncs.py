@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dualtoken.tokenizer.quantizer import codebook
 from dualtoken.train.trainer import Trainer
 
 from .conftest import Chain, train_here
@@ -32,6 +33,8 @@ def test_no_micro_batch_waits_for_the_device(
         call(trainer, hook, *given)
 
     monkeypatch.setattr(Trainer, "call", watched)
+    # numpy's, on a CPU only.
+    monkeypatch.setattr(codebook, "_argmin", lambda distances: distances.argmin(dim=1))
     options = ["--run.gradient_accumulation_steps", "2", "--run.zero_stage", "2", "--run.log_every", "3"]
     assert train_here([*chain.recipe(name, tmp_path / "run"), *options]) == 0
     assert len(spies) == 6

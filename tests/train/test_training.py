@@ -45,7 +45,11 @@ def assert_same_losses(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("contrastive", ["--run.weight_average", "0.9"]), ("tokenizer", []), ("mllm", [])],
+    [
+        pytest.param("contrastive", ["--run.weight_average", "0.9"], marks=pytest.mark.slow),
+        ("tokenizer", []),
+        ("mllm", []),
+    ],
 )
 def test_each_objective_trains_resumes_and_exports(
     name: str, options: list[str], chain: Chain, tmp_path: Path
@@ -67,11 +71,11 @@ MUON = ("--optimizer.muon_lr", "0.02", "--optimizer.gradient_clipping", "0")
 @pytest.mark.parametrize(
     ("stage", "optimizer"),
     [
-        (0, ()),
+        pytest.param(0, (), marks=pytest.mark.slow),
         pytest.param(1, (), marks=pytest.mark.slow),
         (2, ()),
         pytest.param(0, MUON, marks=pytest.mark.slow),
-        (2, MUON),
+        pytest.param(2, MUON, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_resume_with_the_same_losses(
@@ -143,7 +147,14 @@ def test_exports_load_by_their_public_calls(chain: Chain, tmp_path: Path) -> Non
     assert tokenizer.config.grid_size == model.visual_tokenizer.config.grid_size
 
 
-@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("contrastive", marks=pytest.mark.slow),
+        pytest.param("tokenizer", marks=pytest.mark.slow),
+        "mllm",
+    ],
+)
 def test_attention_implementations_agree(name: str, chain: Chain, tmp_path: Path) -> None:
     first = {}
     for attention in ("sdpa", "eager"):
@@ -157,7 +168,7 @@ def test_attention_implementations_agree(name: str, chain: Chain, tmp_path: Path
     assert_same_losses(first["sdpa"], first["eager"], 1e-4)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "mllm"])
+@pytest.mark.parametrize("name", [pytest.param("tokenizer", marks=pytest.mark.slow), "mllm"])
 def test_recomputing_layers_changes_nothing(name: str, chain: Chain, tmp_path: Path) -> None:
     """Nor do codebooks move twice: the later losses would differ."""
     for folder, value in (("kept", "false"), ("recomputed", "true")):

@@ -66,6 +66,11 @@ def partition(parameters: Iterable[nn.Parameter], config: dict[str, Any]) -> Non
     Init(module=nn.Module(), config_dict_or_path=config)._convert_to_zero_parameters(parameters)
 
 
+def full_size(parameter: nn.Parameter) -> int:
+    """The number of elements of a parameter, which may be partitioned."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def build_engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

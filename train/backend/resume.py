@@ -66,8 +66,8 @@ def allowed_changes(
     ]
     if refused:
         raise UserError(
-            f"{checkpoint} cannot be resumed with {'; '.join(map(str, refused))}: set that back, start "
-            "another run (another output and init_from), or name the keys by --resume-with-changes"
+            f"{checkpoint} cannot be resumed with {'; '.join(map(str, refused))}: set that back, take "
+            "another output, or name the keys by --resume-with-changes"
         )
     keys = {name: f"data.sources.{name}.path" for name in saved if saved[name] != data.get(name, saved[name])}
     other = [name for name, key in keys.items() if not is_named(key, names)]

@@ -11,10 +11,12 @@ from ....common.errors import UserError
 from ....common.loading.attention import check_attention
 from ....common.loading.bounded_settings import ATTENTION
 from ....mllm.gpu_proof import MANY_POSITIONS, prove_depth_transformer, prove_packed_attention
-from .evidence import DTYPES, Evidence, Row, Setting, evidence, left_out, proved
+from .evidence import Evidence, Row, Setting, evidence, left_out, proved
 
 #: What a rehearsal takes.
 FEW_POSITIONS = 700
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def prove(setting: Setting) -> Evidence:

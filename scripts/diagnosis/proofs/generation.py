@@ -10,9 +10,11 @@ import torch
 
 from ....mllm import DualTokenPipeline
 from ....mllm.gpu_proof import prove_batch_invariance, prove_cuda_graphs
-from .evidence import DTYPES, Evidence, Row, Setting, at_least, evidence, left_out, proved
+from .evidence import Evidence, Row, Setting, at_least, evidence, left_out, proved
 
 PROMPT, IMAGES = "a red circle", 16
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def prove(setting: Setting) -> Evidence:

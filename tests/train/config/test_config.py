@@ -121,7 +121,7 @@ def test_impossible_recipes_say_what_is_wrong(tmp_path: Path, changes: dict[str,
 
 
 def test_a_long_list_of_allowed_keys_holds_complete_names() -> None:
-    with pytest.raises(UserError, match=r"^recipe: unknown key 'run\.zzz'; allowed: attention, ") as caught:
+    with pytest.raises(UserError, match=r"^recipe: unknown key 'run\.zzz'; allowed: async_save, ") as caught:
         parse_recipe(["nano_sft", "--run", "{zzz: 1}"])
     *listed, last = str(caught.value).partition("allowed: ")[2].split(", ")
     assert last == "…"
