@@ -98,7 +98,9 @@ def _from_gguf(file: str | Path, weights: Weights) -> PreTrainedModel:
     if weights is not Weights.ABSENT:
         return load_gguf(file)
     with weights.building():
-        return AutoModelForCausalLM.from_config(gguf_config(file), dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(
+            gguf_config(file), dtype=torch.float32, trust_remote_code=False
+        ).eval()
 
 
 def _configuration(llm: Any) -> PreTrainedConfig:
