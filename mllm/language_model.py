@@ -79,4 +79,5 @@ def run_language_model(
 def kept_states(outputs: BaseModelOutputWithPast, logits_to_keep: int | Tensor) -> Tensor:
     """The states whose logits are wanted: the last ones (0: all), or those at the given indices."""
     kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    assert outputs.last_hidden_state is not None
     return outputs.last_hidden_state[:, kept]
