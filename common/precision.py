@@ -37,17 +37,32 @@ _before: Switches | None = None
 
 
 @contextmanager
-def fp32_products(products: Products = "ieee") -> Iterator[None]:
+def fp32_products(products: Products = "ieee", device: torch.device | None = None) -> Iterator[None]:
     """Compute fp32 products and convolutions exactly ("ieee") or with CUDA's TF32, on all devices.
+
+    With `device` a CPU that is exact already no switch is touched: other threads that compile meanwhile would
+    find their guards broken.
 
     The switches are the process's: while any thread is inside with "ieee", all threads compute exactly, also
     those inside with "tf32"; the last one to leave restores what was set before the first.
     """
+    if products == "ieee" and device is not None and device.type == "cpu" and _is_exact_on_cpu():
+        yield
+        return
     _enter(products)
     try:
         yield
     finally:
         _leave(products)
+
+
+@torch.compiler.disable
+def _is_exact_on_cpu() -> bool:
+    """Whether neither a switch of the CPU nor one that the program has set allows less than fp32 products."""
+    if not _HAS_NEW_SWITCHES:
+        return torch.get_float32_matmul_precision() == "highest"
+    switches = [("cuda", "matmul"), *(switch for switch in SWITCHES if switch[0] == "mkldnn")]
+    return all(_get(*switch) in ("none", "ieee") for switch in switches)
 
 
 # Not traced, as a compiled function would run without the switches: `with` then leaves the graph of

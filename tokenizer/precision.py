@@ -19,7 +19,7 @@ def encoding_in(precision: EncodePrecision, device: torch.device) -> Iterator[No
 
     Torch's switches for TF32 and an autocast around it have no effect inside, and are as before afterwards.
     """
-    with fp32_products("tf32" if precision == "tf32" else "ieee"):
+    with fp32_products("tf32" if precision == "tf32" else "ieee", device):
         if not torch.amp.is_autocast_available(device.type):  # "meta"
             yield
             return

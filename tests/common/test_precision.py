@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from dualtoken.common import precision
 from dualtoken.common.precision import SWITCHES, fp32_products, read_switches
 
 NEW = hasattr(torch._C, "_get_fp32_precision_getter")
@@ -176,3 +177,19 @@ def test_no_warnings():
         warnings.simplefilter("error")
         with fp32_products(), fp32_products("tf32"):
             pass
+
+
+def test_a_cpu_that_is_exact_touches_no_switch(monkeypatch):
+    """Other threads may be compiling: their guards hold the switches."""
+    monkeypatch.setattr(precision, "_enter", lambda products: pytest.fail("a switch is touched"))
+    torch.set_float32_matmul_precision("highest")
+    with fp32_products(device=torch.device("cpu")):
+        pass
+    with pytest.raises(pytest.fail.Exception), fp32_products(device=torch.device("cuda")):
+        pass
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(pytest.fail.Exception), fp32_products(device=torch.device("cpu")):
+            pass
+    finally:
+        torch.set_float32_matmul_precision("highest")

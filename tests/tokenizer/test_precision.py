@@ -80,6 +80,7 @@ def test_tf32_is_allowed_where_it_is_named_and_not_in_the_search(tiny, images, e
     assert read_switches() == before
 
 
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_bf16_is_bf16_but_for_the_search(tiny, images, entry):
     tiny.config.encode_precision = "bf16"

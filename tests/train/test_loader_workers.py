@@ -141,6 +141,7 @@ def test_a_fork_server_outlives_the_signals_that_end_a_run(start_method: Any) ->
     from multiprocessing import forkserver
 
     start_method("forkserver")
+    forkserver._forkserver._stop()  # that of an earlier test
     workers.loader_context()
     status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status")
     if not status.exists():

@@ -63,7 +63,7 @@ def nearest_codes_in_chunks(vectors: Tensor, codebook: Tensor) -> Tensor:
     rows = max(1, limit // codebook.shape[0])
     # Products with a contiguous matrix into the same memory are a third faster on a CPU, with the same bits.
     columns, memory = codebook.t().contiguous(), vectors.new_empty(min(rows, len(vectors)), len(codebook))
-    with fp32_products():
+    with fp32_products(device=vectors.device):
         found = [
             _argmin(torch.addmm(squares, chunk, columns, alpha=-2.0, out=memory[: len(chunk)]))
             for chunk in vectors.split(rows)
