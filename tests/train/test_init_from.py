@@ -41,6 +41,7 @@ def short_recipe(chain: Chain, folder: Path, **changes: Any) -> str:
     return str(path)
 
 
+@pytest.mark.slow  # `make oldest` runs it too
 @pytest.mark.parametrize("mllm", [{}, None, {"lora": {"rank": 2}}], ids=["empty", "missing", "lora"])
 def test_a_short_recipe_trains_resumes_and_exports_a_complete_folder(
     mllm: Any, chain: Chain, saved: Path, tmp_path: Path

@@ -109,7 +109,8 @@ def test_flash_attention_is_given_the_bounds(chain: Chain, tmp_path: Path) -> No
         assert batch["cu_seq_lens_q"].tolist() == [0, n, 2 * n, 64, 64 + n, 128]
 
 
-@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_packed_run_resumes_with_the_same_losses(workers: str, chain: Chain, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     options = [*PACKED, "--run.gradient_accumulation_steps", "2"]

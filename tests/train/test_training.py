@@ -147,14 +147,8 @@ def test_exports_load_by_their_public_calls(chain: Chain, tmp_path: Path) -> Non
     assert tokenizer.config.grid_size == model.visual_tokenizer.config.grid_size
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("contrastive", marks=pytest.mark.slow),
-        pytest.param("tokenizer", marks=pytest.mark.slow),
-        "mllm",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["contrastive", "tokenizer", "mllm"])
 def test_attention_implementations_agree(name: str, chain: Chain, tmp_path: Path) -> None:
     first = {}
     for attention in ("sdpa", "eager"):

@@ -65,7 +65,7 @@ SLOW = pytest.mark.slow
         pytest.param("contrastive", ["--run.weight_average", "0.9"], 1, True, marks=SLOW),
         pytest.param("tokenizer", ["--run.zero_stage", "2"], 2, False, marks=SLOW),
         ("mllm", ["--run.precision", "bf16", "--run.zero_stage", "1"], 1, False),
-        ("mllm", ["--run.zero_stage", "3"], 1, False),
+        pytest.param("mllm", ["--run.zero_stage", "3"], 1, False, marks=SLOW),
     ],
 )
 def test_a_checkpoint_gives_the_model_of_its_run(

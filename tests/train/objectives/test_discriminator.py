@@ -92,6 +92,7 @@ ADVERSARIAL = (
 )
 
 
+@pytest.mark.slow
 def test_training_with_a_discriminator_resumes_exactly(chain: Chain, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run_training([*chain.recipe("tokenizer", whole), *ADVERSARIAL])
