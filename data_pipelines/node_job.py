@@ -88,10 +88,11 @@ class NodeJob(Job):
             lock.enter_context(only_process(self.folder, what, f"-node-{self.node.index}"))
             try:
                 with FileLock(self.folder / LOCK, timeout=_PATIENCE):
-                    if not can_resume(self.folder, self.plan, self._overwrite):
+                    resumes = can_resume(self.folder, self.plan, self._overwrite)
+                    mark_output(self.folder, self._command, entries=())  # first, for `check_made_here`
+                    if not resumes:
                         clear(self.folder)
                         write_plan(self.folder, self.plan)
-                    mark_output(self.folder, self._command, entries=())
             except Timeout:
                 raise UserError(f"--output {self.output} is in use by a run without --node") from None
             self._lock = lock.pop_all()
@@ -105,7 +106,7 @@ class NodeJob(Job):
         return itertools.count(self.node.index, self.node.count)
 
     def note_end(self) -> None:
-        """Note that this node's parts are complete: there are no samples from part number `count` on."""
+        """Record that this node's parts are complete: part `count` and later ones have no samples."""
         ended = next(number for number in self.numbers() if number >= self.count)
         write_text(self._note(self.node.index), json.dumps({"ended": ended}))
 

@@ -69,8 +69,10 @@ def check_made_here(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"unfinished output goes to {folder}, which is not a folder: move it away")
-    # Files that a killed process had not renamed yet have a leading dot.
-    if not (folder / MARK).is_file() and not all(path.name.startswith(".") for path in folder.iterdir()):
+    # Files that a killed process had not renamed yet have a leading dot. The list is made before the mark is
+    # looked for: a process that is making the folder meanwhile marks it before it writes any other file.
+    named = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if named and not (folder / MARK).is_file():
         raise UserError(
             f"unfinished output goes to {folder}, which dualtoken did not make (it has no {MARK}): "
             "move it away, or give another --output"

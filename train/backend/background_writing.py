@@ -36,7 +36,7 @@ class Snapshot:
         return self._copies[id(value)][1]
 
     def finish(self) -> None:
-        """Wait for the copies; the originals are no longer held."""
+        """Wait for the copies and release the originals."""
         if any(pair[0].is_cuda for pair in self._copies.values() if isinstance(pair[0], Tensor)):
             torch.cuda.synchronize()
         self._copies.clear()

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from dualtoken.common.errors import UserError
+from dualtoken.data_pipelines import node_job
 from dualtoken.data_pipelines.convert import driver
 from dualtoken.data_pipelines.convert.converter import Converter
 from dualtoken.data_pipelines.convert.driver import write_shards, write_share
 from dualtoken.data_pipelines.convert.samples import OutputOptions, Sample
 from dualtoken.data_pipelines.job import Share
 from dualtoken.data_pipelines.node_job import Node
-from dualtoken.data_pipelines.partial_output import partial_folder
+from dualtoken.data_pipelines.partial_output import check_made_here, partial_folder
 from dualtoken.data_pipelines.records import Record, RecordError, assistant
 
 
@@ -136,7 +137,6 @@ def test_an_interrupted_merge_is_finished_by_any_node(
     assert content(output) == single
 
 
-@pytest.mark.slow  # the first moment of the folder is not safe yet: a node may find it without its mark
 def test_nodes_at_the_same_time_merge_once(single: dict[str, bytes], tmp_path: Path) -> None:
     output, made, errors = tmp_path / "out", [], []
 
@@ -154,6 +154,20 @@ def test_nodes_at_the_same_time_merge_once(single: dict[str, bytes], tmp_path: P
     assert not errors
     assert sum(isinstance(one, dict) for one in made) == 1
     assert content(output) == single
+
+
+def test_a_node_may_begin_in_any_moment_of_anothers_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is marked before it holds anything that another node would take for a stranger's."""
+    write = node_job.write_plan
+
+    def watched(folder: Path, plan: Any) -> None:
+        write(folder, plan)
+        check_made_here(folder)
+
+    monkeypatch.setattr(node_job, "write_plan", watched)
+    write_share(Numbers(95, False), options(tmp_path / "out"), Node(0, 2))
 
 
 def test_one_node_and_several_do_not_share_unfinished_work(tmp_path: Path) -> None:
