@@ -22,12 +22,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from encoder import SO400M
 from measure import peak_of, report
-from train_setup import HALF_A_BILLION, NANO, make_records, packed, write_llm, write_visual_tokenizer
+from train_setup import (
+    HALF_A_BILLION,
+    NANO,
+    make_records,
+    make_trainer,
+    packed,
+    write_llm,
+    write_visual_tokenizer,
+)
 
 from dualtoken.data_pipelines.stream.loader import StreamBatch
 from dualtoken.mllm import DualTokenForConditionalGeneration, DualTokenProcessor
@@ -37,10 +45,9 @@ from dualtoken.train.callbacks.base import Callback, TrainState
 from dualtoken.train.callbacks.losses import LossMetrics
 from dualtoken.train.config.reading import parse_recipe
 from dualtoken.train.config.recipe import Recipe
-from dualtoken.train.metrics import Metrics
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.planning.estimate import Estimate
-from dualtoken.train.trainer import Trainer, initialise_engine, weights_at_start
+from dualtoken.train.trainer import weights_at_start
 
 RECIPE, STEPS, SEED = "pretrain_qwen2.5_0.5b", 3, 0
 #: Layers of the language model and tokens of a row.
@@ -101,17 +108,7 @@ def train(folder: Path, stage: int, pack_length: int) -> Callable[[], dict[str, 
         if recipe.run.gradient_checkpointing:
             objective.enable_gradient_checkpointing()
         rows = Rows(objective, pack_length)
-        engine, _ = initialise_engine(recipe, world, objective)
-        trainer = Trainer(
-            recipe=recipe,
-            world=world,
-            objective=objective,
-            engine=engine,
-            stream=cast(Any, rows),
-            metrics=Metrics(world),
-            step=0,
-            last_step=STEPS,
-        )
+        trainer = make_trainer(recipe, world, objective, rows, STEPS)
         trainer.callbacks = [LossMetrics(["mixture"]), losses]
         trainer.fit()
         leave_world()

@@ -16,14 +16,17 @@ from dualtoken.data_pipelines.records import Record
 from dualtoken.data_pipelines.stream.packing import shuffled_rows
 from dualtoken.mllm import DepthTransformerConfig, ModelSettings
 from dualtoken.tokenizer import DecoderConfig, DualTokenizer, DualTokenizerConfig, QuantizerConfig
+from dualtoken.train.backend.distributed import World
 from dualtoken.train.config.data import DataConfig, SourceConfig
 from dualtoken.train.config.mllm import MllmObjectiveConfig
 from dualtoken.train.config.optimizer import OptimizerConfig
 from dualtoken.train.config.recipe import Recipe
 from dualtoken.train.config.run import RunConfig
 from dualtoken.train.config.schedule import ScheduleConfig
+from dualtoken.train.metrics import Metrics
 from dualtoken.train.objectives import build_objective
 from dualtoken.train.objectives.mllm import MllmObjective
+from dualtoken.train.trainer import Trainer, initialise_engine
 
 NANO = Path(__file__).resolve().parents[1] / "pretrained" / "nano"
 LEARNING_RATE, BETAS, CLIPPING = 1e-4, (0.9, 0.95), 1.0
@@ -119,6 +122,21 @@ def write_llm(folder: Path, layers: int = 24, vocabulary: int = HALF_A_BILLION.v
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(folder, max_shard_size="200MB")
+
+
+def make_trainer(recipe: Recipe, world: World, objective: Any, stream: Any, last_step: int = 0) -> Trainer:
+    """A trainer without callbacks at step 0, on a stream of the benchmark's own."""
+    engine, _ = initialise_engine(recipe, world, objective)
+    return Trainer(
+        recipe=recipe,
+        world=world,
+        objective=objective,
+        engine=engine,
+        stream=stream,
+        metrics=Metrics(world),
+        step=0,
+        last_step=last_step,
+    )
 
 
 def make_recipe(size: Size, visual_tokenizer: Path) -> Recipe:

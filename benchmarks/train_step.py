@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from measure import argument_parser, compare, costs, default_device, report, timed_in_turns
@@ -35,6 +35,7 @@ from train_setup import (
     make_objective,
     make_recipe,
     make_records,
+    make_trainer,
     packed,
     prepared,
     write_visual_tokenizer,
@@ -48,11 +49,9 @@ from dualtoken.train.callbacks.base import Callback, TrainState
 from dualtoken.train.callbacks.losses import LossMetrics
 from dualtoken.train.callbacks.step_guard import StepGuard
 from dualtoken.train.callbacks.throughput import Throughput
-from dualtoken.train.metrics import Metrics
 from dualtoken.train.objectives.base import to_device
 from dualtoken.train.objectives.mllm import MllmObjective
 from dualtoken.train.optimizers import build_optimizer
-from dualtoken.train.trainer import Trainer, initialise_engine
 
 Losses = dict[str, float]
 Step = Callable[[], Losses]
@@ -177,19 +176,9 @@ def build_trainer(size: Size, folder: Path, world: World) -> Step:
     stream = PackedRecords(objective, size)
     accumulation = len(list(stream.run(objective, 0)))
     recipe = replace(recipe, run=replace(recipe.run, gradient_accumulation_steps=accumulation, log_every=1))
-    engine, _ = initialise_engine(recipe, world, objective)
-    trainer = Trainer(
-        recipe=recipe,
-        world=world,
-        objective=objective,
-        engine=engine,
-        stream=cast(Any, stream),
-        metrics=Metrics(world),
-        step=0,
-        last_step=0,
-    )
+    trainer = make_trainer(recipe, world, objective, stream)
     last = LastMetrics()
-    guard = StepGuard(engine, folder, spike_factor=10.0, max_skipped=1)
+    guard = StepGuard(trainer.engine, folder, spike_factor=10.0, max_skipped=1)
     trainer.callbacks = [guard, LossMetrics(["mixture"]), Throughput(world), last]
 
     def step() -> Losses:

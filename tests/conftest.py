@@ -78,3 +78,21 @@ def tiny_tokenizer() -> Callable[..., Any]:
         return DualTokenizer(DualTokenizerConfig(**(defaults | settings))).eval()
 
     return build
+
+
+@pytest.fixture
+def no_fp64() -> Any:
+    """A context like a device without fp64, as Apple's GPUs: an operation on it or that makes it fails."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class NoFp64(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for value in tree_leaves((args, kwargs, result)):
+                if isinstance(value, torch.Tensor) and value.dtype in (torch.float64, torch.complex128):
+                    raise TypeError(f"{func}: the device has no fp64")
+            return result
+
+    return NoFp64()

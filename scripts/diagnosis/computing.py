@@ -14,7 +14,7 @@ from ...common.devices import resolve_device
 from ...common.errors import UserError, first_line
 from ...common.packages import missing_package
 from ..options import load_pipeline
-from .finding import Finding
+from .finding import Finding, Level
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,11 +112,12 @@ def check_code_search() -> Iterator[Finding]:
         vectors, book = (torch.randn(count, 32, device=f"cuda:{index}") for count in (2000, 16384))
         fused, plain = nearest_codes_fused(vectors, book), nearest_codes_in_chunks(vectors, book)
         share = float((fused == plain).float().mean())
-        level, remedy = "ok", ""
+        level: Level = "ok"
+        remedy = ""
         if share < 0.999:
             level, remedy = "failure", "report it with the output of python -m torch.utils.collect_env"
         text = f"the fused kernel on GPU {index} chooses the plain search's code for {share:.2%} of vectors"
-        yield Finding("code search", level, text, remedy)  # type: ignore[arg-type]
+        yield Finding("code search", level, text, remedy)
 
 
 def check_compiled_code() -> Iterator[Finding]:
